@@ -1,0 +1,1 @@
+"""BERT in JAX: raw text in, a resumable BERT out."""
