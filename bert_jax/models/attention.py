@@ -1,0 +1,79 @@
+"""Self-attention: fused projections, one mask, two implementations that agree."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from bert_jax.models.config import BertConfig
+from bert_jax.models.layers import Linear, along_last, dot, dropout
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head scaled dot-product attention with biases on all four projections."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.config = config
+        size, options = config.hidden_size, {"stddev": config.initializer_range, "rngs": rngs, "stack": stack}
+        self.query = Linear(size, size, **options)
+        self.key = Linear(size, size, **options)
+        self.value = Linear(size, size, **options)
+        self.output = Linear(size, size, **options)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B L D"]:
+        config = self.config
+        query, key_, value = (part.reshape(*x.shape[:2], config.num_attention_heads, -1) for part in self._project(x))
+        if use_cudnn(config, training=key is not None):
+            context = jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation="cudnn")
+        else:
+            context = attend(query, key_, value, mask, config.attention_dropout, key, config.dtype)
+        return self.output(context.reshape(x.shape), config.dtype)
+
+    def _project(self, x):
+        """One product for query, key and value: [B, L, D] → three of [B, L, D]."""
+        parts = (self.query, self.key, self.value)
+        kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=-1)
+        bias = jnp.concatenate([part.bias[...] for part in parts], axis=-1)
+        y = dot(x, kernel, self.config.dtype).astype(jnp.float32)
+        return jnp.split((y + along_last(bias, y)).astype(self.config.dtype), 3, axis=-1)
+
+
+def attend(
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B L H K"],
+    value: Float[Array, "B L H K"],
+    mask: Bool[Array, "B 1 L L"],
+    dropout_rate: float,
+    dropout_key: Key[Array, ""] | None,
+    dtype: str,
+) -> Float[Array, "B L H K"]:
+    """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
+    scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype).astype(jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    weights = dropout(weights.astype(dtype), dropout_rate, dropout_key)
+    return dot(weights, value, dtype).swapaxes(1, 2)
+
+
+def attention_mask(sequence_ids: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
+    """True where a query (third axis) may look at a key (fourth): inside its own sequence, to its left if causal.
+
+    Padding has sequence id 0 and looks only at padding, so that no row of scores is all masked.
+    """
+    mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    if causal:
+        mask = mask & jnp.tril(jnp.ones(mask.shape[-2:], bool))[None, None]
+    return mask
+
+
+def use_cudnn(config: BertConfig, training: bool) -> bool:
+    """Whether cuDNN's fused kernel runs: asked for, or `auto` on an NVIDIA GPU where it computes the same thing.
+
+    It has no dropout of attention probabilities, and takes 16-bit operands only.
+    """
+    able = config.dtype == "bfloat16" and not (training and config.attention_dropout > 0)
+    if config.attention == "cudnn" and not able:
+        raise ValueError("model.attention=cudnn needs model.dtype=bfloat16 and model.attention_dropout=0 in training")
+    return config.attention == "cudnn" or (config.attention == "auto" and able and jax.default_backend() == "gpu")

@@ -1,0 +1,98 @@
+"""The shape of a BERT, and the sizes that have names."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+
+# hidden size, layers, heads: Devlin et al. (2018) for base and large, Turc et al. (2019) for the rest.
+SIZES = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 4, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+
+CHOICES = {
+    "hidden_act": ("gelu_tanh", "gelu"),
+    "position_embedding": ("learned", "sinusoidal"),
+    "norm": ("post", "pre"),
+    "attention": ("auto", "xla", "cudnn"),
+    "layers": ("auto", "scan", "unroll"),
+    "remat": ("none", "dots", "full"),
+    "dtype": ("bfloat16", "float32"),
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Everything that `models/` needs to know; the meaning of each field is in `experiments/base.py`."""
+
+    vocab_size: int
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    embedding_size: int = 768
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    hidden_act: str = "gelu_tanh"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    position_embedding: str = "learned"
+    norm: str = "post"
+    causal: bool = False
+    attention: str = "auto"
+    layers: str = "auto"
+    remat: str = "none"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"model.hidden_size {self.hidden_size} is not a multiple of "
+                f"model.num_attention_heads {self.num_attention_heads}"
+            )
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(f"model.{field} is '{getattr(self, field)}'; it can be {', '.join(allowed)}")
+        for field in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"model.{field} is {getattr(self, field)}; a dropout rate is in [0, 1)")
+        for field in fields(self):
+            if field.type in (int, "int") and getattr(self, field.name) < 1:
+                raise UserError(f"model.{field.name} is {getattr(self, field.name)}; it must be at least 1")
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
+    """Fills the placeholders of `config.model` from its size and the tokenizer.
+
+    Raises UserError if the size has no name, or if `model.vocab_size` is given and is not `vocab_size`.
+    """
+    if model.size not in SIZES:
+        raise UserError(f"model.size is '{model.size}'; it can be {', '.join(SIZES)}")
+    if model.vocab_size not in (None, vocab_size):
+        raise UserError(
+            f"model.vocab_size is {model.vocab_size} but the tokenizer has {vocab_size} pieces; "
+            "leave model.vocab_size unset or load the vocabulary that belongs to the model (data.vocab_file)"
+        )
+    hidden, layers, heads = SIZES[model.size]
+    given = {key: value for key, value in model.items() if key != "size" and value is not None}
+    hidden = int(given.setdefault("hidden_size", hidden))
+    defaults: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "embedding_size": hidden,
+    }
+    return BertConfig(**(defaults | given | {"vocab_size": vocab_size}))

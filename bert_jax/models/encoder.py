@@ -1,0 +1,175 @@
+"""BERT: embeddings, a stack of transformer layers, the pooler (Devlin et al. 2018; google-research/bert, modeling.py)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from bert_jax.models.attention import SelfAttention, attention_mask
+from bert_jax.models.config import BertConfig
+from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
+
+
+class Encoded(NamedTuple):
+    """What comes out of the trunk. `layers` holds the output of every layer, the last one included, if asked for."""
+
+    hidden: Float[Array, "B L D"]
+    layers: list[Float[Array, "B L D"]] | None
+
+
+class Bert(nnx.Module):
+    """The trunk; models with heads inherit from it, so that a trunk parameter has one name everywhere."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.pooler = Linear(config.hidden_size, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
+
+    def encode(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        *,
+        key: Key[Array, ""] | None = None,
+        all_layers: bool = False,
+    ) -> Encoded:
+        """Hidden states of every token. `sequence_ids`: 0 = padding, k = k-th sequence packed in the row."""
+        embedding_key, layer_key = (None, None) if key is None else jax.random.split(key)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, key=embedding_key)
+        mask = attention_mask(sequence_ids, self.config.causal)
+        return self.encoder(x, mask, key=layer_key, all_layers=all_layers)
+
+    def pool(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+        """tanh(linear) of the first token's hidden state, in float32."""
+        return jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32), "float32"))
+
+
+class Embeddings(nnx.Module):
+    """Word + position + token type, normalised; projected to the hidden size if factorised (ALBERT)."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        options = {"stddev": config.initializer_range, "rngs": rngs}
+        self.word = Embedding(config.vocab_size, config.embedding_size, **options)
+        if config.position_embedding == "learned":
+            self.position = Embedding(config.max_position_embeddings, config.embedding_size, **options)
+        self.token_type = Embedding(config.type_vocab_size, config.embedding_size, **options)
+        self.layer_norm = LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        if config.embedding_size != config.hidden_size:
+            self.projection = Linear(config.embedding_size, config.hidden_size, **options)
+
+    def __call__(self, input_ids, token_type_ids, position_ids, *, key=None) -> Float[Array, "B L D"]:
+        config = self.config
+        if config.position_embedding == "learned":
+            positions = self.position(position_ids)
+        else:
+            table = sinusoids(config.max_position_embeddings, config.embedding_size)
+            positions = jnp.take(table, position_ids, axis=0)
+        # Two rows do not make a gather worth its scattered gradient: the original, too, multiplies by a one-hot.
+        types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
+        types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
+        x = self.layer_norm(self.word(input_ids) + positions + types, config.dtype)
+        x = dropout(x, config.hidden_dropout, key)
+        return self.projection(x, config.dtype) if config.embedding_size != config.hidden_size else x
+
+
+class Encoder(nnx.Module):
+    """N layers whose parameters are stacked along a leading axis: scanned over, or unrolled."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.layers = Layer(config, rngs=rngs, stack=(config.num_hidden_layers,))
+        if config.norm == "pre":
+            self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, key=None, all_layers=False
+    ) -> Encoded:
+        config = self.config
+        keys = None if key is None else jax.random.split(key, config.num_hidden_layers)
+        layer = _rematerialised(config.remat)
+        if config.layers == "scan" or (config.layers == "auto" and jax.default_backend() != "cpu"):
+
+            def step(x, layer_and_key):
+                x = layer(layer_and_key[0], x, mask, layer_and_key[1])
+                return x, (x if all_layers else None)
+
+            x, stacked = jax.lax.scan(step, x, (self.layers, keys))
+            outputs = list(stacked) if all_layers else None
+        else:
+            outputs = []
+            for i, parameters in enumerate(unstack(self.layers, config.num_hidden_layers)):
+                x = layer(parameters, x, mask, None if keys is None else keys[i])
+                outputs.append(x)
+        if config.norm == "pre":
+            x = self.layer_norm(x, config.dtype)
+        return Encoded(x, outputs if all_layers else None)
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward, each inside a residual connection with its LayerNorm after (post) or before (pre)."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.config = config
+        size, inner = config.hidden_size, config.intermediate_size
+        options = {"stddev": config.initializer_range, "rngs": rngs, "stack": stack}
+        self.attention = SelfAttention(config, rngs=rngs, stack=stack)
+        self.attention_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
+        self.intermediate = Linear(size, inner, **options)
+        self.output = Linear(inner, size, **options)
+        self.output_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
+
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], key=None) -> Float[Array, "B L D"]:
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        dtype, rate = self.config.dtype, self.config.hidden_dropout
+
+        def attend(x):
+            return dropout(self.attention(x, mask, keys[0]), rate, keys[1])
+
+        def feed_forward(x):
+            inner = GELU[self.config.hidden_act](self.intermediate(x, dtype).astype(jnp.float32))
+            return dropout(self.output(inner.astype(dtype), dtype), rate, keys[2])
+
+        if self.config.norm == "pre":
+            x = x + attend(self.attention_layer_norm(x, dtype))
+            return x + feed_forward(self.output_layer_norm(x, dtype))
+        x = self.attention_layer_norm(x + attend(x), dtype)
+        return self.output_layer_norm(x + feed_forward(x), dtype)
+
+
+def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:
+    """The fixed positions of Vaswani et al. (2017), section 3.5: sine in the even columns, cosine in the odd."""
+    angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, size, 2) / size)
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size].astype(np.float32)
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+    """The `count` slices of a tree of stacked arrays. Its gradient is one stack, where that of indexing would be a
+    sum of `count` arrays, each as large as the whole."""
+    slices = jax.tree.map(lambda x: _unstack(x, count), tree)
+    return [jax.tree.map(lambda x, i=i: x[i], slices, is_leaf=lambda x: isinstance(x, list)) for i in range(count)]
+
+
+def _unstack(x, count):
+    @jax.custom_vjp
+    def split(x):
+        return [x[i] for i in range(count)]
+
+    split.defvjp(lambda x: (split(x), None), lambda _, parts: (jnp.stack(parts),))
+    return split(x)
+
+
+def _rematerialised(policy: str):
+    def layer(parameters, x, mask, key):
+        return parameters(x, mask, key)
+
+    if policy == "none":
+        return layer
+    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    return jax.checkpoint(layer, policy=policies[policy])

@@ -1,0 +1,153 @@
+"""The layers that everything is made of: matrix products, Linear, LayerNorm, Embedding, dropout, GELU.
+
+Initialisation (source: google-research/bert, modeling.py):
+
+    kernels, embeddings   normal(0, initializer_range), cut off at ±2σ, not rescaled: the effective σ is 0.88 of it
+    biases                0
+    LayerNorm             scale 1, bias 0
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float, Int, Key
+
+GELU = {"gelu_tanh": partial(jax.nn.gelu, approximate=True), "gelu": partial(jax.nn.gelu, approximate=False)}
+
+
+def dot(
+    x: Float[Array, "..."], w: Float[Array, "..."], dtype: str, out_dtype: str | None = None
+) -> Float[Array, "..."]:
+    """`x @ w` with operands rounded to `dtype` and products added up in float32; the result is of `out_dtype` or `dtype`.
+
+    x: [..., M, K]; w: [K, N] or [..., K, N] with the batch dimensions of x.
+
+    On a CPU two things decide whether oneDNN's bfloat16 kernels (AMX, AVX512-BF16) are reached at all:
+    the product must be asked for in float32, and both operands must lie row-major in memory, also in the
+    backward pass, where autodiff by itself would multiply float32 by bfloat16 and read a transposed operand
+    in place. Products with a side under 16 are not implemented there and are done in float32.
+    """
+    out_dtype = out_dtype or dtype
+    if dtype == "float32" or (jax.default_backend() == "cpu" and min(*x.shape[-2:], *w.shape[-2:]) < 16):
+        y = jnp.matmul(x.astype(jnp.float32), w.astype(jnp.float32), precision="highest")
+        return y.astype(out_dtype)
+    return _bf16_dot(x, w, out_dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _bf16_dot(x, w, out_dtype):
+    return _product(x, w, out_dtype)
+
+
+def _bf16_dot_forward(x, w, out_dtype):
+    # The empty array remembers x's dtype: the cotangent must have it.
+    return _product(x, w, out_dtype), (x.astype(jnp.bfloat16), w, jnp.empty((0,), x.dtype))
+
+
+def _bf16_dot_backward(out_dtype, saved, g):
+    x, w, like = saved
+    dx = _product(g, _transposed(w), like.dtype)
+    if w.ndim == 2:  # shared by all rows: one product over every leading dimension
+        x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    dw = _product(_transposed(x), g, w.dtype)
+    return dx, dw
+
+
+_bf16_dot.defvjp(_bf16_dot_forward, _bf16_dot_backward)
+
+
+def _product(x, w, out_dtype):
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    if jax.default_backend() == "cpu":
+        return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(out_dtype)
+    return jnp.matmul(x, w, preferred_element_type=out_dtype)  # the accumulator is float32 on GPU and TPU anyway
+
+
+def _transposed(x):
+    """The last two axes swapped; on a CPU written out row-major, which costs less than a product that reads across."""
+    x = jnp.swapaxes(x.astype(jnp.bfloat16), -1, -2)
+    if jax.default_backend() == "cpu":
+        return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    return x
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`. `stack` puts leading axes on both parameters: one slice a layer."""
+
+    def __init__(self, in_size: int, out_size: int, *, stddev: float, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.kernel = nnx.Param(_truncated_normal(rngs.params(), (*stack, in_size, out_size), stddev))
+        self.bias = nnx.Param(jnp.zeros((*stack, out_size)))
+
+    def __call__(self, x: Float[Array, "... I"], dtype: str) -> Float[Array, "... O"]:
+        # The bias is added in float32 so that its gradient, a sum over all rows, is one in float32.
+        y = dot(x, self.kernel[...], dtype).astype(jnp.float32)
+        return (y + along_last(self.bias[...], y)).astype(dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Mean and variance in float32, over the last axis; the result is of `dtype`."""
+
+    def __init__(self, size: int, *, eps: float, stack: tuple[int, ...] = ()):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((*stack, size)))
+        self.bias = nnx.Param(jnp.zeros((*stack, size)))
+
+    def __call__(self, x: Float[Array, "... D"], dtype: str) -> Float[Array, "... D"]:
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        y = (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (y * along_last(self.scale[...], y) + along_last(self.bias[...], y)).astype(dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table."""
+
+    def __init__(self, rows: int, size: int, *, stddev: float, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(_truncated_normal(rngs.params(), (rows, size), stddev))
+
+    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L E"]:
+        return jnp.take(self.embedding[...], ids, axis=0)
+
+
+def along_last(vector: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """`vector` with as many axes as `x`, so that it broadcasts over all but the last (implicit promotion is an error)."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def dropout(x: Float[Array, "B ..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "B ..."]:
+    """Zeroes a share `rate` of x and scales up the rest; `key=None` or rate 0 gives x back.
+
+    The random bits are a hash of (key, row, place in the row) computed where they are used: XLA fuses it with
+    the multiplication, nothing is stored, and a device that holds some rows computes the bits of those rows only.
+    The bits are therefore the same on any mesh.
+    """
+    if key is None or rate == 0:
+        return x
+    row, place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0), _place_in_row(x.shape)
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    bits = _mix(_mix(place + seed[0]) ^ (row * jnp.uint32(0x9E3779B9) + seed[1]))
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _mix(x):
+    """lowbias32, a 32-bit mixing function: https://nullprogram.com/blog/2018/07/31/."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _place_in_row(shape):
+    place, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in range(len(shape) - 1, 0, -1):
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return place
+
+
+def _truncated_normal(key, shape, stddev):
+    return jax.random.truncated_normal(key, -2, 2, shape) * stddev
