@@ -20,7 +20,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """shared_data("sst2") → where `../shared/data/sst2.tar.xz` was unpacked; skips the test if there is no such file."""
+    """shared_data("sst2") → where `../shared/data/sst2.tar.xz` was unpacked; skips the test where there is none."""
     unpacked: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
