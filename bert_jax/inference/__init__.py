@@ -1,0 +1,1 @@
+"""A trained checkpoint at work. Each tool needs a checkpoint folder and nothing else."""

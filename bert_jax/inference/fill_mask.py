@@ -1,0 +1,55 @@
+"""The likeliest tokens for every [MASK] in a text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bert_jax.config import UserError, from_json_dict
+from bert_jax.models.config import bert_config
+from bert_jax.models.heads import BertForPretraining
+from bert_jax.training.checkpoint import Damaged, find_checkpoint, read_checkpoint
+from bert_jax.training.parameters import unflatten
+
+
+class FillMask:
+    """Holds a checkpoint in memory; calling it with a text gives, for each [MASK], [(token, probability), …]."""
+
+    def __init__(self, checkpoint: str):
+        folder = find_checkpoint(checkpoint)
+        try:
+            saved = read_checkpoint(folder)
+        except Damaged as damage:
+            raise UserError(str(damage)) from damage
+        self.tokenizer = saved.tokenizer
+        self.config = bert_config(from_json_dict(saved.run["config"]).model, self.tokenizer.vocab_size)
+        model = nnx.eval_shape(lambda: BertForPretraining(self.config, rngs=nnx.Rngs(params=0)))
+        self.model = unflatten(nnx.split(model)[0], saved.parameters)
+        self._logits = jax.jit(_logits)
+
+    def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
+        ids = np.asarray(self.tokenizer.encode([text])[0].ids, np.int32)
+        positions = np.flatnonzero(ids == self.tokenizer.mask_id)
+        if not len(positions):
+            raise UserError(f"no [MASK] in '{text}'")
+        if len(ids) > self.config.max_position_embeddings:
+            raise UserError(f"the text has {len(ids)} tokens; the model takes {self.config.max_position_embeddings}")
+        # The row is padded to a multiple of 64, so that texts of like length share one compiled program.
+        length = min(-(-len(ids) // 64) * 64, self.config.max_position_embeddings)
+        row = np.zeros((1, length), np.int32)
+        row[0, : len(ids)] = ids
+        real = (np.arange(length)[None] < len(ids)).astype(np.int32)
+        logits = self._logits(self.model, row, real, jnp.asarray(positions)[None])
+        probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))
+        best = np.argsort(-probabilities, axis=-1)[:, :top_k]
+        return [
+            [(self.tokenizer.token(int(i)), float(p[i])) for i in row]
+            for row, p in zip(best, probabilities, strict=True)
+        ]
+
+
+def _logits(model, input_ids, sequence_ids, positions):
+    places = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+    hidden = model.encode(input_ids, jnp.zeros_like(input_ids), places, sequence_ids).hidden
+    return model.mlm_logits(hidden, positions)

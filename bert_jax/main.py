@@ -1,0 +1,67 @@
+"""The door: flags to a mode.
+
+    python -m bert_jax.main --config=experiments/base.py [--mode=MODE] [--workdir=DIR] [--config.group.key=value …]
+
+Exit status: 0 done; 2 something the user can mend, in one line; 128 + n stopped by signal n, to be continued.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bert_jax import modes
+from bert_jax.config import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file, e.g. experiments/base.py", lock_config=True)
+MODE = flags.DEFINE_enum("mode", "train", sorted(modes.MODES), "what to do")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run [runs/<name of the experiment file>]")
+TEXT = flags.DEFINE_multi_string("text", [], "fill_mask: a text with [MASK] in it; may be given several times")
+TOP_K = flags.DEFINE_integer("top_k", 5, "fill_mask: candidates a mask", lower_bound=1)
+DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+
+
+def main(_: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for noisy in ("absl", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    workdir = Path(WORKDIR.value or Path("runs") / Path(file).stem)
+    try:
+        return modes.MODES[MODE.value](CONFIG.value, workdir, texts=TEXT.value, top_k=TOP_K.value)
+    except UserError as error:
+        return _complain(error)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"'{rest[1]}' is not a flag; options look like --name=value")
+        if CONFIG.value is None and not _asks_for_help():
+            raise UserError("--config is missing, e.g. --config=experiments/base.py")
+        return rest
+    except (UserError, flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        sys.exit(_complain(error))
+
+
+def _asks_for_help() -> bool:
+    return any(flags.FLAGS[name].value for name in ("help", "helpshort", "helpfull", "helpxml"))
+
+
+def _complain(error: BaseException) -> int:
+    if DEBUG.present and DEBUG.value:
+        logging.error("", exc_info=error)
+    text = str(error.args[0]) if isinstance(error, KeyError | AttributeError) and error.args else str(error)
+    print("error:", " ".join(text.replace("\\n", " ").split()), file=sys.stderr)
+    return 2
+
+
+def run() -> None:
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,127 @@
+"""What `--mode` can be: each a function of (config, workdir, …) that can be called from a notebook as well.
+
+Heavy imports are inside the functions, so that `--help` and a mistyped flag answer at once.
+"""
+
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError, validate
+
+
+def prepare(config: ConfigDict, workdir: Path, **_) -> int:
+    """Text → vocabulary → prepared data set, or finds the one that is already there."""
+    _start(config)
+    logging.info("prepared: %s", _prepared(config).directory)
+    return 0
+
+
+def train(config: ConfigDict, workdir: Path, **_) -> int:
+    """Prepares if need be, trains or resumes, draws the curves."""
+    from bert_jax.lab.plots import plot_run
+    from bert_jax.training.loop import train as run_loop
+
+    _start(config)
+    _writable(workdir)
+    finished = run_loop(_task(config), config, workdir)
+    plot_run(workdir)
+    if finished.signal is not None:
+        logging.warning("stopped at step %d, saved in %s; the same command continues", finished.step, workdir)
+        return 128 + finished.signal
+    logging.info("done: %s", workdir)
+    return 0
+
+
+def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
+    """Metrics of the newest checkpoint on the validation and test documents, printed and added to metrics.jsonl."""
+    import jax
+    from flax import nnx
+
+    from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+    from bert_jax.training.loop import make_evaluation
+    from bert_jax.training.metrics_log import MetricsLog
+    from bert_jax.training.parameters import take_over
+    from bert_jax.training.sharding import make_mesh
+
+    _start(config)
+    task = _task(config)
+    folder = find_checkpoint(str(workdir))
+    saved = read_checkpoint(folder)
+    model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
+    graphdef, _ = nnx.split(model)
+    parameters, _ = take_over(_flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
+    mesh = make_mesh(config.mesh)
+    run = make_evaluation(task, graphdef, config, mesh)
+    step = saved.run["step"]
+    log = MetricsLog(workdir, first_step=step, total_steps=step, writes=jax.process_index() == 0)
+    for split, name in (("validation", "eval"), ("test", "test")):
+        metrics = run(jax.device_put(parameters), split)
+        if metrics:
+            log.record(step, name, metrics)
+            print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    log.close()
+    return 0
+
+
+def fill_mask(config: ConfigDict, workdir: Path, *, texts: list[str], top_k: int) -> int:
+    """Prints the likeliest tokens for every [MASK] in every --text."""
+    from bert_jax.inference.fill_mask import FillMask
+
+    if not texts:
+        raise UserError("--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.'")
+    fill = FillMask(config.init_from or str(workdir))
+    for text in texts:
+        print(text)
+        for number, candidates in enumerate(fill(text, top_k), start=1):
+            print(f"  mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates))
+    return 0
+
+
+MODES = {"prepare": prepare, "train": train, "evaluate": evaluate, "fill_mask": fill_mask}
+
+
+def _start(config: ConfigDict) -> None:
+    import os
+
+    import jax
+
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "SLURM_STEP_NODELIST" in os.environ:
+        jax.distributed.initialize()
+    validate(config, jax.device_count())
+
+
+def _prepared(config: ConfigDict):
+    from bert_jax.data.prepare import prepare as prepare_corpus
+
+    if config.data.corpus == "sample":
+        logging.warning(
+            "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
+            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
+        )
+    return prepare_corpus(config.data, config.seed)
+
+
+def _task(config: ConfigDict):
+    from bert_jax.tasks.pretraining import Pretraining
+
+    if config.task != "pretraining":
+        raise UserError(f"task is '{config.task}'; it can be pretraining")
+    return Pretraining(config, _prepared(config))
+
+
+def _flatten(model):
+    from bert_jax.training.parameters import flatten
+
+    return flatten(model)
+
+
+def _writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem

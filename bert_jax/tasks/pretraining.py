@@ -1,0 +1,138 @@
+"""Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from bert_jax.data import pipeline
+from bert_jax.data.prepare import Prepared
+from bert_jax.models.config import bert_config
+from bert_jax.models.heads import BertForPretraining
+from bert_jax.tasks.masking import Masking, mask_tokens
+from bert_jax.tasks.task import Batch, Sums
+
+
+class Pretraining:
+    """A `Task` over a prepared corpus. With data.pairing=none the second objective has weight 0 everywhere."""
+
+    objectives = ("mlm_loss", "nsp_loss")
+    new_parameters = ""
+    dropped_parameters = ""
+
+    def __init__(self, config: ConfigDict, prepared: Prepared):
+        self.config = config
+        self.prepared = prepared
+        self.tokenizer = prepared.tokenizer
+        self.bert_config = bert_config(config.model, prepared.tokenizer.vocab_size)
+        data = config.data
+        self.masking = Masking(
+            rate=data.mask_rate,
+            mask_share=data.mask_share,
+            random_share=data.random_share,
+            max_predictions=data.max_predictions_per_sequence,
+            unit=data.mask_unit,
+            mask_id=self.tokenizer.mask_id,
+            special_ids=(self.tokenizer.cls_id, self.tokenizer.sep_id),
+            vocab_size=self.tokenizer.vocab_size,
+        )
+
+    def init(self, rngs: nnx.Rngs) -> BertForPretraining:
+        return BertForPretraining(self.bert_config, rngs=rngs)
+
+    def train_batches(self, start_step: int, process_index: int, process_count: int) -> pipeline.TrainBatches:
+        return pipeline.TrainBatches(
+            self.prepared,
+            self.config,
+            start_step=start_step,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
+        return pipeline.eval_batches(
+            self.prepared, self.config, split=split, process_index=process_index, process_count=process_count
+        )
+
+    def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Masks tokens, unless the corpus was prepared with static masks."""
+        if "masked_positions" in batch:
+            return batch
+        is_continuation = self.tokenizer.is_continuation
+        return batch | mask_tokens(batch["input_ids"], batch["sequence_ids"], is_continuation, self.masking, key)
+
+    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        # The 1e-5 is the original's, which so divides by zero nowhere.
+        return {
+            "mlm_loss": jnp.sum(batch["masked_weights"]) + 1e-5,
+            "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
+        }
+
+    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
+        trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
+        hidden = model.encode(*trunk, key=key).hidden
+        mlm_logits = model.mlm_logits(hidden, batch["masked_positions"])
+        nsp_logits = model.nsp_logits(hidden)
+        sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
+        sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
+        tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
+        sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
+        if key is None:  # of an evaluation, also what a guesser without context would reach
+            counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
+            sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
+        return sums
+
+    def metrics(self, sums: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+        """Means, and of an evaluation also:
+
+        mlm_perplexity       exp(mlm_loss)
+        unigram_entropy      loss in nats of the best guesser without context: entropy of the predicted tokens
+        majority_accuracy    accuracy of always guessing their most frequent one
+        nsp_accuracy_low, _high   95 % Wilson interval
+        """
+        counts, _ = sums.get("label_counts", (None, None))
+        metrics = {
+            name: float(total) / float(weight)
+            for name, (total, weight) in sums.items()
+            if name != "label_counts" and float(weight) > 0
+        }
+        metrics["loss"] = sum(metrics[name] for name in self.objectives if name in metrics)
+        if counts is not None and metrics.keys() >= {"mlm_loss"}:
+            share = np.asarray(counts, np.float64) / np.sum(counts)
+            share = share[share > 0]
+            metrics["mlm_perplexity"] = float(np.exp(metrics["mlm_loss"]))
+            metrics["unigram_entropy"] = float(-np.sum(share * np.log(share)))
+            metrics["majority_accuracy"] = float(share.max())
+            if "nsp_accuracy" in metrics:
+                low, high = wilson_interval(metrics["nsp_accuracy"], float(sums["nsp_accuracy"][1]))
+                metrics |= {"nsp_accuracy_low": low, "nsp_accuracy_high": high}
+        return metrics
+
+
+def cross_entropy_sums(
+    name: str,
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N"],
+    weights: Float[Array, "*N"],
+) -> Sums:
+    """`{name}_loss` (in nats) and `{name}_accuracy`, as (weighted sum, weight), in float32."""
+    correct_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    loss = jax.nn.logsumexp(logits, axis=-1) - correct_logit
+    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    weight = jnp.sum(weights)
+    return {
+        f"{name}_loss": (jnp.sum(loss * weights), weight),
+        f"{name}_accuracy": (jnp.sum(correct * weights), weight),
+    }
+
+
+def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927): it stays inside [0, 1] and holds for small n."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return float(centre - half), float(centre + half)

@@ -1,0 +1,66 @@
+"""The interface between what is learned and the one training loop."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.models.config import BertConfig
+
+Batch = dict[str, Array]
+Sums = dict[str, tuple[Array, Array]]  # metric name → (weighted sum, weight); both are added up before they are divided
+
+
+class TrainBatches(Protocol):
+    """An endless iterator that knows where it is."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class Task(Protocol):
+    """All that `training/` knows about what it trains.
+
+    A loss is never a mean of means: `sums` gives sums, `weights` what they are divided by, and the loop divides
+    once, after all devices, micro-batches and processes have been added up.
+    """
+
+    tokenizer: Tokenizer
+    bert_config: BertConfig
+    objectives: tuple[str, ...]  # the names in `sums` whose means add up to the loss
+    new_parameters: str  # regular expression: names that a warm start may leave as initialised
+    dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
+
+    def init(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A freshly initialised model."""
+        ...
+
+    def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
+        """This process's part of every global batch from `start_step` on."""
+        ...
+
+    def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every example of a split once; rows that fill up the last batch weigh nothing."""
+        ...
+
+    def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """What is done to a whole batch on the device before the model sees it; `key` is made of (seed, step)."""
+        ...
+
+    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """For each objective, what the batch's sum is divided by."""
+        ...
+
+    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
+        """Runs the model. `key` is for dropout; None means evaluation."""
+        ...
+
+    def metrics(self, sums: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+        """Divides: the sums of many batches → the figures that are reported, `loss` among them."""
+        ...

@@ -1,0 +1,228 @@
+"""Checkpoints: written in the background, whole or not at all, checked when they are read.
+
+A checkpoint is a folder `checkpoints/<step>` with four items: `parameters` and `optimizer` (arrays under flat
+names), `run` (step, data position, resolved config, checksums) and `tokenizer` (its files): alone it is enough to
+predict, fine-tune or export.
+"""
+
+import base64
+import errno
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from bert_jax.config import UserError
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.training.sharding import tree_shardings
+from bert_jax.training.step import TrainState
+
+ARRAYS = ("parameters", "optimizer")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`."""
+
+    def __init__(self, directory: Path, checkpoint: ConfigDict):
+        self.directory = directory
+        self.metric = checkpoint.best_metric
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics[self.metric],
+            reverse=checkpoint.best_mode == "min",
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self.manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [checkpoint_managers.LatestN(checkpoint.keep), best]
+                ),
+                best_fn=lambda metrics: metrics[self.metric],
+                best_mode=checkpoint.best_mode,
+            ),
+        )
+
+    def save(self, state: TrainState, data: dict, config: ConfigDict, tokenizer: Tokenizer, metrics: dict) -> None:
+        """Starts to write in the background; first waits for the one before, whose failure is raised here."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
+        run = {
+            "step": step,
+            "data": data,
+            "config": config.to_dict(),
+            "checksums": {name: _checksums(tree) for name, tree in arrays.items()},
+        }
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items |= {"run": ocp.args.JsonSave(run), "tokenizer": ocp.args.JsonSave(_pack(tokenizer))}
+        known = {self.metric: metrics[self.metric]} if self.metric in metrics else None
+        with _explained(self):
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=known)
+
+    def wait(self) -> None:
+        with _explained(self):
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.manager.close()
+
+    def restore_latest(self, abstract: TrainState, mesh: Mesh) -> tuple[TrainState, dict] | None:
+        """The newest checkpoint that is whole, with its `run` item; None if there is none at all.
+
+        A damaged one is set aside under `damaged/` beside the others, loudly. Raises UserError if all are damaged.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                saved = read_checkpoint(self.directory / str(step), abstract, mesh)
+            except Damaged as damage:
+                kept = self.directory.parent / "damaged" / str(step)
+                kept.parent.mkdir(exist_ok=True)
+                shutil.move(self.directory / str(step), kept)
+                logging.warning("%s; moved to %s, trying the one before", damage, kept)
+                self.manager.reload()
+                continue
+            state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
+            return state, saved.run
+        if steps:
+            raise UserError(f"all {len(steps)} checkpoints in {self.directory} are damaged; choose another --workdir")
+        return None
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read back as it was written."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `read_checkpoint` gives back; `optimizer` is None if it was not asked for."""
+
+    parameters: dict[str, jax.Array]
+    optimizer: Any
+    run: dict
+    tokenizer: Tokenizer
+
+
+def read_checkpoint(directory: Path, abstract: TrainState | None = None, mesh: Mesh | None = None) -> Saved:
+    """Reads one checkpoint folder, onto `mesh` in the shapes of `abstract`; without them the parameters only.
+
+    Raises Damaged if it cannot be read or an array's checksum is not the one it was saved with.
+    """
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    try:
+        if abstract is None:
+            items = {"parameters": ocp.args.StandardRestore()}
+        else:
+            trees = {"parameters": abstract.parameters, "optimizer": abstract.optimizer}
+            items = {name: ocp.args.StandardRestore(_with_sharding(tree, mesh)) for name, tree in trees.items()}
+        items |= {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
+        restored = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
+    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause: the files are not as written
+        if isinstance(problem, ValueError) and "incompatible" in str(problem):
+            raise
+        raise Damaged(f"checkpoint {directory} cannot be read ({_first_line(problem)})") from problem
+    finally:
+        checkpointer.close()
+    run = restored["run"]
+    for item in ARRAYS:
+        if item in items and _checksums(restored[item]) != run["checksums"][item]:
+            raise Damaged(f"checkpoint {directory}: {item} differ from what was saved")
+    optimizer = restored["optimizer"] if "optimizer" in items else None
+    return Saved(restored["parameters"], optimizer, run, _unpack(restored["tokenizer"]))
+
+
+def find_checkpoint(path: str) -> Path:
+    """The checkpoint folder meant by a workdir (its newest one), a `checkpoints` folder, or itself."""
+    root = Path(path)
+    for folder in (root / "checkpoints", root):
+        if (folder / "run").is_dir():
+            return folder
+        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()] if folder.is_dir() else []
+        if steps:
+            return folder / str(max(steps))
+    raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
+
+
+@jax.jit
+def _sums_of_bits(tree):
+    def of(x):
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
+        bits = bits.reshape(-1)
+        places = jax.lax.iota(jnp.uint32, bits.size)  # weighted by odd numbers, so that exchanged values show
+        return jnp.sum(bits * (2 * places + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(of, tree)
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """A sum modulo 2³² over the bits of each array: the same on any mesh, at the speed of memory."""
+    leaves = jax.tree_util.tree_flatten_with_path(_sums_of_bits(tree))[0]
+    return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
+
+
+def _with_sharding(tree, mesh):
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, tree_shardings(mesh, tree)
+    )
+
+
+def _pack(tokenizer: Tokenizer) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return {path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
+
+
+def _unpack(files: dict[str, str]) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(base64.b64decode(content))
+        return load_tokenizer(folder)
+
+
+class _explained:
+    """Turns a failure to write into a UserError that says what is left."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _, problem, __):
+        if problem is None or not _is_about_storage(problem):
+            return
+        latest = self.checkpoints.manager.latest_step()
+        left = "no checkpoint was finished before" if latest is None else f"the checkpoint of step {latest} is whole"
+        raise UserError(
+            f"cannot write a checkpoint to {self.checkpoints.directory} ({_first_line(problem)}); {left}: "
+            "free some space and start the same command again"
+        ) from problem
+
+
+def _is_about_storage(problem: BaseException) -> bool:
+    if isinstance(problem, OSError) and problem.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EIO,
+    ):
+        return True
+    text = str(problem)
+    return any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system"))
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]

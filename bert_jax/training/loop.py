@@ -1,0 +1,236 @@
+"""The one loop: a `Task` and a config in, checkpoints and metrics out."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bert_jax import config as configs
+from bert_jax.config import UserError
+from bert_jax.tasks.task import Sums, Task
+from bert_jax.training.checkpoint import Checkpoints, Damaged, find_checkpoint, read_checkpoint
+from bert_jax.training.metrics_log import MetricsLog
+from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.parameters import take_over
+from bert_jax.training.sharding import make_mesh, parameter_sharding, to_mesh
+from bert_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
+from bert_jax.training.throughput import peak_flops, training_flops
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a call of `train` ended. `signal` is the one that stopped it before its last step, or None."""
+
+    step: int
+    metrics: dict[str, float]  # of the last evaluation
+    signal: int | None = None
+
+
+def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
+    """Trains until `train.steps`, resuming what `workdir` holds. Killed and started again, it computes the same bits.
+
+    Where the first state comes from: 1. the newest whole checkpoint of this workdir; 2. `init_from`; 3. scratch.
+    """
+    # Phase 1: what could fail, before anything is compiled
+    configs.validate(config, jax.device_count())
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.write_or_compare(config, workdir / "config.json")
+
+    # Phase 2: mesh, step functions, state
+    mesh = make_mesh(config.mesh)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    graphdef, state = init_state(task, optimizer, config.seed, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    state, resumed = _first_state(state, task, config, checkpoints, mesh)
+    train_step = make_train_step(task, graphdef, optimizer, schedule, config.seed, config.train.accumulation)
+    evaluate = make_evaluation(task, graphdef, config, mesh)
+
+    # Phase 3: data, from where the state left off
+    first = int(state.step)
+    batches = task.train_batches(first, jax.process_index(), jax.process_count())
+    log = MetricsLog(workdir, first_step=first, total_steps=config.train.steps, writes=jax.process_index() == 0)
+    window = _Window(task, config)
+    metrics: dict[str, float] = {}
+    if not resumed:
+        metrics = evaluate(state.parameters, "validation")
+        log.record(first, "eval", metrics)
+
+    # Phase 4: the loop. A report that falls due is made while the next step runs, unless something needs it now
+    step, report_due = first, False
+    with _Signals() as signals:
+        while step < config.train.steps and signals.caught is None:
+            with window.waiting():
+                batch = to_mesh(mesh, next(batches))
+            state, sums = train_step(state, batch)
+            if report_due:
+                log.record(step, "train", window.flush(step))
+            step += 1
+            window.add(sums)
+            log.advance(step)
+            report_due = step % config.train.log_every == 0
+            last = step == config.train.steps or signals.caught is not None
+            eval_due = step % config.eval.every == 0 or step == config.train.steps
+            save_due = step % config.checkpoint.every == 0 or last
+            if (report_due and eval_due) or save_due:  # a window ends at each checkpoint: resumed curves are the same
+                log.record(step, "train", window.flush(step))
+                report_due = False
+            if eval_due:
+                metrics = evaluate(state.parameters, "validation")
+                log.record(step, "eval", metrics)
+            if save_due:
+                checkpoints.save(state, batches.state(), config, task.tokenizer, metrics if eval_due else {})
+            if eval_due or save_due:
+                window.restart_clock()
+
+    # Phase 5: what was learned is on disk before this returns
+    if step == first and signals.caught is None:
+        logging.info("all %d steps are done already", step)
+    checkpoints.wait()
+    checkpoints.close()
+    batches.close()
+    log.close()
+    return Finished(step, metrics, signals.caught)
+
+
+def make_evaluation(
+    task: Task, graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh
+) -> Callable[[dict, str], dict[str, float]]:
+    """(parameters, split) → metrics over every example of the split; {} if it has none."""
+    eval_step = make_eval_step(task, graphdef, config.eval.seed)
+
+    def evaluate(parameters: dict, split: str) -> dict[str, float]:
+        totals: dict | None = None
+        for number, batch in enumerate(task.eval_batches(split, jax.process_index(), jax.process_count())):
+            sums = jax.device_get(eval_step(parameters, to_mesh(mesh, batch), number))
+            # float64 on the host: the sums of many batches outgrow float32
+            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        return {} if totals is None else task.metrics(totals)
+
+    return evaluate
+
+
+def _first_state(
+    state: TrainState, task: Task, config: ConfigDict, checkpoints: Checkpoints, mesh: Mesh
+) -> tuple[TrainState, bool]:
+    restored = checkpoints.restore_latest(jax.eval_shape(lambda: state), mesh)
+    if restored is not None:
+        state, _ = restored
+        logging.info("resuming %s at step %d", checkpoints.directory.parent, int(state.step))
+        return state, True
+    if not config.init_from:
+        return state, False
+    folder = find_checkpoint(config.init_from)
+    try:
+        saved = read_checkpoint(folder)
+    except Damaged as damage:
+        raise UserError(f"init_from: {damage}") from damage
+    if saved.tokenizer.content_hash != task.tokenizer.content_hash:
+        raise UserError(
+            f"init_from: {folder} was trained with another vocabulary than this run's data has; "
+            "prepare the data with its vocabulary (data.vocab_file)"
+        )
+    parameters, report = take_over(
+        state.parameters, saved.parameters, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
+    )
+    logging.info("warm start from %s: %s", folder, report)
+    parameters = {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters.items()}
+    return TrainState(state.step, parameters, state.optimizer), False
+
+
+class _Window:
+    """The steps since the last report: their sums, how long they took, and how long the device had nothing to do."""
+
+    def __init__(self, task: Task, config: ConfigDict):
+        self.task = task
+        self.rows, self.length = config.train.batch_size, config.data.sequence_length
+        predictions = min(config.data.max_predictions_per_sequence, self.length)
+        self.flops = training_flops(task.bert_config, self.rows, self.length, predictions)
+        self.peak, source = peak_flops(config.train.peak_tflops)
+        logging.info("peak: %s; a step is %.3g TFLOP", source, self.flops / 1e12)
+        self.sums: list[Sums] = []
+        self.seconds = self.waited = 0.0
+        self.started = time.perf_counter()
+        self.compiling = True
+        self.timed_from = 0
+
+    def waiting(self) -> "_Stopwatch":
+        return _Stopwatch(self)
+
+    def add(self, sums: Sums) -> None:
+        """Keeps the sums of the step just launched, and waits for the one before: at most one step is in flight."""
+        if self.sums:
+            jax.block_until_ready(self.sums[-1])
+        self.sums.append(sums)
+        if self.compiling:  # the first step's time is the compiler's
+            jax.block_until_ready(sums)
+            self.restart_clock()
+            self.compiling = False
+
+    def restart_clock(self) -> None:
+        """Evaluations and checkpoints are not counted as training time."""
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.timed_from = len(self.sums)
+
+    def flush(self, step: int) -> dict[str, float]:
+        """Metrics over the window that ends with `step`. Raises UserError if the loss is no longer a number."""
+        sums = jax.device_get(self.sums)
+        seconds, steps = time.perf_counter() - self.started, len(sums) - self.timed_from
+        totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
+        metrics = self.task.metrics(totals)
+        if not np.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the loss is {metrics['loss']} at step {step}; the last checkpoint is whole: "
+                "start again with a lower optimizer.learning_rate or a longer optimizer.warmup_steps"
+            )
+        if steps > 0:
+            metrics |= {
+                "tokens_per_second": steps * self.rows * self.length / seconds,
+                "sequences_per_second": steps * self.rows / seconds,
+                "step_seconds": seconds / steps,
+                "mfu": steps * self.flops / seconds / self.peak,
+                "wait_share": min(self.waited / seconds, 1.0),
+            }
+        self.sums = []
+        self.restart_clock()
+        return metrics
+
+
+class _Stopwatch:
+    def __init__(self, window: _Window):
+        self.window = window
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.window.waited += time.perf_counter() - self.start
+
+
+class _Signals:
+    """SIGTERM and SIGINT are noted, and the loop ends after its step; a second one stops at once."""
+
+    def __enter__(self):
+        self.caught: int | None = None
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        self.caught = number
+        for other, handler in self.before.items():
+            signal.signal(other, handler)
+        logging.warning("%s: finishing this step, then saving", signal.Signals(number).name)

@@ -1,0 +1,88 @@
+"""Where figures go: metrics.jsonl, TensorBoard, and one live line on the terminal."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class MetricsLog:
+    """Writes each record as it comes; only process 0 writes.
+
+    A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
+    """
+
+    def __init__(self, workdir: Path, *, first_step: int, total_steps: int, writes: bool):
+        self.writes = writes
+        self.path = workdir / "metrics.jsonl"
+        if not writes:
+            return
+        _forget_after(self.path, first_step)
+        from tensorboardX import SummaryWriter  # heavy, and not needed by --help
+
+        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
+        self.bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            smoothing=0.05,
+        )
+
+    def record(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        rounded = {name: _short(value) for name, value in metrics.items()}
+        self.file.write(json.dumps({"step": step, "split": split} | rounded) + "\n")
+        for name, value in metrics.items():
+            self.events.add_scalar(f"{split}/{name}", value, step)
+        line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
+        if self.bar.disable:
+            logging.info("step %d/%d %s: %s%s", step, self.bar.total, split, line, self._left())
+        elif split == "train":
+            self.bar.set_postfix_str(line)
+        else:
+            self.bar.write(f"step {step} {split}: {line}", file=sys.stderr)
+
+    def advance(self, step: int) -> None:
+        """The live line, after every step."""
+        if self.writes:
+            self.bar.update(step - self.bar.n) if not self.bar.disable else setattr(self.bar, "n", step)
+
+    def close(self) -> None:
+        if self.writes:
+            self.bar.close()
+            self.events.close()
+            self.file.close()
+
+    def _left(self) -> str:
+        done, elapsed = self.bar.n - self.bar.initial, self.bar.format_dict["elapsed"]
+        if not done or not elapsed:
+            return ""
+        return f", ETA {tqdm.format_interval((self.bar.total - self.bar.n) * elapsed / done)}"
+
+
+_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "tokens_per_second", "mfu", "wait_share")
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops the lines of steps that a resumed run takes again, and a last line that a kill cut in half."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    path.write_text("".join(kept))

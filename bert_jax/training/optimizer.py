@@ -1,0 +1,103 @@
+"""BERT's optimizer and its relatives as optax chains; learning rates as functions of the step.
+
+Source: google-research/bert optimization.py, You et al. (2020) for LAMB, REFERENCE figures in tests/training.
+Parameters are flat: {name: array}. A name under `encoder/layers/` has one slice a layer along its first axis.
+"""
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def make_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """clip by global norm → Adam moments → decoupled weight decay → (LAMB: trust ratio) → −learning rate.
+
+    The original clips on each TPU replica before the gradients are added up; here the norm is the global batch's,
+    so that the number of devices does not change the result.
+    """
+
+    def decays(params):
+        return {name: re.search(optimizer.no_decay, name) is None for name in params}
+
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
+        scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction),
+        optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
+        scale_by_layer_trust_ratio(decays) if optimizer.name == "lamb" else optax.identity(),
+        optax.scale_by_schedule(lambda count: -schedule(count)),
+    )
+
+
+def make_schedule(optimizer: ConfigDict, train_steps: int) -> Schedule:
+    """Learning rate of the update that step `s` (from 0) makes; W = warmup_steps, N = decay_steps or train_steps.
+
+    bert      lr·s/W, then lr·(1 − s/N): it drops at W, as the original's does
+    hf        lr·s/W, then a line from lr at W to 0 at N
+    electra   lr·(1 − s/N)·min(1, s/W)
+    cosine    lr·s/W, then half a cosine from lr at W to 0 at N
+    constant  lr·s/W, then lr
+    """
+    peak, warmup = optimizer.learning_rate, max(optimizer.warmup_steps, 1)
+    total = optimizer.decay_steps or train_steps
+
+    def schedule(step):
+        # float32 would do; but 1 − s/N near N is a difference of near-equal numbers, so subtract integers first.
+        s = jnp.asarray(step, jnp.int32)
+        ramp = jnp.minimum(s / warmup, 1.0) if optimizer.warmup_steps else jnp.float32(1)
+        left = jnp.maximum(total - s, 0)
+        after = left / max(total - optimizer.warmup_steps, 1)
+        decayed = {
+            "bert": jnp.where(s < optimizer.warmup_steps, ramp, left / total),
+            "hf": jnp.minimum(ramp, after),
+            "electra": left / total * ramp,
+            "cosine": jnp.where(s < optimizer.warmup_steps, ramp, 0.5 * (1 - jnp.cos(jnp.pi * jnp.minimum(after, 1)))),
+            "constant": ramp,
+        }
+        return jnp.asarray(peak * decayed[optimizer.schedule], jnp.float32)
+
+    return schedule
+
+
+def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:
+    """m / (√v + eps). Without bias correction, as in the original, the first update is about 3.16 times Adam's.
+
+    optax has the corrected form only, for which its own transformation is used.
+    """
+    corrected = optax.scale_by_adam(b1, b2, eps)
+    if bias_correction:
+        return corrected
+
+    def update(grads, state, params=None):
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+
+    return optax.GradientTransformation(corrected.init, update)
+
+
+def scale_by_layer_trust_ratio(decays: Callable) -> optax.GradientTransformation:
+    """LAMB: each layer's update times ‖parameter‖ / ‖update‖; ratio 1 where either is 0 or nothing decays.
+
+    optax's transformation would take one norm over all stacked layers.
+    """
+
+    def update(updates, state, params):
+        adapted = decays(params)
+        return {n: u * _trust_ratio(n, params[n], u) if adapted[n] else u for n, u in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _trust_ratio(name, parameter, update):
+    axes = tuple(range(1 if name.startswith("encoder/layers/") else 0, update.ndim))
+    norms = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
+    p, u = norms
+    return jnp.where((p > 0) & (u > 0), p / jnp.where(u > 0, u, 1), 1)

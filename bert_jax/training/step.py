@@ -1,0 +1,107 @@
+"""One training step and one evaluation step, compiled once each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from bert_jax.tasks.task import Batch, Sums, Task
+from bert_jax.training.optimizer import Schedule
+from bert_jax.training.parameters import Parameters, flatten, unflatten
+from bert_jax.training.sharding import tree_shardings
+
+MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes. `step` counts finished updates."""
+
+    step: Int[Array, ""]
+    parameters: Parameters
+    optimizer: Any
+
+
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """A fresh state, created where it will live: no device ever holds what it need not."""
+
+    def init():
+        parameters = flatten(task.init(nnx.Rngs(params=jax.random.key(seed))))
+        return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
+
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0))))
+    shardings = tree_shardings(mesh, jax.eval_shape(init))
+    return graphdef, jax.jit(init, out_shardings=shardings)()
+
+
+def make_train_step(
+    task: Task,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    seed: int,
+    accumulation: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """(state, global batch) → (state, sums of the metrics), with the old state's memory given to the new.
+
+    All randomness is a function of (seed, step). Gradients of `accumulation` micro-batches are added up; because
+    every objective is divided by the weight of the whole batch, their sum is the gradient of the whole batch.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = task.features(batch, jax.random.fold_in(key, MASKING))
+        weights = task.weights(batch)
+        dropout_key = jax.random.fold_in(key, DROPOUT)
+
+        def loss(parameters, micro_batch, key):
+            sums = task.sums(unflatten(graphdef, parameters), micro_batch, key)
+            return sum(sums[name][0] / weights[name] for name in task.objectives), sums
+
+        grads, sums = _gradients(loss, state.parameters, batch, dropout_key, accumulation)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        one = jnp.float32(1)
+        sums |= {"grad_norm": (optax.global_norm(grads), one), "learning_rate": (schedule(state.step), one)}
+        return TrainState(state.step + 1, parameters, optimizer_state), sums
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(task: Task, graphdef: nnx.GraphDef, seed: int) -> Callable[[Parameters, Batch, int], Sums]:
+    """(parameters, batch, number of the batch) → sums of the metrics; the masks depend on (seed, number) only."""
+
+    def step(parameters: Parameters, batch: Batch, number: Int[Array, ""]) -> Sums:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), MASKING)
+        return task.sums(unflatten(graphdef, parameters), task.features(batch, key), None)
+
+    return jax.jit(step)
+
+
+def _gradients(loss, parameters, batch, key, accumulation) -> tuple[Float[Array, "..."], Sums]:
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulation == 1:
+        (_, sums), grads = value_and_grad(parameters, batch, key)
+        return grads, sums
+    # Micro-batch a takes rows a, a + A, a + 2A, …: each device's rows then split evenly, and none has to move.
+    micro = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, accumulation)
+    add = lambda a, b: jax.tree.map(jnp.add, a, b)  # noqa: E731
+
+    def body(total, inputs):
+        (_, sums), grads = value_and_grad(parameters, *inputs)
+        return add(total, (grads, sums)), None
+
+    first = jax.tree.map(lambda x: x[0], (micro, keys))
+    shapes = jax.eval_shape(lambda: value_and_grad(parameters, *first))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
+    return jax.lax.scan(body, zeros, (micro, keys))[0]

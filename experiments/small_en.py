@@ -1,0 +1,29 @@
+"""A small BERT on 198 MB of English Wikipedia and books, for a CPU.
+
+tar -xJf ../shared/data/pretrain_en.tar.xz -C corpus
+python -m bert_jax.main --config=experiments/small_en.py --config.data.files='corpus/**/*'
+"""
+
+from experiments import base
+
+
+def get_config(arg=None):
+    config = base.get_config(arg or "mini")
+    config.data.corpus = "text"
+    config.data.files = "corpus/**/*"
+    config.data.vocab_size = 16_000
+    config.model.hidden_dropout = 0.0
+    config.model.attention_dropout = 0.0
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "hf"
+    config.optimizer.warmup_steps = 500
+    config.optimizer.decay_steps = 0
+    config.optimizer.b2 = 0.98
+    config.optimizer.bias_correction = True
+    config.train.steps = 6_000
+    config.train.batch_size = 64
+    config.train.log_every = 50
+    config.eval.every = 500
+    config.eval.max_examples = 4_000
+    config.checkpoint.every = 500
+    return config

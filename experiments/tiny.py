@@ -1,0 +1,29 @@
+"""A tiny BERT on the built-in sample: the quickstart.
+
+python -m bert_jax.main --config=experiments/tiny.py
+"""
+
+from experiments import base
+
+
+def get_config(arg=None):
+    config = base.get_config(arg or "tiny")
+    config.model.hidden_dropout = 0.0  # two passes over little text: nothing to regularise yet
+    config.model.attention_dropout = 0.0
+    config.data.vocab_size = 4_000
+    config.data.validation_share = 0.05
+    config.data.test_share = 0.05
+    config.data.sequence_length = 64
+    config.data.max_predictions_per_sequence = 10
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "hf"
+    config.optimizer.warmup_steps = 200
+    config.optimizer.decay_steps = 0
+    config.optimizer.b2 = 0.98
+    config.optimizer.bias_correction = True
+    config.train.steps = 3_000
+    config.train.batch_size = 64
+    config.train.log_every = 100
+    config.eval.every = 500
+    config.checkpoint.every = 500
+    return config

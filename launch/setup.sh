@@ -1,0 +1,23 @@
+# Sourced by the other scripts: makes .venv from the project's own files if it is missing, and activates it.
+#   PYTHON=python3.12   interpreter to make it with
+#   EXTRAS=dev,parity   extras to install
+#   VENV=.venv          where
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+VENV=${VENV:-.venv}
+if [ ! -x "$VENV/bin/python" ]; then
+  "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: ${PYTHON:-python3} is older than Python 3.11; set PYTHON=python3.12 or the like" >&2
+    exit 2
+  }
+  "${PYTHON:-python3}" -m venv "$VENV"
+fi
+# shellcheck disable=SC1091
+source "$VENV/bin/activate"
+stamp="$VENV/.installed-$(cat setup.cfg pyproject.toml requirements.txt | cksum | cut -d' ' -f1)-${EXTRAS:-plain}"
+if [ ! -e "$stamp" ]; then
+  echo "installing into $VENV"
+  # requirements.txt first: it may hold torch at a version that is a CPU build, which an extra cannot say.
+  case ",${EXTRAS:-}," in *,parity,*) pip install -q "torch==${TORCH_VERSION:-2.13.0}" ;; esac
+  pip install -q -e ".${EXTRAS:+[$EXTRAS]}"
+  touch "$stamp"
+fi
