@@ -1,0 +1,307 @@
+"""Documents → blocks → chunks → shards: the part of preparation that runs in many processes.
+
+The process that reads the corpus assigns each document to a split and sends blocks of documents, one at a
+time, to whichever worker is free, so memory stays flat. Block number i becomes train shard i: what is
+written depends on the corpus alone, never on the number of workers.
+"""
+
+import hashlib
+import heapq
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bert_jax.config import UserError
+from bert_jax.data.corpus import Document, split_sentences
+from bert_jax.data.records import WRITER_OPTIONS, encode_record
+from bert_jax.data.report import Statistics
+from bert_jax.data.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+_MIN_DOCUMENTS = 2  # of a split: nsp draws from another document
+_BATCH_CHARACTERS = 1 << 18  # of text tokenised at a time
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Block:
+    """Neighbouring documents of the corpus, each with its split."""
+
+    index: int
+    first_document: int
+    documents: list[tuple[str, Document]] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+class BlockResult(NamedTuple):
+    """What a block became: a train shard on disk (if it has any record) and the records of the other splits."""
+
+    index: int
+    num_bytes: int
+    train_records: int
+    held_out: dict[str, list[bytes]]
+    statistics: dict[str, Statistics]
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """What a worker needs to turn blocks into shards; called with a block, it returns the result."""
+
+    directory: Path
+    tokenizer: Tokenizer
+    sequence_length: int
+    token_dtype: np.dtype
+
+    def __call__(self, block: Block) -> BlockResult:
+        held_out: dict[str, list[bytes]] = {}
+        statistics: dict[str, Statistics] = {}
+        train: list[bytes] = []
+        for number, split, document in self._tokenized(block, statistics):
+            records = self._records(number, document, statistics[split])
+            (train if split == "train" else held_out.setdefault(split, [])).extend(records)
+        if train:
+            write_shard(block_path(self.directory, block.index), train)
+        return BlockResult(block.index, block.num_bytes, len(train), held_out, statistics)
+
+    def _tokenized(self, block: Block, statistics: dict[str, Statistics]) -> Iterator[tuple[int, str, list[list[int]]]]:
+        """(document number, split, ids of its sentences); the tokenizer gets many sentences at a time."""
+        waiting: list[tuple[int, str, list[str]]] = []
+        characters = 0
+        last = len(block.documents) - 1
+        for offset, (split, document) in enumerate(block.documents):
+            sentences = split_sentences(document)
+            statistics.setdefault(split, Statistics()).add_lines(sentences)
+            waiting.append((block.first_document + offset, split, sentences))
+            characters += len(document.text)
+            if characters >= _BATCH_CHARACTERS or offset == last:
+                ids = iter(self.tokenizer.encode_words(list(chain.from_iterable(s for _, _, s in waiting))))
+                for number, split_name, sentences in waiting:
+                    yield number, split_name, [next(ids) for _ in sentences]
+                waiting, characters = [], 0
+
+    def _records(self, number: int, document: list[list[int]], statistics: Statistics) -> list[bytes]:
+        lengths, chunks = cut_chunks([len(ids) for ids in document], self.sequence_length - 3)
+        if not lengths:
+            return []
+        tokens = np.fromiter(chain.from_iterable(document), self.token_dtype, sum(lengths))
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        unknown = int(np.count_nonzero(tokens == self.tokenizer.unk_id))
+        bounds = [(int(ends[first]), int(ends[last])) for first, last in chunks]
+        statistics.add_document(lengths, [stop - start for start, stop in bounds], unknown)
+        return [
+            encode_record(
+                {
+                    "tokens": tokens[start:stop],
+                    "sentence_lengths": np.asarray(lengths[first:last], np.dtype("<u2")),
+                    "document": number,
+                    "chunk_index": index,
+                    "num_chunks": len(chunks),
+                }
+            )
+            for index, ((first, last), (start, stop)) in enumerate(zip(chunks, bounds, strict=True))
+        ]
+
+
+def cut_chunks(sentence_lengths: Iterable[int], target: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Sentence lengths with none over `target` tokens, and the chunks as ranges (first, last + 1) of them.
+
+    A chunk takes whole sentences until it has `target` tokens or the document ends. A longer sentence is
+    cut into pieces of `target` tokens, so no token is lost; empty ones vanish.
+    """
+    lengths: list[int] = []
+    chunks: list[tuple[int, int]] = []
+    first = size = 0
+    for length in sentence_lengths:
+        while length > 0:
+            piece = min(length, target)
+            length -= piece
+            lengths.append(piece)
+            size += piece
+            if size >= target:
+                chunks.append((first, len(lengths)))
+                first, size = len(lengths), 0
+    if size:
+        chunks.append((first, len(lengths)))
+    return lengths, chunks
+
+
+def split_documents(
+    documents: Iterable[Document], seed: int, validation_share: float, test_share: float
+) -> Iterator[tuple[str, Document]]:
+    """Each document with its split, by a hash of text and seed: equal texts share a split.
+
+    The shares are probabilities, so a small corpus could leave a split empty. Therefore the first two texts
+    always train, and the four with the smallest hashes of the other training texts are held back to the
+    end, where they fill a held-out split that has fewer than two.
+    """
+    shares = {"validation": validation_share, "test": test_share}
+    found: dict[str, set[int]] = {split: set() for split in SPLITS}  # hashes of the first two texts
+    reserve = _Reserve(_MIN_DOCUMENTS * sum(share > 0 for share in shares.values()))
+    for document in documents:
+        digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=8, key=b"%d" % seed)
+        value = int.from_bytes(digest.digest(), "big")
+        position = value / 2.0**64
+        split = "validation" if position < validation_share else "test"
+        if position >= validation_share + test_share:
+            split = "train"
+        if value in found["train"] or len(found["train"]) < _MIN_DOCUMENTS:
+            split = "train"
+        if len(found[split]) < _MIN_DOCUMENTS:
+            found[split].add(value)
+        elif split == "train" and value not in found["train"]:
+            yield from (("train", released) for released in reserve.offer(value, document))
+            continue
+        yield split, document
+    for split, share in shares.items():
+        missing = _MIN_DOCUMENTS - len(found[split]) if share > 0 else 0
+        if missing > len(reserve):
+            _log.warning("the corpus is too small for a %s split of two documents", split)
+        elif missing:
+            yield from ((split, document) for document in reserve.take(missing))
+    yield from (("train", document) for document in reserve.take(len(reserve)))
+
+
+def blocks(split: Iterable[tuple[str, Document]], corpus_bytes: int | None) -> Iterator[Block]:
+    """Blocks of about 1/64 of the corpus, 256 KB to 16 MB of text; 4 MB if its size is not known."""
+    size = 1 << 22 if corpus_bytes is None else min(max(corpus_bytes // 64, 1 << 18), 1 << 24)
+    block = Block(0, 0)
+    for name, document in split:
+        block.documents.append((name, document))
+        block.num_bytes += len(document.text.encode("utf-8", "surrogatepass"))
+        if block.num_bytes >= size:
+            yield block
+            block = Block(block.index + 1, block.first_document + len(block.documents))
+    if block.documents:
+        yield block
+
+
+def run_blocks(source: Iterator[Block], work: BlockWork, workers: int) -> Iterator[BlockResult]:
+    """The results in block order, from `workers` processes (1: from this one)."""
+    if workers == 1:
+        yield from map(work, source)
+        return
+    expected, ready = 0, {}
+    for result in _parallel(source, work, workers):
+        ready[result.index] = result
+        while expected in ready:
+            yield ready.pop(expected)
+            expected += 1
+
+
+def block_path(directory: Path, index: int) -> Path:
+    """The train shard of a block, before the number of shards is known."""
+    return directory / f"block-{index:06d}"
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> None:
+    """Raises OSError: ArrayRecord itself says RuntimeError for a full disk."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    try:
+        writer = ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+class _Reserve:
+    """The few training texts with the smallest hashes; equal texts stay together, stored once with their number."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._heap: list[int] = []  # negative hashes: the largest hash on top
+        self._texts: dict[int, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def offer(self, value: int, document: Document) -> Iterator[Document]:
+        """Keeps the document or another instead; yields what is not kept."""
+        if value in self._texts:
+            self._texts[value][1] += 1
+            return
+        if self._size == 0:
+            yield document
+            return
+        self._texts[value] = [document, 1]
+        heapq.heappush(self._heap, -value)
+        if len(self._heap) > self._size:
+            released, number = self._texts.pop(-heapq.heappop(self._heap))
+            yield from [released] * number
+
+    def take(self, count: int) -> Iterator[Document]:
+        """Removes the `count` texts with the smallest hashes."""
+        for value in sorted(self._texts)[:count]:
+            self._heap.remove(-value)
+            document, number = self._texts.pop(value)
+            yield from [document] * number
+
+
+def _parallel(source: Iterator[Block], work: BlockWork, workers: int) -> Iterator[BlockResult]:
+    """Results as they come. A worker has one block at a time, so neither side ever blocks the other's pipe."""
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    processes: dict[Any, Any] = {}
+    busy: dict[Any, int] = {}
+    try:
+        for block in source:
+            if len(processes) < workers:
+                connection, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+                process.start()
+                theirs.close()
+                processes[connection] = process
+            else:
+                connection = next(iter(set(processes) - set(busy)), None)
+                if connection is None:
+                    connection = wait(list(busy))[0]
+                    yield _receive(connection, processes, busy)
+            connection.send(block)
+            busy[connection] = block.index
+        while busy:
+            for connection in wait(list(busy)):
+                yield _receive(connection, processes, busy)
+    finally:
+        for connection, process in processes.items():
+            connection.close()  # the worker sees the end of its pipe, also when this process is killed
+            process.join(timeout=5)
+            process.kill()
+
+
+def _receive(connection: Any, processes: dict[Any, Any], busy: dict[Any, int]) -> BlockResult:
+    index = busy.pop(connection)
+    try:
+        result = connection.recv()
+    except EOFError:
+        processes[connection].join(timeout=5)
+        raise UserError(
+            f"a worker died while preparing block {index} (exit code {processes[connection].exitcode}): "
+            "most likely out of memory; lower data.workers"
+        ) from None
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _serve(connection: Connection, work: BlockWork) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    try:
+        while True:
+            block = connection.recv()
+            try:
+                result: Any = work(block)
+            except Exception as error:
+                result = error
+            connection.send(result)
+    except (EOFError, BrokenPipeError):
+        return

@@ -1,0 +1,183 @@
+"""The instances of create_pretraining_data.py (google-research/bert), bit for bit: REFERENCE.md §2.1.
+
+One `random.Random` drives everything, so the order of the draws is part of the contract: each comment below
+that mentions a draw is load-bearing. Needs all documents in memory, as the original does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
+_TRIES = 10  # to draw another document before the original gives up and takes the same one
+
+Document = Sequence[Sequence[str]]  # sentences of tokens
+
+
+class Instance(NamedTuple):
+    """One finished row, unpadded; `positions` ascend and `labels` are the tokens that stood there."""
+
+    tokens: list[str]
+    segment_ids: list[int]
+    is_random_next: bool
+    positions: list[int]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class OriginalSettings:
+    """Names as in our config; the original's flags in the comments."""
+
+    sequence_length: int  # max_seq_length
+    max_predictions: int  # max_predictions_per_seq
+    dupe_factor: int
+    short_sequence_rate: float  # short_seq_prob
+    mask_rate: float  # masked_lm_prob
+    whole_word: bool  # do_whole_word_mask
+    random_next_rate: float = 0.5
+    mask_share: float = 0.8
+    keep_share_of_rest: float = 0.5  # of the predicted tokens that are not shown as [MASK]
+
+    @classmethod
+    def from_config(cls, data: ConfigDict) -> "OriginalSettings":
+        rest = data.keep_share + data.random_share
+        return cls(
+            sequence_length=data.sequence_length,
+            max_predictions=data.max_predictions_per_sequence,
+            dupe_factor=data.dupe_factor,
+            short_sequence_rate=data.short_sequence_rate,
+            mask_rate=data.mask_rate,
+            whole_word=data.mask_unit == "word",
+            random_next_rate=data.random_next_rate,
+            mask_share=data.mask_share,
+            keep_share_of_rest=data.keep_share / rest if rest else 0.5,
+        )
+
+
+def create_instances(
+    documents: Sequence[Document],
+    vocabulary: Sequence[str],
+    rng: Random,
+    settings: OriginalSettings,
+    store: Callable[[Instance], Any] = lambda instance: instance,
+) -> list[Any]:
+    """All instances in their final order. `documents` is not changed; documents without tokens are skipped.
+
+    `store` turns each instance into what is kept of it (bytes, say), since the final shuffle needs them all.
+    """
+    shuffled = [document for document in documents if len(document)]
+    rng.shuffle(shuffled)
+    stored = [
+        store(instance)
+        for _ in range(settings.dupe_factor)
+        for index in range(len(shuffled))
+        for instance in _document_instances(shuffled, index, vocabulary, rng, settings)
+    ]
+    rng.shuffle(stored)
+    return stored
+
+
+def _document_instances(
+    documents: Sequence[Document], index: int, vocabulary: Sequence[str], rng: Random, settings: OriginalSettings
+) -> list[Instance]:
+    document = documents[index]
+    limit = settings.sequence_length - 3
+    target = limit
+    if rng.random() < settings.short_sequence_rate:  # once a document, not once an instance
+        target = rng.randint(2, limit)
+    instances = []
+    chunk: list[Sequence[str]] = []
+    position = length = 0
+    while position < len(document):
+        chunk.append(document[position])
+        length += len(document[position])
+        if position == len(document) - 1 or length >= target:
+            a, b, is_random_next, unused = _pair(chunk, documents, index, target, rng, settings)
+            position -= unused
+            _truncate(a, b, limit, rng)
+            tokens = [CLS, *a, SEP, *b, SEP]
+            segment_ids = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+            masked, positions, labels = _mask(tokens, vocabulary, rng, settings)
+            instances.append(Instance(masked, segment_ids, is_random_next, positions, labels))
+            chunk, length = [], 0
+        position += 1
+    return instances
+
+
+def _pair(
+    chunk: Sequence[Sequence[str]],
+    documents: Sequence[Document],
+    index: int,
+    target: int,
+    rng: Random,
+    settings: OriginalSettings,
+) -> tuple[list[str], list[str], bool, int]:
+    """A, B, whether B is random, and how many sentences of the chunk go back to be used again."""
+    a_end = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
+    a = _flat(chunk[:a_end])
+    # No draw for a single sentence: `or` must not be turned round.
+    if len(chunk) > 1 and rng.random() >= settings.random_next_rate:
+        return a, _flat(chunk[a_end:]), False, 0
+    other = index
+    for _ in range(_TRIES):
+        other = rng.randint(0, len(documents) - 1)
+        if other != index:
+            break
+    document = documents[other]  # the same one after ten bad draws, and still labelled random
+    b: list[str] = []
+    for sentence in document[rng.randint(0, len(document) - 1) :]:
+        b.extend(sentence)
+        if len(b) >= target - len(a):
+            break
+    return a, b, True, len(chunk) - a_end
+
+
+def _flat(sentences: Sequence[Sequence[str]]) -> list[str]:
+    return [token for sentence in sentences for token in sentence]
+
+
+def _truncate(a: list[str], b: list[str], limit: int, rng: Random) -> None:
+    """The longer (B if equal) loses its first or its last token, one draw a token."""
+    while len(a) + len(b) > limit:
+        longer = a if len(a) > len(b) else b
+        del longer[0 if rng.random() < 0.5 else -1]
+
+
+def _mask(
+    tokens: list[str], vocabulary: Sequence[str], rng: Random, settings: OriginalSettings
+) -> tuple[list[str], list[int], list[str]]:
+    """(masked tokens, positions, labels). The number predicted counts [CLS] and [SEP] and rounds half to even."""
+    candidates: list[list[int]] = []
+    for position, token in enumerate(tokens):
+        if token in (CLS, SEP):
+            continue
+        # The last candidate may end before a [SEP]: a B that starts with "##" is glued to A's last word.
+        if settings.whole_word and candidates and token.startswith("##"):
+            candidates[-1].append(position)
+        else:
+            candidates.append([position])
+    rng.shuffle(candidates)
+    wanted = min(settings.max_predictions, max(1, round(len(tokens) * settings.mask_rate)))
+    shown = list(tokens)
+    chosen: list[int] = []
+    for candidate in candidates:
+        if len(chosen) >= wanted:
+            break
+        if len(chosen) + len(candidate) > wanted:
+            continue
+        for position in candidate:
+            chosen.append(position)
+            shown[position] = _replacement(tokens[position], vocabulary, rng, settings)
+    chosen.sort()
+    return shown, chosen, [tokens[position] for position in chosen]
+
+
+def _replacement(token: str, vocabulary: Sequence[str], rng: Random, settings: OriginalSettings) -> str:
+    if rng.random() < settings.mask_share:
+        return MASK
+    if rng.random() < settings.keep_share_of_rest:
+        return token
+    return vocabulary[rng.randint(0, len(vocabulary) - 1)]  # specials and [unusedN] included

@@ -1,0 +1,270 @@
+"""Chunks → sentence pairs, made when they are read: a pure function of (seed, epoch, index).
+
+A row follows create_pretraining_data.py of google-research/bert (REFERENCE.md §2.1) where the sampling of
+its instances is concerned: target length, where A ends, whether B is random, how a pair is truncated. It
+differs in two points, both because chunks are cut once and read anew each epoch: a row with a random B does
+not give the unused sentences of its chunk back (other epochs use them), and a random B starts in a random
+chunk of another document, so documents are drawn in proportion to their length.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+
+_MASK64 = (1 << 64) - 1
+
+
+class Source(Protocol):
+    """Random access to the chunks of a split: `Records`, or a list in tests."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """What a row depends on besides the chunks; lengths in tokens, rates in [0, 1]."""
+
+    sequence_length: int
+    pairing: str  # nsp | sop | none
+    random_next_rate: float
+    short_sequence_rate: float
+    cls_id: int
+    sep_id: int
+    vocab_size: int
+
+    @classmethod
+    def from_config(cls, data: ConfigDict, tokenizer: Any) -> "PairSettings":
+        return cls(
+            sequence_length=data.sequence_length,
+            pairing=data.pairing,
+            random_next_rate=data.random_next_rate,
+            short_sequence_rate=data.short_sequence_rate,
+            cls_id=tokenizer.cls_id,
+            sep_id=tokenizer.sep_id,
+            vocab_size=tokenizer.vocab_size,
+        )
+
+
+def instance(source: Source, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
+    """Row `position` of the endless sequence of epochs over `source`.
+
+    Returns input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L];
+    next_sentence_labels int32[] (nsp: 1 = random B; sop: 1 = swapped) and next_sentence_weights float32[]
+    (0 where a row has no label). Raises UserError for a token id outside the vocabulary.
+    """
+    epoch, index = divmod(position, len(source))
+    record = shuffled(index, len(source), seed, epoch)
+    draws = _Draws(seed, epoch, index)
+    chunk = source[record]
+    if settings.pairing == "none":
+        a, b, label = _trim(chunk["tokens"], settings.sequence_length - 2, draws), None, None
+    else:
+        target = settings.sequence_length - 3
+        short = draws.uniform() < settings.short_sequence_rate
+        if short:
+            target = draws.between(2, target)
+        sentences = _window(chunk, target if short else None, draws)
+        pair = _next_sentence if settings.pairing == "nsp" else _sentence_order
+        a, b, label = pair(source, settings, record, chunk, sentences, target, draws)
+    _check_ids(source, settings, record, a, b)
+    return _row(settings, a, b, label)
+
+
+def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
+    """The record that the row `index` of an epoch starts from: a permutation of range(count) per (seed, epoch)."""
+    from grain.experimental import index_shuffle
+
+    key = _mix(_mix(seed & _MASK64) ^ epoch) & 0xFFFFFFFF
+    return index_shuffle(index, max_index=count - 1, seed=key, rounds=4)
+
+
+def _window(chunk: dict[str, Any], target: int | None, draws: "_Draws") -> np.ndarray:
+    """Token offsets of sentence ends, starting with the offset of the first: the sentences that a row uses.
+
+    All of the chunk without a target. Else sentences until it is reached, from a start drawn among those
+    with enough text after them: starting always with the first would starve the others.
+    """
+    ends = np.concatenate(([0], np.cumsum(chunk["sentence_lengths"], dtype=np.int64)))
+    if target is None:
+        return ends
+    total = int(ends[-1])
+    possible = int(np.searchsorted(ends, total - target, side="right"))  # starts with >= target tokens after them
+    first = draws.below(possible) if possible > 1 else 0
+    last = int(np.searchsorted(ends, ends[first] + target, side="left"))
+    return ends[first : last + 1]
+
+
+def _next_sentence(
+    source: Source,
+    settings: PairSettings,
+    record: int,
+    chunk: dict[str, Any],
+    sentences: np.ndarray,
+    target: int,
+    draws: "_Draws",
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """A, B and 0 if B is the rest, 1 if it comes from another document."""
+    tokens, count = chunk["tokens"], len(sentences) - 1
+    a_end = draws.between(1, count - 1) if count > 1 else 1
+    a = tokens[sentences[0] : sentences[a_end]]
+    if count == 1 or draws.uniform() < settings.random_next_rate:
+        b, label = _random_part(source, record, chunk, target - len(a), draws), 1
+    else:
+        b, label = tokens[sentences[a_end] : sentences[-1]], 0
+    a, b = _truncate(a, b, settings.sequence_length - 3, draws)
+    return a, b, label
+
+
+def _sentence_order(
+    source: Source,
+    settings: PairSettings,
+    record: int,
+    chunk: dict[str, Any],
+    sentences: np.ndarray,
+    target: int,
+    draws: "_Draws",
+) -> tuple[np.ndarray, np.ndarray | None, int | None]:
+    """Two neighbouring parts and 0 if in order, 1 if swapped; a lone sentence is cut between two tokens."""
+    tokens, count = chunk["tokens"], len(sentences) - 1
+    if count > 1:
+        cut = int(sentences[draws.between(1, count - 1)])
+    elif sentences[1] - sentences[0] > 1:
+        cut = int(sentences[0]) + draws.between(1, int(sentences[1] - sentences[0]) - 1)
+    else:
+        return tokens[sentences[0] : sentences[1]], None, None
+    a, b = _truncate(tokens[sentences[0] : cut], tokens[cut : sentences[-1]], settings.sequence_length - 3, draws)
+    return (b, a, 1) if draws.uniform() < 0.5 else (a, b, 0)
+
+
+def _random_part(source: Source, record: int, chunk: dict[str, Any], length: int, draws: "_Draws") -> np.ndarray:
+    """Whole sentences of another document, at least `length` tokens unless that document ends before.
+
+    The chunks of a document are neighbours, so this one occupies `num_chunks` records from
+    `record - chunk_index`: skipping that range draws another document without trying.
+    """
+    own_first, own_count = record - chunk["chunk_index"], chunk["num_chunks"]
+    if own_count >= len(source):
+        raise UserError(
+            f"nsp needs a second document to draw random sentences from, but the split has only one "
+            f"({own_count} chunks): add documents or set data.pairing to sop or none"
+        )
+    drawn = draws.below(len(source) - own_count)
+    drawn += own_count if drawn >= own_first else 0
+    other = source[drawn]
+    ends = np.cumsum(other["sentence_lengths"], dtype=np.int64)
+    start = draws.below(len(ends))
+    offset = int(ends[start - 1]) if start else 0
+    last = min(max(int(np.searchsorted(ends, offset + length)), start), len(ends) - 1)
+    part = other["tokens"][offset : ends[last]]
+    missing = length - len(part)
+    if missing <= 0 or other["chunk_index"] + 1 == other["num_chunks"]:
+        return part
+    following = source[drawn + 1]
+    ends = np.cumsum(following["sentence_lengths"], dtype=np.int64)
+    last = min(int(np.searchsorted(ends, missing)), len(ends) - 1)
+    return np.concatenate((part, following["tokens"][: ends[last]]))
+
+
+def _truncate(a: np.ndarray, b: np.ndarray, limit: int, draws: "_Draws") -> tuple[np.ndarray, np.ndarray]:
+    """As the original: while the pair is too long, the longer (B if equal) loses its first or last token."""
+    keep_a, keep_b = len(a), len(b)
+    excess = keep_a + keep_b - limit
+    if excess <= 0:
+        return a, b
+    level = min(excess, abs(keep_a - keep_b))
+    if keep_a > keep_b:
+        keep_a -= level
+    else:
+        keep_b -= level
+    keep_b -= (excess - level + 1) // 2
+    keep_a -= (excess - level) // 2
+    return _trim(a, keep_a, draws), _trim(b, keep_b, draws)
+
+
+def _trim(tokens: np.ndarray, length: int, draws: "_Draws") -> np.ndarray:
+    """Loses tokens at the front or the back, each with equal chance, until at most `length` are left."""
+    excess = len(tokens) - length
+    if excess <= 0:
+        return tokens
+    front = draws.heads(excess)
+    return tokens[front : front + length]
+
+
+def _check_ids(source: Source, settings: PairSettings, record: int, a: np.ndarray, b: np.ndarray | None) -> None:
+    largest = max(int(a.max()), 0 if b is None else int(b.max()))
+    if largest >= settings.vocab_size:
+        where = getattr(source, "directory", "the dataset")
+        raise UserError(
+            f"token id {largest} in a row of record {record} of {where} is outside the vocabulary of "
+            f"{settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
+        )
+
+
+def _row(settings: PairSettings, a: np.ndarray, b: np.ndarray | None, label: int | None) -> dict[str, np.ndarray]:
+    length = settings.sequence_length
+    input_ids, token_type_ids, sequence_ids = np.zeros((3, length), np.int32)
+    end = len(a) + 2
+    input_ids[0] = settings.cls_id
+    input_ids[1 : end - 1] = a
+    input_ids[end - 1] = settings.sep_id
+    if b is not None:
+        b_end = end + len(b) + 1
+        input_ids[end : b_end - 1] = b
+        input_ids[b_end - 1] = settings.sep_id
+        token_type_ids[end:b_end] = 1
+        end = b_end
+    sequence_ids[:end] = 1
+    return {
+        "input_ids": input_ids,
+        "token_type_ids": token_type_ids,
+        "position_ids": np.arange(length, dtype=np.int32),
+        "sequence_ids": sequence_ids,
+        "next_sentence_labels": np.asarray(label or 0, np.int32),
+        "next_sentence_weights": np.asarray(label is not None, np.float32),
+    }
+
+
+def _mix(state: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014) on an unsigned 64-bit integer."""
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return state ^ (state >> 31)
+
+
+class _Draws:
+    """A SplitMix64 stream keyed by integers: ten times cheaper to start than a NumPy Generator."""
+
+    def __init__(self, *key: int):
+        self._state = 0
+        for part in key:
+            self._state = _mix((self._state + part + 0x9E3779B97F4A7C15) & _MASK64)
+
+    def bits(self) -> int:
+        """64 random bits."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK64
+        return _mix(self._state)
+
+    def below(self, count: int) -> int:
+        """Uniform on [0, count); the bias is under count / 2^64."""
+        return (self.bits() * count) >> 64
+
+    def between(self, low: int, high: int) -> int:
+        """Uniform on [low, high], both included."""
+        return low + self.below(high - low + 1)
+
+    def uniform(self) -> float:
+        """Uniform on [0, 1)."""
+        return (self.bits() >> 11) * 2.0**-53
+
+    def heads(self, tosses: int) -> int:
+        """How many of so many coins show heads."""
+        heads = 0
+        for done in range(0, tosses, 64):
+            heads += (self.bits() >> max(0, 64 - (tosses - done))).bit_count()
+        return heads

@@ -1,0 +1,127 @@
+"""What a prepared corpus looks like: counts, histograms, and warnings when something looks wrong.
+
+Memory is bounded: lengths go into power-of-two bins, and repeated lines are counted on a sample of the
+sentences chosen by their hash (every sentence with a hash of the sample is counted, so its repetitions are
+seen however far apart; the sample halves whenever it holds more than `_SAMPLE_LINES` different sentences).
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+_SAMPLE_LINES = 1 << 17
+_UNKNOWN_LIMIT = 0.01  # share of tokens
+_REPEATED_LIMIT = 0.05  # share of sentences
+
+
+class Statistics:
+    """Counts of one split or block; `a.merge(b)` adds b to a. Independent of how documents are cut into blocks."""
+
+    def __init__(self) -> None:
+        self.counts = Counter(documents=0, sentences=0, tokens=0, unknown_tokens=0, chunks=0)
+        self.sentence_lengths: Counter[int] = Counter()  # bit length of the number of tokens
+        self.chunk_lengths: Counter[int] = Counter()
+        self.document_chunks: Counter[int] = Counter()  # bit length of the number of chunks
+        self._lines: dict[int, int] = {}
+        self._line_mask = 0  # a sentence is in the sample if its hash has none of these bits
+
+    def add_document(self, sentence_lengths: Sequence[int], chunk_lengths: Sequence[int], unknown_tokens: int) -> None:
+        """Lengths in tokens; static preparation has no chunks."""
+        self.counts["documents"] += 1
+        self.counts["sentences"] += len(sentence_lengths)
+        self.counts["tokens"] += sum(sentence_lengths)
+        self.counts["unknown_tokens"] += unknown_tokens
+        self.counts["chunks"] += len(chunk_lengths)
+        self.sentence_lengths.update(map(int.bit_length, sentence_lengths))
+        self.chunk_lengths.update(map(int.bit_length, chunk_lengths))
+        self.document_chunks[len(chunk_lengths).bit_length()] += 1
+
+    def add_lines(self, sentences: Sequence[str]) -> None:
+        lines, mask = self._lines, self._line_mask
+        for sentence in sentences:
+            line = zlib.crc32(sentence.encode("utf-8", "surrogatepass"))
+            if not line & mask:
+                lines[line] = lines.get(line, 0) + 1
+        self._shrink()
+
+    def merge(self, other: "Statistics") -> None:
+        self.counts.update(other.counts)
+        self.sentence_lengths.update(other.sentence_lengths)
+        self.chunk_lengths.update(other.chunk_lengths)
+        self.document_chunks.update(other.document_chunks)
+        self._line_mask |= other._line_mask
+        for line, count in other._lines.items():
+            self._lines[line] = self._lines.get(line, 0) + count
+        self._lines = {line: count for line, count in self._lines.items() if not line & self._line_mask}
+        self._shrink()
+
+    def repeated_share(self) -> float:
+        """Share of the sentences that occurred before."""
+        return 1 - len(self._lines) / max(1, sum(self._lines.values()))
+
+    def _shrink(self) -> None:
+        while len(self._lines) > _SAMPLE_LINES:
+            self._line_mask = self._line_mask << 1 | 1
+            self._lines = {line: count for line, count in self._lines.items() if not line & self._line_mask}
+
+
+def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:
+    """The report as JSON: counts a split, shares and histograms over all, warnings as sentences."""
+    total = Statistics()
+    for statistics in splits.values():
+        total.merge(statistics)
+    report: dict[str, Any] = {
+        "splits": {name: dict(statistics.counts) for name, statistics in splits.items()},
+        "unknown_share": round(total.counts["unknown_tokens"] / max(1, total.counts["tokens"]), 6),
+        "repeated_line_share": round(total.repeated_share(), 6),
+        "tokens_per_sentence": _histogram(total.sentence_lengths),
+        "tokens_per_chunk": _histogram(total.chunk_lengths),
+        "chunks_per_document": _histogram(total.document_chunks),
+    }
+    report["warnings"] = _warnings(report, total.counts["documents"])
+    return report
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """The report for people: a table of counts, bars, warnings."""
+    columns = ("documents", "sentences", "tokens", "chunks")
+    lines = [f"{'split':<12}" + "".join(f"{column:>14}" for column in columns)]
+    for name, counts in report["splits"].items():
+        lines.append(f"{name:<12}" + "".join(f"{counts[column]:>14,}" for column in columns))
+    lines.append(
+        f"[UNK] {report['unknown_share']:.3%} of tokens, repeated {report['repeated_line_share']:.2%} of lines"
+    )
+    for title in ("tokens_per_sentence", "tokens_per_chunk", "chunks_per_document"):
+        if report[title]:
+            lines += [title.replace("_", " "), *_bars(report[title])]
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    return "\n".join(lines) + "\n"
+
+
+def _histogram(bins: Counter[int]) -> dict[str, int]:
+    """Bit length → count becomes "low-high" → count; without the empty bin of static preparation."""
+    names = {bits: f"{1 << bits - 1}-{(1 << bits) - 1}" if bits > 1 else "1" for bits in bins if bits}
+    return {names[bits]: bins[bits] for bits in sorted(names)}
+
+
+def _bars(histogram: dict[str, int]) -> list[str]:
+    largest = max(histogram.values())
+    return [f"  {name:>15} {count:>12,} {'#' * round(40 * count / largest)}" for name, count in histogram.items()]
+
+
+def _warnings(report: dict[str, Any], documents: int) -> list[str]:
+    found = []
+    if report["unknown_share"] > _UNKNOWN_LIMIT:
+        found.append(
+            f"{report['unknown_share']:.1%} of the tokens are [UNK] (normal: under {_UNKNOWN_LIMIT:.0%}): "
+            "the vocabulary does not fit the text; train one on it (data.vocab_file='') or check data.lowercase"
+        )
+    if report["repeated_line_share"] > _REPEATED_LIMIT:
+        found.append(
+            f"{report['repeated_line_share']:.1%} of the lines occurred before (normal: under {_REPEATED_LIMIT:.0%}): "
+            "look for boilerplate or duplicated documents"
+        )
+    if documents == 1:
+        found.append("the corpus is one document: there is no other to draw random next sentences from")
+    return found
