@@ -1,0 +1,7 @@
+"""Text in, batches on the mesh out.
+
+`corpus.py` streams documents from files, TFDS or the built-in sample (`sample.py`) and splits them into sentences
+(`sentences.py`); `tokenizer.py` trains, loads and applies vocabularies (`vocabulary.py` learns one,
+`original_wordpiece.py` is the 2018 algorithm to the letter); `prepare.py` turns a corpus into ArrayRecord shards of
+chunks; `pairs.py` makes sentence pairs of chunks; `pipeline.py` reads shards into global batches.
+"""

@@ -1,0 +1,81 @@
+"""The built-in sample: English prose that every Python installation holds, about 2 MB in 600 documents.
+
+The texts of `help()` topics and the docstrings of the standard library, parsed from its sources (nothing is imported).
+Doctests, code, tables and signatures are left out; wrapped lines are joined.
+"""
+
+import ast
+import functools
+import inspect
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from bert_jax.config import UserError
+
+_SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+_ITEM = re.compile(r"(?:[*•-]|\d+[.)])\s+")
+_MARKUP = re.compile(r":\w+:(?=`)|``?|\*\*|\|(?=\w)")
+_WORD = re.compile(r"[A-Za-z][a-z']*[,.;:!?)]*")
+
+
+@functools.cache
+def read_sample() -> tuple[tuple[str, str], ...]:
+    """(topic or module name, paragraphs on lines), in a fixed order. Takes about 3 s."""
+    documents = [(name, _prose(text)) for name, text in _texts()]
+    documents = [(name, text) for name, text in documents if text]
+    if not documents:
+        raise UserError("this Python has no sources of its standard library: set data.corpus=text and data.files")
+    return tuple(documents)
+
+
+def _texts() -> Iterator[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave it out
+        topics = {}
+    for topic in sorted(topics):
+        yield f"topic {topic}", topics[topic]
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
+        name = path.relative_to(root).with_suffix("").parts
+        if not _SKIPPED.intersection(name) and name[0] != "pydoc_data":
+            yield ".".join(name), "\n\n".join(_docstrings(path))
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in old modules
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield inspect.cleandoc(text)
+
+
+def _prose(text: str) -> str:
+    """Paragraphs on lines, each with at least five words of which most look like English."""
+    paragraphs: list[list[str]] = []
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line.strip() for line in block.split("\n") if line.strip()]
+        if not lines or any(line.startswith((">>>", "...", "+-", "==", "|")) for line in lines):
+            continue
+        paragraphs.append([])
+        for line in lines:
+            if _ITEM.match(line) and paragraphs[-1]:
+                paragraphs.append([])
+            paragraphs[-1].append(line)
+    joined = (_MARKUP.sub("", " ".join(" ".join(lines).split())) for lines in paragraphs)
+    return "\n".join(paragraph for paragraph in joined if _is_english(paragraph))
+
+
+def _is_english(paragraph: str) -> bool:
+    words = paragraph.split()
+    plain = sum(bool(_WORD.fullmatch(word)) for word in words)
+    return len(words) >= 5 and plain >= 0.6 * len(words)
