@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,8 @@ class Block:
     num_bytes: int = 0
 
 
-class BlockResult(NamedTuple):
+@dataclass(frozen=True)
+class BlockResult:
     """What a block became: a train shard on disk (if it has any record) and the records of the other splits."""
 
     index: int
@@ -262,7 +263,7 @@ def _parallel(source: Iterator[Block], work: BlockWork, workers: int) -> Iterato
                 theirs.close()
                 processes[connection] = process
             else:
-                connection = next(iter(set(processes) - set(busy)), None)
+                connection: Any = next(iter(set(processes) - set(busy)), None)
                 if connection is None:
                     connection = wait(list(busy))[0]
                     yield _receive(connection, processes, busy)

@@ -288,12 +288,13 @@ def _name_shards(directory: Path, shards: list[dict[str, Any]]) -> list[dict[str
 
 def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards: list[dict[str, Any]]) -> None:
     import tensorflow_datasets as tfds
+    from etils import epath
 
     infos = []
     for split in dict.fromkeys(shard["split"] for shard in shards):
         files = [shard for shard in shards if shard["split"] == split]
         template = tfds.core.ShardedFileTemplate(
-            data_dir=os.fspath(directory), dataset_name=DATASET_NAME, split=split, filetype_suffix="array_record"
+            data_dir=epath.Path(directory), dataset_name=DATASET_NAME, split=split, filetype_suffix="array_record"
         )
         infos.append(
             tfds.core.SplitInfo(

@@ -55,9 +55,9 @@ def tfds_features(fields: Mapping[str, np.dtype | None]) -> Any:
 
 def encode_record(record: Mapping[str, int | np.ndarray]) -> bytes:
     """A serialized `tf.train.Example`; equal records give equal bytes."""
-    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # pyright: ignore[reportAttributeAccessIssue]
 
-    example = tf_example_pb2.Example()
+    example = Example()
     feature = example.features.feature
     for name, value in record.items():
         if isinstance(value, np.ndarray):
@@ -127,9 +127,9 @@ class Records:
 
 
 def _decode(serialized: bytes, fields: Mapping[str, np.dtype | None]) -> dict[str, Any]:
-    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # pyright: ignore[reportAttributeAccessIssue]
 
-    feature = tf_example_pb2.Example.FromString(serialized).features.feature
+    feature = Example.FromString(serialized).features.feature
     record: dict[str, Any] = {}
     for name, dtype in fields.items():
         if dtype is None:
