@@ -58,7 +58,8 @@ class Statistics:
 
     def repeated_share(self) -> float:
         """Share of the sentences that occurred before."""
-        return 1 - len(self._lines) / max(1, sum(self._lines.values()))
+        sampled = sum(self._lines.values())
+        return 1 - len(self._lines) / sampled if sampled else 0.0
 
     def _shrink(self) -> None:
         while len(self._lines) > _SAMPLE_LINES:
