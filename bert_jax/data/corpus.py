@@ -5,6 +5,7 @@ Everything is streamed: memory does not grow with the corpus.
 
 import html
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,11 +67,12 @@ def open_corpus(data: ConfigDict) -> Corpus:
         raise UserError(f"data.corpus={kind!r}: choose sample, text, jsonl, wikiextractor or tfds:NAME")
     field, read = data.text_field, readers[kind]
     paths = find_files(data.files)
+    fingerprint = fingerprint_of(paths, [_READING_RULES, kind, field if kind == "jsonl" else ""])
     compressed = any(path.suffix in OPENERS for path in paths)
     return Corpus(
         name=kind,
         num_bytes=None if compressed else sum(path.stat().st_size for path in paths),
-        fingerprint=fingerprint_of(paths, [_READING_RULES, kind, field if kind == "jsonl" else ""]),
+        fingerprint=fingerprint,
         documents=lambda: (document for path in paths for document in read(path)),
     )
 
@@ -199,11 +201,11 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Document]:
 
 def _open_tfds(name: str, field: str) -> Corpus:
     """The train split, or every split if none has that name; downloaded and prepared as ArrayRecord if need be."""
-    import tensorflow_datasets as tfds  # takes seconds; nobody else here needs it
+    import tensorflow_datasets as tfds  # takes seconds, and only this corpus needs it
 
     where = f"data.corpus=tfds:{name}"
     try:
-        builder = tfds.builder(name, file_format="array_record")
+        builder = tfds.builder(name, file_format="array_record", data_dir=os.environ.get("TFDS_DATA_DIR"))
     except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
         raise UserError(f"{where}: TFDS has no such data set ({_brief(error)}): see tensorflow.org/datasets") from error
     except OSError as error:
@@ -225,7 +227,7 @@ def _open_tfds(name: str, field: str) -> Corpus:
 
     def documents() -> Iterator[Document]:
         for split in splits:
-            source = builder.as_data_source(split)
+            source = builder.as_data_source(split=split)
             for index in range(len(source)):
                 text = source[index][field].decode("utf-8", "replace")
                 if text.strip():

@@ -33,11 +33,12 @@ def read_sample() -> tuple[tuple[str, str], ...]:
 
 def _texts() -> Iterator[tuple[str, str]]:
     try:
-        from pydoc_data.topics import topics
+        from pydoc_data import topics
     except ImportError:  # some distributions leave it out
-        topics = {}
-    for topic in sorted(topics):
-        yield f"topic {topic}", topics[topic]
+        pass
+    else:
+        for topic in sorted(topics.topics):
+            yield f"topic {topic}", topics.topics[topic]
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
         name = path.relative_to(root).with_suffix("").parts

@@ -19,11 +19,10 @@ _WORD = re.compile(r"\w+")
 _OPENING = "\"'“‘«([{¿¡—-"
 
 # Each begins with a plain character class: the engine then skips to the next candidate without trying.
-_LATIN = re.compile(r"[\n.!?…؟۔।][.!?…؟۔।]*[\"'”’»)\]]*\s+")
-_CJK = re.compile(
-    r"[\n.!?…؟۔।][.!?…؟۔।]*[\"'”’»)\]]*\s+"
-    r"|[。！？｡…][。！？｡…!?]*[」』”’）】》〉\"')\]]*\s*(?![，、,；：」』）】》〉]|[とっ]|[。！？])"
-)
+_LATIN_END = r"[\n.!?…؟۔।](?:(?<=\n)\s*|[.!?…؟۔।]*[\"'”’»)\]]*\s+)"
+_CJK_END = r"[。！？｡…][。！？｡…!?]*[」』”’）】》〉\"')\]]*\s*(?![，、,；：」』）】》〉]|[とっ]|[。！？])"
+_LATIN = re.compile(_LATIN_END)
+_CJK = re.compile(f"{_LATIN_END}|{_CJK_END}")
 
 
 def split_text(text: str) -> list[str]:

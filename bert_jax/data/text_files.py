@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import zstandard
 
@@ -100,7 +100,7 @@ def _open_zst(path: Path) -> Iterator[bytes]:
             raise EOFError("ends in the middle of a frame")
 
 
-def _blocks_of(stream: IO[bytes]) -> Iterator[bytes]:
+def _blocks_of(stream: Any) -> Iterator[bytes]:
     with stream:
         while block := stream.read(_BLOCK):
             yield block

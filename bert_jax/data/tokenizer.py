@@ -68,11 +68,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.__init__(model, "spm.model")
 
     def _pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
-        rows = []
-        for text, proto in zip(texts, self._processor.encode(list(texts), out_type="immutable_proto"), strict=True):
-            spans = [_without_spaces(text, piece.begin, piece.end) for piece in proto.pieces]
-            rows.append(([piece.id for piece in proto.pieces], spans))
-        return rows
+        found = self._processor.encode(list(texts), return_type="offset_mapping", return_bytes=False)
+        rows = zip(texts, found, strict=True)
+        return [(row["ids"], [_without_spaces(text, *span) for span in row["offsets"]]) for text, row in rows]
 
 
 def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenizer:
@@ -89,11 +87,7 @@ def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenize
     if path.suffix == ".model":
         return SentencePieceTokenizer(path.read_bytes(), str(path))
     if path.suffix == ".json":
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust parser raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
-        return WordPieceTokenizer(backend, str(path))
+        return _from_json(path)
     options = (True, None, True) if data is None else (data.lowercase, data.strip_accents, data.split_cjk)
     return make_wordpiece(read_vocab_file(path), str(path), *options)
 
@@ -144,8 +138,7 @@ def _load_folder(folder: Path, data: ConfigDict | None) -> Tokenizer:
     original = bool(options.get("original"))
     models_found = sorted(folder.glob("*.model"))
     if (folder / "tokenizer.json").is_file():
-        made = load_tokenizer(folder / "tokenizer.json")
-        return WordPieceTokenizer(made._backend, str(folder), original) if original else made
+        return _from_json(folder / "tokenizer.json", original)
     if (folder / "vocab.txt").is_file() and options:
         switches = (
             options.get("do_lower_case", True),
@@ -158,6 +151,14 @@ def _load_folder(folder: Path, data: ConfigDict | None) -> Tokenizer:
     if models_found:
         return load_tokenizer(models_found[0])
     raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder")
+
+
+def _from_json(path: Path, original: bool = False) -> WordPieceTokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust parser raises nothing narrower
+        raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
+    return WordPieceTokenizer(backend, str(path), original)
 
 
 def _without_spaces(text: str, begin: int, end: int) -> Span:

@@ -12,6 +12,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -73,21 +74,23 @@ def train_sentencepiece(
     if not lines:
         raise UserError("no text to learn a vocabulary from: check data.files")
 
+    options: dict[str, Any] = {
+        "model_type": kind,
+        "hard_vocab_limit": False,
+        "character_coverage": _COVERAGE,
+        "normalization_rule_name": "nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+        "max_sentence_length": 1 << 16,  # bytes; longer lines would be left out
+        "num_threads": 4,  # fixed: each thread sums its share of the counts
+        "minloglevel": 2,
+        "user_defined_symbols": [mask],
+        **{"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3},
+        **{"pad_piece": pad, "unk_piece": unk, "bos_piece": cls, "eos_piece": sep},
+    }
+
     def train(size: int) -> bytes:
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=size,
-            model_type=kind,
-            hard_vocab_limit=False,
-            character_coverage=_COVERAGE,
-            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-            max_sentence_length=1 << 16,
-            num_threads=4,  # fixed: each thread sums its share of the counts
-            minloglevel=2,
-            **{"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "user_defined_symbols": [mask]},
-            **{"pad_piece": pad, "unk_piece": unk, "bos_piece": cls, "eos_piece": sep},
+            sentence_iterator=iter(lines), model_writer=model, vocab_size=size, **options
         )
         return model.getvalue()
 
