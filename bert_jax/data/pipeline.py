@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
@@ -206,6 +207,8 @@ def _iterate(batches: _Batches, data: ConfigDict, start: int, stop: int) -> Any:
     threads = min(data.prefetch, os.cpu_count() or 1)
     reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch))
     if data.read_workers > 0:
+        if not flags.FLAGS.is_parsed():  # in a notebook: Grain's workers read absl flags
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(
             num_workers=data.read_workers, per_worker_buffer_size=max(1, data.prefetch // data.read_workers)
         )
