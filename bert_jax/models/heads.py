@@ -22,9 +22,7 @@ class MaskedLMHead(nnx.Module):
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
         dtype = self.config.dtype
         x = GELU[self.config.hidden_act](self.transform(hidden, dtype).astype(jnp.float32))
-        # On a CPU in float32: oneDNN has no bfloat16 kernel for the transposed product that the table's gradient is.
-        product_dtype = "float32" if jax.default_backend() == "cpu" else dtype
-        logits = dot(self.layer_norm(x, dtype), table.T, product_dtype, out_dtype="float32")
+        logits = dot(self.layer_norm(x, dtype), table.T, dtype, out_dtype="float32")
         return logits + along_last(self.bias[...], logits)
 
 

@@ -28,7 +28,9 @@ def dot(
     On a CPU two things decide whether oneDNN's bfloat16 kernels (AMX, AVX512-BF16) are reached at all:
     the product must be asked for in float32, and both operands must lie row-major in memory, also in the
     backward pass, where autodiff by itself would multiply float32 by bfloat16 and read a transposed operand
-    in place. Products with a side under 16 are not implemented there and are done in float32.
+    in place. The result is pinned row-major too: a caller that transposes it (the gradient of `table.T`) would
+    otherwise have the transpose folded into the product, a form XLA does not implement on CPU.
+    Products with a side under 16 gain nothing there; they are done in float32, on operands not rounded.
     """
     out_dtype = out_dtype or dtype
     if dtype == "float32" or (jax.default_backend() == "cpu" and min(*x.shape[-2:], *w.shape[-2:]) < 16):
