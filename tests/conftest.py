@@ -6,14 +6,28 @@ import os
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+# The same small programs are compiled again and again, also by the processes that tests start: keep them for the
+# length of the run. The folder is named by the run, so that parallel workers share it.
+_RUN = os.environ.setdefault("BERT_JAX_TEST_RUN", str(os.getpid()))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"bert_jax_tests_{_RUN}")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # not in a parallel worker: the others may still be running
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -35,3 +49,39 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return unpacked[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 70 short documents of English, one sentence a line, from Python's own help texts."""
+    from pydoc_data.topics import topics
+
+    documents = []
+    for text in list(topics.values())[:70]:
+        sentences = " ".join(text.split()).replace(". ", ".\n").splitlines()
+        documents.append("\n".join(s for s in sentences[:30] if s.strip()))
+    path = tmp_path_factory.mktemp("topics") / "topics.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def small_config(topics: Path, prepared_folder: Path):
+    """A config that trains a step in milliseconds; the prepared data set is shared by the whole session."""
+    from experiments.base import get_config
+
+    config = get_config("tiny")
+    config.model.update(hidden_size=32, num_attention_heads=2, intermediate_size=64)
+    config.data.update(corpus="text", files=str(topics), prepared=str(prepared_folder), vocab_size=600, workers=1)
+    config.data.update(sequence_length=32, max_predictions_per_sequence=5, validation_share=0.15, test_share=0.1)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=2, decay_steps=100)
+    config.train.update(steps=8, batch_size=16, log_every=2, peak_tflops=1.0)
+    config.eval.update(every=4, batch_size=16)
+    config.checkpoint.update(every=4)
+    config.mesh.data = 1
+    return config

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, first_step: int, total_steps: int, writes: bool):
         self.writes = writes
+        self.first, self.step, self.total = first_step, first_step, total_steps
+        self.started = time.perf_counter()
         self.path = workdir / "metrics.jsonl"
         if not writes:
             return
@@ -43,7 +46,7 @@ class MetricsLog:
             self.events.add_scalar(f"{split}/{name}", value, step)
         line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
         if self.bar.disable:
-            logging.info("step %d/%d %s: %s%s", step, self.bar.total, split, line, self._left())
+            logging.info("step %d/%d %s: %s%s", step, self.total, split, line, self._left())
         elif split == "train":
             self.bar.set_postfix_str(line)
         else:
@@ -52,7 +55,8 @@ class MetricsLog:
     def advance(self, step: int) -> None:
         """The live line, after every step."""
         if self.writes:
-            self.bar.update(step - self.bar.n) if not self.bar.disable else setattr(self.bar, "n", step)
+            self.bar.update(step - self.step)
+            self.step = step
 
     def close(self) -> None:
         if self.writes:
@@ -61,10 +65,10 @@ class MetricsLog:
             self.file.close()
 
     def _left(self) -> str:
-        done, elapsed = self.bar.n - self.bar.initial, self.bar.format_dict["elapsed"]
-        if not done or not elapsed:
+        if self.step == self.first:
             return ""
-        return f", ETA {tqdm.format_interval((self.bar.total - self.bar.n) * elapsed / done)}"
+        seconds = (time.perf_counter() - self.started) * (self.total - self.step) / (self.step - self.first)
+        return f", ETA {tqdm.format_interval(seconds)}"
 
 
 _SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "tokens_per_second", "mfu", "wait_share")

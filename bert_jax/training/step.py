@@ -71,7 +71,7 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         one = jnp.float32(1)
-        sums |= {"grad_norm": (optax.global_norm(grads), one), "learning_rate": (schedule(state.step), one)}
+        sums |= {"grad_norm": (optax.tree.norm(grads), one), "learning_rate": (schedule(state.step), one)}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
 
     return jax.jit(step, donate_argnums=0)

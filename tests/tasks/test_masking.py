@@ -1,0 +1,145 @@
+"""Masking on the device: shares, budgets, whole words, spans."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax.tasks.masking import Masking, mask_tokens
+
+PAD, CLS, SEP, MASK, V = 0, 2, 3, 4, 1000
+
+
+def masking(**changes) -> Masking:
+    numbers = {
+        "rate": 0.15,
+        "mask_share": 0.8,
+        "random_share": 0.1,
+        "max_predictions": 20,
+        "unit": "token",
+        "mask_id": MASK,
+        "special_ids": (CLS, SEP),
+        "vocab_size": V,
+    }
+    return Masking(**(numbers | changes))
+
+
+def rows(batch: int, length: int, real: int | None = None, seed: int = 0):
+    """[CLS] words [SEP] words [SEP] padding; the pieces 500–999 continue a word."""
+    real = length if real is None else real
+    ids = np.random.default_rng(seed).integers(10, V, (batch, length)).astype(np.int32)
+    ids[:, 0], ids[:, real // 2], ids[:, real - 1], ids[:, real:] = CLS, SEP, SEP, PAD
+    return ids, (np.arange(length)[None] < real).astype(np.int32) * np.ones((batch, 1), np.int32)
+
+
+CONTINUES = np.arange(V) >= 500
+
+
+def masked(ids, sequence_ids, numbers, seed=0):
+    out = mask_tokens(jnp.asarray(ids), jnp.asarray(sequence_ids), CONTINUES, numbers, jax.random.key(seed))
+    return jax.tree.map(np.asarray, out)
+
+
+def test_shares_over_a_hundred_thousand_tokens():
+    ids, sequence_ids = rows(800, 128)
+    out = masked(ids, sequence_ids, masking())
+    weights = out["masked_weights"] > 0
+    assert weights.sum() == 800 * 19  # round(0.15 · 128) = round(19.2)
+    labels = out["masked_labels"][weights]
+    shown = np.take_along_axis(out["input_ids"], out["masked_positions"], 1)[weights]
+    n = len(labels)
+    # Five standard deviations of a binomial; a random token is by chance the same one once in a thousand.
+    assert abs(np.mean(shown == MASK) - 0.8) < 5 * np.sqrt(0.8 * 0.2 / n)
+    assert abs(np.mean(shown == labels) - 0.1) < 5 * np.sqrt(0.1 * 0.9 / n) + 1e-3
+    randoms = shown[(shown != MASK) & (shown != labels)]
+    assert randoms.min() < 5 and randoms.max() > V - 5  # from the whole vocabulary, special tokens included
+    # Every place in the row is as likely as any other.
+    places = np.bincount(out["masked_positions"][weights], minlength=128)
+    assert places[[0, 64, 127]].sum() == 0
+    expected = n / 125
+    assert abs(np.delete(places, [0, 64, 127]) - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_labels_are_what_was_there_and_all_else_is_untouched():
+    ids, sequence_ids = rows(16, 64, real=50)
+    out = masked(ids, sequence_ids, masking())
+    weights = out["masked_weights"] > 0
+    np.testing.assert_array_equal(
+        np.take_along_axis(ids, out["masked_positions"], 1)[weights], out["masked_labels"][weights]
+    )
+    chosen = np.zeros_like(ids, bool)
+    for row, (places, w) in enumerate(zip(out["masked_positions"], weights, strict=True)):
+        assert (np.diff(places[w]) > 0).all()  # in order, none twice
+        chosen[row, places[w]] = True
+    np.testing.assert_array_equal(out["input_ids"][~chosen], ids[~chosen])
+    assert (out["masked_positions"][~weights] == 0).all() and (out["masked_labels"][~weights] == 0).all()
+
+
+@pytest.mark.parametrize(("real", "budget"), [(10, 2), (30, 4), (50, 8), (128, 19), (4, 1)])
+def test_budget_rounds_half_to_even_like_the_original(real, budget):
+    # 0.15 × 10 = 1.5 → 2, 0.15 × 30 = 4.5 → 4, 0.15 × 50 = 7.5 → 8
+    ids, sequence_ids = rows(4, 128, real=real)
+    assert (masked(ids, sequence_ids, masking())["masked_weights"].sum(1) == budget).all()
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_never_more_than_p(unit):
+    ids, sequence_ids = rows(8, 128)
+    out = masked(ids, sequence_ids, masking(unit=unit, max_predictions=7, rate=0.5))
+    assert out["masked_positions"].shape == (8, 7)
+    assert (out["masked_weights"].sum(1) <= 7).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), rate=st.floats(0.05, 0.6))
+def test_words_are_taken_whole(seed, rate):
+    ids, sequence_ids = rows(4, 48, seed=seed)
+    out = masked(ids, sequence_ids, masking(unit="word", rate=rate, max_predictions=30), seed)
+    for row in range(4):
+        taken = set(out["masked_positions"][row][out["masked_weights"][row] > 0].tolist())
+        for place in taken:
+            after = place + 1
+            if after < 48 and CONTINUES[ids[row, after]] and ids[row, after] not in (CLS, SEP):
+                assert after in taken
+            before_is_word = place > 0 and ids[row, place - 1] not in (CLS, SEP)
+            if CONTINUES[ids[row, place]] and before_is_word:
+                assert place - 1 in taken
+
+
+def test_a_piece_after_sep_is_a_word_of_its_own():
+    ids = np.asarray([[CLS, 10, SEP, 700, 11, SEP]], np.int32)
+    seen = set()
+    for seed in range(30):
+        out = masked(ids, np.ones_like(ids), masking(unit="word", rate=0.01), seed)
+        seen.add(tuple(out["masked_positions"][0][out["masked_weights"][0] > 0].tolist()))
+    assert seen == {(1,), (3,), (4,)}
+
+
+def test_spans_are_longer_than_chance_and_use_the_budget():
+    ids, sequence_ids = rows(200, 128)
+    ids = np.where(ids >= 500, ids - 450, ids)  # every piece a word
+    runs = {}
+    for unit in ("token", "span"):
+        out = masked(ids, sequence_ids, masking(unit=unit))
+        assert (out["masked_weights"].sum(1) == 19).all()
+        starts = [np.sum(np.diff(row[:19]) != 1) + 1 for row in out["masked_positions"]]
+        runs[unit] = 19 / np.mean(starts)
+    # Independent tokens: mean run 1/(1 − 0.15) ≈ 1.17. SpanBERT's truncated geometric lengths have mean 3.8;
+    # the last span is cut by the budget, and spans are cut at special tokens.
+    assert 1.1 < runs["token"] < 1.25
+    assert 2.8 < runs["span"] < 4.5
+
+
+def test_a_function_of_the_key():
+    ids, sequence_ids = rows(4, 64)
+    one, again, other = (masked(ids, sequence_ids, masking(), seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one["input_ids"], again["input_ids"])
+    assert (one["masked_positions"] != other["masked_positions"]).any()
+
+
+def test_a_row_of_padding_predicts_nothing():
+    ids = np.zeros((2, 16), np.int32)
+    out = masked(ids, np.zeros_like(ids), masking())
+    assert out["masked_weights"].sum() == 0

@@ -1,0 +1,253 @@
+"""The loop in a workdir: files, resuming to the same bits, damage, signals, warm starts."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.config import UserError, to_json
+from bert_jax.data.prepare import prepare
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+from bert_jax.training.loop import train
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = ("tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wait_share")
+
+
+def run(config, workdir):
+    return train(Pretraining(config, prepare(config.data, config.seed, progress=False)), config, workdir)
+
+
+def curve(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def final_parameters(workdir):
+    return jax.device_get(read_checkpoint(find_checkpoint(str(workdir))).parameters)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Made once by the first test that asks: `uninterrupted(config)` → workdir of all its steps in one go."""
+    made = {}
+
+    def make(config):
+        key = to_json(config)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("uninterrupted")
+            run(config, made[key])
+        return made[key]
+
+    return make
+
+
+def assert_same_run(workdir, other):
+    assert curve(workdir) == curve(other)
+    expected = final_parameters(other)
+    for name, value in final_parameters(workdir).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_run_leaves_what_is_promised(small_config, uninterrupted):
+    workdir = uninterrupted(small_config)
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 8
+    lines = curve(workdir)
+    assert [(r["step"], r["split"]) for r in lines] == [
+        (0, "eval"), (2, "train"), (4, "train"), (4, "eval"), (6, "train"), (8, "train"), (8, "eval"),
+    ]  # fmt: skip
+    assert {"loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate", "grad_norm"} <= lines[1].keys()
+    assert {"mlm_perplexity", "unigram_entropy", "majority_accuracy", "nsp_accuracy_low"} <= lines[0].keys()
+    assert list((workdir / "tensorboard").iterdir())
+    saved = read_checkpoint(find_checkpoint(str(workdir)))
+    assert saved.run["step"] == 8 and saved.run["data"]["step"] == 8
+    assert saved.run["config"]["train"]["batch_size"] == 16
+    assert saved.tokenizer.vocab_size == saved.parameters["mlm/bias"].shape[0]
+
+
+def test_stopped_and_continued_is_the_same_run(small_config, uninterrupted, tmp_path):
+    expected = uninterrupted(small_config)
+    small_config.train.steps = 4
+    run(small_config, tmp_path)
+    small_config.train.steps = 8  # allowed, since the decay has a length of its own
+    run(small_config, tmp_path)
+    # The shorter run ended with an evaluation of its own at step 4, as the longer one has by its cadence.
+    assert_same_run(tmp_path, expected)
+
+
+def test_finished_run_started_again_changes_nothing(small_config, uninterrupted):
+    workdir = uninterrupted(small_config)
+    before = curve(workdir)
+    assert run(small_config, workdir).step == 8
+    assert curve(workdir) == before
+
+
+def command(config, workdir, *flags):
+    """The command line of a run with this config."""
+    sets = [
+        f"--config.{group}.{key}={value}"
+        for group, keys in json.loads(to_json(config)).items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if value is not None
+    ]
+    main = [sys.executable, "-m", "bert_jax.main", "--config=experiments/base.py:tiny", f"--workdir={workdir}"]
+    return [*main, *sets, *flags]
+
+
+@contextlib.contextmanager
+def started(config, workdir):
+    """The run as a process of its own, its output in a file beside the workdir; killed if the test leaves early."""
+    environment = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
+    with open(output_of(workdir), "w") as output:
+        process = subprocess.Popen(
+            command(config, workdir), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def output_of(workdir):
+    return workdir.with_name(workdir.name + ".output")
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        assert process.poll() is None, output_of(workdir).read_text()
+        path = workdir / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached in time")
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_is_the_same_run(small_config, uninterrupted, tmp_path):
+    small_config.train.steps = 300
+    small_config.optimizer.decay_steps = 1000
+    expected, workdir = uninterrupted(small_config), tmp_path / "run"
+    steps = sorted(np.random.default_rng(int(time.time())).choice(np.arange(2, 280, 2), size=3, replace=False))
+    for step in steps:
+        with started(small_config, workdir) as process:
+            wait_for_step(process, workdir, int(step))
+            process.send_signal(signal.SIGKILL)
+    with started(small_config, workdir) as process:
+        assert process.wait(timeout=300) == 0, output_of(workdir).read_text()
+    assert_same_run(workdir, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_continue(small_config, tmp_path, number):
+    small_config.train.steps = 4000
+    small_config.optimizer.decay_steps = 10_000
+    small_config.checkpoint.every = 10_000
+    workdir = tmp_path / "run"
+    with started(small_config, workdir) as process:
+        wait_for_step(process, workdir, 4)
+        process.send_signal(number)
+        assert process.wait(timeout=120) == 128 + number
+    output = output_of(workdir).read_text()
+    assert "the same command continues" in output and "Traceback" not in output
+    assert read_checkpoint(find_checkpoint(str(workdir))).run["step"] >= 4
+
+
+def damage(path, how):
+    files = sorted(path.rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(files[-1].read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    elif how == "emptied":
+        content = b""
+    files[-1].write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(small_config, uninterrupted, tmp_path, how, caplog):
+    expected = uninterrupted(small_config)
+    run(small_config, tmp_path)
+    damage(tmp_path / "checkpoints" / "8" / "parameters", how)
+    run(small_config, tmp_path)
+    assert "damaged/8" in caplog.text
+    assert_same_run(tmp_path, expected)
+
+
+def test_all_checkpoints_damaged_is_said(small_config, tmp_path):
+    run(small_config, tmp_path)
+    for step in (4, 8):
+        damage(tmp_path / "checkpoints" / str(step) / "parameters", "truncated")
+    with pytest.raises(UserError, match="all 2 checkpoints"):
+        run(small_config, tmp_path)
+
+
+def test_workdir_of_another_config_names_the_keys(small_config, uninterrupted):
+    workdir = uninterrupted(small_config)
+    small_config.optimizer.learning_rate = 5e-4
+    small_config.eval.batch_size = 32  # free to change: not named
+    with pytest.raises(UserError, match=r"optimizer.learning_rate was 0.001, is 0.0005\);") as caught:
+        run(small_config, workdir)
+    assert "eval.batch_size" not in str(caught.value)
+
+
+def test_keeps_the_last_and_the_best(small_config, tmp_path):
+    small_config.train.steps = 16
+    small_config.checkpoint.keep = 1
+    small_config.checkpoint.update(best_metric="mlm_accuracy", best_mode="max")
+    run(small_config, tmp_path)
+    evals = {r["step"]: r["mlm_accuracy"] for r in curve(tmp_path) if r["split"] == "eval" and r["step"]}
+    best = max(evals.values())
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
+    assert 16 in kept and len(kept) <= 2
+    assert max(evals[step] for step in kept) == best
+
+
+def test_warm_start_reports_and_refuses(small_config, uninterrupted, tmp_path, caplog):
+    source = uninterrupted(small_config)
+    small_config.init_from = str(source)
+    small_config.train.steps = 1
+    caplog.set_level("INFO")
+    run(small_config, tmp_path / "warm")
+    assert "parameters loaded" in caplog.text
+    first = next(r for r in curve(tmp_path / "warm") if r["split"] == "eval")
+    assert first["loss"] == [r for r in curve(source) if r["split"] == "eval"][-1]["loss"]
+    small_config.model.num_hidden_layers = 3
+    with pytest.raises(UserError, match=r"encoder/layers/.* is \(2, .* there, \(3, .* here"):
+        run(small_config, tmp_path / "refused")
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(small_config, tmp_path, monkeypatch):
+    run(small_config, tmp_path)
+    small_config.train.steps = 12
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError, match=r"No space left on device.*checkpoint of step 8 is whole"):
+        run(small_config, tmp_path)
+    monkeypatch.undo()
+    assert run(small_config, tmp_path).step == 12
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(small_config, tmp_path):
+    small_config.optimizer.update(learning_rate=1e30, clip_norm=0.0, warmup_steps=0)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step"):
+        run(small_config, tmp_path)
