@@ -296,6 +296,7 @@ def _receive(connection: Any, processes: dict[Any, Any], busy: dict[Any, int]) -
 
 def _serve(connection: Connection, work: BlockWork) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     try:
         while True:
             block = connection.recv()
