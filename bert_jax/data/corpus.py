@@ -225,9 +225,11 @@ def _open_tfds(name: str, field: str) -> Corpus:
     infos = [builder.info.splits[split] for split in splits]
     sizes = [f"{info.name} {info.num_examples} {info.num_bytes}" for info in infos]
 
+    read_split: Any = builder.as_data_source  # its decorator hides the parameters
+
     def documents() -> Iterator[Document]:
         for split in splits:
-            source = builder.as_data_source(split=split)
+            source = read_split(split)
             for index in range(len(source)):
                 text = source[index][field].decode("utf-8", "replace")
                 if text.strip():

@@ -18,6 +18,7 @@ from bert_jax.data.vocabulary import separate_cjk
 
 _CACHE_WORDS = 1 << 18  # about 60 MB a process
 _CACHED_LENGTH = 40  # characters; longer "words" do not come back often
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII; every one is a word of its own
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -47,6 +48,9 @@ class WordPieceTokenizer(Tokenizer):
         self._rules = self._original_rules() if original else None
         self._cache: dict[str, tuple[int, ...]] | None = {} if original or _splits_at_spaces(backend) else None
         self._split_cjk = bool(getattr(self._normalizer, "handle_chinese_chars", False))
+        self._lowercase = bool(getattr(self._normalizer, "lowercase", False))
+        added = (token.content for token in backend.get_added_tokens_decoder().values())
+        self._inseparable = ("Σ",) if original else tuple(added)
         self.is_continuation = np.array([token.startswith("##") for token in tokens])
 
     def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
@@ -63,7 +67,7 @@ class WordPieceTokenizer(Tokenizer):
         waiting: list[tuple[int, list[str]]] = []
         find, flatten = cache.__getitem__, chain.from_iterable
         for text in texts:
-            words = (separate_cjk(text) if self._split_cjk else text).split(" ")
+            words = self._separate(text).split(" ")
             try:
                 rows.append(list(flatten(map(find, words))))
             except KeyError:
@@ -103,6 +107,20 @@ class WordPieceTokenizer(Tokenizer):
         if self._rules is not None:
             return [self._rules.pieces(text) for text in texts]
         return [(e.ids, e.offsets) for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def _separate(self, text: str) -> str:
+        """Does early, and so for fewer distinct words, what the tokenizer does anyway.
+
+        Not for a text that holds a special token, nor in the original for a capital sigma: whether that is final
+        depends on the letters behind the punctuation.
+        """
+        if self._split_cjk:
+            text = separate_cjk(text)
+        if any(token in text for token in self._inseparable):
+            return text
+        if self._lowercase and text.isascii():
+            text = text.lower()
+        return " ".join(_PUNCTUATION.split(text))
 
     def _encode_missing(self, words: list[str]) -> list[tuple[int, ...]]:
         if self._rules is not None:
@@ -155,6 +173,7 @@ def _splits_at_spaces(backend: tokenizers.Tokenizer) -> bool:
     """Whether encoding a text is encoding its words: see `encode_words`."""
     plain = all(
         not (token.lstrip or token.rstrip or token.single_word or token.normalized or re.search(r"\s", token.content))
+        and _PUNCTUATION.match(token.content)  # so that separating and lower-casing a text cannot spell the token
         for token in backend.get_added_tokens_decoder().values()
     )
     bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
