@@ -181,11 +181,12 @@ class _Batches:
 
 def _rows(prepared: Prepared, config: ConfigDict, split: str, seed: int) -> _Rows:
     data, manifest = config.data, prepared.manifest
-    for key in ("sequence_length", "masking"):
-        if data[key] != manifest[key]:
+    static_keys = ["max_predictions_per_sequence"] if data.masking == "static" else []
+    for key in ["masking", "sequence_length", *static_keys]:
+        if data[key] != manifest["settings"][key]:
             raise UserError(
-                f"{prepared.directory} was prepared with data.{key}={manifest[key]}, the config says {data[key]}: "
-                "prepare again (--mode=prepare)"
+                f"{prepared.directory} was prepared with data.{key}={manifest['settings'][key]}, the config says "
+                f"{data[key]}: prepare again (--mode=prepare)"
             )
     source, tokenizer = prepared.source(split), prepared.tokenizer
     if data.masking == "static":

@@ -7,10 +7,12 @@ knows that every feature is either one integer or one array in one bytes field.
 """
 
 import bisect
+import contextlib
 import itertools
+import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -81,7 +83,8 @@ class Records:
 
         self.directory, self.split, self.fields = Path(directory), split, dict(fields)
         try:
-            info = tfds.builder_from_directory(str(directory)).info.splits[split]
+            with _quiet_tfds():
+                info = tfds.builder_from_directory(str(directory)).info.splits[split]
         except (OSError, ValueError, KeyError) as error:
             message = f"cannot open split {split!r} of the prepared dataset {directory}: {error}; prepare it again"
             raise UserError(message) from error
@@ -124,6 +127,18 @@ class Records:
         reader = ArrayRecordReader(self._paths[shard], options=options, file_reader_buffer_size=4096)
         self._readers[shard] = reader
         return reader
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """TFDS notes at level INFO, each time, that a dataset without a builder module has no builder module."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _decode(serialized: bytes, fields: Mapping[str, np.dtype | None]) -> dict[str, Any]:

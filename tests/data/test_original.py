@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from bert_jax.config import UserError
 from bert_jax.data.original import CLS, MASK, SEP, Instance, OriginalSettings, create_instances
 from bert_jax.data.pipeline import TrainBatches
 from bert_jax.data.prepare import prepare
@@ -63,6 +64,9 @@ def test_prepare_writes_the_instances_of_the_original_script(
         weights = batch["masked_weights"][row] > 0
         assert (batch["masked_labels"][row][~weights] == 0).all()
         assert (batch["masked_positions"][row][weights] > 0).all()
+    config.data.max_predictions_per_sequence = 7
+    with pytest.raises(UserError, match=rf"max_predictions_per_sequence={predictions}, the config says 7"):
+        TrainBatches(prepared, config)
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
