@@ -283,7 +283,7 @@ def _receive(connection: Any, processes: dict[Any, Any], busy: dict[Any, int]) -
     index = busy.pop(connection)
     try:
         result = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         processes[connection].join(timeout=5)
         raise UserError(
             f"a worker died while preparing block {index} (exit code {processes[connection].exitcode}): "
@@ -305,5 +305,5 @@ def _serve(connection: Connection, work: BlockWork) -> None:
             except Exception as error:
                 result = error
             connection.send(result)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
