@@ -37,11 +37,17 @@ def main(_: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
+        for flag in argv:
+            name, _, file = flag.partition("--config=")
+            if file and not name and not Path(file.split(":")[0]).is_file():
+                raise UserError(f"config file {file.split(':')[0]} does not exist")
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"'{rest[1]}' is not a flag; options look like --name=value")
-        if CONFIG.value is None and not _asks_for_help():
-            raise UserError("--config is missing, e.g. --config=experiments/base.py")
+        if not _asks_for_help():
+            if CONFIG.value is None:
+                raise UserError("--config is missing, e.g. --config=experiments/base.py")
+            CONFIG.value.to_dict()  # what failed while the file was loaded is raised by its first use
         return rest
     except (UserError, flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         sys.exit(_complain(error))

@@ -3,6 +3,7 @@
 Heavy imports are inside the functions, so that `--help` and a mistyped flag answer at once.
 """
 
+import importlib
 import logging
 from pathlib import Path
 
@@ -13,18 +14,18 @@ from bert_jax.config import UserError, validate
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
-    _start(config)
+    _start(config, workdir)
     logging.info("prepared: %s", _prepared(config).directory)
     return 0
 
 
 def train(config: ConfigDict, workdir: Path, **_) -> int:
     """Prepares if need be, trains or resumes, draws the curves."""
+    _writable(workdir)
+    _start(config, workdir)
     from bert_jax.lab.plots import plot_run
     from bert_jax.training.loop import train as run_loop
 
-    _start(config)
-    _writable(workdir)
     finished = run_loop(_task(config), config, workdir)
     plot_run(workdir)
     if finished.signal is not None:
@@ -36,26 +37,26 @@ def train(config: ConfigDict, workdir: Path, **_) -> int:
 
 def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     """Metrics of the newest checkpoint on the validation and test documents, printed and added to metrics.jsonl."""
+    _start(config, workdir)
     import jax
     from flax import nnx
 
     from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
     from bert_jax.training.loop import make_evaluation
     from bert_jax.training.metrics_log import MetricsLog
-    from bert_jax.training.parameters import take_over
+    from bert_jax.training.parameters import flatten, take_over
     from bert_jax.training.sharding import make_mesh
 
-    _start(config)
     task = _task(config)
     folder = find_checkpoint(str(workdir))
     saved = read_checkpoint(folder)
     model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
     graphdef, _ = nnx.split(model)
-    parameters, _ = take_over(_flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
+    parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
     mesh = make_mesh(config.mesh)
     run = make_evaluation(task, graphdef, config, mesh)
     step = saved.run["step"]
-    log = MetricsLog(workdir, first_step=step, total_steps=step, writes=jax.process_index() == 0)
+    log = MetricsLog(workdir, step, step, resumed=True, writes=jax.process_index() == 0)
     for split, name in (("validation", "eval"), ("test", "test")):
         metrics = run(jax.device_put(parameters), split)
         if metrics:
@@ -67,10 +68,10 @@ def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
 
 def fill_mask(config: ConfigDict, workdir: Path, *, texts: list[str], top_k: int) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text."""
-    from bert_jax.inference.fill_mask import FillMask
-
     if not texts:
         raise UserError("--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.'")
+    from bert_jax.inference.fill_mask import FillMask
+
     fill = FillMask(config.init_from or str(workdir))
     for text in texts:
         print(text)
@@ -79,16 +80,28 @@ def fill_mask(config: ConfigDict, workdir: Path, *, texts: list[str], top_k: int
     return 0
 
 
+# A new task family is a file in tasks/ and a line here.
+TASKS = {"pretraining": "bert_jax.tasks.pretraining.Pretraining"}
+
 MODES = {"prepare": prepare, "train": train, "evaluate": evaluate, "fill_mask": fill_mask}
 
 
-def _start(config: ConfigDict) -> None:
+def _start(config: ConfigDict, workdir: Path) -> None:
+    """Devices, and every mistake in the config that can be seen before any data is."""
+    if config.task not in TASKS:
+        raise UserError(f"task is '{config.task}'; it can be {', '.join(TASKS)}")
     import os
 
     import jax
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "SLURM_STEP_NODELIST" in os.environ:
+    from bert_jax.models.config import bert_config
+
+    # Programs compiled by one run are there for the next; jax's own setting goes first.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
+    bert_config(config.model, config.model.vocab_size or config.data.vocab_size)
     validate(config, jax.device_count())
 
 
@@ -104,17 +117,8 @@ def _prepared(config: ConfigDict):
 
 
 def _task(config: ConfigDict):
-    from bert_jax.tasks.pretraining import Pretraining
-
-    if config.task != "pretraining":
-        raise UserError(f"task is '{config.task}'; it can be pretraining")
-    return Pretraining(config, _prepared(config))
-
-
-def _flatten(model):
-    from bert_jax.training.parameters import flatten
-
-    return flatten(model)
+    module, name = TASKS[config.task].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(config, _prepared(config))
 
 
 def _writable(workdir: Path) -> None:

@@ -95,4 +95,5 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
         "intermediate_size": 4 * hidden,
         "embedding_size": hidden,
     }
-    return BertConfig(**(defaults | given | {"vocab_size": vocab_size}))
+    values: dict[str, Any] = defaults | given | {"vocab_size": vocab_size}
+    return BertConfig(**values)

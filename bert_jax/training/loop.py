@@ -1,5 +1,6 @@
 """The one loop: a `Task` and a config in, checkpoints and metrics out."""
 
+import contextlib
 import logging
 import signal
 import time
@@ -49,56 +50,62 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, state = init_state(task, optimizer, config.seed, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    state, resumed = _first_state(state, task, config, checkpoints, mesh)
     train_step = make_train_step(task, graphdef, optimizer, schedule, config.seed, config.train.accumulation)
     evaluate = make_evaluation(task, graphdef, config, mesh)
+    with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
+        checkpoints = resources.enter_context(
+            contextlib.closing(Checkpoints(workdir / "checkpoints", config.checkpoint))
+        )
+        state, resumed = _first_state(state, task, config, checkpoints, mesh)
 
-    # Phase 3: data, from where the state left off
-    first = int(state.step)
-    batches = task.train_batches(first, jax.process_index(), jax.process_count())
-    log = MetricsLog(workdir, first_step=first, total_steps=config.train.steps, writes=jax.process_index() == 0)
-    window = _Window(task, config)
-    metrics: dict[str, float] = {}
-    if not resumed:
-        metrics = evaluate(state.parameters, "validation")
-        log.record(first, "eval", metrics)
+        # Phase 3: data, from where the state left off
+        first = int(state.step)
+        batches = resources.enter_context(
+            contextlib.closing(task.train_batches(first, jax.process_index(), jax.process_count()))
+        )
+        log = resources.enter_context(
+            contextlib.closing(
+                MetricsLog(workdir, first, config.train.steps, resumed=resumed, writes=jax.process_index() == 0)
+            )
+        )
+        window = _Window(task, config)
+        metrics: dict[str, float] = {}
+        if not resumed:
+            metrics = evaluate(state.parameters, "validation")
+            log.record(first, "eval", metrics)
 
-    # Phase 4: the loop. A report that falls due is made while the next step runs, unless something needs it now
-    step, report_due = first, False
-    with _Signals() as signals:
-        while step < config.train.steps and signals.caught is None:
-            with window.waiting():
-                batch = to_mesh(mesh, next(batches))
-            state, sums = train_step(state, batch)
-            if report_due:
-                log.record(step, "train", window.flush(step))
-            step += 1
-            window.add(sums)
-            log.advance(step)
-            report_due = step % config.train.log_every == 0
-            last = step == config.train.steps or signals.caught is not None
-            eval_due = step % config.eval.every == 0 or step == config.train.steps
-            save_due = step % config.checkpoint.every == 0 or last
-            if (report_due and eval_due) or save_due:  # a window ends at each checkpoint: resumed curves are the same
-                log.record(step, "train", window.flush(step))
-                report_due = False
-            if eval_due:
-                metrics = evaluate(state.parameters, "validation")
-                log.record(step, "eval", metrics)
-            if save_due:
-                checkpoints.save(state, batches.state(), config, task.tokenizer, metrics if eval_due else {})
-            if eval_due or save_due:
-                window.restart_clock()
+        # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
+        step, report_due, stopped_by = first, False, None
+        with _Signals() as signals:
+            while step < config.train.steps and stopped_by is None:
+                with window.waiting():
+                    batch = to_mesh(mesh, next(batches))
+                state, sums = train_step(state, batch)
+                if report_due:
+                    log.record(step, "train", window.flush(step))
+                step += 1
+                window.add(sums)
+                log.advance(step)
+                stopped_by = signals.caught  # read once a step: what is decided below must agree with itself
+                report_due = step % config.train.log_every == 0
+                eval_due = step % config.eval.every == 0 or step == config.train.steps
+                save_due = step % config.checkpoint.every == 0 or step == config.train.steps or stopped_by is not None
+                if (report_due and eval_due) or save_due:  # a window ends at a checkpoint: resumed curves are the same
+                    log.record(step, "train", window.flush(step))
+                    report_due = False
+                if eval_due:
+                    metrics = evaluate(state.parameters, "validation")
+                    log.record(step, "eval", metrics)
+                if save_due:
+                    checkpoints.save(state, batches.state(), config, task.tokenizer, metrics if eval_due else {})
+                if eval_due or save_due:
+                    window.restart_clock()
 
-    # Phase 5: what was learned is on disk before this returns
-    if step == first and signals.caught is None:
-        logging.info("all %d steps are done already", step)
-    checkpoints.wait()
-    checkpoints.close()
-    batches.close()
-    log.close()
-    return Finished(step, metrics, signals.caught)
+        # Phase 5: what was learned is on disk before this returns
+        if step == first and stopped_by is None:
+            logging.info("all %d steps are done already", step)
+        checkpoints.wait()
+    return Finished(step, metrics, stopped_by)
 
 
 def make_evaluation(

@@ -16,14 +16,14 @@ class MetricsLog:
     A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, total_steps: int, writes: bool):
+    def __init__(self, workdir: Path, first_step: int, total_steps: int, *, resumed: bool, writes: bool):
         self.writes = writes
         self.first, self.step, self.total = first_step, first_step, total_steps
         self.started = time.perf_counter()
         self.path = workdir / "metrics.jsonl"
         if not writes:
             return
-        _forget_after(self.path, first_step)
+        _forget_after(self.path, first_step if resumed else -1)
         from tensorboardX import SummaryWriter  # heavy, and not needed by --help
 
         self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)

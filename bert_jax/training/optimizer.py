@@ -6,6 +6,7 @@ Parameters are flat: {name: array}. A name under `encoder/layers/` has one slice
 
 import re
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def make_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.GradientT
         scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction),
         optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
         scale_by_layer_trust_ratio(decays) if optimizer.name == "lamb" else optax.identity(),
-        optax.scale_by_schedule(lambda count: -schedule(count)),
+        optax.scale_by_schedule(lambda count: -schedule(jnp.asarray(count))),
     )
 
 
@@ -74,9 +75,9 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
     if bias_correction:
         return corrected
 
-    def update(grads, state, params=None):
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
+    def update(updates, state, params=None):
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
@@ -89,15 +90,16 @@ def scale_by_layer_trust_ratio(decays: Callable) -> optax.GradientTransformation
     optax's transformation would take one norm over all stacked layers.
     """
 
-    def update(updates, state, params):
-        adapted = decays(params)
-        return {n: u * _trust_ratio(n, params[n], u) if adapted[n] else u for n, u in updates.items()}, state
+    def update(updates, state, params=None):
+        adapted, values = decays(params), cast(dict, params)
+        return {
+            n: u * _trust_ratio(n, values[n], u) if adapted[n] else u for n, u in cast(dict, updates).items()
+        }, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _trust_ratio(name, parameter, update):
     axes = tuple(range(1 if name.startswith("encoder/layers/") else 0, update.ndim))
-    norms = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
-    p, u = norms
+    p, u = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
     return jnp.where((p > 0) & (u > 0), p / jnp.where(u > 0, u, 1), 1)

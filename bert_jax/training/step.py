@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def make_train_step(
 
         grads, sums = _gradients(loss, state.parameters, batch, dropout_key, accumulation)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
         one = jnp.float32(1)
         sums |= {"grad_norm": (optax.tree.norm(grads), one), "learning_rate": (schedule(state.step), one)}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
