@@ -1,4 +1,4 @@
-"""BERT: embeddings, a stack of transformer layers, the pooler (Devlin et al. 2018; google-research/bert, modeling.py)."""
+"""BERT: embeddings, a stack of transformer layers, the pooler (Devlin et al. 2018; google-research/bert)."""
 
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ class Encoder(nnx.Module):
                 return x, (x if all_layers else None)
 
             x, stacked = jax.lax.scan(step, x, (self.layers, keys))
-            outputs = list(stacked) if all_layers else None
+            outputs = [] if stacked is None else list(stacked)
         else:
             outputs = []
             for i, parameters in enumerate(unstack(self.layers, config.num_hidden_layers)):

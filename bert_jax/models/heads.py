@@ -1,6 +1,5 @@
 """Heads on the trunk. They give logits in float32; losses live in `tasks/`."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int

@@ -21,7 +21,7 @@ GELU = {"gelu_tanh": partial(jax.nn.gelu, approximate=True), "gelu": partial(jax
 def dot(
     x: Float[Array, "..."], w: Float[Array, "..."], dtype: str, out_dtype: str | None = None
 ) -> Float[Array, "..."]:
-    """`x @ w` with operands rounded to `dtype` and products added up in float32; the result is of `out_dtype` or `dtype`.
+    """`x @ w`: operands rounded to `dtype`, products added up in float32, the result of `out_dtype` or else `dtype`.
 
     x: [..., M, K]; w: [K, N] or [..., K, N] with the batch dimensions of x.
 
@@ -118,8 +118,8 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0)
 
 
-def along_last(vector: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """`vector` with as many axes as `x`, so that it broadcasts over all but the last (implicit promotion is an error)."""
+def along_last(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """`vector` with as many axes as `x`, to broadcast over all but the last (implicit promotion is an error)."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 

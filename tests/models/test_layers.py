@@ -180,7 +180,7 @@ def _bfloat16_values(shape, seed):
 
 
 def _assert_rounded(actual, exact, magnitude):
-    """`actual` is `exact` but for a rounding to its dtype and float32 sums of terms whose sizes add up to `magnitude`."""
+    """`actual` is `exact` but for a rounding to its dtype, and float32 sums of terms with total size `magnitude`."""
     half_step = 2.0**-8 if actual.dtype == jnp.bfloat16 else 2.0**-24
     excess = np.abs(_f64(actual) - exact) - half_step * np.abs(exact) - 1e-6 * magnitude
     assert actual.shape == exact.shape

@@ -1,0 +1,93 @@
+"""Self-attention against a NumPy reference, and what its mask lets through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax.models.attention import SelfAttention, attend, attention_mask, use_cudnn
+from bert_jax.models.config import BertConfig
+
+SMALL = {"vocab_size": 50, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96, "embedding_size": 48}
+SEQUENCES = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_that_of_numpy(random_model, causal):
+    module = _attention(random_model, dtype="float32")
+    x = np.random.default_rng(9).standard_normal((2, 7, 48)).astype(np.float32)
+    y = jax.jit(lambda m, *a: m(*a))(module, jnp.asarray(x), attention_mask(SEQUENCES, causal))
+    np.testing.assert_allclose(y, _reference(module, x, np.asarray(SEQUENCES), causal), atol=5e-6)
+
+
+def test_bfloat16_attention_is_close_to_float32(random_model):
+    f32, bf16 = (_attention(random_model, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    x = jax.random.normal(jax.random.key(0), (2, 32, 48))
+    mask = attention_mask(jnp.ones((2, 32), int), causal=False)
+    expected, y = f32(x, mask), bf16(x.astype(jnp.bfloat16), mask)
+    assert y.dtype == jnp.bfloat16
+    # Five roundings of 2⁻⁹ one after the other, relative to a typical value.
+    assert float(jnp.abs(y - expected).max()) < 5 * 2**-8 * float(jnp.abs(expected).max())
+
+
+def test_mask_keeps_sequences_apart():
+    mask = attention_mask(jnp.asarray([[1, 1, 2, 0]]), causal=False)[0, 0]
+    np.testing.assert_array_equal(mask, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    causal = attention_mask(jnp.asarray([[1, 1, 2, 0]]), causal=True)[0, 0]
+    np.testing.assert_array_equal(causal, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def test_dropout_falls_on_the_probabilities():
+    # Equal scores, values 1: without dropout every context is 1, with it (number of kept keys) / (8 · 0.5).
+    zeros, ones = jnp.zeros((1, 8, 1, 4)), jnp.ones((1, 8, 1, 4))
+    mask = jnp.ones((1, 1, 8, 8), bool)
+    np.testing.assert_array_equal(attend(zeros, zeros, ones, mask, 0.5, None, "float32"), ones)
+    context = np.asarray(attend(zeros, zeros, ones, mask, 0.5, jax.random.key(0), "float32"))[0, :, 0]
+    kept = context * 4
+    np.testing.assert_allclose(kept, np.round(kept), atol=1e-6)
+    assert (context == context[:, :1]).all()  # a key is dropped for all K numbers of a query's context
+    assert len(np.unique(kept[:, 0])) > 1  # but not for all queries
+
+
+def test_gradient_of_bfloat16_attention_is_close_to_that_of_float32():
+    # The scores' gradient for the keys is a transposed product, which has a CPU kernel in one layout only.
+    q, k, v = (jax.random.normal(key, (2, 24, 2, 16)) for key in jax.random.split(jax.random.key(0), 3))
+    mask = jnp.ones((2, 1, 24, 24), bool)
+
+    def loss(dtype, *qkv):
+        return jnp.sum(jnp.sin(attend(*qkv, mask, 0.0, None, dtype).astype(jnp.float32)))
+
+    grads, expected = (
+        jax.jit(jax.grad(loss, (1, 2, 3)), static_argnums=0)(d, q, k, v) for d in ("bfloat16", "float32")
+    )
+    for grad, exact in zip(grads, expected, strict=True):
+        assert float(jnp.linalg.norm(grad - exact) / jnp.linalg.norm(exact)) < 0.02
+
+
+def test_cudnn_is_refused_where_it_cannot_do_the_job():
+    assert not use_cudnn(BertConfig(**SMALL), training=False)  # "auto" on a CPU
+    with pytest.raises(ValueError, match="attention_dropout=0"):
+        use_cudnn(BertConfig(**SMALL, attention="cudnn"), training=True)
+    with pytest.raises(ValueError, match="bfloat16"):
+        use_cudnn(BertConfig(**SMALL, attention="cudnn", dtype="float32"), training=False)
+
+
+def _attention(random_model, **options):
+    return random_model(lambda: SelfAttention(BertConfig(**SMALL, **options), rngs=nnx.Rngs(0)))
+
+
+def _reference(module, x, sequences, causal):
+    """Attention one query of one head at a time, in float64."""
+    x = x.astype(np.float64)
+    q, k, v = (_linear(part, x).reshape(2, 7, 3, 16) for part in (module.query, module.key, module.value))
+    context = np.zeros_like(q)
+    for b, i, h in np.ndindex(2, 7, 3):
+        seen = [j for j in range(7) if sequences[b, j] == sequences[b, i] and (j <= i or not causal)]
+        weights = np.exp([q[b, i, h] @ k[b, j, h] / np.sqrt(16) for j in seen])
+        context[b, i, h] = sum(w * v[b, j, h] for w, j in zip(weights / weights.sum(), seen, strict=True))
+    return _linear(module.output, context.reshape(2, 7, 48))
+
+
+def _linear(part, x):
+    return x @ np.asarray(part.kernel[...], np.float64) + np.asarray(part.bias[...], np.float64)

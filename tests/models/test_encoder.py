@@ -1,0 +1,233 @@
+"""The trunk: what may influence what, and the options that must not change the result."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax.config import UserError
+from bert_jax.models.attention import attention_mask
+from bert_jax.models.config import BertConfig
+from bert_jax.models.encoder import Bert, sinusoids
+
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
+# Scanned layers compile in a third of the time; unrolled ones are compared with them.
+SMALL = {"vocab_size": 100, "hidden_size": 32, "embedding_size": 32, "dtype": "float32", "layers": "scan"} | SIZES
+
+
+def test_padding_does_not_change_the_real_tokens(random_model):
+    model = _bert(random_model, BertConfig(**SMALL))
+    ids = _ids(2, 12)
+    short = _encode(model, ids)
+    padded_ids = jnp.concatenate([ids, _ids(2, 20, seed=5)], axis=1)  # what is in the padding must not matter either
+    sequences = jnp.concatenate([jnp.ones((2, 12), int), jnp.zeros((2, 20), int)], axis=1)
+    padded = _encode(model, padded_ids, sequences)
+    np.testing.assert_allclose(padded[:, :12], short, atol=3e-6)
+
+
+def test_two_sequences_packed_in_a_row_are_two_rows(random_model):
+    model = _bert(random_model, BertConfig(**SMALL))
+    one, other = _ids(1, 9), _ids(1, 14, seed=7)
+    ids = jnp.concatenate([one, other, jnp.zeros((1, 3), int)], axis=1)
+    sequences = jnp.asarray([[1] * 9 + [2] * 14 + [0] * 3])
+    positions = jnp.asarray([[*range(9), *range(14), *range(3)]])
+    packed = _encode(model, ids, sequences, positions)
+    np.testing.assert_allclose(packed[:, :9], _encode(model, one), atol=3e-6)
+    np.testing.assert_allclose(packed[:, 9:23], _encode(model, other), atol=3e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_left_to_right_looks_at_nothing_to_the_right(random_model, causal):
+    model = _bert(random_model, BertConfig(**SMALL, causal=causal))
+    length = 8
+    ids = _ids(1, length)
+
+    def token_sum(embedded, position):
+        mask = attention_mask(jnp.ones((1, length), int), model.config.causal)
+        return model.encoder(embedded, mask).hidden[0, position].sum()
+
+    embedded = model.embeddings(ids, ids * 0, jnp.arange(length)[None])
+    influence = jax.vmap(jax.grad(token_sum), (None, 0))(embedded, jnp.arange(length))
+    influence = np.abs(np.asarray(influence))[:, 0].max(-1)  # [output position, input position]
+    assert (influence[np.tril_indices(length)] > 1e-6).all()
+    above = influence[np.triu_indices(length, 1)]
+    assert (above == 0).all() if causal else (above > 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_scan_and_remat_change_neither_values_nor_gradients(random_model, norm):
+    options = SMALL | {"norm": norm, "remat": "none"}
+    # For "pre" one comparison, without dropout: what differs from "post" is inside the layer, which all share.
+    changes = (
+        ({"layers": "unroll"}, {"remat": "dots"}, {"remat": "full"}) if norm == "post" else ({"layers": "unroll"},)
+    )
+    key = jax.random.key(3) if norm == "post" else None
+    value, gradient = _value_and_gradient(_bert(random_model, BertConfig(**options)), key)
+    for change in changes:
+        changed = _bert(random_model, BertConfig(**(options | change)))
+        other_value, other = _value_and_gradient(changed, key)
+        np.testing.assert_allclose(other_value, value, atol=1e-4, err_msg=str(change))  # a sum of 768 sines
+        assert other.keys() == gradient.keys()
+        for name, expected in gradient.items():
+            size = np.abs(expected).max()
+            # A key's bias shifts all scores of a query alike: its gradient is 0 but for rounding. No pooler here.
+            assert size > 1e-3 or name in ("encoder/layers/attention/key/bias", "pooler/kernel", "pooler/bias"), name
+            np.testing.assert_allclose(other[name], expected, atol=1e-5 * size + 1e-5, err_msg=f"{change} {name}")
+
+
+def test_dropout_differs_between_layers_and_keys_and_is_off_without_a_key(random_model):
+    model = _bert(random_model, BertConfig(**SMALL))
+    ids = _ids(2, 12)
+    one, again, other = (_encode(model, ids, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert float(jnp.abs(one - other).max()) > 0.1
+    assert float(jnp.abs(one - _encode(model, ids)).max()) > 0.1
+    np.testing.assert_array_equal(_encode(model, ids), _encode(model, ids))
+
+
+def test_bfloat16_is_close_to_float32(random_model):
+    exact = _encode(_bert(random_model, BertConfig(**SMALL)), _ids(2, 32))
+    rounded = _encode(_bert(random_model, BertConfig(**(SMALL | {"dtype": "bfloat16"}))), _ids(2, 32))
+    assert rounded.dtype == jnp.bfloat16
+    # Hidden states have σ ≈ 1 after LayerNorm; one bfloat16 step at 1 is 2⁻⁷.
+    assert float(jnp.sqrt(jnp.mean(jnp.square(rounded - exact)))) < 2 * 2**-7
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_all_layers_are_the_outputs_of_shorter_models(random_model, norm, layers):
+    config = SMALL | {"norm": norm, "layers": layers, "num_hidden_layers": 3}
+    model = _bert(random_model, BertConfig(**config))
+    ids = _ids(2, 6)
+    outputs = _encode_compiled(model, ids, ids * 0, _positions(ids), ids * 0 + 1, all_layers=True)
+    assert outputs.layers is not None
+    assert len(outputs.layers) == 3
+    for count in (1, 2, 3):
+        shorter = _first_layers(model, BertConfig(**(config | {"num_hidden_layers": count})))
+        last = outputs.layers[count - 1]
+        np.testing.assert_allclose(
+            last if norm == "post" else model.encoder.layer_norm(last, "float32"), _encode(shorter, ids), atol=2e-6
+        )
+    if norm == "post":
+        np.testing.assert_array_equal(outputs.layers[-1], outputs.hidden)
+    assert _encode_compiled(model, ids, ids * 0, _positions(ids), ids * 0 + 1).layers is None
+
+
+def test_sinusoids_are_those_of_the_paper(random_model):
+    table = sinusoids(6, 4)
+    # Columns: sin(p), cos(p), sin(p / 100), cos(p / 100), for 10,000^(2/4) = 100.
+    np.testing.assert_allclose(table[0], [0, 1, 0, 1])
+    np.testing.assert_allclose(table[5], [np.sin(5), np.cos(5), np.sin(0.05), np.cos(0.05)], rtol=1e-6)
+    assert sinusoids(6, 5).shape == (6, 5)
+    model = _bert(random_model, BertConfig(**SMALL, position_embedding="sinusoidal"))
+    assert not hasattr(model.embeddings, "position")
+    ids = jnp.full((1, 8), 7)
+    hidden = _encode(model, ids)
+    assert float(jnp.abs(hidden[0, 0] - hidden[0, 1]).max()) > 0.01  # the same token, told apart by its place
+
+
+def test_factorised_embeddings_are_small_tables_and_a_projection(random_model):
+    config = BertConfig(**(SMALL | {"embedding_size": 8}))
+    model = _bert(random_model, config)
+    assert model.embeddings.word.embedding.shape == (100, 8)
+    assert model.embeddings.projection.kernel.shape == (8, 32)
+    ids = _ids(2, 5)
+    embedded = model.embeddings(ids, ids * 0, _positions(ids))
+    tables = [np.asarray(t.embedding[...]) for t in (model.embeddings.word, model.embeddings.position)]
+    norm = model.embeddings.layer_norm
+    total = tables[0][np.asarray(ids)] + tables[1][None, :5] + np.asarray(model.embeddings.token_type.embedding[...])[0]
+    normed = (total - total.mean(-1, keepdims=True)) / np.sqrt(total.var(-1, keepdims=True) + 1e-12)
+    normed = normed * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+    projection = model.embeddings.projection
+    np.testing.assert_allclose(
+        embedded, normed @ np.asarray(projection.kernel[...]) + np.asarray(projection.bias[...]), atol=2e-5
+    )
+
+
+def test_pre_norm_normalises_the_input_of_each_block_and_the_end(random_model):
+    model = _bert(random_model, BertConfig(**SMALL, norm="pre"))
+    hidden = _encode(model, _ids(2, 10))
+    scale, bias = np.asarray(model.encoder.layer_norm.scale[...]), np.asarray(model.encoder.layer_norm.bias[...])
+    normalised = (np.asarray(hidden) - bias) / scale
+    np.testing.assert_allclose(normalised.mean(-1), np.zeros((2, 10)), atol=1e-5)
+    np.testing.assert_allclose(normalised.std(-1), np.ones((2, 10)), atol=1e-5)
+    # The residual stream is never normalised: blocks that give 0 leave the embeddings as they are.
+    for part in (model.encoder.layers.attention.output, model.encoder.layers.output):
+        part.kernel[...], part.bias[...] = part.kernel[...] * 0, part.bias[...] * 0
+    ids = _ids(2, 10)
+    embedded = model.embeddings(ids, ids * 0, _positions(ids))
+    np.testing.assert_allclose(_encode(model, ids), model.encoder.layer_norm(embedded, "float32"), atol=1e-6)
+
+
+def test_token_types_and_positions_are_looked_up(random_model):
+    model = _bert(random_model, BertConfig(**SMALL))
+    ids = _ids(1, 6)
+    base = model.embeddings(ids, ids * 0, _positions(ids))
+    typed = model.embeddings(ids, jnp.asarray([[0, 0, 0, 1, 1, 1]]), _positions(ids))
+    moved = model.embeddings(ids, ids * 0, _positions(ids) + 1)
+    changed = np.abs(np.asarray(typed - base)).max(-1)[0]
+    np.testing.assert_array_equal(changed > 1e-3, [False, False, False, True, True, True])
+    assert (np.abs(np.asarray(moved - base)).max(-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of model.num_attention_heads 5"),
+        ({"hidden_act": "relu"}, "model.hidden_act is 'relu'; it can be gelu_tanh, gelu"),
+        ({"attention_dropout": 1.0}, "model.attention_dropout is 1.0; a dropout rate is in"),
+        ({"num_hidden_layers": 0}, "model.num_hidden_layers is 0; it must be at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_config_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        BertConfig(**(SMALL | change))
+
+
+def _bert(random_model, config):
+    return random_model(lambda: Bert(config, rngs=nnx.Rngs(0)))
+
+
+def _first_layers(model, config):
+    _, state = nnx.split(model)
+    flat = [
+        (path, nnx.Param(leaf[...][: config.num_hidden_layers] if "layers" in path else leaf[...]))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def _value_and_gradient(model, key):
+    ids = _ids(2, 12)
+
+    def loss(model):
+        hidden = model.encode(ids, ids % 2, _positions(ids), ids * 0 + 1, key=key).hidden
+        return jnp.sum(jnp.sin(hidden))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(model)
+    flat = nnx.to_flat_state(nnx.state(gradient))
+    return value, {"/".join(path): np.asarray(leaf[...]) for path, leaf in flat}
+
+
+def _encode(model, ids, sequence_ids=None, position_ids=None, key=None):
+    sequence_ids = jnp.ones_like(ids) if sequence_ids is None else sequence_ids
+    position_ids = _positions(ids) if position_ids is None else position_ids
+    return _encode_compiled(model, ids, ids * 0, position_ids, sequence_ids, key).hidden
+
+
+@partial(jax.jit, static_argnames="all_layers")
+def _encode_compiled(model, ids, types, positions, sequences, key=None, all_layers=False):
+    return model.encode(ids, types, positions, sequences, key=key, all_layers=all_layers)
+
+
+def _ids(rows, length, seed=0):
+    return jax.random.randint(jax.random.key(seed), (rows, length), 5, 100)
+
+
+def _positions(ids):
+    return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
