@@ -1,0 +1,215 @@
+"""One pretraining step, ours and Hugging Face Transformers on PyTorch, timed in turns in one process.
+
+    python benchmarks/train_step.py --size=base --batch=8 --length=128 --rounds=7 --peers=eager,compile
+
+A step is forward, backward, clipping, the AdamW update, with dropout on, MLM + NSP. After warm-up the variants
+take turns (A B C A B C …), so that a slow minute of the machine falls on all. The last line is the ratio of
+tokens a second, ours over the fastest peer: median of the rounds, and its range.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from bert_jax.config import UserError
+from bert_jax.models.config import BertConfig, bert_config
+from bert_jax.models.heads import BertForPretraining
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.sharding import make_mesh
+from bert_jax.training.step import init_state, make_train_step
+from experiments import base
+
+SIZE = flags.DEFINE_string("size", "base", "model size")
+BATCH = flags.DEFINE_integer("batch", 8, "rows a step")
+LENGTH = flags.DEFINE_integer("length", 128, "tokens a row")
+PREDICTIONS = flags.DEFINE_integer("predictions", 20, "masked positions a row")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "timed steps of each variant")
+WARM_UP = flags.DEFINE_integer("warm_up", 2, "untimed steps of each variant")
+PEERS = flags.DEFINE_list("peers", ["eager"], "how PyTorch runs: eager, compile; each in float32 and bfloat16")
+DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "of the peers")
+DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "where both run")
+JSON = flags.DEFINE_string("json", "", "file for the figures")
+
+Step = Callable[[], None]  # runs one step and waits for it
+VOCAB_SIZE = 30_522
+
+
+def main(_) -> None:
+    try:
+        figures = compare()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    if JSON.value:
+        Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def compare() -> dict:
+    """Prints a line a variant and the ratio; gives {"machine", "variants": {name: seconds}, "ratio"}."""
+    torch = _import_torch()
+    if jax.default_backend() != DEVICE.value:
+        raise UserError(
+            f"--device={DEVICE.value}, but JAX runs on {jax.default_backend()}; set JAX_PLATFORMS or --device"
+        )
+    batch = _batch()
+    steps: dict[str, Step] = {"bert_jax bfloat16": _our_step(batch)}
+    for mode in PEERS.value:
+        for dtype in DTYPES.value:
+            steps[f"transformers {mode} {dtype}"] = _peer_step(torch, batch, mode, dtype)
+    machine = _machine(torch)
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
+    for name, step in steps.items():
+        started = time.perf_counter()
+        for _ in range(WARM_UP.value):
+            step()
+        print(f"{name}: warm-up {time.perf_counter() - started:.1f} s", flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(ROUNDS.value):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return {"machine": machine, "variants": seconds, "ratio": _report(seconds)}
+
+
+def _report(seconds):
+    """The range of the ratio is that of rounds: each compares steps that ran one after the other."""
+    tokens = BATCH.value * LENGTH.value
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        print(f"{name}: {middle:.3f} s ({min(times):.3f}–{max(times):.3f}), {tokens / middle:,.0f} tokens/s")
+    ours, *peers = seconds
+    if not peers:
+        return None
+    best = min(peers, key=lambda name: statistics.median(seconds[name]))
+    ratio = statistics.median(seconds[best]) / statistics.median(seconds[ours])
+    rounds = [b / a for a, b in zip(seconds[ours], seconds[best], strict=True)]
+    print(f"best peer: {best}")
+    print(f"ratio {ratio:.2f} ({min(rounds):.2f}–{max(rounds):.2f})")
+    return {"median": ratio, "low": min(rounds), "high": max(rounds), "peer": best}
+
+
+def _batch():
+    """Full rows of random pieces; both sides get the same, with the masked positions chosen beforehand."""
+    rng = np.random.default_rng(0)
+    rows, length, predictions = BATCH.value, LENGTH.value, PREDICTIONS.value
+    positions = np.stack([np.sort(rng.choice(np.arange(1, length), predictions, replace=False)) for _ in range(rows)])
+    return {
+        "input_ids": rng.integers(1000, VOCAB_SIZE, (rows, length), dtype=np.int32),
+        "token_type_ids": np.tile(np.arange(length) >= length // 2, (rows, 1)).astype(np.int32),
+        "position_ids": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "sequence_ids": np.ones((rows, length), np.int32),
+        "masked_positions": positions.astype(np.int32),
+        "masked_labels": rng.integers(1000, VOCAB_SIZE, (rows, predictions), dtype=np.int32),
+        "masked_weights": np.ones((rows, predictions), np.float32),
+        "next_sentence_labels": rng.integers(0, 2, rows, dtype=np.int32),
+        "next_sentence_weights": np.ones(rows, np.float32),
+    }
+
+
+class _Task(Pretraining):
+    """The real task without a corpus: the batch comes finished."""
+
+    def __init__(self, config: BertConfig):
+        self.bert_config = config
+
+    def init(self, rngs: nnx.Rngs) -> BertForPretraining:
+        return BertForPretraining(self.bert_config, rngs=rngs)
+
+
+def _our_step(batch) -> Step:
+    """The step that the training loop runs."""
+    config = base.get_config(SIZE.value)
+    task = _Task(bert_config(config.model, VOCAB_SIZE))
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    graphdef, state = init_state(task, optimizer, 0, make_mesh(config.mesh))
+    train_step = make_train_step(task, graphdef, optimizer, schedule, 0, 1)
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+
+    def step():
+        nonlocal state
+        state, sums = train_step(state, arrays)
+        jax.block_until_ready((state, sums))
+
+    return step
+
+
+def _peer_step(torch, batch, mode: str, dtype: str) -> Step:
+    """BertForPreTraining with scaled_dot_product_attention, autocast for bfloat16, and PyTorch's fused AdamW."""
+    import transformers
+
+    device = "cuda" if DEVICE.value == "gpu" else "cpu"
+    ours = bert_config(base.get_config(SIZE.value).model, VOCAB_SIZE)
+    config = transformers.BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=ours.hidden_size,
+        num_hidden_layers=ours.num_hidden_layers,
+        num_attention_heads=ours.num_attention_heads,
+        intermediate_size=ours.intermediate_size,
+        hidden_act="gelu_new" if ours.hidden_act == "gelu_tanh" else "gelu",
+        attn_implementation="sdpa",
+    )
+    model = transformers.BertForPreTraining(config).to(device).train()
+    run = torch.compile(model) if mode == "compile" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
+    labels = np.full(batch["input_ids"].shape, -100, np.int64)
+    np.put_along_axis(labels, batch["masked_positions"].astype(np.int64), batch["masked_labels"], axis=1)
+    inputs = {
+        "input_ids": batch["input_ids"].astype(np.int64),
+        "token_type_ids": batch["token_type_ids"].astype(np.int64),
+        "labels": labels,
+        "next_sentence_label": batch["next_sentence_labels"].astype(np.int64),
+    }
+    inputs = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+
+    def step():
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = run(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _import_torch():
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"no {error.name}: the peer needs `pip install -e .[parity]`") from None
+    return torch
+
+
+def _machine(torch) -> dict[str, str]:
+    import transformers
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    gpu = torch.cuda.get_device_name() if DEVICE.value == "gpu" else "none"
+    return {
+        "machine": f"{cpu}, {os.cpu_count()} cores; GPU {gpu}",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}; {torch.get_num_threads()} PyTorch threads",
+        "step": f"BERT-{SIZE.value}, batch {BATCH.value} × {LENGTH.value}, {PREDICTIONS.value} predictions a row",
+    }
+
+
+if __name__ == "__main__":
+    app.run(main)
