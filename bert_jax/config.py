@@ -156,14 +156,10 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
 
 def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
     """(key, old value, new value) for every dotted key in which two nested dicts differ."""
-    old, new = _flatten(old), _flatten(new)
-    missing = object()
-    both = {key: (old.get(key, missing), new.get(key, missing)) for key in sorted({*old, *new})}
-    return [
-        (key, *("(absent)" if value is missing else value for value in pair))
-        for key, pair in both.items()
-        if pair[0] != pair[1]
-    ]
+    before, after = _flatten(old), _flatten(new)
+    absent = "(absent)"
+    pairs = ((key, before.get(key, absent), after.get(key, absent)) for key in sorted({*before, *after}))
+    return [(key, one, other) for key, one, other in pairs if one != other]
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,9 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 
 import importlib
 import logging
+import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -23,11 +26,14 @@ def train(config: ConfigDict, workdir: Path, **_) -> int:
     """Prepares if need be, trains or resumes, draws the curves."""
     _writable(workdir)
     _start(config, workdir)
+    import jax
+
     from bert_jax.lab.plots import plot_run
     from bert_jax.training.loop import train as run_loop
 
     finished = run_loop(_task(config), config, workdir)
-    plot_run(workdir)
+    if jax.process_index() == 0:
+        plot_run(workdir)
     if finished.signal is not None:
         logging.warning("stopped at step %d, saved in %s; the same command continues", finished.step, workdir)
         return 128 + finished.signal
@@ -90,8 +96,6 @@ def _start(config: ConfigDict, workdir: Path) -> None:
     """Devices, and every mistake in the config that can be seen before any data is."""
     if config.task not in TASKS:
         raise UserError(f"task is '{config.task}'; it can be {', '.join(TASKS)}")
-    import os
-
     import jax
 
     from bert_jax.models.config import bert_config
@@ -99,10 +103,25 @@ def _start(config: ConfigDict, workdir: Path) -> None:
     # Programs compiled by one run are there for the next; jax's own setting goes first.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+    _join_processes(os.environ)
     bert_config(config.model, config.model.vocab_size or config.data.vocab_size)
     validate(config, jax.device_count())
+
+
+def _join_processes(environment: Mapping[str, str]) -> None:
+    """Makes one run of several processes where JAX_COORDINATOR_ADDRESS is set: to `auto` where jax can find out
+    by itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    import jax
+
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if address == "auto":
+        del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
+        jax.distributed.initialize()
+    elif address is not None:
+        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        if any(not environment.get(name, "").isdigit() for name in names):
+            raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
+        jax.distributed.initialize(address, *(int(environment[name]) for name in names))
 
 
 def _prepared(config: ConfigDict):
@@ -113,7 +132,16 @@ def _prepared(config: ConfigDict):
             "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
             "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
         )
-    return prepare_corpus(config.data, config.seed)
+    import jax
+    from jax.experimental import multihost_utils
+
+    # Of several processes the first prepares; the others find it done. Each machine needs the same folder.
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("prepared")
+    prepared = prepare_corpus(config.data, config.seed)
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prepared")
+    return prepared
 
 
 def _task(config: ConfigDict):
@@ -124,8 +152,6 @@ def _task(config: ConfigDict):
 def _writable(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=workdir).close()
     except OSError as problem:
         raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem

@@ -6,6 +6,7 @@ predict, fine-tune or export.
 """
 
 import base64
+import contextlib
 import errno
 import logging
 import shutil
@@ -116,22 +117,21 @@ class Saved:
 
 
 def read_checkpoint(directory: Path, abstract: TrainState | None = None, mesh: Mesh | None = None) -> Saved:
-    """Reads one checkpoint folder, onto `mesh` in the shapes of `abstract`; without them the parameters only.
+    """Reads one checkpoint folder, onto `mesh` in the shapes of `abstract`; without them, the parameters only, onto
+    one device, whatever mesh they were saved from.
 
     Raises Damaged if it cannot be read or an array's checksum is not the one it was saved with.
     """
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
         if abstract is None:
-            items = {"parameters": ocp.args.StandardRestore()}
+            items = {"parameters": ocp.args.StandardRestore(_on_one_device(directory / "parameters"))}
         else:
             trees = {"parameters": abstract.parameters, "optimizer": abstract.optimizer}
             items = {name: ocp.args.StandardRestore(_with_sharding(tree, mesh)) for name, tree in trees.items()}
         items |= {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
         restored = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
     except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause: the files are not as written
-        if isinstance(problem, ValueError) and "incompatible" in str(problem):
-            raise
         raise Damaged(f"checkpoint {directory} cannot be read ({_first_line(problem)})") from problem
     finally:
         checkpointer.close()
@@ -170,6 +170,16 @@ def _checksums(tree: Any) -> dict[str, int]:
     """A sum modulo 2³² over the bits of each array: the same on any mesh, at the speed of memory."""
     leaves = jax.tree_util.tree_flatten_with_path(_sums_of_bits(tree))[0]
     return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
+
+
+def _on_one_device(directory: Path):
+    """Shapes of the saved arrays, to be restored to this process's first device."""
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        metadata = checkpointer.metadata(directory.absolute()).item_metadata
+    if metadata is None:
+        raise FileNotFoundError(f"no description of the arrays in {directory}")
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata.tree)
 
 
 def _with_sharding(tree, mesh):

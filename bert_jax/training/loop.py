@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -43,7 +44,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
     # Phase 1: what could fail, before anything is compiled
     configs.validate(config, jax.device_count())
     workdir.mkdir(parents=True, exist_ok=True)
-    configs.write_or_compare(config, workdir / "config.json")
+    if jax.process_index() == 0:
+        configs.write_or_compare(config, workdir / "config.json")
 
     # Phase 2: mesh, step functions, state
     mesh = make_mesh(config.mesh)
@@ -86,7 +88,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                 step += 1
                 window.add(sums)
                 log.advance(step)
-                stopped_by = signals.caught  # read once a step: what is decided below must agree with itself
+                stopped_by = signals.caught(step)  # once a step: what is decided below must agree with itself
                 report_due = step % config.train.log_every == 0
                 eval_due = step % config.eval.every == 0 or step == config.train.steps
                 save_due = step % config.checkpoint.every == 0 or step == config.train.steps or stopped_by is not None
@@ -225,19 +227,29 @@ class _Stopwatch:
 
 
 class _Signals:
-    """SIGTERM and SIGINT are noted, and the loop ends after its step; a second one stops at once."""
+    """SIGTERM and SIGINT are noted, and the loop ends after its step; a second one stops at once.
+
+    Of several processes all have to stop at the same step: there jax's own service passes SIGTERM on to each.
+    """
 
     def __enter__(self):
-        self.caught: int | None = None
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.noted: int | None = None
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def caught(self, step: int) -> int | None:
+        """The signal that asks to stop after `step`, or None."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            return signal.SIGTERM
+        return self.noted
+
     def _note(self, number, _):
-        self.caught = number
+        self.noted = number
         for other, handler in self.before.items():
             signal.signal(other, handler)
         logging.warning("%s: finishing this step, then saving", signal.Signals(number).name)

@@ -1,0 +1,70 @@
+"""Several processes, as on a pod: each with some of the devices and some of the rows, together one run."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config import to_json
+from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run(config, workdir, processes, devices_each):
+    """The command line of one run in `processes` processes on this machine; returns its metrics."""
+    sets = [
+        f"--config.{group}.{key}={value}"
+        for group, keys in json.loads(to_json(config)).items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if value is not None
+    ]
+    command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/base.py:tiny", f"--workdir={workdir}"]
+    port = free_port()
+    started = []
+    for number in range(processes):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}"}
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(number),
+            }
+        output = open(workdir.with_name(f"{workdir.name}.{number}"), "w+")  # noqa: SIM115 — closed below
+        process = subprocess.Popen([*command, *sets], cwd=ROOT, env=environment, stdout=output, stderr=output)
+        started.append((process, output))
+    for process, output in started:
+        try:
+            status = process.wait(timeout=240)
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        text = output.read()
+        output.close()
+        assert status == 0, text[-3000:]
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(small_config, tmp_path):
+    small_config.model.dtype = "float32"
+    small_config.mesh.data = -1
+    one = run(small_config, tmp_path / "one", processes=1, devices_each=4)
+    two = run(small_config, tmp_path / "two", processes=2, devices_each=2)
+    assert [(r["step"], r["split"]) for r in one] == [(r["step"], r["split"]) for r in two]
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-6), (a, b)
+        assert a["mlm_accuracy"] == pytest.approx(b["mlm_accuracy"], abs=1e-6)
+    assert read_checkpoint(find_checkpoint(str(tmp_path / "two"))).run["step"] == small_config.train.steps
