@@ -1,7 +1,11 @@
-"""A small BERT on 198 MB of English Wikipedia and books, for a CPU.
+"""A small BERT (size `mini`: 4 layers, 256 wide) on 198 MB of English Wikipedia and books.
 
-tar -xJf ../shared/data/pretrain_en.tar.xz -C corpus
-python -m bert_jax.main --config=experiments/small_en.py --config.data.files='corpus/**/*'
+    mkdir -p corpus && tar -xJf ../shared/data/pretrain_en.tar.xz -C corpus
+    python -m bert_jax.main --config=experiments/small_en.py --config.data.files='corpus/**/*'
+
+Hardware: a CPU. Time: meant for half an hour to a few hours, by the number of cores.
+Expect: held-out `mlm_loss` clearly under `unigram_entropy`, and `nsp_accuracy` of at least 0.65. Measured figures,
+with machine and time: docs/RESULTS.md.
 """
 
 from experiments import base
