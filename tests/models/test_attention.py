@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bert_jax.config import UserError
 from bert_jax.models.attention import SelfAttention, attend, attention_mask, use_cudnn
 from bert_jax.models.config import BertConfig
 
@@ -67,10 +68,10 @@ def test_gradient_of_bfloat16_attention_is_close_to_that_of_float32():
 
 def test_cudnn_is_refused_where_it_cannot_do_the_job():
     assert not use_cudnn(BertConfig(**SMALL), training=False)  # "auto" on a CPU
-    with pytest.raises(ValueError, match="attention_dropout=0"):
-        use_cudnn(BertConfig(**SMALL, attention="cudnn"), training=True)
-    with pytest.raises(ValueError, match="bfloat16"):
-        use_cudnn(BertConfig(**SMALL, attention="cudnn", dtype="float32"), training=False)
+    assert use_cudnn(BertConfig(**SMALL, attention="cudnn", attention_dropout=0.0), training=True)
+    for change in ({"dtype": "float32", "attention_dropout": 0.0}, {"attention_dropout": 0.1}):
+        with pytest.raises(UserError, match=r"needs model\.dtype=bfloat16 and model\.attention_dropout=0"):
+            BertConfig(**SMALL, attention="cudnn", **change)
 
 
 def _attention(random_model, **options):
