@@ -25,8 +25,8 @@ DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 def main(_: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for noisy in ("absl", "orbax", "jax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("absl", "orbax", "jax"):  # Orbax warns, through absl, of files that no one has promised
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
     workdir = Path(WORKDIR.value or Path("runs") / Path(file).stem)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, validate
+from bert_jax.config import UserError, differences, validate
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
@@ -53,20 +53,21 @@ def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     from bert_jax.training.parameters import flatten, take_over
     from bert_jax.training.sharding import make_mesh
 
-    task = _task(config)
     folder = find_checkpoint(str(workdir))
-    saved = read_checkpoint(folder)
+    task = _task(config)
+    saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
+    differing = differences(saved.run["config"]["model"], config.model.to_dict())
+    if differing:
+        keys = "; ".join(f"model.{key} was {old!r}, is {new!r}" for key, old, new in differing)
+        raise UserError(f"{folder} holds another model ({keys}); give the config that it was trained with")
     model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
-    graphdef, _ = nnx.split(model)
     parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
-    mesh = make_mesh(config.mesh)
-    run = make_evaluation(task, graphdef, config, mesh)
-    step = saved.run["step"]
-    log = MetricsLog(workdir, step, step, resumed=True, writes=jax.process_index() == 0)
+    run = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
+    log = MetricsLog(workdir, saved.run["step"], saved.run["step"])
     for split, name in (("validation", "eval"), ("test", "test")):
-        metrics = run(jax.device_put(parameters), split)
+        metrics = run(jax.device_get(parameters), split)
         if metrics:
-            log.record(step, name, metrics)
+            log.record(saved.run["step"], name, metrics)
             print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     log.close()
     return 0
@@ -121,7 +122,8 @@ def _join_processes(environment: Mapping[str, str]) -> None:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         if any(not environment.get(name, "").isdigit() for name in names):
             raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
-        jax.distributed.initialize(address, *(int(environment[name]) for name in names))
+        count, number = (int(environment[name]) for name in names)
+        jax.distributed.initialize(address, count, number)
 
 
 def _prepared(config: ConfigDict):
@@ -138,7 +140,7 @@ def _prepared(config: ConfigDict):
     # Of several processes the first prepares; the others find it done. Each machine needs the same folder.
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("prepared")
-    prepared = prepare_corpus(config.data, config.seed)
+    prepared = prepare_corpus(config.data, config.data.seed)
     if jax.process_index() == 0 and jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepared")
     return prepared

@@ -70,6 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.keep_share = 0.1  # of the predicted: shown as they are
     config.data.max_predictions_per_sequence = 20
     config.data.dupe_factor = 10  # static masking only: passes over the corpus
+    config.data.seed = 12_345  # of the split into train, validation and test, and of static instances
     config.data.validation_share = 0.01  # of documents
     config.data.test_share = 0.01  # of documents
     config.data.workers = placeholder(int)  # processes that prepare; from the number of cores

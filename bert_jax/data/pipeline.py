@@ -42,6 +42,7 @@ class TrainBatches:
         rows = _rows(prepared, config, "train", config.seed)
         share = _Share(batch_size, process_index, process_count, "train.batch_size")
         self._num_examples, self._batch_size, self._step = len(rows.source), batch_size, start_step
+        self._dataset = prepared.directory.name
         self._iterator = _iterate(_Batches(rows, share, stop=None), config.data, start_step, _ENDLESS)
 
     def __iter__(self) -> "TrainBatches":
@@ -52,10 +53,10 @@ class TrainBatches:
         self._step += 1
         return batch
 
-    def state(self) -> dict[str, int]:
-        """Where the next batch starts: `step` is all that resuming needs, the rest is for people."""
+    def state(self) -> dict[str, Any]:
+        """Where the next batch starts. `step` is all that resuming needs; the rest shows that the data is the same."""
         epoch, position = divmod(self._step * self._batch_size, self._num_examples)
-        return {"step": self._step, "epoch": epoch, "position": position}
+        return {"dataset": self._dataset, "step": self._step, "epoch": epoch, "position": position}
 
     def close(self) -> None:
         """Stops reading ahead."""

@@ -29,10 +29,10 @@ class FillMask:
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
-        ids = np.asarray(self.tokenizer.encode([text])[0].ids, np.int32)
-        positions = np.flatnonzero(ids == self.tokenizer.mask_id)
-        if not len(positions):
+        if "[MASK]" not in text:
             raise UserError(f"no [MASK] in '{text}'")
+        ids = self._ids(text)
+        positions = np.flatnonzero(ids == self.tokenizer.mask_id)
         if len(ids) > self.config.max_position_embeddings:
             raise UserError(f"the text has {len(ids)} tokens; the model takes {self.config.max_position_embeddings}")
         # The row is padded to a multiple of 64, so that texts of like length share one compiled program.
@@ -47,6 +47,14 @@ class FillMask:
             [(self.tokenizer.token(int(i)), float(p[i])) for i in row]
             for row, p in zip(best, probabilities, strict=True)
         ]
+
+    def _ids(self, text: str) -> np.ndarray:
+        """[CLS] text [SEP], with the masks put between the tokens of what is around them: the original's tokenizer
+        would split the word [MASK], and SentencePiece does not know it."""
+        tokenizer, ids = self.tokenizer, []
+        for part in tokenizer.encode_words(text.split("[MASK]")):
+            ids += [*part, tokenizer.mask_id]
+        return np.asarray([tokenizer.cls_id, *ids[:-1], tokenizer.sep_id], np.int32)
 
 
 def _logits(model, input_ids, sequence_ids, positions):

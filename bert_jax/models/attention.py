@@ -73,7 +73,7 @@ def use_cudnn(config: BertConfig, training: bool) -> bool:
 
     It has no dropout of attention probabilities, and takes 16-bit operands only.
     """
+    if config.attention != "auto":
+        return config.attention == "cudnn"
     able = config.dtype == "bfloat16" and not (training and config.attention_dropout > 0)
-    if config.attention == "cudnn" and not able:
-        raise ValueError("model.attention=cudnn needs model.dtype=bfloat16 and model.attention_dropout=0 in training")
-    return config.attention == "cudnn" or (config.attention == "auto" and able and jax.default_backend() == "gpu")
+    return able and jax.default_backend() == "gpu" and float(jax.devices()[0].compute_capability) >= 8  # Ampere

@@ -62,6 +62,8 @@ class BertConfig:
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"model.{field} is '{getattr(self, field)}'; it can be {', '.join(allowed)}")
+        if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.attention_dropout > 0):
+            raise UserError("model.attention=cudnn needs model.dtype=bfloat16 and model.attention_dropout=0")
         for field in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"model.{field} is {getattr(self, field)}; a dropout rate is in [0, 1)")
@@ -97,3 +99,15 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
     }
     values: dict[str, Any] = defaults | given | {"vocab_size": vocab_size}
     return BertConfig(**values)
+
+
+def training_flops(config: BertConfig, rows: int, length: int, predictions: int) -> float:
+    """Floating-point operations of forward and backward passes over `rows` rows; a multiply-add is two.
+
+    Matrix products only; the backward pass counts twice the forward one; rematerialisation counts nothing.
+    """
+    d, f, e = config.hidden_size, config.intermediate_size, config.embedding_size
+    per_token = config.num_hidden_layers * (4 * d * d + 2 * d * f + 2 * length * d)  # projections, FFN, attention
+    per_token += 0 if e == d else e * d
+    per_row = length * per_token + predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
+    return 3 * 2 * rows * float(per_row)

@@ -42,18 +42,23 @@ def mask_tokens(
     `masked_positions`, `masked_labels` [B, P] int32 and `masked_weights` [B, P] float32; unused places are 0, 0, 0.
 
     A row's budget is round(rate × its tokens, special ones included), at least 1 and at most P, as in the original.
-    Words are taken whole or not at all, so a budget may not be used up.
+    Words are taken whole or not at all, so a budget may not be used up; if all are over it, one is cut to fit.
     """
     rank_key, show_key, random_key = jax.random.split(key, 3)
     batch, length = input_ids.shape
     predictions = min(masking.max_predictions, length)
     special = jnp.isin(input_ids, jnp.asarray(masking.special_ids)) | (sequence_ids == 0)
     tokens = jnp.sum(sequence_ids > 0, axis=1, keepdims=True)
-    budget = jnp.clip(jnp.round(masking.rate * tokens), 1, predictions).astype(jnp.int32)
+    # A table made on the host: 0.15 × 190 rounds to another number in float32 than in the original's float64.
+    rounded = np.asarray([round(masking.rate * n) for n in range(length + 1)], np.int32)
+    budget = jnp.clip(jnp.take(rounded, tokens), 1, predictions)
     budget = jnp.minimum(budget, jnp.sum(~special, axis=1, keepdims=True))
 
     unit = _units(input_ids, special, jnp.asarray(is_continuation), masking.unit)
-    rank = jnp.where(special, jnp.inf, _ranks(unit, masking.unit, rank_key))
+    rank = _ranks(unit, masking.unit, rank_key)
+    if masking.unit == "word":  # words over the budget come last: they are cut, and only where there is nothing else
+        rank += _size(unit) > budget
+    rank = jnp.where(special, jnp.inf, rank)
     order = jnp.argsort(rank, axis=1)[:, :predictions]  # stable: the pieces of a word stay together
     chosen = jnp.arange(predictions)[None] < budget
     if masking.unit == "word":
@@ -106,11 +111,16 @@ def _ranks(unit: Int[Array, "B L"], kind: str, key: Key[Array, ""]) -> Float[Arr
     return jnp.min(jnp.where(covers & starts[:, :, None], scores[:, :, None], jnp.inf), axis=1)
 
 
+def _size(unit: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """For each token, how many tokens its unit has."""
+    rows = jnp.arange(unit.shape[0])[:, None]
+    return jnp.take_along_axis(jnp.zeros_like(unit).at[rows, unit].add(1), unit, axis=1)
+
+
 def _whole(unit, order, chosen) -> Bool[Array, "B P"]:
-    """Of the chosen pieces, those whose word is chosen with all its pieces."""
+    """Of the chosen pieces, those whose word is chosen with all its pieces, and those of the first word."""
     rows = jnp.arange(unit.shape[0])[:, None]
     words = jnp.take_along_axis(unit, order, axis=1)
-    zeros = jnp.zeros_like(unit)
-    taken = zeros.at[rows, words].add(chosen.astype(unit.dtype))
-    size = zeros.at[rows, unit].add(1)
-    return jnp.take_along_axis(taken == size, words, axis=1)
+    taken = jnp.zeros_like(unit).at[rows, words].add(chosen.astype(unit.dtype))
+    complete = jnp.take_along_axis(taken, words, axis=1) == jnp.take_along_axis(_size(unit), order, axis=1)
+    return complete | (words == words[:, :1])

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import Prepared
-from bert_jax.models.config import bert_config
+from bert_jax.models.config import bert_config, training_flops
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import Batch, Sums
@@ -31,6 +31,10 @@ class Pretraining:
         self.tokenizer = prepared.tokenizer
         self.bert_config = bert_config(config.model, prepared.tokenizer.vocab_size)
         data = config.data
+        predictions = min(data.max_predictions_per_sequence, data.sequence_length)
+        rows = config.train.batch_size
+        self.tokens_per_step = rows * data.sequence_length
+        self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions)
         self.masking = Masking(
             rate=data.mask_rate,
             mask_share=data.mask_share,
@@ -55,6 +59,8 @@ class Pretraining:
         )
 
     def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
+        if self.prepared.num_records(split) == 0:
+            return iter(())
         return pipeline.eval_batches(
             self.prepared, self.config, split=split, process_index=process_index, process_count=process_count
         )

@@ -33,6 +33,8 @@ class Task(Protocol):
 
     tokenizer: Tokenizer
     bert_config: BertConfig
+    tokens_per_step: int  # places in a global batch, padding included
+    flops_per_step: float  # of forward and backward passes over it
     objectives: tuple[str, ...]  # the names in `sums` whose means add up to the loss
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind

@@ -79,15 +79,16 @@ class Checkpoints:
     def close(self) -> None:
         self.manager.close()
 
-    def restore_latest(self, abstract: TrainState, mesh: Mesh) -> tuple[TrainState, dict] | None:
+    def restore_latest(self, abstract: TrainState, mesh: Mesh, tokenizer_hash: str) -> tuple[TrainState, dict] | None:
         """The newest checkpoint that is whole, with its `run` item; None if there is none at all.
 
-        A damaged one is set aside under `damaged/` beside the others, loudly. Raises UserError if all are damaged.
+        A damaged one is set aside under `damaged/` beside the others, loudly. Raises UserError if all are damaged,
+        or if one was trained with another tokenizer than the data has now.
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                saved = read_checkpoint(self.directory / str(step), abstract, mesh)
+                saved = read_checkpoint(self.directory / str(step), abstract, mesh, tokenizer_hash)
             except Damaged as damage:
                 kept = self.directory.parent / "damaged" / str(step)
                 kept.parent.mkdir(exist_ok=True)
@@ -102,7 +103,7 @@ class Checkpoints:
         return None
 
 
-class Damaged(Exception):
+class Damaged(UserError):
     """A checkpoint that cannot be read back as it was written."""
 
 
@@ -116,31 +117,42 @@ class Saved:
     tokenizer: Tokenizer
 
 
-def read_checkpoint(directory: Path, abstract: TrainState | None = None, mesh: Mesh | None = None) -> Saved:
+def read_checkpoint(
+    directory: Path, abstract: TrainState | None = None, mesh: Mesh | None = None, tokenizer_hash: str | None = None
+) -> Saved:
     """Reads one checkpoint folder, onto `mesh` in the shapes of `abstract`; without them, the parameters only, onto
     one device, whatever mesh they were saved from.
 
-    Raises Damaged if it cannot be read or an array's checksum is not the one it was saved with.
+    Raises Damaged if it cannot be read or an array's checksum is not the one it was saved with; UserError if its
+    tokenizer has another hash than `tokenizer_hash`.
     """
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
+        items = {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
+        described = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
+        run, tokenizer = described["run"], _unpack(described["tokenizer"])
+        if tokenizer_hash is not None and tokenizer.content_hash != tokenizer_hash:
+            raise UserError(
+                f"{directory} was trained with another vocabulary than this run's data has; prepare the data with its "
+                "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
+            )
         if abstract is None:
             items = {"parameters": ocp.args.StandardRestore(_on_one_device(directory / "parameters"))}
         else:
             trees = {"parameters": abstract.parameters, "optimizer": abstract.optimizer}
             items = {name: ocp.args.StandardRestore(_with_sharding(tree, mesh)) for name, tree in trees.items()}
-        items |= {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
         restored = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
+    except UserError:
+        raise
     except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause: the files are not as written
         raise Damaged(f"checkpoint {directory} cannot be read ({_first_line(problem)})") from problem
     finally:
         checkpointer.close()
-    run = restored["run"]
     for item in ARRAYS:
         if item in items and _checksums(restored[item]) != run["checksums"][item]:
             raise Damaged(f"checkpoint {directory}: {item} differ from what was saved")
     optimizer = restored["optimizer"] if "optimizer" in items else None
-    return Saved(restored["parameters"], optimizer, run, _unpack(restored["tokenizer"]))
+    return Saved(restored["parameters"], optimizer, run, tokenizer)
 
 
 def find_checkpoint(path: str) -> Path:

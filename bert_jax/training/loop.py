@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from bert_jax import config as configs
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Sums, Task
-from bert_jax.training.checkpoint import Checkpoints, Damaged, find_checkpoint, read_checkpoint
+from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.parameters import take_over
 from bert_jax.training.sharding import make_mesh, parameter_sharding, to_mesh
 from bert_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
-from bert_jax.training.throughput import peak_flops, training_flops
+from bert_jax.training.throughput import peak_flops
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,26 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         batches = resources.enter_context(
             contextlib.closing(task.train_batches(first, jax.process_index(), jax.process_count()))
         )
-        log = resources.enter_context(
-            contextlib.closing(
-                MetricsLog(workdir, first, config.train.steps, resumed=resumed, writes=jax.process_index() == 0)
+        if resumed is not None and resumed["data"] != batches.state():
+            raise UserError(
+                f"{workdir} was trained on other data ({resumed['data']}, now {batches.state()}): "
+                "restore the corpus as it was, or choose another --workdir and --config.init_from"
             )
+        log = resources.enter_context(
+            contextlib.closing(MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1))
         )
         window = _Window(task, config)
         metrics: dict[str, float] = {}
         if not resumed:
             metrics = evaluate(state.parameters, "validation")
-            log.record(first, "eval", metrics)
+            if not metrics:
+                logging.warning("NO VALIDATION DOCUMENTS: nothing is evaluated, and no checkpoint is the best")
+            elif config.checkpoint.best_metric not in metrics:
+                raise UserError(
+                    f"checkpoint.best_metric is '{config.checkpoint.best_metric}'; it can be {', '.join(metrics)}"
+                )
+            else:
+                log.record(first, "eval", metrics)
 
         # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
         step, report_due, stopped_by = first, False, None
@@ -97,7 +107,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                     report_due = False
                 if eval_due:
                     metrics = evaluate(state.parameters, "validation")
-                    log.record(step, "eval", metrics)
+                    if metrics:
+                        log.record(step, "eval", metrics)
                 if save_due:
                     checkpoints.save(state, batches.state(), config, task.tokenizer, metrics if eval_due else {})
                 if eval_due or save_due:
@@ -130,19 +141,17 @@ def make_evaluation(
 
 def _first_state(
     state: TrainState, task: Task, config: ConfigDict, checkpoints: Checkpoints, mesh: Mesh
-) -> tuple[TrainState, bool]:
-    restored = checkpoints.restore_latest(jax.eval_shape(lambda: state), mesh)
+) -> tuple[TrainState, dict | None]:
+    """The state to begin with and, if it is a resumed one, what the checkpoint says of the run."""
+    restored = checkpoints.restore_latest(jax.eval_shape(lambda: state), mesh, task.tokenizer.content_hash)
     if restored is not None:
-        state, _ = restored
+        state, run = restored
         logging.info("resuming %s at step %d", checkpoints.directory.parent, int(state.step))
-        return state, True
+        return state, run
     if not config.init_from:
-        return state, False
+        return state, None
     folder = find_checkpoint(config.init_from)
-    try:
-        saved = read_checkpoint(folder)
-    except Damaged as damage:
-        raise UserError(f"init_from: {damage}") from damage
+    saved = read_checkpoint(folder)
     if saved.tokenizer.content_hash != task.tokenizer.content_hash:
         raise UserError(
             f"init_from: {folder} was trained with another vocabulary than this run's data has; "
@@ -153,19 +162,20 @@ def _first_state(
     )
     logging.info("warm start from %s: %s", folder, report)
     parameters = {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters.items()}
-    return TrainState(state.step, parameters, state.optimizer), False
+    return TrainState(state.step, parameters, state.optimizer), None
 
 
 class _Window:
-    """The steps since the last report: their sums, how long they took, and how long the device had nothing to do."""
+    """The steps since the last report: their sums, how long they took, and how long this process waited for data.
+
+    The device may still be busy with a step meanwhile: the share of waiting is a bound on its idleness from above.
+    """
 
     def __init__(self, task: Task, config: ConfigDict):
         self.task = task
-        self.rows, self.length = config.train.batch_size, config.data.sequence_length
-        predictions = min(config.data.max_predictions_per_sequence, self.length)
-        self.flops = training_flops(task.bert_config, self.rows, self.length, predictions)
+        self.rows = config.train.batch_size
         self.peak, source = peak_flops(config.train.peak_tflops)
-        logging.info("peak: %s; a step is %.3g TFLOP", source, self.flops / 1e12)
+        logging.info("peak: %s; a step is %.3g TFLOP", source, task.flops_per_step / 1e12)
         self.sums: list[Sums] = []
         self.seconds = self.waited = 0.0
         self.started = time.perf_counter()
@@ -204,10 +214,10 @@ class _Window:
             )
         if steps > 0:
             metrics |= {
-                "tokens_per_second": steps * self.rows * self.length / seconds,
+                "tokens_per_second": steps * self.task.tokens_per_step / seconds,
                 "sequences_per_second": steps * self.rows / seconds,
                 "step_seconds": seconds / steps,
-                "mfu": steps * self.flops / seconds / self.peak,
+                "mfu": steps * self.task.flops_per_step / seconds / self.peak,
                 "wait_share": min(self.waited / seconds, 1.0),
             }
         self.sums = []

@@ -7,23 +7,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 
 class MetricsLog:
-    """Writes each record as it comes; only process 0 writes.
+    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are taken again.
 
     A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
     """
 
-    def __init__(self, workdir: Path, first_step: int, total_steps: int, *, resumed: bool, writes: bool):
-        self.writes = writes
+    def __init__(self, workdir: Path, first_step: int, total_steps: int, *, forget_after: int | None = None):
+        self.writes = jax.process_index() == 0
         self.first, self.step, self.total = first_step, first_step, total_steps
         self.started = time.perf_counter()
         self.path = workdir / "metrics.jsonl"
-        if not writes:
+        if not self.writes:
             return
-        _forget_after(self.path, first_step if resumed else -1)
+        if forget_after is not None:
+            _forget_after(self.path, forget_after)
         from tensorboardX import SummaryWriter  # heavy, and not needed by --help
 
         self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)

@@ -14,7 +14,7 @@ Parameters = dict[str, Array]
 def flatten(model: nnx.Module) -> Parameters:
     """Names are attribute paths joined by "/", as in `encoder/layers/attention/query/kernel`."""
     _, state = nnx.split(model)
-    return {"/".join(map(str, path)): parameter[...] for path, parameter in nnx.to_flat_state(state)}
+    return {"/".join(map(str, path)): parameter.get_value() for path, parameter in nnx.to_flat_state(state)}
 
 
 def unflatten(graphdef: nnx.GraphDef, parameters: Parameters) -> nnx.Module:

@@ -1,4 +1,4 @@
-"""How much work a step is, and how much the machine could do: the two sides of model FLOPs utilisation (MFU)."""
+"""How much the machine could do: the denominator of model FLOPs utilisation (MFU)."""
 
 import time
 
@@ -6,40 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.models.config import BertConfig
-
 # Dense bfloat16 peaks in TFLOP/s by a part of `device_kind`, from the makers' data sheets; first match wins.
 PEAK_TFLOPS = (
     ("B200", 2250),
     ("H200", 989),
     ("H100 PCIe", 756),
+    ("H100 NVL", 835),
     ("H100", 989),
     ("A100", 312),
     ("L40S", 362),
+    ("L40", 181),
     ("L4", 121),
     ("A10G", 70),
     ("V100", 125),
     ("T4", 65),
     ("TPU v6", 918),
-    ("TPU v5p", 459),
     ("TPU v5 lite", 197),
     ("TPU v5e", 197),
+    ("TPU v5", 459),  # v5p
     ("TPU v4", 275),
     ("TPU v3", 61.5),  # of one core, which is one device
     ("TPU v2", 23),
 )
-
-
-def training_flops(config: BertConfig, rows: int, length: int, predictions: int) -> float:
-    """Floating-point operations of forward and backward passes over `rows` rows; a multiply-add is two.
-
-    Matrix products only; the backward pass counts twice the forward one; rematerialisation counts nothing.
-    """
-    d, f, e = config.hidden_size, config.intermediate_size, config.embedding_size
-    per_token = config.num_hidden_layers * (4 * d * d + 2 * d * f + 2 * length * d)  # projections, FFN, attention
-    per_token += 0 if e == d else e * d
-    per_row = length * per_token + predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
-    return 3 * 2 * rows * float(per_row)
 
 
 def peak_flops(stated_tflops: float) -> tuple[float, str]:

@@ -196,6 +196,36 @@ def test_all_checkpoints_damaged_is_said(small_config, tmp_path):
         run(small_config, tmp_path)
 
 
+def test_a_corpus_changed_in_place_is_not_resumed_on(small_config, tmp_path):
+    copy = tmp_path / "corpus.txt"
+    text = Path(small_config.data.files).read_text()
+    copy.write_text(text)
+    small_config.data.files = str(copy)
+    run(small_config, tmp_path / "run")
+    copy.write_text(text.replace("the", "teh"))
+    with pytest.raises(UserError, match="another vocabulary than this run's data has"):
+        run(small_config, tmp_path / "run")
+    assert not (tmp_path / "run" / "damaged").exists()
+
+
+def test_an_unknown_best_metric_is_said_before_the_first_step(small_config, tmp_path):
+    small_config.checkpoint.best_metric = "f1"
+    with pytest.raises(UserError, match=r"checkpoint.best_metric is 'f1'; it can be .*nsp_accuracy"):
+        run(small_config, tmp_path)
+
+
+def test_without_validation_documents_nothing_is_evaluated(small_config, tmp_path, caplog):
+    small_config.data.update(validation_share=0.0, test_share=0.0)
+    run(small_config, tmp_path)
+    assert "NO VALIDATION DOCUMENTS" in caplog.text
+    assert {r["split"] for r in curve(tmp_path)} == {"train"}
+
+
+def test_static_instances_train_too(small_config, tmp_path):
+    small_config.data.update(masking="static", dupe_factor=2)
+    assert run(small_config, tmp_path).step == 8
+
+
 def test_workdir_of_another_config_names_the_keys(small_config, uninterrupted):
     workdir = uninterrupted(small_config)
     small_config.optimizer.learning_rate = 5e-4
