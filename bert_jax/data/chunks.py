@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,17 @@ class BlockWork:
         held_out: dict[str, list[bytes]] = {}
         statistics: dict[str, Statistics] = {}
         train: list[bytes] = []
-        for number, split, document in self._tokenized(block, statistics):
-            records = self._records(number, document, statistics[split])
+        for number, split, ids, lengths in self._tokenized(block, statistics):
+            records = self._records(number, ids, lengths, statistics[split])
             (train if split == "train" else held_out.setdefault(split, [])).extend(records)
         if train:
             write_shard(block_path(self.directory, block.index), train)
         return BlockResult(block.index, block.num_bytes, len(train), held_out, statistics)
 
-    def _tokenized(self, block: Block, statistics: dict[str, Statistics]) -> Iterator[tuple[int, str, list[list[int]]]]:
-        """(document number, split, ids of its sentences); the tokenizer gets many sentences at a time."""
+    def _tokenized(
+        self, block: Block, statistics: dict[str, Statistics]
+    ) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+        """(document number, split, ids, sentence lengths); the tokenizer gets many sentences at a time."""
         waiting: list[tuple[int, str, list[str]]] = []
         characters = 0
         last = len(block.documents) - 1
@@ -84,25 +86,30 @@ class BlockWork:
             waiting.append((block.first_document + offset, split, sentences))
             characters += len(document.text)
             if characters >= _BATCH_CHARACTERS or offset == last:
-                ids = iter(self.tokenizer.encode_words(list(chain.from_iterable(s for _, _, s in waiting))))
+                ids, lengths = self.tokenizer.encode_flat(list(chain.from_iterable(s for _, _, s in waiting)))
+                ids = ids.astype(self.token_dtype)
+                token = sentence = 0
                 for number, split_name, sentences in waiting:
-                    yield number, split_name, [next(ids) for _ in sentences]
+                    document = lengths[sentence : sentence + len(sentences)]
+                    size = int(document.sum())
+                    yield number, split_name, ids[token : token + size], document
+                    token, sentence = token + size, sentence + len(sentences)
                 waiting, characters = [], 0
 
-    def _records(self, number: int, document: list[list[int]], statistics: Statistics) -> list[bytes]:
-        lengths, chunks = cut_chunks([len(ids) for ids in document], self.sequence_length - 3)
+    def _records(self, number: int, tokens: np.ndarray, sentences: np.ndarray, statistics: Statistics) -> list[bytes]:
+        lengths, chunks = cut_chunks(sentences.tolist(), self.sequence_length - 3)
         if not lengths:
             return []
-        tokens = np.fromiter(chain.from_iterable(document), self.token_dtype, sum(lengths))
-        ends = np.concatenate(([0], np.cumsum(lengths)))
+        ends = [0, *accumulate(lengths)]
         unknown = int(np.count_nonzero(tokens == self.tokenizer.unk_id))
-        bounds = [(int(ends[first]), int(ends[last])) for first, last in chunks]
+        bounds = [(ends[first], ends[last]) for first, last in chunks]
         statistics.add_document(lengths, [stop - start for start, stop in bounds], unknown)
+        sizes = np.asarray(lengths, np.dtype("<u2"))
         return [
             encode_record(
                 {
                     "tokens": tokens[start:stop],
-                    "sentence_lengths": np.asarray(lengths[first:last], np.dtype("<u2")),
+                    "sentence_lengths": sizes[first:last],
                     "document": number,
                     "chunk_index": index,
                     "num_chunks": len(chunks),

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -25,6 +26,7 @@ _MAX_ALPHABET_SHARE = 0.8  # of the vocabulary
 _MAX_WORD = 100  # characters; longer words are [UNK] anyway
 _REPEATS = 1000  # copies of a word in one sequence given to the trainer
 _CJK = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")  # fewer than any tokenizer's own ranges
+_CJK_LEADS = [bytes([byte]) for byte in (*range(0xE3, 0xEA), 0xEF)]  # first bytes of these characters in UTF-8
 _SEPARATED = string.punctuation.encode()
 
 
@@ -125,6 +127,11 @@ def separate_cjk(text: str) -> str:
     return text if text.isascii() else " ".join(_CJK.split(text))
 
 
+def may_hold_cjk(encoded: bytes) -> bool:
+    """Whether it is worth looking for common CJK characters; false for nearly all text in alphabets."""
+    return any(byte in encoded for byte in _CJK_LEADS)
+
+
 def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Counter[str]:
     """Counts of the words that the encoder will see.
 
@@ -134,14 +141,14 @@ def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -
     lower = string.ascii_uppercase.encode() if normalizer.lowercase else b""
     table = bytes.maketrans(_SEPARATED + lower, b" " * len(_SEPARATED) + lower.lower())
     raw: Counter[bytes] = Counter()
-    words: Counter[str] = Counter()
+    marks = np.zeros(256, np.int64)
     for text in texts:
-        if normalizer.handle_chinese_chars:
-            text = separate_cjk(text)  # else whole sentences would count as words
         encoded = text.encode("utf-8", "replace")
+        if normalizer.handle_chinese_chars and may_hold_cjk(encoded):  # else whole sentences would count as words
+            encoded = separate_cjk(text).encode("utf-8", "replace")
         raw.update(encoded.translate(table).split())
-        for mark in string.punctuation:
-            words[mark] += text.count(mark)
+        marks += np.bincount(np.frombuffer(encoded, np.uint8), minlength=256)
+    words: Counter[str] = Counter({chr(mark): int(marks[mark]) for mark in _SEPARATED})
     groups: dict[int, list[str]] = defaultdict(list)
     for word, count in raw.items():
         groups[count].append(word.decode("utf-8", "replace"))
