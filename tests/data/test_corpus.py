@@ -278,13 +278,13 @@ def test_what_is_wrong_with_the_files_option(tmp_path):
         open_corpus(data_config("csv", "x"))
 
 
+@pytest.mark.slow  # unpacking it takes longer than reading
 def test_shared_corpus_mixes_dumps_and_books(shared_data):
     folder = shared_data("pretrain_en")
-    corpus = open_corpus(data_config("text", f"{folder}/enwiki2015/*/*,{folder}/gutenberg/*.txt"))
+    corpus = open_corpus(data_config("text", f"{folder}/enwiki2015/AB/*,{folder}/gutenberg/*.txt"))
     books = articles = 0
     for document in corpus.documents():
         articles += "enwiki2015" in document.source
         books += "gutenberg" in document.source and "SOURCE" not in document.source
         assert not document.one_sentence_per_line
-    assert (articles, books) == (9550, 112)
-    assert 190e6 < corpus.num_bytes < 210e6
+    assert (articles, books) == (3040, 112)
