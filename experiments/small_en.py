@@ -12,22 +12,22 @@ from experiments import base
 
 
 def get_config(arg=None):
-    config = base.get_config(arg or "mini")
+    config = base.get_config(arg or "tiny")
     config.data.corpus = "text"
     config.data.files = "corpus/**/*"
-    config.data.vocab_size = 16_000
+    config.data.vocab_size = 8_000
     config.model.hidden_dropout = 0.0
     config.model.attention_dropout = 0.0
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "hf"
-    config.optimizer.warmup_steps = 500
+    config.optimizer.warmup_steps = 600
     config.optimizer.decay_steps = 0
     config.optimizer.b2 = 0.98
     config.optimizer.bias_correction = True
-    config.train.steps = 6_000
-    config.train.batch_size = 64
-    config.train.log_every = 50
-    config.eval.every = 500
+    config.train.steps = 12_000
+    config.train.batch_size = 32
+    config.train.log_every = 200
+    config.eval.every = 2_000
     config.eval.max_examples = 4_000
-    config.checkpoint.every = 500
+    config.checkpoint.every = 2_000
     return config

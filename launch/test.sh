@@ -3,4 +3,5 @@
 set -euo pipefail
 EXTRAS=${EXTRAS:-dev}
 source "$(dirname "$0")/setup.sh"
-exec python -m pytest "$@"
+# Two workers by default: most of the time is compilation, which uses one core.
+exec python -m pytest -n "${PYTEST_WORKERS:-2}" --dist loadfile "$@"

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import Linear, along_last, dot, dropout
+from bert_jax.models.layers import Linear, accumulator, along_last, dot, dropout
 
 
 class SelfAttention(nnx.Module):
@@ -36,7 +36,7 @@ class SelfAttention(nnx.Module):
         parts = (self.query, self.key, self.value)
         kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=-1)
         bias = jnp.concatenate([part.bias[...] for part in parts], axis=-1)
-        y = dot(x, kernel, self.config.dtype).astype(jnp.float32)
+        y = dot(x, kernel, self.config.dtype, accumulator(self.config.dtype)).astype(jnp.float32)
         return jnp.split((y + along_last(bias, y)).astype(self.config.dtype), 3, axis=-1)
 
 
@@ -51,7 +51,7 @@ def attend(
 ) -> Float[Array, "B L H K"]:
     """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
-    scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype).astype(jnp.float32)
+    scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
     weights = dropout(weights.astype(dtype), dropout_rate, dropout_key)
     return dot(weights, value, dtype).swapaxes(1, 2)

@@ -39,22 +39,28 @@ def dot(
     return _bf16_dot(x, w, out_dtype)
 
 
+def accumulator(dtype: str) -> str:
+    """The dtype in which a product is had for nothing: on a CPU float32, elsewhere that of its operands."""
+    return "float32" if jax.default_backend() == "cpu" else dtype
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _bf16_dot(x, w, out_dtype):
     return _product(x, w, out_dtype)
 
 
 def _bf16_dot_forward(x, w, out_dtype):
-    # The empty array remembers x's dtype: the cotangent must have it.
-    return _product(x, w, out_dtype), (x.astype(jnp.bfloat16), w, jnp.empty((0,), x.dtype))
+    # The empty arrays remember the dtypes of x and w: their cotangents must have them.
+    x16, w16 = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return _product(x16, w16, out_dtype), (x16, w16, jnp.empty((0,), x.dtype), jnp.empty((0,), w.dtype))
 
 
 def _bf16_dot_backward(out_dtype, saved, g):
-    x, w, like = saved
-    dx = _product(g, _transposed(w), like.dtype)
+    x, w, like_x, like_w = saved
+    dx = _product(g, _transposed(w), like_x.dtype)
     if w.ndim == 2:  # shared by all rows: one product over every leading dimension
         x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    dw = _product(_transposed(x), g, w.dtype)
+    dw = _product(_transposed(x), g, like_w.dtype)
     return dx, dw
 
 
@@ -88,7 +94,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"], dtype: str) -> Float[Array, "... O"]:
         # The bias is added in float32 so that its gradient, a sum over all rows, is one in float32.
-        y = dot(x, self.kernel[...], dtype).astype(jnp.float32)
+        y = dot(x, self.kernel[...], dtype, accumulator(dtype)).astype(jnp.float32)
         return (y + along_last(self.bias[...], y)).astype(dtype)
 
 
