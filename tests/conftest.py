@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import shutil
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -68,6 +69,23 @@ def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="session")
+def command_line() -> Callable[..., list[str]]:
+    """command_line(config, workdir) → the words of a command that runs with this config."""
+
+    def words(config, workdir: Path) -> list[str]:
+        main = [sys.executable, "-m", "bert_jax.main", "--config=experiments/base.py:tiny", f"--workdir={workdir}"]
+        groups = {name: keys for name, keys in config.to_dict().items() if isinstance(keys, dict)}
+        return main + [
+            f"--config.{group}.{key}={value}"
+            for group, keys in groups.items()
+            for key, value in keys.items()
+            if value is not None
+        ]
+
+    return words
 
 
 @pytest.fixture

@@ -181,9 +181,8 @@ def _build(
     }
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     seconds = time.monotonic() - started
-    _log.info("prepared %.1f MB of text in %.1f s\n%s", bar.n / 1e6, seconds, report_text(report))
-    for warning in report["warnings"]:
-        _log.warning("%s", warning)
+    level = logging.WARNING if report["warnings"] else logging.INFO
+    _log.log(level, "prepared %.1f MB of text in %.1f s\n%s", bar.n / 1e6, seconds, report_text(report))
 
 
 def _write_chunks(

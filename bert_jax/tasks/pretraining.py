@@ -129,7 +129,7 @@ def cross_entropy_sums(
     """`{name}_loss` (in nats) and `{name}_accuracy`, as (weighted sum, weight), in float32."""
     correct_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - correct_logit
-    # The largest is known to logsumexp already; argmax would read all logits again, for a fifth of a small model's step.
+    # The largest is known to logsumexp already; argmax would read all logits again, a fifth of a small model's step.
     correct = (correct_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
     weight = jnp.sum(weights)
     return {

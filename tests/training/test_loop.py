@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -92,27 +91,12 @@ def test_finished_run_started_again_changes_nothing(small_config, uninterrupted)
     assert curve(workdir) == before
 
 
-def command(config, workdir, *flags):
-    """The command line of a run with this config."""
-    sets = [
-        f"--config.{group}.{key}={value}"
-        for group, keys in json.loads(to_json(config)).items()
-        if isinstance(keys, dict)
-        for key, value in keys.items()
-        if value is not None
-    ]
-    main = [sys.executable, "-m", "bert_jax.main", "--config=experiments/base.py:tiny", f"--workdir={workdir}"]
-    return [*main, *sets, *flags]
-
-
 @contextlib.contextmanager
-def started(config, workdir):
+def started(command, workdir):
     """The run as a process of its own, its output in a file beside the workdir; killed if the test leaves early."""
     environment = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
     with open(output_of(workdir), "w") as output:
-        process = subprocess.Popen(
-            command(config, workdir), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
@@ -136,28 +120,28 @@ def wait_for_step(process, workdir, step):
 
 
 @pytest.mark.slow
-def test_killed_at_random_and_resumed_is_the_same_run(small_config, uninterrupted, tmp_path):
+def test_killed_at_random_and_resumed_is_the_same_run(small_config, command_line, uninterrupted, tmp_path):
     small_config.train.steps = 300
     small_config.optimizer.decay_steps = 1000
     expected, workdir = uninterrupted(small_config), tmp_path / "run"
     steps = sorted(np.random.default_rng(int(time.time())).choice(np.arange(2, 280, 2), size=3, replace=False))
     for step in steps:
-        with started(small_config, workdir) as process:
+        with started(command_line(small_config, workdir), workdir) as process:
             wait_for_step(process, workdir, int(step))
             process.send_signal(signal.SIGKILL)
-    with started(small_config, workdir) as process:
+    with started(command_line(small_config, workdir), workdir) as process:
         assert process.wait(timeout=300) == 0, output_of(workdir).read_text()
     assert_same_run(workdir, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_continue(small_config, tmp_path, number):
+def test_a_signal_saves_and_says_how_to_continue(small_config, command_line, tmp_path, number):
     small_config.train.steps = 4000
     small_config.optimizer.decay_steps = 10_000
     small_config.checkpoint.every = 10_000
     workdir = tmp_path / "run"
-    with started(small_config, workdir) as process:
+    with started(command_line(small_config, workdir), workdir) as process:
         wait_for_step(process, workdir, 4)
         process.send_signal(number)
         assert process.wait(timeout=120) == 128 + number

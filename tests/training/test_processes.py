@@ -4,12 +4,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from bert_jax.config import to_json
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,16 +19,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run(config, workdir, processes, devices_each):
+def run(command, workdir, processes, devices_each):
     """The command line of one run in `processes` processes on this machine; returns its metrics."""
-    sets = [
-        f"--config.{group}.{key}={value}"
-        for group, keys in json.loads(to_json(config)).items()
-        if isinstance(keys, dict)
-        for key, value in keys.items()
-        if value is not None
-    ]
-    command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/base.py:tiny", f"--workdir={workdir}"]
     port = free_port()
     started = []
     for number in range(processes):
@@ -42,7 +32,7 @@ def run(config, workdir, processes, devices_each):
                 "JAX_PROCESS_ID": str(number),
             }
         output = open(workdir.with_name(f"{workdir.name}.{number}"), "w+")  # noqa: SIM115 — closed below
-        process = subprocess.Popen([*command, *sets], cwd=ROOT, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         started.append((process, output))
     for process, output in started:
         try:
@@ -58,11 +48,11 @@ def run(config, workdir, processes, devices_each):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(small_config, tmp_path):
+def test_two_processes_are_one_run(small_config, command_line, tmp_path):
     small_config.model.dtype = "float32"
     small_config.mesh.data = -1
-    one = run(small_config, tmp_path / "one", processes=1, devices_each=4)
-    two = run(small_config, tmp_path / "two", processes=2, devices_each=2)
+    one = run(command_line(small_config, tmp_path / "one"), tmp_path / "one", processes=1, devices_each=4)
+    two = run(command_line(small_config, tmp_path / "two"), tmp_path / "two", processes=2, devices_each=2)
     assert [(r["step"], r["split"]) for r in one] == [(r["step"], r["split"]) for r in two]
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-6), (a, b)
