@@ -1,17 +1,26 @@
 """PNG curves of one run from its metrics.jsonl."""
 
 import json
-from collections import defaultdict
 from pathlib import Path
 
 TRAIN_COLOUR, EVAL_COLOUR, CHANCE_COLOUR = "#8aa4c8", "#c0392b", "#777777"
 
-# One picture each: file name → title, names drawn for the training and the held-out split, dashed reference lines.
+# One picture each: file name → title and the names drawn, for the training and the held-out split.
 PICTURES = {
-    "loss": ("Loss (nats)", ("mlm_loss", "nsp_loss"), ("unigram_entropy",)),
-    "accuracy": ("Accuracy", ("mlm_accuracy", "nsp_accuracy"), ("majority_accuracy",)),
-    "learning_rate": ("Learning rate", ("learning_rate",), ()),
-    "throughput": ("Tokens per second", ("tokens_per_second",), ()),
+    "learning_curve": ("What was learned", ("mlm_loss", "mlm_accuracy", "nsp_accuracy")),
+    "loss": ("Loss (nats)", ("loss", "mlm_loss", "nsp_loss")),
+    "accuracy": ("Accuracy", ("mlm_accuracy", "nsp_accuracy")),
+    "learning_rate": ("Learning rate", ("learning_rate",)),
+    "throughput": ("Tokens per second", ("tokens_per_second",)),
+}
+
+# What a guesser without a model would reach: name drawn → label of a dashed line and its level, a number or the
+# name of an evaluation figure.
+REFERENCES = {
+    "mlm_loss": ("unigram entropy", "unigram_entropy"),
+    "mlm_accuracy": ("most frequent token", "majority_accuracy"),
+    "nsp_loss": ("chance", 0.6931),
+    "nsp_accuracy": ("chance", 0.5),
 }
 
 
@@ -37,19 +46,20 @@ def series(records: list[dict], split: str, name: str) -> tuple[list[int], list[
     return sorted(points), [points[step] for step in sorted(points)]
 
 
-def _picture(path, records, title, names, references):
+def _picture(path, records, title, names):
     from matplotlib import pyplot as plt
 
     names = [name for name in names if any(name in record for record in records)]
-    figure, axes = plt.subplots(1, max(len(names), 1), figsize=(5.2 * max(len(names), 1), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, max(len(names), 1), figsize=(4.6 * max(len(names), 1), 3.4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=False):
         styles = {"train": (TRAIN_COLOUR, "training", ""), "eval": (EVAL_COLOUR, "held out", ".")}
         for split, (colour, label, marker) in styles.items():
             steps, values = series(records, split, name)
             if steps:
                 axis.plot(steps, values, color=colour, label=label, marker=marker, linewidth=1.5)
-        for label, level in _levels(records, name, references).items():
-            axis.axhline(level, color=CHANCE_COLOUR, linestyle="--", linewidth=1, label=label)
+        label, level = _reference(records, name)
+        if level is not None:
+            axis.axhline(level, color=CHANCE_COLOUR, linestyle="--", linewidth=1, label=f"{label} ({level:.3g})")
         axis.set(title=name.replace("_", " "), xlabel="step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -61,17 +71,11 @@ def _picture(path, records, title, names, references):
     return path
 
 
-def _levels(records, name, references):
-    levels = defaultdict(float)
-    if name == "nsp_accuracy":
-        levels["chance"] = 0.5
-    if name == "nsp_loss":
-        levels["chance"] = 0.6931
-    if name.startswith("mlm"):
-        for reference in references:
-            _, values = series(records, "eval", reference)
-            if values:
-                levels[
-                    {"unigram_entropy": "unigram entropy", "majority_accuracy": "most frequent token"}[reference]
-                ] = values[-1]
-    return levels
+def _reference(records, name):
+    if name not in REFERENCES:
+        return "", None
+    label, level = REFERENCES[name]
+    if isinstance(level, str):
+        values = series(records, "eval", level)[1]
+        return label, (values[-1] if values else None)
+    return label, level

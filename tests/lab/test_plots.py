@@ -2,7 +2,7 @@
 
 import json
 
-from bert_jax.lab.plots import plot_run, series
+from bert_jax.lab.plots import PICTURES, plot_run, series
 
 
 def test_pictures_of_a_run(tmp_path):
@@ -14,7 +14,7 @@ def test_pictures_of_a_run(tmp_path):
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     paths = plot_run(tmp_path)
-    assert {path.name for path in paths} == {"loss.png", "accuracy.png", "learning_rate.png", "throughput.png"}
+    assert {path.name for path in paths} == {f"{name}.png" for name in PICTURES}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
