@@ -3,7 +3,9 @@
 Everything is streamed: memory does not grow with the corpus.
 """
 
+import contextlib
 import html
+import importlib
 import json
 import os
 import re
@@ -204,6 +206,8 @@ def _open_tfds(name: str, field: str) -> Corpus:
     import tensorflow_datasets as tfds  # takes seconds, and only this corpus needs it
 
     where = f"data.corpus=tfds:{name}"
+    with contextlib.suppress(ImportError):  # some text sets, wikipedia among them, register only when they are imported
+        importlib.import_module(f"tensorflow_datasets.text.{re.split('[/:]', name)[0]}")
     try:
         builder = tfds.builder(name, file_format="array_record", data_dir=os.environ.get("TFDS_DATA_DIR"))
     except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
