@@ -16,7 +16,7 @@ def test_quickstart(tmp_path):
     workdir = tmp_path / "quickstart"
     short = ["--config.train.steps=6", "--config.train.log_every=2", "--config.eval.every=3"]
     short += ["--config.checkpoint.every=3", f"--config.data.prepared={tmp_path / 'prepared'}"]
-    short += ["--config.mesh.data=1"]
+    short += ["--config.optimizer.warmup_steps=2", "--config.mesh.data=1"]
     result = subprocess.run(
         ["bash", "launch/quickstart.sh", *short],
         cwd=ROOT,

@@ -117,7 +117,8 @@ def test_state_says_where_to_go_on(prepared: Prepared, config: ConfigDict):
     following = next(batches)
     batches.close()
     epoch, position = divmod(9 * 12, num_train_examples(prepared))
-    assert state == {"step": 9, "epoch": epoch, "position": position} and len(first) == 9
+    dataset = prepared.directory.name
+    assert state == {"dataset": dataset, "step": 9, "epoch": epoch, "position": position} and len(first) == 9
     assert_same(read(prepared, config, 1, start_step=state["step"]), [following])
 
 
