@@ -23,7 +23,7 @@ TIMES = ("tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wa
 
 
 def run(config, workdir):
-    return train(Pretraining(config, prepare(config.data, config.seed, progress=False)), config, workdir)
+    return train(Pretraining(config, prepare(config.data, config.data.seed, progress=False)), config, workdir)
 
 
 def curve(workdir):

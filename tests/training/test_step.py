@@ -24,7 +24,7 @@ class Trainer:
 
     def __init__(self, config):
         self.config = config
-        self.task = Pretraining(config, prepare(config.data, config.seed, progress=False))
+        self.task = Pretraining(config, prepare(config.data, config.data.seed, progress=False))
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
         self.mesh = make_mesh(config.mesh)
