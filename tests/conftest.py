@@ -19,9 +19,12 @@ _RUN = os.environ.setdefault("BERT_JAX_TEST_RUN", str(os.getpid()))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"bert_jax_tests_{_RUN}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import hypothesis
 import jax
 import pytest
 
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
