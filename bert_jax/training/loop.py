@@ -115,8 +115,6 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                     window.restart_clock()
 
         # Phase 5: what was learned is on disk before this returns
-        if step == first and stopped_by is None:
-            logging.info("all %d steps are done already", step)
         checkpoints.wait()
     return Finished(step, metrics, stopped_by)
 
