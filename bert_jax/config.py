@@ -95,11 +95,6 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError(f"data.mask_share + data.random_share + data.keep_share is {shares:g}; it must be 1")
     if data.validation_share + data.test_share >= 1:
         raise UserError("data.validation_share + data.test_share leaves no documents to train on")
-    if data.sequence_length > config.model.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length {data.sequence_length} is over "
-            f"model.max_position_embeddings {config.model.max_position_embeddings}"
-        )
     if data.masking == "static" and (data.pairing != "nsp" or data.mask_unit == "span"):
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
     _validate_batches(config, num_devices)
@@ -131,16 +126,21 @@ def from_json_dict(saved: dict) -> ConfigDict:
     return ConfigDict(saved)
 
 
+def read_config(path: Path) -> ConfigDict:
+    """A workdir's `config.json`."""
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except ValueError:
+        raise UserError(f"{path} is not JSON; restore it, or choose another --workdir") from None
+
+
 def write_or_compare(config: ConfigDict, path: Path) -> None:
     """Writes `config.json` of a fresh workdir; of a used one, raises UserError naming every key that differs.
 
     More steps are allowed where that leaves the steps already taken as they were (`optimizer.decay_steps` given).
     """
     if path.exists():
-        try:
-            saved = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is not JSON; restore it, or choose another --workdir") from None
+        saved = read_config(path).to_dict()
         free = (*FREE_TO_CHANGE, "train.steps") if config.optimizer.decay_steps else FREE_TO_CHANGE
         differing = [
             f"{key} was {old!r}, is {new!r}"

@@ -9,29 +9,33 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, differences, validate
+from bert_jax.config import UserError, differences, from_json_dict, read_config, validate
+
+
+if TYPE_CHECKING:
+    from bert_jax.data.tokenizer import Tokenizer
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
-    _start(config, workdir)
-    logging.info("prepared: %s", _prepared(config).directory)
+    logging.info("prepared: %s", _prepared(config, _start(config, workdir)).directory)
     return 0
 
 
 def train(config: ConfigDict, workdir: Path, **_) -> int:
     """Prepares if need be, trains or resumes, draws the curves."""
     _writable(workdir)
-    _start(config, workdir)
+    tokenizer = _start(config, workdir)
     import jax
 
     from bert_jax.lab.plots import plot_run
     from bert_jax.training.loop import train as run_loop
 
-    finished = run_loop(_task(config), config, workdir)
+    finished = run_loop(_task(config, tokenizer), config, workdir)
     if jax.process_index() == 0:
         plot_run(workdir)
     if finished.signal is not None:
@@ -43,7 +47,7 @@ def train(config: ConfigDict, workdir: Path, **_) -> int:
 
 def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     """Metrics of the newest checkpoint on the validation and test documents, printed and added to metrics.jsonl."""
-    _start(config, workdir)
+    tokenizer = _start(config, workdir)
     import jax
     from flax import nnx
 
@@ -54,7 +58,7 @@ def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     from bert_jax.training.sharding import make_mesh
 
     folder = find_checkpoint(str(workdir))
-    task = _task(config)
+    task = _task(config, tokenizer)
     saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
     differing = differences(saved.run["config"]["model"], config.model.to_dict())
     if differing:
@@ -93,20 +97,45 @@ TASKS = {"pretraining": "bert_jax.tasks.pretraining.Pretraining"}
 MODES = {"prepare": prepare, "train": train, "evaluate": evaluate, "fill_mask": fill_mask}
 
 
-def _start(config: ConfigDict, workdir: Path) -> None:
-    """Devices, and every mistake in the config that can be seen before any data is."""
+def _start(config: ConfigDict, workdir: Path) -> "Tokenizer | None":
+    """Devices, and every mistake in the config that can be seen before any data is; the inherited vocabulary."""
     if config.task not in TASKS:
         raise UserError(f"task is '{config.task}'; it can be {', '.join(TASKS)}")
     import jax
 
-    from bert_jax.models.config import bert_config
+    from bert_jax.models.config import SHAPE, bert_config, check_length
 
     # Programs compiled by one run are there for the next; jax's own setting goes first.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
     _join_processes(os.environ)
-    bert_config(config.model, config.model.vocab_size or config.data.vocab_size)
+    tokenizer = _inherit(config, workdir)
+    model = bert_config(config.model, config.model.vocab_size or config.data.vocab_size)
+    config.model.update({key: getattr(model, key) for key in SHAPE})
+    check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
+    return tokenizer
+
+
+def _inherit(config: ConfigDict, workdir: Path) -> "Tokenizer | None":
+    """What the config leaves open is as in the run that this one continues, else as in `init_from`: the model's shape,
+    and the vocabulary (None: it is not inherited)."""
+    from bert_jax.models.config import bert_config, inherit_shape
+    from bert_jax.training.checkpoint import Damaged, describe_checkpoint, find_checkpoint, has_checkpoint
+
+    if (workdir / "config.json").is_file():
+        model = read_config(workdir / "config.json").model
+        inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
+    if not config.init_from:
+        return None
+    # A run that goes on no longer needs what it started from.
+    folder = find_checkpoint(str(workdir) if has_checkpoint(str(workdir)) else config.init_from)
+    try:
+        run, tokenizer = describe_checkpoint(folder)
+    except Damaged as damage:
+        raise UserError(str(damage)) from damage
+    inherit_shape(config.model, bert_config(from_json_dict(run["config"]).model, tokenizer.vocab_size))
+    return tokenizer
 
 
 def _join_processes(environment: Mapping[str, str]) -> None:
@@ -126,7 +155,7 @@ def _join_processes(environment: Mapping[str, str]) -> None:
         jax.distributed.initialize(address, count, number)
 
 
-def _prepared(config: ConfigDict):
+def _prepared(config: ConfigDict, tokenizer: "Tokenizer | None"):
     from bert_jax.data.prepare import prepare as prepare_corpus
 
     if config.data.corpus == "sample":
@@ -140,15 +169,15 @@ def _prepared(config: ConfigDict):
     # Of several processes the first prepares; the others find it done. Each machine needs the same folder.
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("prepared")
-    prepared = prepare_corpus(config.data, config.data.seed)
+    prepared = prepare_corpus(config.data, config.data.seed, tokenizer)
     if jax.process_index() == 0 and jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepared")
     return prepared
 
 
-def _task(config: ConfigDict):
+def _task(config: ConfigDict, tokenizer: "Tokenizer | None"):
     module, name = TASKS[config.task].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(config, _prepared(config))
+    return getattr(importlib.import_module(module), name)(config, _prepared(config, tokenizer))
 
 
 def _writable(workdir: Path) -> None:

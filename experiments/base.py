@@ -24,23 +24,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init_from = ""  # checkpoint directory or workdir to warm-start from; "" = from scratch
 
     config.model = ConfigDict()
-    config.model.size = arg or "base"  # tiny | mini | small | medium | base | large
+    # The first thirteen are the model's shape. What is None comes from `init_from`, or else is the value in brackets.
+    config.model.size = arg or placeholder(str)  # tiny | mini | small | medium | base | large [base]
     config.model.hidden_size = placeholder(int)  # from size
     config.model.num_hidden_layers = placeholder(int)  # from size
     config.model.num_attention_heads = placeholder(int)  # from size
     config.model.intermediate_size = placeholder(int)  # from size (4 × hidden_size)
     config.model.embedding_size = placeholder(int)  # from hidden_size; smaller = factorised embeddings
+    config.model.max_position_embeddings = placeholder(int)  # [512]
+    config.model.type_vocab_size = placeholder(int)  # [2]
+    config.model.hidden_act = placeholder(str)  # gelu_tanh (original) | gelu (exact erf: Hugging Face) [gelu_tanh]
+    config.model.layer_norm_eps = placeholder(float)  # [1e-12]
+    config.model.position_embedding = placeholder(str)  # learned | sinusoidal [learned]
+    config.model.norm = placeholder(str)  # post | pre [post]
+    config.model.causal = placeholder(bool)  # True: left-to-right attention, the paper's ablation [False]
     config.model.vocab_size = placeholder(int)  # from the tokenizer; if given, the two must agree
-    config.model.max_position_embeddings = 512
-    config.model.type_vocab_size = 2
+    config.model.pooling = placeholder(str)  # cls | mean | max: how tokens become one vector [cls]
     config.model.hidden_dropout = 0.1
     config.model.attention_dropout = 0.1
-    config.model.hidden_act = "gelu_tanh"  # gelu_tanh (original) | gelu (exact erf: Hugging Face)
-    config.model.layer_norm_eps = 1e-12
     config.model.initializer_range = 0.02
-    config.model.position_embedding = "learned"  # learned | sinusoidal
-    config.model.norm = "post"  # post | pre
-    config.model.causal = False  # True: left-to-right attention (the paper's ablation)
     config.model.attention = "auto"  # auto | xla | cudnn
     config.model.layers = "auto"  # scan | unroll | auto (unroll on CPU, scan elsewhere)
     config.model.remat = "none"  # none | dots (keep matrix products) | full

@@ -9,7 +9,7 @@ from bert_jax.models.config import bert_config
 from experiments.base import get_config
 
 BAD = [
-    ("data.sequence_length", 1024, "data.sequence_length 1024 is over model.max_position_embeddings 512"),
+    ("data.short_sequence_rate", -0.1, "data.short_sequence_rate is -0.1; a share is between 0 and 1"),
     ("data.pairing", "npp", "data.pairing is 'npp'; it can be nsp, sop, none"),
     ("data.mask_rate", 1.5, "data.mask_rate is 1.5; a share is between 0 and 1"),
     ("data.keep_share", 0.2, "mask_share \\+ data.random_share \\+ data.keep_share is 1.1; it must be 1"),

@@ -57,10 +57,13 @@ class Prepared:
         return sum(shard["records"] for shard in self.manifest["shards"] if shard["split"] == split)
 
 
-def prepare(data: ConfigDict, seed: int, *, progress: bool = True) -> Prepared:
-    """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError."""
+def prepare(data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, progress: bool = True) -> Prepared:
+    """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError.
+
+    Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus.
+    """
     corpus = open_corpus(data)
-    tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else None
+    tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
     settings = _settings(data, seed, corpus, tokenizer)
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     directory = Path(data.prepared) / f"{corpus.name}-{data.sequence_length}-{key}"

@@ -21,11 +21,29 @@ CHOICES = {
     "hidden_act": ("gelu_tanh", "gelu"),
     "position_embedding": ("learned", "sinusoidal"),
     "norm": ("post", "pre"),
+    "pooling": ("cls", "mean", "max"),
     "attention": ("auto", "xla", "cudnn"),
     "layers": ("auto", "scan", "unroll"),
     "remat": ("none", "dots", "full"),
     "dtype": ("bfloat16", "float32"),
 }
+
+# What belongs to the parameters: a run that starts from a checkpoint takes it from there.
+SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "embedding_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "position_embedding",
+    "norm",
+    "causal",
+    "pooling",
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,7 @@ class BertConfig:
     position_embedding: str = "learned"
     norm: str = "post"
     causal: bool = False
+    pooling: str = "cls"
     attention: str = "auto"
     layers: str = "auto"
     remat: str = "none"
@@ -77,18 +96,19 @@ class BertConfig:
 
 
 def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
-    """Fills the placeholders of `config.model` from its size and the tokenizer.
+    """Fills what `config.model` leaves open: sizes from `model.size`, `vocab_size` from the tokenizer.
 
     Raises UserError if the size has no name, or if `model.vocab_size` is given and is not `vocab_size`.
     """
-    if model.size not in SIZES:
-        raise UserError(f"model.size is '{model.size}'; it can be {', '.join(SIZES)}")
+    size = model.size or "base"
+    if size not in SIZES:
+        raise UserError(f"model.size is '{size}'; it can be {', '.join(SIZES)}")
     if model.vocab_size not in (None, vocab_size):
         raise UserError(
             f"model.vocab_size is {model.vocab_size} but the tokenizer has {vocab_size} pieces; "
             "leave model.vocab_size unset or load the vocabulary that belongs to the model (data.vocab_file)"
         )
-    hidden, layers, heads = SIZES[model.size]
+    hidden, layers, heads = SIZES[size]
     given = {key: value for key, value in model.items() if key != "size" and value is not None}
     hidden = int(given.setdefault("hidden_size", hidden))
     defaults: dict[str, Any] = {
@@ -99,6 +119,22 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
     }
     values: dict[str, Any] = defaults | given | {"vocab_size": vocab_size}
     return BertConfig(**values)
+
+
+def inherit_shape(model: ConfigDict, source: BertConfig) -> None:
+    """Gives `config.model` the shape of a checkpoint's model, where neither `model.size` nor a key of its own says it."""
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
+    for key in SHAPE:
+        if model[key] is None and not (model.size and key in sizes):
+            model[key] = getattr(source, key)
+
+
+def check_length(config: BertConfig, length: int) -> None:
+    """Raises UserError for rows with more tokens than the model has positions."""
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length {length} is over model.max_position_embeddings {config.max_position_embeddings}"
+        )
 
 
 def training_flops(config: BertConfig, rows: int, length: int, predictions: int) -> float:

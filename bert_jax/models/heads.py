@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Bert
-from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot
+from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot, dropout
 
 
 class MaskedLMHead(nnx.Module):
@@ -40,3 +40,58 @@ class BertForPretraining(Bert):
 
     def nsp_logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B 2"]:
         return self.nsp(self.pool(hidden), "float32")
+
+
+class BertForSequenceClassification(Bert):
+    """One vector a row → dropout → linear. With one label: a number, or the score of one of several choices."""
+
+    def __init__(self, config: BertConfig, num_labels: int, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.classifier = Linear(config.hidden_size, num_labels, stddev=config.initializer_range, rngs=rngs)
+
+    def logits(
+        self, hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B C"]:
+        return self.classify(self.vector(hidden, sequence_ids), key=key)
+
+    def vector(self, hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"]) -> Float[Array, "B D"]:
+        """By `model.pooling`: the pooler's output, or the mean or largest of the row's tokens."""
+        if self.config.pooling == "cls":
+            return self.pool(hidden)
+        return pool_tokens(hidden, sequence_ids, self.config.pooling)
+
+    def classify(self, vector: Float[Array, "B D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B C"]:
+        return self.classifier(dropout(vector, self.config.hidden_dropout, key), "float32")
+
+
+class BertForTokenClassification(Bert):
+    """dropout → linear on every token."""
+
+    def __init__(self, config: BertConfig, num_labels: int, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.classifier = Linear(config.hidden_size, num_labels, stddev=config.initializer_range, rngs=rngs)
+
+    def logits(self, hidden: Float[Array, "B L D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B L C"]:
+        hidden = dropout(hidden.astype(jnp.float32), self.config.hidden_dropout, key)
+        return self.classifier(hidden, "float32")
+
+
+class BertForQuestionAnswering(Bert):
+    """linear on every token: the first logit is of an answer's start, the second of its end (no dropout here)."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.span = Linear(config.hidden_size, 2, stddev=config.initializer_range, rngs=rngs)
+
+    def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L 2"]:
+        return self.span(hidden.astype(jnp.float32), "float32")
+
+
+def pool_tokens(hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], how: str) -> Float[Array, "B D"]:
+    """The mean or the largest ("max") of the vectors of a row's tokens, special ones included, padding not; float32."""
+    real = (sequence_ids > 0)[:, :, None]
+    hidden = hidden.astype(jnp.float32)
+    if how == "max":
+        return jnp.max(jnp.where(real, hidden, jnp.finfo(jnp.float32).min), axis=1)
+    count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)
+    return jnp.sum(jnp.where(real, hidden, 0.0), axis=1) / count

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import Prepared
-from bert_jax.models.config import bert_config, training_flops
+from bert_jax.models.config import bert_config, check_length, training_flops
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import Batch, Sums
@@ -31,6 +31,7 @@ class Pretraining:
         self.tokenizer = prepared.tokenizer
         self.bert_config = bert_config(config.model, prepared.tokenizer.vocab_size)
         data = config.data
+        check_length(self.bert_config, data.sequence_length)
         predictions = min(data.max_predictions_per_sequence, data.sequence_length)
         rows = config.train.batch_size
         self.tokens_per_step = rows * data.sequence_length
@@ -45,6 +46,9 @@ class Pretraining:
             special_ids=(self.tokenizer.cls_id, self.tokenizer.sep_id),
             vocab_size=self.tokenizer.vocab_size,
         )
+
+    def description(self) -> dict[str, Any]:
+        return {}
 
     def init(self, rngs: nnx.Rngs) -> BertForPretraining:
         return BertForPretraining(self.bert_config, rngs=rngs)

@@ -39,6 +39,10 @@ class Task(Protocol):
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
 
+    def description(self) -> dict[str, Any]:
+        """What prediction needs besides config and tokenizer, such as names of labels; saved with every checkpoint."""
+        ...
+
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly initialised model."""
         ...

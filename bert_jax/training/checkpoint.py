@@ -1,8 +1,9 @@
 """Checkpoints: written in the background, whole or not at all, checked when they are read.
 
 A checkpoint is a folder `checkpoints/<step>` with four items: `parameters` and `optimizer` (arrays under flat
-names), `run` (step, data position, resolved config, checksums) and `tokenizer` (its files): alone it is enough to
-predict, fine-tune or export.
+names), `run` (step, data position, resolved config, what the task learned of its data such as names of labels,
+checksums) and `tokenizer` (its files): alone it is enough to predict, fine-tune or export. A converted one has no
+optimizer.
 """
 
 import base64
@@ -11,6 +12,7 @@ import errno
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,23 +56,18 @@ class Checkpoints:
             ),
         )
 
-    def save(self, state: TrainState, data: dict, config: ConfigDict, tokenizer: Tokenizer, metrics: dict) -> None:
-        """Starts to write in the background; first waits for the one before, whose failure is raised here."""
+    def save(self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict) -> None:
+        """Starts to write in the background; first waits for the one before, whose failure is raised here.
+
+        `run` goes into the item of that name: data position, config, the task's description.
+        """
         step = int(state.step)
         if step in self.manager.all_steps():
             return
-        arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
-        run = {
-            "step": step,
-            "data": data,
-            "config": config.to_dict(),
-            "checksums": {name: _checksums(tree) for name, tree in arrays.items()},
-        }
-        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        items |= {"run": ocp.args.JsonSave(run), "tokenizer": ocp.args.JsonSave(_pack(tokenizer))}
+        items = _items({"parameters": state.parameters, "optimizer": state.optimizer}, {"step": step} | run, tokenizer)
         known = {self.metric: metrics[self.metric]} if self.metric in metrics else None
         with _explained(self):
-            self.manager.save(step, args=ocp.args.Composite(**items), metrics=known)
+            self.manager.save(step, args=items, metrics=known)
 
     def wait(self) -> None:
         with _explained(self):
@@ -126,28 +123,19 @@ def read_checkpoint(
     Raises Damaged if it cannot be read or an array's checksum is not the one it was saved with; UserError if its
     tokenizer has another hash than `tokenizer_hash`.
     """
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    try:
-        items = {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
-        described = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
-        run, tokenizer = described["run"], _unpack(described["tokenizer"])
-        if tokenizer_hash is not None and tokenizer.content_hash != tokenizer_hash:
-            raise UserError(
-                f"{directory} was trained with another vocabulary than this run's data has; prepare the data with its "
-                "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
-            )
+    run, tokenizer = describe_checkpoint(directory)
+    if tokenizer_hash is not None and tokenizer.content_hash != tokenizer_hash:
+        raise UserError(
+            f"{directory} was trained with another vocabulary than this run's data has; prepare the data with its "
+            "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
+        )
+    with _reading(directory) as checkpointer:
         if abstract is None:
             items = {"parameters": ocp.args.StandardRestore(_on_one_device(directory / "parameters"))}
         else:
             trees = {"parameters": abstract.parameters, "optimizer": abstract.optimizer}
             items = {name: ocp.args.StandardRestore(_with_sharding(tree, mesh)) for name, tree in trees.items()}
         restored = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
-    except UserError:
-        raise
-    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause: the files are not as written
-        raise Damaged(f"checkpoint {directory} cannot be read ({_first_line(problem)})") from problem
-    finally:
-        checkpointer.close()
     for item in ARRAYS:
         if item in items and _checksums(restored[item]) != run["checksums"][item]:
             raise Damaged(f"checkpoint {directory}: {item} differ from what was saved")
@@ -155,16 +143,63 @@ def read_checkpoint(
     return Saved(restored["parameters"], optimizer, run, tokenizer)
 
 
+def describe_checkpoint(directory: Path) -> tuple[dict, Tokenizer]:
+    """The `run` item and the tokenizer, without any array. Raises Damaged."""
+    with _reading(directory) as checkpointer:
+        items = {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
+        described = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
+        return described["run"], _unpack(described["tokenizer"])
+
+
+def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tokenizer: Tokenizer) -> None:
+    """A checkpoint of parameters alone, such as a converted one, that `init_from=<directory>` can name.
+
+    `run` needs `step`, `config` (with the group `model`) and `task`, as `describe_checkpoint` gives them.
+    """
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    with contextlib.closing(checkpointer):
+        checkpointer.save(directory.absolute(), args=_items({"parameters": parameters}, run, tokenizer))
+
+
 def find_checkpoint(path: str) -> Path:
     """The checkpoint folder meant by a workdir (its newest one), a `checkpoints` folder, or itself."""
-    root = Path(path)
+    found = _newest(Path(path))
+    if found is None:
+        raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
+    return found
+
+
+def has_checkpoint(path: str) -> bool:
+    return _newest(Path(path)) is not None
+
+
+def _newest(root: Path) -> Path | None:
     for folder in (root / "checkpoints", root):
         if (folder / "run").is_dir():
             return folder
         steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()] if folder.is_dir() else []
         if steps:
             return folder / str(max(steps))
-    raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
+    return None
+
+
+def _items(arrays: dict[str, Any], run: dict, tokenizer: Tokenizer) -> ocp.args.Composite:
+    items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+    run = run | {"checksums": {name: _checksums(tree) for name, tree in arrays.items()}}
+    return ocp.args.Composite(**items, run=ocp.args.JsonSave(run), tokenizer=ocp.args.JsonSave(_pack(tokenizer)))
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[ocp.Checkpointer]:
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    try:
+        yield checkpointer
+    except UserError:
+        raise
+    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause: the files are not as written
+        raise Damaged(f"checkpoint {directory} cannot be read ({_first_line(problem)})") from problem
+    finally:
+        checkpointer.close()
 
 
 @jax.jit

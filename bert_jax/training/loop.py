@@ -110,7 +110,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                     if metrics:
                         log.record(step, "eval", metrics)
                 if save_due:
-                    checkpoints.save(state, batches.state(), config, task.tokenizer, metrics if eval_due else {})
+                    run = {"data": batches.state(), "config": config.to_dict(), "task": task.description()}
+                    checkpoints.save(state, run, task.tokenizer, metrics if eval_due else {})
                 if eval_due or save_due:
                     window.restart_clock()
 
