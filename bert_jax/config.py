@@ -21,9 +21,11 @@ FREE_TO_CHANGE = (
     "data.workers",
     "data.read_workers",
     "data.prefetch",
+    "data.test",
     "train.log_every",
     "train.peak_tflops",
     "eval.every",
+    "eval.at_start",
     "eval.batch_size",
     "eval.max_examples",
     "checkpoint.every",
@@ -35,6 +37,10 @@ CHOICES = {
     "data.pairing": ("nsp", "sop", "none"),
     "data.masking": ("dynamic", "static"),
     "data.mask_unit": ("token", "word", "span"),
+    "data.label_kind": ("single", "multi", "regression"),
+    "data.long_texts": ("head", "tail", "head+tail", "windows", "error"),
+    "data.window_pooling": ("mean", "max", "attention"),
+    "train.class_weights": ("none", "balanced"),
     "optimizer.name": ("adamw", "lamb"),
     "optimizer.schedule": ("bert", "hf", "electra", "cosine", "constant"),
     "checkpoint.best_mode": ("min", "max"),
@@ -49,15 +55,22 @@ AT_LEAST = {
     "data.workers": 1,
     "data.read_workers": 0,
     "data.prefetch": 1,
+    "data.window_stride": 1,
+    "data.max_windows": 1,
+    "data.max_query_length": 1,
+    "data.buckets": 1,
     "optimizer.learning_rate": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.decay_steps": 0,
     "optimizer.weight_decay": 0,
     "optimizer.clip_norm": 0,
+    "seeds": 1,
     "train.steps": 1,
     "train.batch_size": 1,
     "train.accumulation": 1,
     "train.log_every": 1,
+    "train.patience": 0,
+    "train.reinitialise_layers": 0,
     "train.peak_tflops": 0,
     "eval.every": 1,
     "eval.batch_size": 1,
@@ -75,6 +88,8 @@ SHARES = (
     "data.keep_share",
     "data.validation_share",
     "data.test_share",
+    "optimizer.layer_decay",
+    "train.label_smoothing",
 )
 
 
@@ -98,9 +113,28 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     if data.masking == "static" and (data.pairing != "nsp" or data.mask_unit == "span"):
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
     _validate_batches(config, num_devices)
+    if train.epochs is not None and not train.epochs > 0:
+        raise UserError(f"train.epochs is {train.epochs}; it must be over 0 (or None, for train.steps to count)")
+    if config.optimizer.warmup_share is not None:
+        if not 0 <= config.optimizer.warmup_share < 1:
+            raise UserError(f"optimizer.warmup_share is {config.optimizer.warmup_share}; it must be in [0, 1)")
+        return
     steps = config.optimizer.decay_steps or train.steps
     if config.optimizer.warmup_steps >= steps and config.optimizer.schedule != "constant":
         raise UserError(f"optimizer.warmup_steps {config.optimizer.warmup_steps} leaves nothing of the {steps} steps")
+
+
+def resolve_steps(config: ConfigDict, steps_per_epoch: int) -> None:
+    """Turns what counts in epochs or shares into steps: train, eval, checkpoint, warm-up."""
+    train, optimizer = config.train, config.optimizer
+    if train.epochs is not None:
+        train.steps = max(1, round(train.epochs * steps_per_epoch))
+    if config.eval.every is None:
+        config.eval.every = steps_per_epoch
+    if config.checkpoint.every is None:
+        config.checkpoint.every = config.eval.every
+    if optimizer.warmup_share is not None:
+        optimizer.warmup_steps = int(optimizer.warmup_share * (optimizer.decay_steps or train.steps))
 
 
 def _validate_batches(config, num_devices):

@@ -9,12 +9,11 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, differences, from_json_dict, read_config, validate
-
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer import Tokenizer
@@ -27,15 +26,19 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
 
 
 def train(config: ConfigDict, workdir: Path, **_) -> int:
-    """Prepares if need be, trains or resumes, draws the curves."""
+    """Prepares if need be, trains or resumes, draws the curves; with `config.seeds` over 1, a run a seed."""
     _writable(workdir)
-    tokenizer = _start(config, workdir)
+    if config.seeds > 1:
+        from bert_jax.lab.seeds import train_seeds
+
+        return train_seeds(config, workdir, train)
+    source = _start(config, workdir)
     import jax
 
     from bert_jax.lab.plots import plot_run
     from bert_jax.training.loop import train as run_loop
 
-    finished = run_loop(_task(config, tokenizer), config, workdir)
+    finished = run_loop(_task(config, source), config, workdir)
     if jax.process_index() == 0:
         plot_run(workdir)
     if finished.signal is not None:
@@ -47,7 +50,7 @@ def train(config: ConfigDict, workdir: Path, **_) -> int:
 
 def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     """Metrics of the newest checkpoint on the validation and test documents, printed and added to metrics.jsonl."""
-    tokenizer = _start(config, workdir)
+    source = _start(config, workdir)
     import jax
     from flax import nnx
 
@@ -58,7 +61,7 @@ def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     from bert_jax.training.sharding import make_mesh
 
     folder = find_checkpoint(str(workdir))
-    task = _task(config, tokenizer)
+    task = _task(config, source)
     saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
     differing = differences(saved.run["config"]["model"], config.model.to_dict())
     if differing:
@@ -92,13 +95,24 @@ def fill_mask(config: ConfigDict, workdir: Path, *, texts: list[str], top_k: int
 
 
 # A new task family is a file in tasks/ and a line here.
-TASKS = {"pretraining": "bert_jax.tasks.pretraining.Pretraining"}
+TASKS = {
+    "pretraining": "bert_jax.tasks.pretraining.Pretraining",
+    "classification": "bert_jax.tasks.classification.Classification",
+}
 
 MODES = {"prepare": prepare, "train": train, "evaluate": evaluate, "fill_mask": fill_mask}
 
 
-def _start(config: ConfigDict, workdir: Path) -> "Tokenizer | None":
-    """Devices, and every mistake in the config that can be seen before any data is; the inherited vocabulary."""
+class Source(NamedTuple):
+    """What a run takes from the checkpoint that it goes on or starts from, besides parameters and the model's shape."""
+
+    tokenizer: "Tokenizer"
+    task: str
+    description: dict  # of that task
+
+
+def _start(config: ConfigDict, workdir: Path) -> Source | None:
+    """Devices, and every mistake in the config that can be seen before any data is."""
     if config.task not in TASKS:
         raise UserError(f"task is '{config.task}'; it can be {', '.join(TASKS)}")
     import jax
@@ -109,17 +123,18 @@ def _start(config: ConfigDict, workdir: Path) -> "Tokenizer | None":
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
     _join_processes(os.environ)
-    tokenizer = _inherit(config, workdir)
-    model = bert_config(config.model, config.model.vocab_size or config.data.vocab_size)
+    source = _inherit(config, workdir)
+    vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
+    model = bert_config(config.model, config.model.vocab_size or vocab_size)
     config.model.update({key: getattr(model, key) for key in SHAPE})
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
-    return tokenizer
+    return source
 
 
-def _inherit(config: ConfigDict, workdir: Path) -> "Tokenizer | None":
+def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
     """What the config leaves open is as in the run that this one continues, else as in `init_from`: the model's shape,
-    and the vocabulary (None: it is not inherited)."""
+    and what `Source` holds (None: nothing is inherited)."""
     from bert_jax.models.config import bert_config, inherit_shape
     from bert_jax.training.checkpoint import Damaged, describe_checkpoint, find_checkpoint, has_checkpoint
 
@@ -134,8 +149,9 @@ def _inherit(config: ConfigDict, workdir: Path) -> "Tokenizer | None":
         run, tokenizer = describe_checkpoint(folder)
     except Damaged as damage:
         raise UserError(str(damage)) from damage
-    inherit_shape(config.model, bert_config(from_json_dict(run["config"]).model, tokenizer.vocab_size))
-    return tokenizer
+    saved = from_json_dict(run["config"])
+    inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
+    return Source(tokenizer, saved.task, run["task"])
 
 
 def _join_processes(environment: Mapping[str, str]) -> None:
@@ -155,7 +171,7 @@ def _join_processes(environment: Mapping[str, str]) -> None:
         jax.distributed.initialize(address, count, number)
 
 
-def _prepared(config: ConfigDict, tokenizer: "Tokenizer | None"):
+def _prepared(config: ConfigDict, source: Source | None):
     from bert_jax.data.prepare import prepare as prepare_corpus
 
     if config.data.corpus == "sample":
@@ -169,15 +185,26 @@ def _prepared(config: ConfigDict, tokenizer: "Tokenizer | None"):
     # Of several processes the first prepares; the others find it done. Each machine needs the same folder.
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("prepared")
-    prepared = prepare_corpus(config.data, config.data.seed, tokenizer)
+    prepared = prepare_corpus(config.data, config.data.seed, source and source.tokenizer)
     if jax.process_index() == 0 and jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepared")
     return prepared
 
 
-def _task(config: ConfigDict, tokenizer: "Tokenizer | None"):
+def _task(config: ConfigDict, source: Source | None):
     module, name = TASKS[config.task].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(config, _prepared(config, tokenizer))
+    task_class = getattr(importlib.import_module(module), name)
+    if config.task == "pretraining":
+        return task_class(config, _prepared(config, source))
+    from bert_jax.data.tokenizer import load_tokenizer
+
+    if source is None and not config.data.vocab_file:
+        raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
+    tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
+    same_task = source is not None and source.task == config.task
+    task = task_class(config, tokenizer, source.description if source is not None and same_task else None)
+    task.load()
+    return task
 
 
 def _writable(workdir: Path) -> None:

@@ -19,8 +19,9 @@ from ml_collections.config_dict import placeholder
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg` is the text after the colon of `--config=experiments/base.py:large`: a model size."""
     config = ConfigDict()
-    config.task = "pretraining"
+    config.task = "pretraining"  # pretraining | classification | tagging | span_qa | multiple_choice
     config.seed = 0
+    config.seeds = 1  # runs one after another, with seeds seed, seed + 1, …; their mean and spread
     config.init_from = ""  # checkpoint directory or workdir to warm-start from; "" = from scratch
 
     config.model = ConfigDict()
@@ -78,12 +79,31 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.workers = placeholder(int)  # processes that prepare; from the number of cores
     config.data.read_workers = 0  # processes that read while training; 0 = threads of this one
     config.data.prefetch = 8  # batches kept ready
+    # Fine-tuning only: labelled examples, in a file, a glob, or tfds:NAME[/CONFIG][:VERSION]@SPLIT
+    config.data.train = ""
+    config.data.validation = ""
+    config.data.test = ""
+    config.data.text = "text"  # name of a column, or its number from 0 in files without a header
+    config.data.text_pair = ""  # the second text; "" = there is none
+    config.data.label = "label"
+    config.data.choices = ""  # multiple choice: columns with the endings, comma-separated
+    config.data.labels = ""  # names in the order of their numbers, comma-separated; "" = as found, sorted
+    config.data.label_kind = "single"  # single | multi (several a text) | regression
+    config.data.label_separator = "|"  # between several labels in one column
+    config.data.long_texts = "head"  # head | tail | head+tail | windows | error: texts over sequence_length
+    config.data.window_stride = 128  # tokens from the start of a window to that of the next
+    config.data.window_pooling = "mean"  # mean | max | attention: windows of one text → one vector
+    config.data.max_windows = 8  # a text; what lies behind them is cut off and counted
+    config.data.max_query_length = 64  # tokens of a question
+    config.data.repair_tags = True  # invalid BIO: True = mended and counted, False = an error
+    config.data.buckets = 6  # shapes of batches
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw | lamb
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "bert"  # bert | hf | electra | cosine | constant
     config.optimizer.warmup_steps = 10_000
+    config.optimizer.warmup_share = placeholder(float)  # of all steps, in place of warmup_steps
     config.optimizer.decay_steps = 1_000_000  # length of the decay in steps; 0 = train.steps
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
@@ -92,22 +112,31 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.no_decay = r"(layer_norm/.*|bias)$"  # parameter names that do not decay
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0 = off
+    config.optimizer.layer_decay = 1.0  # learning rate of a layer relative to that of the one above it
+    config.optimizer.freeze = ""  # regular expression of names that do not change; layers by number: encoder/layers/3/
 
     config.train = ConfigDict()
     config.train.steps = 900_000
+    config.train.epochs = placeholder(float)  # fine-tuning: passes over the examples, in place of steps
     config.train.batch_size = 256  # sequences a step, all devices and micro-batches together
     config.train.accumulation = 1  # micro-batches a step
     config.train.log_every = 100  # steps
+    config.train.patience = 0  # evaluations without a better checkpoint.best_metric before the run ends; 0 = no end
+    config.train.reinitialise_layers = 0  # top layers (and the pooler) that a warm start leaves as initialised
+    config.train.new_head = False  # True: classes may differ from those of init_from, whose head is then left behind
+    config.train.class_weights = "none"  # none | balanced: a class weighs as much as it is rare
+    config.train.label_smoothing = 0.0
     config.train.peak_tflops = 0.0  # a device's; 0 = by the accelerator's name, measured on other devices
 
     config.eval = ConfigDict()
-    config.eval.every = 10_000  # steps
+    config.eval.every = 10_000  # steps; None = once an epoch (fine-tuning)
+    config.eval.at_start = True  # before the first step
     config.eval.batch_size = 256
     config.eval.max_examples = 10_000  # of the validation split; 0 = all
     config.eval.seed = 12_345  # of the fixed pairs and masks
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 10_000  # steps
+    config.checkpoint.every = 10_000  # steps; None = with every evaluation
     config.checkpoint.keep = 3  # latest ones; the best is kept besides
     config.checkpoint.best_metric = "loss"  # of the eval split
     config.checkpoint.best_mode = "min"  # min | max

@@ -91,7 +91,7 @@ class Tokenizer(ABC):
             room = limit - (2 if b is None else 3)
             if room < 0:
                 raise UserError(f"max_length {limit} has no room for [CLS] and [SEP]: give at least {limit - room}")
-            length_a, length_b = _longest_first(len(a[0]), len(b[0]) if b else 0, room)
+            length_a, length_b = longest_first(len(a[0]), len(b[0]) if b else 0, room)
             a = (a[0][:length_a], a[1][:length_a])
             b = b and (b[0][:length_b], b[1][:length_b])
         none = (0, 0)
@@ -116,7 +116,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _longest_first(length_a: int, length_b: int, room: int) -> tuple[int, int]:
+def longest_first(length_a: int, length_b: int, room: int) -> tuple[int, int]:
     """Lengths after the longer part (B if equal) has lost a token until both fit."""
     while length_a + length_b > room:
         if length_a > length_b:

@@ -5,7 +5,7 @@ its contiguous share of them, so the state of the iterator is the number of the 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from bert_jax.data.prepare import Prepared
 from bert_jax.data.records import Records
 
 Batch = dict[str, np.ndarray]
-_ENDLESS = 1 << 62  # steps
+ENDLESS = 1 << 62  # steps
 
 
 class TrainBatches:
@@ -40,10 +40,10 @@ class TrainBatches:
     ):
         batch_size = config.train.batch_size
         rows = _rows(prepared, config, "train", config.seed)
-        share = _Share(batch_size, process_index, process_count, "train.batch_size")
+        share = Share(batch_size, process_index, process_count, "train.batch_size")
         self._num_examples, self._batch_size, self._step = len(rows.source), batch_size, start_step
         self._dataset = prepared.directory.name
-        self._iterator = _iterate(_Batches(rows, share, stop=None), config.data, start_step, _ENDLESS)
+        self._iterator = read_ahead(_Batches(rows, share, stop=None), config.data, start_step, ENDLESS)
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -76,10 +76,10 @@ def eval_batches(
     The last batch is filled up with rows of zeros; every process yields the same number of batches.
     """
     rows = _rows(prepared, config, split, config.eval.seed)
-    share = _Share(config.eval.batch_size, process_index, process_count, "eval.batch_size")
+    share = Share(config.eval.batch_size, process_index, process_count, "eval.batch_size")
     count = num_eval_examples(prepared, config, split=split)
     batches = -(-count // config.eval.batch_size)
-    iterator = _iterate(_Batches(rows, share, stop=count), config.data, 0, batches)
+    iterator = read_ahead(_Batches(rows, share, stop=count), config.data, 0, batches)
     try:
         yield from iterator
     finally:
@@ -144,7 +144,7 @@ class _StaticInstances:
         }
 
 
-class _Share:
+class Share:
     """Which rows of a global batch a process makes."""
 
     def __init__(self, batch_size: int, process_index: int, process_count: int, key: str):
@@ -164,7 +164,7 @@ class _Share:
 class _Batches:
     """Batch number → arrays; rows from `stop` on are zeros. Can be pickled for Grain's workers."""
 
-    def __init__(self, rows: _Rows, share: _Share, stop: int | None):
+    def __init__(self, rows: _Rows, share: Share, stop: int | None):
         self._rows, self._share, self._stop = rows, share, stop
 
     def __call__(self, batch: int) -> Batch:
@@ -201,7 +201,7 @@ def _rows(prepared: Prepared, config: ConfigDict, split: str, seed: int) -> _Row
     return _Pairs(source, PairSettings.from_config(data, tokenizer), seed)
 
 
-def _iterate(batches: _Batches, data: ConfigDict, start: int, stop: int) -> Any:
+def read_ahead(batches: Callable[[int], Batch], data: ConfigDict, start: int, stop: int) -> Any:
     """A Grain iterator over batches [start, stop), read ahead by threads or, if data.read_workers, processes."""
     import grain
 

@@ -122,7 +122,7 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
 
 
 def inherit_shape(model: ConfigDict, source: BertConfig) -> None:
-    """Gives `config.model` the shape of a checkpoint's model, where neither `model.size` nor a key of its own says it."""
+    """Gives `config.model` the shape of `source`, where neither `model.size` nor a key of its own says it."""
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
     for key in SHAPE:
         if model[key] is None and not (model.size and key in sizes):

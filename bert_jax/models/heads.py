@@ -1,5 +1,6 @@
 """Heads on the trunk. They give logits in float32; losses live in `tasks/`."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -43,24 +44,37 @@ class BertForPretraining(Bert):
 
 
 class BertForSequenceClassification(Bert):
-    """One vector a row → dropout → linear. With one label: a number, or the score of one of several choices."""
+    """One vector a text → dropout → linear. With one label: a number, or the score of one of several choices.
 
-    def __init__(self, config: BertConfig, num_labels: int, *, rngs: nnx.Rngs):
+    A long text is several rows (windows), whose vectors become one: "mean", "max" or "attention", a weighted mean
+    whose weights are learned.
+    """
+
+    def __init__(self, config: BertConfig, num_labels: int, *, rngs: nnx.Rngs, window_pooling: str = "mean"):
         super().__init__(config, rngs=rngs)
+        self.window_pooling = window_pooling
         self.classifier = Linear(config.hidden_size, num_labels, stddev=config.initializer_range, rngs=rngs)
+        if window_pooling == "attention":
+            self.window_query = Linear(config.hidden_size, 1, stddev=config.initializer_range, rngs=rngs)
 
-    def logits(
-        self, hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], *, key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B C"]:
-        return self.classify(self.vector(hidden, sequence_ids), key=key)
-
-    def vector(self, hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"]) -> Float[Array, "B D"]:
+    def vector(self, hidden: Float[Array, "N L D"], sequence_ids: Int[Array, "N L"]) -> Float[Array, "N D"]:
         """By `model.pooling`: the pooler's output, or the mean or largest of the row's tokens."""
         if self.config.pooling == "cls":
             return self.pool(hidden)
         return pool_tokens(hidden, sequence_ids, self.config.pooling)
 
-    def classify(self, vector: Float[Array, "B D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B C"]:
+    def pool_windows(self, vectors: Float[Array, "B S D"], weights: Float[Array, "B S"]) -> Float[Array, "B D"]:
+        """Windows of weight 0 do not exist; a text without any gives zeros."""
+        if self.window_pooling == "attention":
+            scores = self.window_query(vectors, "float32")[:, :, 0]
+            weights = weights * jax.nn.softmax(jnp.where(weights > 0, scores, jnp.finfo(jnp.float32).min), axis=-1)
+        if self.window_pooling == "max":
+            largest = jnp.max(jnp.where(weights[:, :, None] > 0, vectors, jnp.finfo(jnp.float32).min), axis=1)
+            return jnp.where(jnp.any(weights > 0, axis=1)[:, None], largest, 0.0)
+        total = jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+        return jnp.sum(vectors * (weights / total)[:, :, None], axis=1)
+
+    def classify(self, vector: Float[Array, "*N D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "*N C"]:
         return self.classifier(dropout(vector, self.config.hidden_dropout, key), "float32")
 
 

@@ -15,7 +15,7 @@ from bert_jax.data.prepare import Prepared
 from bert_jax.models.config import bert_config, check_length, training_flops
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.masking import Masking, mask_tokens
-from bert_jax.tasks.task import Batch, Sums
+from bert_jax.tasks.task import Batch, Rows, Sums
 
 
 class Pretraining:
@@ -24,6 +24,8 @@ class Pretraining:
     objectives = ("mlm_loss", "nsp_loss")
     new_parameters = ""
     dropped_parameters = ""
+    renewed_parameters = ""
+    final_splits = ()
 
     def __init__(self, config: ConfigDict, prepared: Prepared):
         self.config = config
@@ -34,6 +36,7 @@ class Pretraining:
         check_length(self.bert_config, data.sequence_length)
         predictions = min(data.max_predictions_per_sequence, data.sequence_length)
         rows = config.train.batch_size
+        self.steps_per_epoch = -(-prepared.num_records("train") // rows)
         self.tokens_per_step = rows * data.sequence_length
         self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions)
         self.masking = Masking(
@@ -97,7 +100,10 @@ class Pretraining:
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
 
-    def metrics(self, sums: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
+        return self.sums(model, batch, None), {}
+
+    def metrics(self, sums: dict[str, tuple[Any, Any]], rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
         """Means, and of an evaluation also:
 
         mlm_perplexity       exp(mlm_loss)

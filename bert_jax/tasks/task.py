@@ -12,6 +12,7 @@ from bert_jax.models.config import BertConfig
 
 Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]  # metric name → (weighted sum, weight); both are added up before they are divided
+Rows = dict[str, Array]  # what evaluation keeps of every row of a batch
 
 
 class TrainBatches(Protocol):
@@ -33,11 +34,14 @@ class Task(Protocol):
 
     tokenizer: Tokenizer
     bert_config: BertConfig
+    steps_per_epoch: int
+    final_splits: tuple[str, ...]  # evaluated with the best checkpoint when training ends
     tokens_per_step: int  # places in a global batch, padding included
     flops_per_step: float  # of forward and backward passes over it
     objectives: tuple[str, ...]  # the names in `sums` whose means add up to the loss
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
+    renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
 
     def description(self) -> dict[str, Any]:
         """What prediction needs besides config and tokenizer, such as names of labels; saved with every checkpoint."""
@@ -67,6 +71,13 @@ class Task(Protocol):
         """Runs the model. `key` is for dropout; None means evaluation."""
         ...
 
-    def metrics(self, sums: dict[str, tuple[Any, Any]]) -> dict[str, float]:
-        """Divides: the sums of many batches → the figures that are reported, `loss` among them."""
+    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
+        """The sums without dropout, and for metrics that are no sums what they need of each row; {} if none are."""
+        ...
+
+    def metrics(self, sums: dict[str, tuple[Any, Any]], rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        """Divides: the sums of many batches → the figures that are reported, `loss` among them.
+
+        `rows` has one entry for each batch of an evaluation, and none while training.
+        """
         ...

@@ -27,7 +27,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.training.sharding import tree_shardings
+from bert_jax.training.sharding import parameter_sharding, tree_shardings
 from bert_jax.training.step import TrainState
 
 ARRAYS = ("parameters", "optimizer")
@@ -98,6 +98,14 @@ class Checkpoints:
         if steps:
             raise UserError(f"all {len(steps)} checkpoints in {self.directory} are damaged; choose another --workdir")
         return None
+
+    def best_parameters(self, mesh: Mesh) -> dict[str, jax.Array] | None:
+        """Of the best checkpoint by `checkpoint.best_metric`; None if no checkpoint has it."""
+        step = self.manager.best_step()
+        if step is None:
+            return None
+        parameters = read_checkpoint(self.directory / str(step)).parameters
+        return {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters.items()}
 
 
 class Damaged(UserError):

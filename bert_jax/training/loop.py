@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from bert_jax.config import UserError
 from bert_jax.tasks.task import Sums, Task
 from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
-from bert_jax.training.optimizer import make_optimizer, make_schedule
-from bert_jax.training.parameters import take_over
+from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
+from bert_jax.training.parameters import Parameters, take_over
 from bert_jax.training.sharding import make_mesh, parameter_sharding, to_mesh
 from bert_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
 from bert_jax.training.throughput import peak_flops
@@ -42,6 +43,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
     Where the first state comes from: 1. the newest whole checkpoint of this workdir; 2. `init_from`; 3. scratch.
     """
     # Phase 1: what could fail, before anything is compiled
+    configs.resolve_steps(config, task.steps_per_epoch)
     configs.validate(config, jax.device_count())
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -52,7 +54,9 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, state = init_state(task, optimizer, config.seed, mesh)
-    train_step = make_train_step(task, graphdef, optimizer, schedule, config.seed, config.train.accumulation)
+    multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in state.parameters.items()})
+    frozen = {name for name, multiplier in multipliers.items() if is_frozen(multiplier)}
+    train_step = make_train_step(task, graphdef, optimizer, schedule, config.seed, config.train.accumulation, frozen)
     evaluate = make_evaluation(task, graphdef, config, mesh)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         checkpoints = resources.enter_context(
@@ -75,21 +79,19 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         )
         window = _Window(task, config)
         metrics: dict[str, float] = {}
-        if not resumed:
+        history: list[float] = resumed["history"] if resumed else []  # checkpoint.best_metric, one an evaluation
+        if not resumed and config.eval.at_start:
             metrics = evaluate(state.parameters, "validation")
-            if not metrics:
-                logging.warning("NO VALIDATION DOCUMENTS: nothing is evaluated, and no checkpoint is the best")
-            elif config.checkpoint.best_metric not in metrics:
-                raise UserError(
-                    f"checkpoint.best_metric is '{config.checkpoint.best_metric}'; it can be {', '.join(metrics)}"
-                )
-            else:
+            if metrics:
+                _best_metric(config, metrics)
                 log.record(first, "eval", metrics)
+            else:
+                logging.warning("NO VALIDATION EXAMPLES: nothing is evaluated, and no checkpoint is the best")
 
         # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
         step, report_due, stopped_by = first, False, None
         with _Signals() as signals:
-            while step < config.train.steps and stopped_by is None:
+            while step < config.train.steps and stopped_by is None and not _out_of_patience(history, config):
                 with window.waiting():
                     batch = to_mesh(mesh, next(batches))
                 state, sums = train_step(state, batch)
@@ -102,21 +104,28 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                 report_due = step % config.train.log_every == 0
                 eval_due = step % config.eval.every == 0 or step == config.train.steps
                 save_due = step % config.checkpoint.every == 0 or step == config.train.steps or stopped_by is not None
+                save_due |= eval_due and config.train.patience > 0  # the last evaluation may turn out to be this one
                 if (report_due and eval_due) or save_due:  # a window ends at a checkpoint: resumed curves are the same
                     log.record(step, "train", window.flush(step))
                     report_due = False
                 if eval_due:
                     metrics = evaluate(state.parameters, "validation")
                     if metrics:
+                        history.append(_best_metric(config, metrics))
                         log.record(step, "eval", metrics)
                 if save_due:
-                    run = {"data": batches.state(), "config": config.to_dict(), "task": task.description()}
+                    run = {"data": batches.state(), "config": config.to_dict()}
+                    run |= {"task": task.description(), "history": history}
                     checkpoints.save(state, run, task.tokenizer, metrics if eval_due else {})
                 if eval_due or save_due:
                     window.restart_clock()
 
-        # Phase 5: what was learned is on disk before this returns
+        # Phase 5: what was learned is on disk before this returns; the best of it is tested
         checkpoints.wait()
+        if stopped_by is None and task.final_splits:
+            best = checkpoints.best_parameters(mesh)
+            for split in task.final_splits:
+                log.record(step, split, evaluate(state.parameters if best is None else best, split))
     return Finished(step, metrics, stopped_by)
 
 
@@ -124,18 +133,37 @@ def make_evaluation(
     task: Task, graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh
 ) -> Callable[[dict, str], dict[str, float]]:
     """(parameters, split) → metrics over every example of the split; {} if it has none."""
-    eval_step = make_eval_step(task, graphdef, config.eval.seed)
+    eval_step = make_eval_step(task, graphdef, config.eval.seed, mesh)
 
     def evaluate(parameters: dict, split: str) -> dict[str, float]:
         totals: dict | None = None
+        kept = []
         for number, batch in enumerate(task.eval_batches(split, jax.process_index(), jax.process_count())):
-            sums = jax.device_get(eval_step(parameters, to_mesh(mesh, batch), number))
+            sums, rows = jax.device_get(eval_step(parameters, to_mesh(mesh, batch), number))
             # float64 on the host: the sums of many batches outgrow float32
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-        return {} if totals is None else task.metrics(totals)
+            kept += [rows] if rows else []
+        return {} if totals is None else task.metrics(totals, kept)
 
     return evaluate
+
+
+def _best_metric(config: ConfigDict, metrics: dict[str, float]) -> float:
+    name = config.checkpoint.best_metric
+    if name not in metrics:
+        raise UserError(f"checkpoint.best_metric is '{name}'; it can be {', '.join(metrics)}")
+    return metrics[name]
+
+
+def _out_of_patience(history: list[float], config: ConfigDict) -> bool:
+    """Whether the last `train.patience` evaluations were no better than one before them."""
+    patience = config.train.patience
+    if not patience or len(history) <= patience:
+        return False
+    sign = -1 if config.checkpoint.best_mode == "min" else 1
+    values = [sign * value for value in history]
+    return max(values[-patience:]) <= max(values[:-patience])
 
 
 def _first_state(
@@ -156,12 +184,27 @@ def _first_state(
             f"init_from: {folder} was trained with another vocabulary than this run's data has; "
             "prepare the data with its vocabulary (data.vocab_file)"
         )
+    renewed = re.compile(task.renewed_parameters or r"(?!)")
+    source = {name: value for name, value in saved.parameters.items() if not renewed.match(name)}
     parameters, report = take_over(
-        state.parameters, saved.parameters, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
+        state.parameters, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
     )
     logging.info("warm start from %s: %s", folder, report)
     parameters = {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters.items()}
+    parameters = _with_fresh_top(parameters, state.parameters, config.train.reinitialise_layers)
     return TrainState(state.step, parameters, state.optimizer), None
+
+
+def _with_fresh_top(parameters: Parameters, fresh: Parameters, layers: int) -> Parameters:
+    """The top layers and the pooler as initialised (Zhang et al. 2021, arXiv:2006.05987, section 4)."""
+    if not layers:
+        return parameters
+    stacked = [name for name in parameters if name.startswith("encoder/layers/")]
+    depth = parameters[stacked[0]].shape[0]
+    if layers > depth:
+        raise UserError(f"train.reinitialise_layers is {layers}; the model has {depth} layers")
+    parameters |= {name: parameters[name].at[depth - layers :].set(fresh[name][depth - layers :]) for name in stacked}
+    return parameters | {name: fresh[name] for name in parameters if name.startswith("pooler/")}
 
 
 class _Window:
@@ -205,7 +248,7 @@ class _Window:
         sums = jax.device_get(self.sums)
         seconds, steps = time.perf_counter() - self.started, len(sums) - self.timed_from
         totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
-        metrics = self.task.metrics(totals)
+        metrics = self.task.metrics(totals, [])
         if not np.isfinite(metrics["loss"]):
             raise UserError(
                 f"the loss is {metrics['loss']} at step {step}; the last checkpoint is whole: "

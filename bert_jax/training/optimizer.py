@@ -5,15 +5,19 @@ Parameters are flat: {name: array}. A name under `encoder/layers/` has one slice
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from bert_jax.config import UserError
+
+_LAYERS = "encoder/layers/"
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
@@ -28,12 +32,43 @@ def make_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.GradientT
         return {name: re.search(optimizer.no_decay, name) is None for name in params}
 
     return optax.chain(
+        _per_layer(optimizer, lambda multiplier: np.sign(multiplier)),  # what is frozen has no part in the norm either
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction),
         optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
         scale_by_layer_trust_ratio(decays) if optimizer.name == "lamb" else optax.identity(),
         optax.scale_by_schedule(lambda count: -schedule(jnp.asarray(count))),
+        _per_layer(optimizer, lambda multiplier: multiplier),
     )
+
+
+def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """What the learning rate of each parameter is multiplied by: one number, or one a layer of stacked parameters.
+
+    optimizer.layer_decay d (Clark et al. 2020, section 3.1, appendix B): heads and pooler 1, the top layer d, the one
+    under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it matches (from the start) a name, in which a
+    layer has its number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it matches none.
+    """
+    depth = next((shape[0] for name, shape in shapes.items() if name.startswith(_LAYERS)), 0)
+    multipliers, frozen = {}, 0
+    for name, shape in shapes.items():
+        if name.startswith(_LAYERS):
+            names = [f"{_LAYERS}{i}/{name.removeprefix(_LAYERS)}" for i in range(shape[0])]
+            above = np.arange(depth, 0, -1)
+        else:
+            names, above = [name], np.asarray([depth + 1 if name.startswith("embeddings/") else 0])
+        thawed = np.asarray([not (optimizer.freeze and re.match(optimizer.freeze, each)) for each in names])
+        frozen += np.sum(~thawed)
+        multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
+    if optimizer.freeze and not frozen:
+        raise UserError(
+            f"optimizer.freeze={optimizer.freeze} matches no parameter; names are {', '.join(list(shapes)[:3])}, …"
+        )
+    return multipliers
+
+
+def is_frozen(multiplier: np.ndarray) -> bool:
+    return not np.any(multiplier)
 
 
 def make_schedule(optimizer: ConfigDict, train_steps: int) -> Schedule:
@@ -64,6 +99,23 @@ def make_schedule(optimizer: ConfigDict, train_steps: int) -> Schedule:
         return jnp.asarray(peak * decayed[optimizer.schedule], jnp.float32)
 
     return schedule
+
+
+def _per_layer(optimizer: ConfigDict, factor: Callable[[np.ndarray], np.ndarray]) -> optax.GradientTransformation:
+    """Multiplies updates by a function of `learning_rate_multipliers`."""
+    if optimizer.layer_decay == 1 and not optimizer.freeze:
+        return optax.identity()
+
+    def update(updates, state, params=None):
+        updates = cast(dict, updates)
+        multipliers = learning_rate_multipliers(optimizer, {name: x.shape for name, x in updates.items()})
+        return {name: x * _along_first(factor(multipliers[name]), x) for name, x in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _along_first(values, x):
+    return jnp.asarray(values).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:
@@ -100,6 +152,6 @@ def scale_by_layer_trust_ratio(decays: Callable) -> optax.GradientTransformation
 
 
 def _trust_ratio(name, parameter, update):
-    axes = tuple(range(1 if name.startswith("encoder/layers/") else 0, update.ndim))
+    axes = tuple(range(1 if name.startswith(_LAYERS) else 0, update.ndim))
     p, u = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
     return jnp.where((p > 0) & (u > 0), p / jnp.where(u > 0, u, 1), 1)

@@ -1,6 +1,6 @@
 """One training step and one evaluation step, compiled once each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from bert_jax.tasks.task import Batch, Sums, Task
+from bert_jax.tasks.task import Batch, Rows, Sums, Task
 from bert_jax.training.optimizer import Schedule
 from bert_jax.training.parameters import Parameters, flatten, unflatten
 from bert_jax.training.sharding import tree_shardings
@@ -50,11 +50,13 @@ def make_train_step(
     schedule: Schedule,
     seed: int,
     accumulation: int,
+    frozen: Collection[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """(state, global batch) → (state, sums of the metrics), with the old state's memory given to the new.
 
     All randomness is a function of (seed, step). Gradients of `accumulation` micro-batches are added up; because
-    every objective is divided by the weight of the whole batch, their sum is the gradient of the whole batch.
+    every objective is divided by the weight of the whole batch, their sum is the gradient of the whole batch. Of the
+    `frozen` parameters none is computed.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -64,6 +66,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(key, DROPOUT)
 
         def loss(parameters, micro_batch, key):
+            parameters = {n: jax.lax.stop_gradient(x) if n in frozen else x for n, x in parameters.items()}
             sums = task.sums(unflatten(graphdef, parameters), micro_batch, key)
             return sum(sums[name][0] / weights[name] for name in task.objectives), sums
 
@@ -77,12 +80,19 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(task: Task, graphdef: nnx.GraphDef, seed: int) -> Callable[[Parameters, Batch, int], Sums]:
-    """(parameters, batch, number of the batch) → sums of the metrics; the masks depend on (seed, number) only."""
+def make_eval_step(
+    task: Task, graphdef: nnx.GraphDef, seed: int, mesh: Mesh
+) -> Callable[[Parameters, Batch, int], tuple[Sums, Rows]]:
+    """(parameters, batch, number of the batch) → sums of the metrics, and what is kept of every row, on every process.
 
-    def step(parameters: Parameters, batch: Batch, number: Int[Array, ""]) -> Sums:
+    The masks depend on (seed, number) only.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def step(parameters: Parameters, batch: Batch, number: Int[Array, ""]) -> tuple[Sums, Rows]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), MASKING)
-        return task.sums(unflatten(graphdef, parameters), task.features(batch, key), None)
+        sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key))
+        return sums, jax.lax.with_sharding_constraint(rows, everywhere)
 
     return jax.jit(step)
 

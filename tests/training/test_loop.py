@@ -201,7 +201,7 @@ def test_an_unknown_best_metric_is_said_before_the_first_step(small_config, tmp_
 def test_without_validation_documents_nothing_is_evaluated(small_config, tmp_path, caplog):
     small_config.data.update(validation_share=0.0, test_share=0.0)
     run(small_config, tmp_path)
-    assert "NO VALIDATION DOCUMENTS" in caplog.text
+    assert "NO VALIDATION EXAMPLES" in caplog.text
     assert {r["split"] for r in curve(tmp_path)} == {"train"}
 
 

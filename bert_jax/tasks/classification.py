@@ -1,0 +1,271 @@
+"""Texts and pairs of texts: one class, several classes, or a number each (Devlin et al. 2018, sections 3.2 and 4.1)."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from bert_jax.config import UserError
+from bert_jax.data.batches import Item, Part
+from bert_jax.data.encoding import longest_first
+from bert_jax.data.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.tables import text_examples
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.windows import sliding, truncate
+from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.tasks import scores
+from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
+from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.task import Batch, Sums
+
+
+class Classification(FineTuning):
+    """`data.label_kind`: single (softmax), multi (a sigmoid a label), regression (one output, squared error)."""
+
+    head = "classifier/|window_query/"
+    labels: list[str]
+    thresholds: list[float]  # of several labels: the probability from which a label is given
+
+    def read(self, spec: str) -> Iterator[TextExample]:
+        data = self.config.data
+        examples = text_examples(
+            spec,
+            text=data.text,
+            text_pair=data.text_pair,
+            label=data.label,
+            kind=data.label_kind,
+            separator=data.label_separator,
+        )
+        return map(self._with_named_label, examples) if data.labels and self.kind == "single" else examples
+
+    def learn(self) -> None:
+        report = describe(self.examples)
+        logging.info("%s", format_report(report))
+        for warning in warnings(report):
+            logging.warning("%s", warning)
+        for split, examples in self.examples.items():
+            for example in examples:
+                if example.label is None:
+                    raise UserError(f"{example.origin}: no label in column '{self.config.data.label}' ({split})")
+        if self.kind == "regression":
+            self.labels = []
+            return
+        train = {label for example in self.examples["train"] for label in _names(example)}
+        found = self._given_labels() or sorted(train, key=_numbers_first)
+        if not hasattr(self, "labels"):
+            self.labels = found
+        elif sorted(self.labels) != sorted(found):
+            raise UserError(
+                f"the checkpoint of init_from knows the labels {_listed(self.labels)}, the data has {_listed(found)}; "
+                "train a head of its own with --config.train.new_head=True"
+            )
+        if len(self.labels) < 2 and self.kind == "single":
+            raise UserError(f"data.train has one label only, {_listed(self.labels)}: there is nothing to learn")
+        known = set(self.labels)
+        for examples in self.examples.values():
+            for example in examples:
+                for name in _names(example):
+                    if name not in known:
+                        raise UserError(f"{example.origin}: label '{name}' is not among {_listed(self.labels)}")
+        self.thresholds = [0.5] * len(self.labels)
+
+    @property
+    def kind(self) -> str:
+        return self.config.data.label_kind
+
+    def describe(self, description: dict[str, Any]) -> None:
+        self.labels, self.thresholds = description["labels"], description["thresholds"]
+
+    def description(self) -> dict[str, Any]:
+        thresholds = self.thresholds if self.kind == "multi" else []
+        return {"labels": self.labels, "thresholds": thresholds, "label_kind": self.kind}
+
+    def encode(self, examples: Sequence[TextExample]) -> list[Item]:
+        data = self.config.data
+        firsts = self.tokenizer.encode_words([example.text for example in examples])
+        has_pairs = any(example.text_pair is not None for example in examples)
+        seconds = self.tokenizer.encode_words([example.text_pair or "" for example in examples]) if has_pairs else None
+        items, cut = [], 0
+        values = self._values(examples)
+        for i, example in enumerate(examples):
+            pair = None if seconds is None else seconds[i]
+            parts, dropped = encode_long(self.tokenizer, firsts[i], pair, data.sequence_length, data)
+            if dropped and data.long_texts == "error":
+                length = len(firsts[i]) + len(pair or ()) + (2 if pair is None else 3)
+                raise UserError(
+                    f"{example.origin}: {length} tokens, over data.sequence_length {data.sequence_length}; "
+                    "set data.long_texts to head, tail, head+tail or windows"
+                )
+            cut += dropped
+            items.append(Item(parts, {name: value[i] for name, value in values.items()}))
+        if cut:
+            share = 100 * cut / len(examples)
+            logging.warning(
+                "%d of %d texts (%.1f %%) lose tokens to data.long_texts=%s", cut, len(examples), share, data.long_texts
+            )
+        return items
+
+    def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
+        pooling = self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
+        outputs = 1 if self.kind == "regression" else len(self.labels)
+        return BertForSequenceClassification(self.bert_config, outputs, rngs=rngs, window_pooling=pooling)
+
+    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+        trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
+        inputs = trunk_inputs(batch)
+        vectors = model.vector(model.encode(*inputs, key=trunk_key).hidden, inputs[-1])
+        weights = batch["part_weights"]
+        if weights.shape[1] > 1:
+            vectors = model.pool_windows(vectors.reshape(*weights.shape, -1), weights)
+        return {"logits": model.classify(vectors, key=head_key)}
+
+    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        return {"loss": jnp.maximum(jnp.sum(batch["item_weights"] * batch["label_weights"]), 1e-6)}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Sums:
+        logits, labels = outputs["logits"], batch["labels"]
+        weights = batch["item_weights"] * batch["label_weights"]
+        if self.kind == "regression":
+            return {"loss": (jnp.sum(jnp.square(logits[:, 0] - labels) * weights), jnp.sum(weights))}
+        if self.kind == "multi":
+            # log(1 + e^x) − y·x, the mean over the labels
+            loss = jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
+            return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
+        smoothing = self.config.train.label_smoothing
+        sums = cross_entropy_sums("label", logits, labels, weights)
+        loss, weight = sums["label_loss"]
+        if smoothing:
+            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+            loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform * weights)
+        return {"loss": (loss, weight)}
+
+    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+        logits = np.asarray(outputs["logits"], np.float64)
+        if self.kind == "regression":
+            return [{"value": float(value)} for value in logits[:, 0]]
+        if self.kind == "multi":
+            probabilities = 1 / (1 + np.exp(-logits))
+            return [self._labels_of(row) for row in probabilities]
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        return [
+            {
+                "label": self.labels[int(row.argmax())],
+                "probability": float(row.max()),
+                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
+            }
+            for row in probabilities
+        ]
+
+    def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        if self.kind == "regression":
+            return scores.regression_scores(
+                np.asarray([e.label for e in examples], np.float64), np.asarray([p["value"] for p in predictions])
+            )
+        if self.kind == "multi":
+            gold = np.asarray([[label in _names(example) for label in self.labels] for example in examples])
+            given = np.asarray([list(p["probabilities"].values()) for p in predictions])
+            if self.evaluated == "validation":
+                self.thresholds = scores.tune_thresholds(gold, given).tolist()
+            half = scores.multilabel_scores(gold, given, np.full(len(self.labels), 0.5), self.labels)
+            tuned = scores.multilabel_scores(gold, given, np.asarray(self.thresholds), self.labels)
+            return half | {f"tuned_{name}": value for name, value in tuned.items()}
+        gold, given = self._numbers(examples, predictions)
+        return scores.classification_scores(gold, given, self.labels)
+
+    def _given_labels(self) -> list[str]:
+        return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
+
+    def _with_named_label(self, example: TextExample) -> TextExample:
+        """Files have numbers where TFDS has the names of `data.labels`."""
+        names, label = self._given_labels(), str(example.label)
+        if label not in names and label.isdigit() and int(label) < len(names):
+            return replace(example, label=names[int(label)])
+        return example
+
+    def _numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        number = {label: i for i, label in enumerate(self.labels)}
+        gold = np.asarray([number[str(example.label)] for example in examples])
+        return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
+
+    def _labels_of(self, probabilities: Float[np.ndarray, " C"]) -> dict[str, Any]:
+        given = [label for label, p, t in zip(self.labels, probabilities, self.thresholds, strict=True) if p >= t]
+        return {"labels": given, "probabilities": dict(zip(self.labels, probabilities.tolist(), strict=True))}
+
+    def _values(self, examples: Sequence[TextExample]) -> dict[str, np.ndarray]:
+        """Labels as arrays; zeros where there are none, as in texts to predict."""
+        weights = np.ones(len(examples), np.float32)
+        if self.kind == "regression":
+            labels = np.asarray([float(example.label or 0) for example in examples], np.float32)  # type: ignore[arg-type]
+        elif self.kind == "multi":
+            names = [_names(example) for example in examples]
+            labels = np.asarray([[label in given for label in self.labels] for given in names], np.float32)
+        else:
+            number = {label: i for i, label in enumerate(self.labels)}
+            labels = np.asarray([0 if e.label is None else number[str(e.label)] for e in examples], np.int32)
+            if self.config.train.class_weights == "balanced" and "train" in self.examples:
+                train = np.asarray([number[str(example.label)] for example in self.examples["train"]])
+                counts = np.bincount(train, minlength=len(self.labels))
+                weights = (len(train) / (len(self.labels) * np.maximum(counts, 1)))[labels].astype(np.float32)
+        return {"labels": labels, "label_weights": weights}
+
+
+def encode_long(
+    tokenizer: Tokenizer, a: list[int], b: list[int] | None, limit: int, data: Any
+) -> tuple[tuple[Part, ...], bool]:
+    """[CLS] a [SEP] (b [SEP]) in one part, or in windows over the longer text; and whether tokens were left out."""
+    room = limit - (2 if b is None else 3)
+    total = len(a) + len(b or ())
+    if total <= room:
+        return (_part(tokenizer, a, b),), False
+    if data.long_texts != "windows":
+        sizes = (room, 0) if b is None else longest_first(len(a), len(b), room)
+        how = "head" if data.long_texts == "error" else data.long_texts
+        a, b = _kept(a, sizes[0], how), None if b is None else _kept(b, sizes[1], how)
+        return (_part(tokenizer, a, b),), True
+    short = () if b is None else min(a, b, key=len)[: room // 2]
+    long = a if b is None else max(a, b, key=len)
+    windows = sliding(len(long), room - len(short), data.window_stride)
+    dropped = len(windows) > data.max_windows or (b is not None and len(min(a, b, key=len)) > len(short))
+    parts = []
+    for start, size in windows[: data.max_windows]:
+        window = long[start : start + size]
+        if b is None:
+            parts.append(_part(tokenizer, window, None))
+        else:
+            parts.append(_part(tokenizer, *((window, list(short)) if long is a else (list(short), window))))
+    return tuple(parts), dropped
+
+
+def _part(tokenizer: Tokenizer, a: list[int], b: list[int] | None) -> Part:
+    ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
+    types = np.zeros(len(ids) + (0 if b is None else len(b) + 1), np.int32)
+    types[len(ids) :] = 1
+    return Part(np.asarray(ids if b is None else [*ids, *b, tokenizer.sep_id], np.int32), types)
+
+
+def _kept(ids: list[int], room: int, how: str) -> list[int]:
+    ranges = truncate(len(ids), room, how) if room else []
+    return [token for start, end in ranges for token in ids[start:end]]
+
+
+def _names(example: TextExample) -> tuple[str, ...]:
+    if isinstance(example.label, tuple):
+        return example.label
+    return () if example.label is None else (str(example.label),)
+
+
+def _numbers_first(label: str) -> tuple[bool, float, str]:
+    is_number = label.lstrip("-").isdigit()
+    return not is_number, float(label) if is_number else 0.0, label
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
+    return ", ".join(labels[:8]) + more
