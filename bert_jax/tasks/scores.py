@@ -1,0 +1,236 @@
+"""Metrics of fine-tuning by the field's own tools: scikit-learn, SciPy, seqeval. Only imported when first used: slow.
+
+Scores are fractions in [0, 1], correlations in [−1, 1]. What is undefined counts as 0.0, without a warning: precision
+where nothing was predicted, recall where nothing was to be found, F1 where both hold, and any correlation with a
+constant. A run that only ever predicts one class therefore scores 0, not nan: compare with `majority_baseline`.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from bert_jax.config import UserError
+
+# What scikit-learn and seqeval put in place of 0/0; they document a number, but pyright infers a string.
+_ZERO: Any = 0.0
+_LEAVE_OUT: Any = np.nan  # of the mean over labels, which is nan if none is left
+
+Table = dict[str, dict[str, float]]  # name → precision, recall, f1, support
+LabelIds = Int[np.ndarray, " N"]
+LabelSets = Bool[np.ndarray, "N C"]
+
+
+def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> dict[str, float]:
+    """accuracy, macro_f1, micro_f1, mcc and, of two labels, `f1` of the second: label 1 is "yes" in MRPC and QQP.
+
+    `macro_f1` is the mean over the labels that occur in `gold` or `predicted`. Raises UserError for no examples, fewer
+    than two labels, or an id without label.
+    """
+    from sklearn import metrics
+
+    _check_ids(gold, predicted, labels)
+    scores = {
+        "accuracy": metrics.accuracy_score(gold, predicted),
+        **_averaged_f1(gold, predicted),
+        # One class everywhere leaves the coefficient undefined; scikit-learn would also warn.
+        "mcc": metrics.matthews_corrcoef(gold, predicted) if len(np.union1d(gold, predicted)) > 1 else 0.0,
+    }
+    if len(labels) == 2:
+        scores["f1"] = metrics.f1_score(gold, predicted, labels=[1], average="macro", zero_division=_ZERO)
+    return {name: float(score) for name, score in scores.items()}
+
+
+def per_label_table(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets, labels: Sequence[str]) -> Table:
+    """Precision, recall, f1 and support (times in `gold`) of every label, from ids or from sets of labels."""
+    from sklearn import metrics
+
+    if gold.ndim == 2:
+        _check_sets(gold, predicted, labels)
+    else:
+        _check_ids(gold, predicted, labels)
+    columns = metrics.precision_recall_fscore_support(gold, predicted, labels=range(len(labels)), zero_division=_ZERO)
+    return _table(labels, columns)
+
+
+def confusion(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> Int[np.ndarray, "C C"]:
+    """Counts; the row is the gold label, the column the predicted one."""
+    from sklearn import metrics
+
+    _check_ids(gold, predicted, labels)
+    return metrics.confusion_matrix(gold, predicted, labels=range(len(labels)))
+
+
+def regression_scores(gold: Float[np.ndarray, " N"], predicted: Float[np.ndarray, " N"]) -> dict[str, float]:
+    """pearson, spearman, mse. Correlations are 0.0 where all of `gold` or all of `predicted` is one number.
+
+    Raises UserError for no examples or a prediction that is not finite.
+    """
+    from scipy import stats
+
+    _check_lengths(gold, predicted)
+    if not np.isfinite(predicted).all():
+        bad = int((~np.isfinite(predicted)).sum())
+        raise UserError(f"{bad:,} of {len(predicted):,} predictions are not finite: train with a lower learning rate")
+    gold, predicted = gold.astype(np.float64), predicted.astype(np.float64)
+    correlations: Any = (0.0, 0.0)
+    if np.ptp(gold) > 0 and np.ptp(predicted) > 0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.NearConstantInputWarning)  # usual in the first steps of a run
+            correlations = (stats.pearsonr(gold, predicted)[0], stats.spearmanr(gold, predicted)[0])
+    pearson, spearman = np.nan_to_num(correlations).tolist()
+    return {"pearson": pearson, "spearman": spearman, "mse": float(np.mean((gold - predicted) ** 2))}
+
+
+def multilabel_scores(
+    gold: LabelSets,
+    probabilities: Float[np.ndarray, "N C"],
+    thresholds: Float[np.ndarray, " C"],
+    labels: Sequence[str],
+) -> dict[str, float]:
+    """micro_f1, macro_f1 and subset_accuracy (all labels of an example right), a label given iff p ≥ its threshold.
+
+    `macro_f1` is the mean over the labels that occur in `gold` or are given at all. A line a label:
+    `per_label_table(gold, probabilities >= thresholds, labels)`. Raises UserError for no examples or a single label.
+    """
+    from sklearn import metrics
+
+    _check_sets(gold, probabilities, labels)
+    given = probabilities >= thresholds
+    return {**_averaged_f1(gold, given), "subset_accuracy": float(metrics.accuracy_score(gold, given))}
+
+
+def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " C"]:
+    """For each label the threshold with the best F1, half-way between two scores; 0.5 for a label without example.
+
+    Exact: every way to split the examples by their score is tried. Of equal F1 the highest threshold. Meant for the
+    development set, on which the scores are then too good by a little.
+    """
+    _check_lengths(gold, probabilities)
+    return np.array([_best_threshold(g, p) for g, p in zip(gold.T, probabilities.T.astype(np.float64), strict=True)])
+
+
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """entity_precision, entity_recall, entity_f1 over all entities (micro), and the accuracy of tags.
+
+    One list of BIO tags a sentence. An entity is right if its type, first and last word are. Strict: it starts with
+    B- and nothing else, so an I- that continues nothing is no entity and a tagger must learn where entities begin.
+    (CoNLL's conlleval lets such an I- begin one, as IOB1 needs; of sequences that are valid both give the same score.)
+    Raises UserError for no sentences and for tags that are not BIO; in `gold` an I- must continue its entity.
+    """
+    from seqeval.metrics import accuracy_score
+    from seqeval.metrics.v1 import precision_recall_fscore_support
+    from seqeval.scheme import IOB2
+
+    lists = _tag_lists(gold, predicted)
+    micro: Any = precision_recall_fscore_support(*lists, average="micro", scheme=IOB2, zero_division=_ZERO)
+    names = ("entity_precision", "entity_recall", "entity_f1", "accuracy")
+    return {name: float(score) for name, score in zip(names, (*micro[:3], accuracy_score(*lists)), strict=True)}
+
+
+def entity_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Table:
+    """Precision, recall, f1 and support of every entity type that occurs in `gold` or `predicted`, by name."""
+    from seqeval.metrics.v1 import precision_recall_fscore_support, unique_labels
+    from seqeval.scheme import IOB2
+
+    lists = _tag_lists(gold, predicted)
+    columns = precision_recall_fscore_support(*lists, average=None, scheme=IOB2, zero_division=_ZERO)
+    return _table(unique_labels(*lists, IOB2), columns)
+
+
+def majority_baseline(gold: LabelIds) -> float:
+    """Accuracy of always predicting the most frequent label. A fine-tuning run that stays there has failed."""
+    _check_some(gold)
+    return float(np.bincount(gold).max() / len(gold))
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n − 1 in the divisor); the latter is nan for a single value."""
+    _check_some(values)
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def _averaged_f1(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets) -> dict[str, float]:
+    from sklearn import metrics
+
+    macro = metrics.f1_score(gold, predicted, average="macro", zero_division=_LEAVE_OUT)
+    micro = metrics.f1_score(gold, predicted, average="micro", zero_division=_ZERO)
+    return {"macro_f1": 0.0 if np.isnan(macro) else float(macro), "micro_f1": float(micro)}
+
+
+def _best_threshold(gold: Bool[np.ndarray, " N"], scores: Float[np.ndarray, " N"]) -> float:
+    if not gold.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    found, given = np.cumsum(gold[order]), np.arange(1, len(gold) + 1)
+    f1 = 2 * found / (given + gold.sum())
+    following = np.append(ranked[1:], min(0.0, ranked[-1]))
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # equal scores are on the same side of every threshold
+    best = int(np.argmax(f1))
+    middle = (ranked[best] + following[best]) / 2
+    return float(middle if middle > following[best] else ranked[best])  # no number between neighbours
+
+
+def _tag_lists(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Both as the lists that seqeval wants, checked."""
+    _check_lengths(gold, predicted)
+    if not any(gold):
+        raise UserError(f"nothing to score: {len(gold):,} sentences without a word")
+    for number, (tags, given) in enumerate(zip(gold, predicted, strict=True)):
+        if len(tags) != len(given):
+            raise UserError(f"predicted sentence {number} has {len(given)} tags, gold {len(tags)}: tag every word")
+    _check_bio(gold, "gold", strict=True)
+    _check_bio(predicted, "predicted", strict=False)
+    return [list(tags) for tags in gold], [list(tags) for tags in predicted]
+
+
+def _check_bio(sentences: Sequence[Sequence[str]], name: str, strict: bool) -> None:
+    for number, tags in enumerate(sentences):
+        for word, (before, tag) in enumerate(zip(["O", *tags], tags, strict=False)):
+            place = f"{name} sentence {number}, word {word}"
+            if tag != "O" and not tag.startswith(("B-", "I-")):
+                raise UserError(f"{place}: tag {tag!r} is not BIO: use O, B-type and I-type")
+            if strict and tag.startswith("I-") and before not in (tag, "B" + tag[1:]):
+                raise UserError(f"{place}: {tag} after {before} continues nothing: begin an entity with B{tag[1:]}")
+
+
+def _check_ids(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> None:
+    _check_lengths(gold, predicted)
+    _check_several(labels)
+    for name, ids in (("gold", gold), ("predicted", predicted)):
+        if ids.min() < 0 or ids.max() >= len(labels):
+            raise UserError(f"{name} label ids go from {ids.min()} to {ids.max()}: {len(labels)} labels are known")
+
+
+def _check_sets(gold: LabelSets, predicted: np.ndarray, labels: Sequence[str]) -> None:
+    _check_lengths(gold, predicted)
+    _check_several(labels)  # scikit-learn would take a single column for labels 0 and 1
+
+
+def _check_several(labels: Sequence[str]) -> None:
+    if len(labels) < 2:
+        raise UserError(f"{len(labels)} label ({', '.join(labels)}): a choice needs two or more, such as yes and no")
+
+
+def _check_lengths(gold: Any, predicted: Any) -> None:
+    if len(gold) != len(predicted):
+        raise UserError(f"{len(predicted):,} predictions for {len(gold):,} examples: predict each of them once")
+    _check_some(gold)
+
+
+def _check_some(values: Any) -> None:
+    if not len(values):
+        raise UserError("nothing to score: the set is empty")
+
+
+def _table(names: Sequence[str], columns: Any) -> Table:
+    fields = ("precision", "recall", "f1", "support")
+    return {
+        name: {field: float(value) for field, value in zip(fields, line, strict=True)}
+        for name, line in zip(names, zip(*columns, strict=True), strict=True)
+    }
