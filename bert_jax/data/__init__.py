@@ -4,4 +4,7 @@
 (`sentences.py`); `tokenizer.py` trains, loads and applies vocabularies (`vocabulary.py` learns one,
 `original_wordpiece.py` is the 2018 algorithm to the letter); `prepare.py` turns a corpus into ArrayRecord shards of
 chunks; `pairs.py` makes sentence pairs of chunks; `pipeline.py` reads shards into global batches.
+
+For fine-tuning, `tables.py`, `conll.py` and `squad.py` read files and TFDS names into the examples of `examples.py`,
+which also reports on them.
 """

@@ -3,11 +3,7 @@
 Everything is streamed: memory does not grow with the corpus.
 """
 
-import contextlib
 import html
-import importlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +16,8 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.data.sample import read_sample
 from bert_jax.data.sentences import split_text
-from bert_jax.data.text_files import OPENERS, digest_of, find_files, fingerprint_of, read_lines
+from bert_jax.data.text_files import OPENERS, digest_of, find_files, fingerprint_of, parse_json, read_lines
+from bert_jax.data.tfds_names import download, find_builder
 
 _READING_RULES = "1"  # raise it when a reader gives other documents than before: prepared data is then rebuilt
 _HEAD = 1 << 18  # characters that the layout of a text file is read from
@@ -187,16 +184,11 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Document]:
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not a whole JSON object ({error}): mend this line") from error
+        record = parse_json(path, number, line)
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             has = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
             raise UserError(f"{path}:{number}: no text in field {field!r} (found: {has}): set data.text_field")
-        if "\\u" in line:  # escapes can write half a surrogate pair, which is no character
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if text.strip():
             yield Document(f"{path}:{number}", text, False)
 
@@ -206,25 +198,12 @@ def _open_tfds(name: str, field: str) -> Corpus:
     import tensorflow_datasets as tfds  # takes seconds, and only this corpus needs it
 
     where = f"data.corpus=tfds:{name}"
-    with contextlib.suppress(ImportError):  # some text sets, wikipedia among them, register only when they are imported
-        importlib.import_module(f"tensorflow_datasets.text.{re.split('[/:]', name)[0]}")
-    try:
-        builder = tfds.builder(name, file_format="array_record", data_dir=os.environ.get("TFDS_DATA_DIR"))
-    except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, ImportError) as error:
-        raise UserError(f"{where}: TFDS has no such data set ({_brief(error)}): see tensorflow.org/datasets") from error
-    except OSError as error:
-        raise UserError(f"{where}: cannot be looked up ({_brief(error)}): check the network") from error
+    builder = find_builder(name, where)
     features: Any = builder.info.features
     if field not in features or not isinstance(features[field], tfds.features.Text):
         texts = ", ".join(key for key, value in features.items() if isinstance(value, tfds.features.Text))
         raise UserError(f"{where}: no text feature {field!r}: set data.text_field to one of: {texts or 'none'}")
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # any builder's own code and downloads
-        raise UserError(
-            f"{where}: cannot be downloaded or prepared ({_brief(error)}): check the network, or put a prepared copy "
-            f"into {builder.data_dir}"
-        ) from error
+    download(builder, where)
     splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
     infos = [builder.info.splits[split] for split in splits]
     sizes = [f"{info.name} {info.num_examples} {info.num_bytes}" for info in infos]
@@ -245,7 +224,3 @@ def _open_tfds(name: str, field: str) -> Corpus:
         fingerprint=digest_of([_READING_RULES, builder.info.full_name, field, *sizes], []),
         documents=documents,
     )
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

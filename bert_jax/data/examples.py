@@ -1,10 +1,18 @@
-"""What the readers of fine-tuning data give: plain examples, before any tokenizer has seen them.
+"""What the readers of fine-tuning data give: plain examples, before any tokenizer has seen them; a report on them.
 
 Every example says in `origin` where it comes from ("train.csv:17", "dev.json:data[3].paragraphs[0].qas[1]"), for
 messages.
 """
 
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+_QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+_FEW = 5  # examples of a label
+_SHOWN = 30  # labels of a split in the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +63,158 @@ class ChoiceExample:
     ending_start: str  # what all choices begin with; may be empty
     choices: tuple[str, ...]
     label: int | None = None
+
+
+def describe(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
+    """What is in each split and what splits share, as JSON takes it:
+
+    {"splits": {name: {"examples", "unlabelled", "labels": {label: count}, "label_values": quantiles of numbers,
+    "characters": quantiles of text + pair, "empty_texts", "duplicates": examples that repeat an earlier one,
+    "conflicts": texts with several labels, and "first": {"unlabelled" | "empty_texts" | …: origin}}},
+    "shared": [{"of", "in", "examples": examples of the one split whose text is in the other,
+    "other_label": those of them with another label there, "first": origin}]}
+
+    Texts (with their pair) are the same if they differ in white space only. A quantile is the value of the example at
+    that place in the order, rounded down.
+    """
+    labels_by_text = {name: _labels_by_text(examples) for name, examples in splits.items()}
+    return {
+        "splits": {name: _describe_split(examples, labels_by_text[name]) for name, examples in splits.items()},
+        "shared": [
+            {"of": later, "in": earlier} | _shared(splits[later], labels_by_text[earlier])
+            for earlier, later in itertools.combinations(splits, 2)
+        ],
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """For a log: a paragraph a split, a line for two splits that share texts."""
+    lines = []
+    for name, split in report["splits"].items():
+        counts = ", ".join(
+            f"{split[key]} {key.replace('_', ' ')}"
+            for key in ("unlabelled", "empty_texts", "duplicates", "conflicts")
+            if split[key]
+        )
+        lines.append(f"{name}: {split['examples']} examples" + (f" ({counts})" if counts else ""))
+        labels = sorted(split["labels"].items(), key=lambda item: (-item[1], item[0]))
+        if labels:
+            shares = [f"{label} {count} ({count / split['examples']:.1%})" for label, count in labels[:_SHOWN]]
+            more = [f"and {len(labels) - _SHOWN} more"] if len(labels) > _SHOWN else []
+            lines.append("  labels: " + ", ".join(shares + more))
+        for key, title in (("label_values", "label values"), ("characters", "characters")):
+            if split[key]:
+                lines.append(f"  {title}: " + ", ".join(f"{place} {value:g}" for place, value in split[key].items()))
+    for pair in report["shared"]:
+        if pair["examples"]:
+            place = f"{pair['examples']} texts of {pair['of']} are in {pair['in']}"
+            lines.append(f"{place}, {pair['other_label']} with another label")
+    return "\n".join(lines)
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What is likely a mistake in the data, a line each, with where it is first. The first split is what is learned."""
+    found = []
+    for name, split in report["splits"].items():
+        for key, what in (
+            ("empty_texts", "examples with an empty text"),
+            ("duplicates", "examples repeat an earlier one"),
+            ("conflicts", "texts have several labels"),
+        ):
+            if split[key]:
+                found.append(f"{name}: {split[key]} {what} (first: {split['first'][key]})")
+        if split["unlabelled"] and split["unlabelled"] < split["examples"]:
+            first = split["first"]["unlabelled"]
+            found.append(f"{name}: {split['unlabelled']} examples have no label (first: {first})")
+    for pair in report["shared"]:
+        if pair["examples"]:
+            found.append(
+                f"{pair['of']}: {pair['examples']} texts are in {pair['in']} too (first: {pair['first']}), "
+                f"{pair['other_label']} with another label: scores on them say little"
+            )
+    return found + _label_warnings(report["splits"])
+
+
+def _label_warnings(splits: Mapping[str, Any]) -> list[str]:
+    found = []
+    learned, learned_labels = next(((name, split["labels"]) for name, split in splits.items()), ("", {}))
+    few = [f"{label!r} {count}" for label, count in sorted(learned_labels.items()) if 0 < count < _FEW]
+    if few:
+        found.append(f"{learned}: hardly any examples of {', '.join(few[:_SHOWN])}")
+    if len(learned_labels) == 1:
+        found.append(f"{learned}: every label is {next(iter(learned_labels))!r}: there is nothing to learn")
+    for name, split in splits.items():
+        new = sorted(map(repr, split["labels"].keys() - learned_labels.keys()))
+        if learned_labels and new:
+            found.append(f"{name}: labels that {learned} does not have: {', '.join(new[:_SHOWN])}")
+    spellings = defaultdict(set)
+    for label in itertools.chain.from_iterable(split["labels"] for split in splits.values()):
+        spellings[" ".join(label.split()).casefold()].add(label)
+    for group in spellings.values():
+        if len(group) > 1:
+            found.append(f"labels {', '.join(map(repr, sorted(group)))} differ in case or white space only")
+    return found
+
+
+def _describe_split(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
+    first: dict[str, str] = {}
+    counts: dict[str, int] = dict.fromkeys(("unlabelled", "empty_texts", "duplicates", "conflicts"), 0)
+    labels: Counter[str] = Counter()
+    seen = set()
+    for example in examples:
+        key = _key(example)
+        is_conflict = len(labels_by_text[key]) > 1 and key not in seen
+        for kind, holds in (
+            ("unlabelled", example.label is None),
+            ("empty_texts", not key[0] or key[1] == ""),
+            ("duplicates", key in seen),
+            ("conflicts", is_conflict),
+        ):
+            if holds:
+                counts[kind] += 1
+                first.setdefault(kind, example.origin)
+        seen.add(key)
+        if isinstance(example.label, str):
+            labels[example.label] += 1
+        elif isinstance(example.label, tuple):
+            labels.update(example.label)
+    return {
+        "examples": len(examples),
+        **counts,
+        "labels": dict(labels),
+        "label_values": _quantiles([e.label for e in examples if isinstance(e.label, float)]),
+        "characters": _quantiles([len(e.text) + len(e.text_pair or "") for e in examples]),
+        "first": first,
+    }
+
+
+def _shared(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
+    shared = [example for example in examples if _key(example) in labels_by_text]
+    other = 0
+    for example in shared:
+        labels = labels_by_text[_key(example)]
+        other += example.label is not None and bool(labels) and _comparable(example.label) not in labels
+    return {"examples": len(shared), "other_label": other, "first": shared[0].origin if shared else ""}
+
+
+def _labels_by_text(examples: Iterable[TextExample]) -> dict[Any, set]:
+    found: dict[Any, set] = {}
+    for example in examples:
+        labels = found.setdefault(_key(example), set())
+        if example.label is not None:
+            labels.add(_comparable(example.label))
+    return found
+
+
+def _key(example: TextExample) -> tuple[str, str | None]:
+    pair = example.text_pair
+    return " ".join(example.text.split()), None if pair is None else " ".join(pair.split())
+
+
+def _comparable(label: str | float | tuple[str, ...]) -> str | float | frozenset[str]:
+    return frozenset(label) if isinstance(label, tuple) else label
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {name: ordered[int(place * (len(ordered) - 1))] for name, place in _QUANTILES.items()} if ordered else {}

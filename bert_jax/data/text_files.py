@@ -9,6 +9,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,24 +20,28 @@ import zstandard
 from bert_jax.config import UserError
 
 _BLOCK = 1 << 20  # bytes
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def find_files(files: str) -> list[Path]:
-    """`files` is a path or comma-separated paths and globs; the result is sorted, each file once."""
+def find_files(files: str, option: str = "data.files") -> list[Path]:
+    """`files` is a path or comma-separated paths and globs; the result is sorted, each file once.
+
+    `option` is what messages call the place where the user wrote it.
+    """
     if not files.strip():
-        raise UserError("data.files is empty: name the corpus files, e.g. --config.data.files='corpus/*.txt.gz'")
+        raise UserError(f"{option} is empty: name the files, e.g. --config.{option}='corpus/*.txt.gz'")
     whole = os.path.isfile(files)  # a file name may hold a comma
     found: set[str] = set()
     for part in [files] if whole else [part.strip() for part in files.split(",") if part.strip()]:
         name = os.path.expanduser(part)
         if os.path.isdir(name):
-            raise UserError(f"data.files: {part} is a folder: name its files, e.g. '{part.rstrip('/')}/*'")
+            raise UserError(f"{option}: {part} is a folder: name its files, e.g. '{part.rstrip('/')}/*'")
         matches = [name] if os.path.lexists(name) else glob.glob(name, recursive=True)
         matches = [match for match in matches if not os.path.isdir(match)]
         if not matches and glob.has_magic(name):
-            raise UserError(f"data.files: no file matches {part} (from {os.getcwd()}): correct the pattern")
+            raise UserError(f"{option}: no file matches {part} (from {os.getcwd()}): correct the pattern")
         if not matches:
-            raise UserError(f"data.files: {part} does not exist (from {os.getcwd()}): correct the path")
+            raise UserError(f"{option}: {part} does not exist (from {os.getcwd()}): correct the path")
         found.update(matches)
     return [Path(name) for name in sorted(found)]
 
@@ -70,7 +75,7 @@ def digest_of(options: list[str], blocks: Iterable[bytes]) -> str:
 
 def read_lines(path: Path) -> Iterator[str]:
     """Lines without their ends, decoded a block of whole lines at a time."""
-    position, carry = 0, []
+    position, lines, carry = 0, 0, []
     for block in _checked_blocks(path):
         cut = block.rfind(b"\n") + 1
         if not cut:
@@ -78,11 +83,33 @@ def read_lines(path: Path) -> Iterator[str]:
             continue
         whole = b"".join([*carry, block[:cut]])
         carry = [block[cut:]]
-        yield from _decode(path, whole, position)[:-1].split("\n")
+        found = _decode(path, whole, position, lines)[:-1].split("\n")
+        yield from found
         position += len(whole)
+        lines += len(found)
     rest = b"".join(carry)
     if rest:
-        yield _decode(path, rest, position)
+        yield _decode(path, rest, position, lines)
+
+
+def parse_json(path: Path, number: int, line: str) -> Any:
+    """The value on line `number`, as `json_value`."""
+    try:
+        return json_value(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number}: not a whole JSON object ({error}): mend this line") from error
+
+
+def json_value(text: str) -> Any:
+    """Halves of surrogate pairs, which escapes can write, are no characters: they become U+FFFD.
+
+    Raises ValueError for what is no JSON, and for numbers of over 4,300 digits; RecursionError for deep nesting.
+    """
+    value = json.loads(text)
+    if _SURROGATE_ESCAPE.search(text):
+        whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        value = json.loads(whole)
+    return value
 
 
 def _open_zst(path: Path) -> Iterator[bytes]:
@@ -123,14 +150,18 @@ def _checked_blocks(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read ({error.strerror}): mend or leave out this file") from error
 
 
-def _decode(path: Path, block: bytes, position: int) -> str:
-    """`position` is that of the block in the (uncompressed) file."""
+def _decode(path: Path, block: bytes, position: int, lines: int) -> str:
+    """`position` is that of the block in the (uncompressed) file, after so many `lines`."""
     null = block.find(b"\0")
     if null >= 0:
         raise UserError(f"{path}: binary data (a zero byte) at byte {position + null}: leave out this file")
     try:
         text = block.decode("utf-8-sig" if position == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        at = position + error.start + (3 if position == 0 and block.startswith(b"\xef\xbb\xbf") else 0)
-        raise UserError(f"{path}: not UTF-8 at byte {at}: convert it, e.g. with iconv -t UTF-8") from error
+        at = error.start + (3 if position == 0 and block.startswith(b"\xef\xbb\xbf") else 0)
+        number = lines + block.count(b"\n", 0, at) + 1
+        raise UserError(
+            f"{path}:{number}: not UTF-8 at byte {position + at} (0x{block[at]:02x}): convert it, e.g. with "
+            "iconv -f LATIN1 -t UTF-8"
+        ) from error
     return text.replace("\r\n", "\n") if "\r" in text else text

@@ -236,8 +236,8 @@ def test_tfds_mistakes(tfds_folder, monkeypatch):
     ("corpus", "name", "content", "message"),
     [
         ("text", "empty.txt", b"", r"empty.txt is empty \(0 bytes\)"),
-        ("text", "latin.txt", b"good\ncaf\xe9 au lait\n", "latin.txt: not UTF-8 at byte 8"),
-        ("text", "late.txt", b"good line\n" * 300_000 + b"\xff\n", "late.txt: not UTF-8 at byte 3000000"),
+        ("text", "latin.txt", b"good\ncaf\xe9 au lait\n", "latin.txt:2: not UTF-8 at byte 8"),
+        ("text", "late.txt", b"good line\n" * 300_000 + b"\xff\n", "late.txt:300001: not UTF-8 at byte 3000000"),
         ("text", "binary.txt", b"PK\x03\x04\x00\x00", "binary.txt: binary data .* at byte 4"),
         ("jsonl", "half.jsonl", b'{"text": "a"}\n{"text": "b', "half.jsonl:2: not a whole JSON object"),
         (
