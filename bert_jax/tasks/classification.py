@@ -1,7 +1,7 @@
 """Texts and pairs of texts: one class, several classes, or a number each (Devlin et al. 2018, sections 3.2 and 4.1)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from bert_jax.config import UserError
 from bert_jax.data.batches import Item, Part
 from bert_jax.data.encoding import longest_first
 from bert_jax.data.examples import TextExample, describe, format_report, warnings
-from bert_jax.data.tables import text_examples
+from bert_jax.data.tables import Row, text_examples, text_in
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.windows import sliding, truncate
 from bert_jax.models.heads import BertForSequenceClassification
@@ -43,6 +43,15 @@ class Classification(FineTuning):
             separator=data.label_separator,
         )
         return map(self._with_named_label, examples) if data.labels and self.kind == "single" else examples
+
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[TextExample | UserError]:
+        data = self.config.data
+        for row in rows:
+            try:
+                pair = text_in(row, data.text_pair) if data.text_pair else None
+                yield TextExample(row.origin, text_in(row, data.text), pair)
+            except UserError as error:
+                yield error
 
     def learn(self) -> None:
         report = describe(self.examples)

@@ -1,13 +1,13 @@
 """What all fine-tuning tasks share: examples → items → batches, evaluation, what is saved with a model.
 
-A family (classification.py, tagging.py, span_qa.py, multiple_choice.py) says how its examples are read and encoded, what
-its head gives for a batch, its loss, and how the head's output becomes predictions and scores.
+A family (classification.py, tagging.py, span_qa.py, multiple_choice.py) says how its examples are read and encoded,
+what its head gives for a batch, its loss, and how the head's output becomes predictions and scores.
 """
 
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.data import batches
 from bert_jax.data.batches import Item, Shape
+from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.config import bert_config, check_length, training_flops
 from bert_jax.tasks.task import Batch, Rows, Sums
@@ -57,6 +58,11 @@ class FineTuning(ABC):
     @abstractmethod
     def read(self, spec: str) -> Iterator[Any]:
         """The examples of a file, a glob or a TFDS split."""
+
+    @abstractmethod
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Any]:
+        """For each row, in order and as they come, an example without label, or the UserError that says what is wrong
+        with it."""
 
     @abstractmethod
     def learn(self) -> None:
