@@ -6,8 +6,8 @@ first step:
 
     input_ids, token_type_ids, position_ids, sequence_ids   int32[B, S, L]   S parts of L tokens; 0 = padding
     part_weights                                            float32[B, S]    0 = no part
-    item_ids                                                int32[B]         number of the item; -1 = a row that fills up
-    item_weights                                            float32[B]       0 = a row that fills up
+    item_ids                                                int32[B]         number of the item; -1 = a filling row
+    item_weights                                            float32[B]       0 = a filling row
     what the task adds to its items: per item [B, …], per token [B, S, L]
 """
 
@@ -196,7 +196,7 @@ class _Collate:
 def collate(items: Sequence[Item], numbers: Int[np.ndarray, " n"], shape: Shape, batch_size: int) -> Batch:
     """The items of these numbers, filled up to `batch_size` rows; keys as at the top of this file."""
     parts, length = shape
-    batch = {
+    batch: Batch = {
         name: np.zeros((batch_size, parts, length), np.int32)
         for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
     }

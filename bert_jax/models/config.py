@@ -137,7 +137,7 @@ def check_length(config: BertConfig, length: int) -> None:
         )
 
 
-def training_flops(config: BertConfig, rows: int, length: int, predictions: int) -> float:
+def training_flops(config: BertConfig, rows: float, length: float, predictions: int) -> float:
     """Floating-point operations of forward and backward passes over `rows` rows; a multiply-add is two.
 
     Matrix products only; the backward pass counts twice the forward one; rematerialisation counts nothing.

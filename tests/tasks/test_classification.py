@@ -1,0 +1,268 @@
+"""Text classification: learns, scores as scikit-learn does, reads long texts, refuses what it cannot mean."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax.config import UserError
+from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.tasks.classification import Classification, encode_long
+from bert_jax.tasks.finetuning import by_item
+from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+from bert_jax.training.loop import train
+from experiments import classify
+
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", "good", "bad", "odd"]
+TOKENIZER = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS], "test", True, None, True)
+
+
+def make_config(kind="single", **data):
+    config = classify.get_config(kind)
+    config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64)
+    config.model.update(hidden_dropout=0.0, attention_dropout=0.0, dtype="float32", max_position_embeddings=64)
+    config.data.update(sequence_length=32, buckets=2, prefetch=2, **data)
+    config.optimizer.update(learning_rate=3e-3)
+    config.train.update(epochs=40.0, batch_size=8, log_every=20, peak_tflops=1.0)
+    config.eval.update(batch_size=8, every=40)
+    config.mesh.data = 1
+    return config
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def sentences(count, seed=0, labels=("bad", "good")):
+    """Letters with one telling word among them; the label is that word."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        words = random.choice(WORDS[:26], random.integers(2, 20)).tolist()
+        words.insert(int(random.integers(len(words))), labels[i % len(labels)])
+        rows.append({"text": " ".join(words), "label": labels[i % len(labels)]})
+    return rows
+
+
+def load(config, description=None):
+    task = Classification(config, TOKENIZER, description)
+    task.load()
+    return task
+
+
+def run(config, workdir):
+    task = load(config)
+    return task, train(task, config, workdir)
+
+
+def test_overfits_32_examples_and_scores_every_one_of_the_others(tmp_path):
+    config = make_config(
+        train=write(tmp_path / "train.jsonl", sentences(32)),
+        validation=write(tmp_path / "dev.jsonl", sentences(32)),
+        test=write(tmp_path / "test.jsonl", sentences(11, seed=2)),
+    )
+    task, finished = run(config, tmp_path / "run")
+    assert finished.metrics["accuracy"] == 1.0 == finished.metrics["macro_f1"]
+    assert len(task.predictions) == 11  # of the split evaluated last
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines][-2:] == ["eval", "test"] and 0 < lines[-1]["accuracy"] < 1
+    saved = read_checkpoint(find_checkpoint(str(tmp_path / "run")))
+    assert saved.run["task"] == {"labels": ["bad", "good"], "thresholds": [], "label_kind": "single"}
+
+
+def test_shuffled_labels_teach_nothing(tmp_path):
+    rows = sentences(64)
+    labels = np.random.default_rng(3).permutation([row["label"] for row in rows])
+    rows = [row | {"label": label} for row, label in zip(rows, labels.tolist(), strict=True)]
+    config = make_config(
+        train=write(tmp_path / "train.jsonl", rows), validation=write(tmp_path / "dev.jsonl", sentences(200, seed=1))
+    )
+    config.train.epochs = 5.0
+    _, finished = run(config, tmp_path / "run")
+    assert 0.3 < finished.metrics["accuracy"] < 0.7
+
+
+def test_several_labels_with_thresholds_of_their_own(tmp_path):
+    def rows(count, seed):
+        random = np.random.default_rng(seed)
+        for _ in range(count):
+            given = [word for word in ("good", "bad", "odd") if random.random() < 0.4]
+            yield {
+                "text": " ".join(random.permutation([*given, *random.choice(WORDS[:26], 5)])),
+                "label": "|".join(given),
+            }
+
+    config = make_config(
+        "multi",
+        train=write(tmp_path / "train.jsonl", rows(32, 0)),
+        validation=write(tmp_path / "dev.jsonl", rows(32, 0)),
+    )
+    config.train.epochs = 80.0
+    task, finished = run(config, tmp_path / "run")
+    assert finished.metrics["micro_f1"] == 1.0 and finished.metrics["tuned_micro_f1"] == 1.0
+    assert len(task.description()["thresholds"]) == 3 == len(task.predictions[0]["probabilities"])
+
+
+def test_regression_of_the_number_of_good_words(tmp_path):
+    def rows(count, seed):
+        random = np.random.default_rng(seed)
+        for _ in range(count):
+            number = int(random.integers(0, 4))
+            yield {"text": " ".join([*["good"] * number, *random.choice(WORDS[:26], 3)]), "label": number}
+
+    config = make_config(
+        "regression",
+        train=write(tmp_path / "train.jsonl", rows(64, 0)),
+        validation=write(tmp_path / "dev.jsonl", rows(30, 1)),
+    )
+    _, finished = run(config, tmp_path / "run")
+    assert finished.metrics["pearson"] > 0.95
+
+
+def test_the_last_of_three_windows_decides(tmp_path):
+    """The telling word stands where only the last window can see it; heads alone could only guess."""
+
+    def rows(count, seed):
+        random = np.random.default_rng(seed)
+        for i in range(count):
+            label = ("bad", "good")[i % 2]
+            yield {"text": " ".join([*random.choice(WORDS[:26], 60), label]), "label": label}
+
+    config = make_config(
+        train=write(tmp_path / "train.jsonl", rows(32, 0)),
+        validation=write(tmp_path / "dev.jsonl", rows(24, 1)),
+        long_texts="windows",
+        window_stride=20,
+        window_pooling="max",
+    )
+    task, finished = run(config, tmp_path / "run")
+    assert {len(item.parts) for item in task.items["train"]} == {3}
+    assert finished.metrics["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(("how", "kept"), [("head", "abcdef"), ("tail", "vwxyz_"), ("head+tail", "awxyz_")])
+def test_what_is_kept_of_a_long_text(how, kept):
+    config = make_config(long_texts=how)
+    letters = [TOKENIZER.id(letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    ids = [*letters, TOKENIZER.unk_id]
+    (part,), dropped = encode_long(TOKENIZER, ids, None, 8, config.data)
+    assert dropped and part.ids[0] == TOKENIZER.cls_id and part.ids[-1] == TOKENIZER.sep_id
+    assert part.ids[1:-1].tolist() == [TOKENIZER.unk_id if c == "_" else TOKENIZER.id(c) for c in kept]
+
+
+def test_windows_of_a_pair_keep_the_shorter_text_whole_and_drop_nothing():
+    config = make_config(long_texts="windows", window_stride=3)
+    a, b = list(range(10, 22)), [5, 6]
+    parts, dropped = encode_long(TOKENIZER, a, b, 10, config.data)  # room 7: five of a beside two of b
+    assert not dropped and {*np.concatenate([part.ids for part in parts])} >= {*a}
+    for part in parts:
+        assert part.ids[part.type_ids == 1].tolist() == [5, 6, TOKENIZER.sep_id]
+        assert len(part.ids) <= 10
+
+
+def test_pooling_of_windows_against_numpy():
+    config = Classification(make_config(), TOKENIZER, {"labels": ["a", "b"], "thresholds": []}).bert_config
+    vectors = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
+    weights = np.asarray([[1, 1, 0], [0, 0, 0]], np.float32)
+    pooled = {}
+    for how in ("mean", "max", "attention"):
+        model = BertForSequenceClassification(config, 2, rngs=nnx.Rngs(0), window_pooling=how)
+        pooled[how] = np.asarray(model.pool_windows(vectors, weights))
+        assert not pooled[how][1].any()
+    np.testing.assert_allclose(pooled["mean"][0], vectors[0, :2].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(pooled["max"][0], vectors[0, :2].max(0), rtol=1e-6)
+    query, bias = np.asarray(model.window_query.kernel[...])[:, 0], float(model.window_query.bias[...][0])
+    scores = np.exp(vectors[0, :2] @ query + bias)
+    expected = (scores[:, None] * vectors[0, :2]).sum(0) / scores.sum()
+    np.testing.assert_allclose(pooled["attention"][0], expected, rtol=1e-5)
+
+
+def test_evaluation_is_the_same_on_one_and_on_eight_devices(tmp_path):
+    rows = sentences(29, seed=1)
+    found = []
+    for devices in (1, 8):
+        config = make_config(
+            train=write(tmp_path / "train.jsonl", sentences(16)), validation=write(tmp_path / "dev.jsonl", rows)
+        )
+        config.mesh.data = devices
+        config.train.epochs = 2.0
+        task, finished = run(config, tmp_path / f"run{devices}")
+        found.append((finished.metrics, [prediction["probabilities"]["good"] for prediction in task.predictions]))
+    assert found[0][0]["accuracy"] == found[1][0]["accuracy"]
+    np.testing.assert_allclose(found[0][0]["loss"], found[1][0]["loss"], rtol=1e-4)
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
+
+
+def test_rows_come_back_in_the_order_of_the_items_each_once():
+    rows = [
+        {"item_ids": np.asarray([2, 0]), "logits": np.asarray([[2.0], [0.0]])},
+        {"item_ids": np.asarray([1, -1]), "logits": np.asarray([[1.0], [9.0]])},
+    ]
+    assert np.concatenate(by_item(rows, 3)["logits"]).tolist() == [0, 1, 2]
+    with pytest.raises(AssertionError, match="3 evaluated rows for 4 items"):
+        by_item(rows, 4)
+
+
+def test_class_weights_and_label_smoothing_against_numpy(tmp_path):
+    rows = [{"text": "a b", "label": label} for label in ["x"] * 6 + ["y"] * 2]
+    config = make_config(train=write(tmp_path / "train.jsonl", rows))
+    config.train.update(class_weights="balanced", label_smoothing=0.1)
+    task = load(config)
+    weights = [float(item.values["label_weights"]) for item in task.items["train"]]
+    np.testing.assert_allclose(weights, [8 / 12] * 6 + [8 / 4] * 2, rtol=1e-6)
+    logits = np.asarray([[0.3, -1.2], [0.5, 2.0]], np.float32)
+    batch = {"labels": np.asarray([0, 1]), "item_weights": np.ones(2, np.float32)}
+    batch["label_weights"] = np.asarray(weights[5:7], np.float32)
+    loss, weight = task.losses({"logits": jax.numpy.asarray(logits)}, jax.tree.map(jax.numpy.asarray, batch))["loss"]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    each = -(0.9 * log_p[[0, 1], [0, 1]] + 0.1 * log_p.mean(1))
+    np.testing.assert_allclose(float(loss), each @ batch["label_weights"], rtol=1e-5)
+    np.testing.assert_allclose(float(weight), 8 / 12 + 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("train_rows", "dev_rows", "change", "message"),
+    [
+        ([{"text": "a", "label": "x"}] * 2, [{"text": "a", "label": "x"}], {}, "one label only, x"),
+        (sentences(4), [{"text": "a", "label": "new"}], {}, r"dev.jsonl:1: label 'new' is not among bad, good"),
+        (sentences(4), [{"text": "a"}], {}, "label"),
+        (sentences(4), [], {}, "dev.jsonl"),
+        (
+            sentences(4),
+            [{"text": "a " * 40, "label": "bad"}],
+            {"long_texts": "error"},
+            r"dev.jsonl:1: 42 tokens, over .* 32",
+        ),
+        (sentences(4), sentences(2), {"text": "review"}, "review"),
+        (sentences(4), sentences(2), {"read_workers": 2}, "read_workers"),
+    ],
+)
+def test_bad_data(tmp_path, train_rows, dev_rows, change, message):
+    config = make_config(
+        train=write(tmp_path / "train.jsonl", train_rows), validation=write(tmp_path / "dev.jsonl", dev_rows)
+    )
+    config.data.update(change)
+    with pytest.raises(UserError, match=message):
+        load(config)
+
+
+def test_classes_that_differ_from_those_of_the_checkpoint(tmp_path):
+    config = make_config(train=write(tmp_path / "train.jsonl", sentences(4)))
+    description = {"labels": ["no", "yes"], "thresholds": [], "label_kind": "single"}
+    with pytest.raises(UserError, match=r"knows the labels no, yes, the data has bad, good; .*new_head=True"):
+        load(config, description)
+    config.train.new_head = True
+    task = load(config, description)
+    assert task.labels == ["bad", "good"] and task.renewed_parameters == task.head
+
+
+def test_files_may_number_the_labels_that_the_config_names(tmp_path):
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}, {"text": "c", "label": 1}]
+    config = make_config(train=write(tmp_path / "train.jsonl", rows), labels="not_equivalent,equivalent")
+    task = load(config)
+    assert task.labels == ["not_equivalent", "equivalent"]
+    assert [int(item.values["labels"]) for item in task.items["train"]] == [0, 1, 1]
