@@ -3,7 +3,6 @@
 Heavy imports are inside the functions, so that `--help` and a mistyped flag answer at once.
 """
 
-import importlib
 import logging
 import os
 import tempfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, differences, from_json_dict, read_config, validate
+from bert_jax.tasks import TASKS, task_class
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer import Tokenizer
@@ -93,12 +93,6 @@ def fill_mask(config: ConfigDict, workdir: Path, *, texts: list[str], top_k: int
             print(f"  mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates))
     return 0
 
-
-# A new task family is a file in tasks/ and a line here.
-TASKS = {
-    "pretraining": "bert_jax.tasks.pretraining.Pretraining",
-    "classification": "bert_jax.tasks.classification.Classification",
-}
 
 MODES = {"prepare": prepare, "train": train, "evaluate": evaluate, "fill_mask": fill_mask}
 
@@ -192,17 +186,16 @@ def _prepared(config: ConfigDict, source: Source | None):
 
 
 def _task(config: ConfigDict, source: Source | None):
-    module, name = TASKS[config.task].rsplit(".", 1)
-    task_class = getattr(importlib.import_module(module), name)
+    make = task_class(config.task)
     if config.task == "pretraining":
-        return task_class(config, _prepared(config, source))
+        return make(config, _prepared(config, source))
     from bert_jax.data.tokenizer import load_tokenizer
 
     if source is None and not config.data.vocab_file:
         raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
     tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
     same_task = source is not None and source.task == config.task
-    task = task_class(config, tokenizer, source.description if source is not None and same_task else None)
+    task = make(config, tokenizer, source.description if source is not None and same_task else None)
     task.load()
     return task
 
