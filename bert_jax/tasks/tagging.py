@@ -1,0 +1,376 @@
+"""Tags of words: entities (NER), chunks, parts of speech (Devlin et al. 2018, section 5.3).
+
+The first piece of a word speaks for it; other pieces and special tokens weigh nothing. A sentence longer than the model
+is several items, windows of whole words that overlap, and each word counts in the one that shows most around it: every
+word is learned from once, predicted once and scored once, also one that the tokenizer leaves nothing of.
+
+Entities come in and go out as BIO. A predicted I- that continues no entity of its type begins one, as conlleval and
+seqeval's default have it, so that scores compare with published ones and every prediction is valid BIO.
+"""
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from tokenizers import Regex, pre_tokenizers
+
+from bert_jax.config import UserError
+from bert_jax.data.batches import Item, Part
+from bert_jax.data.conll import detect_scheme, repair, tagged_examples, to_bio
+from bert_jax.data.encoding import Span
+from bert_jax.data.examples import TaggedExample
+from bert_jax.data.tables import Row, suffix_of, text_in, texts_in, value_in
+from bert_jax.data.windows import align_words, chunks_of_words, scored_words
+from bert_jax.models.heads import BertForTokenClassification
+from bert_jax.tasks import scores
+from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
+from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.task import Batch, Rows, Sums
+
+_CJK = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]"
+_SPLIT = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(_CJK), "isolated")])
+
+
+@dataclass(frozen=True, slots=True)
+class TextToTag(TaggedExample):
+    """Words that were cut out of a text: `text[start:end]` of each span."""
+
+    text: str = ""
+    spans: tuple[Span, ...] = ()
+
+
+class Tagging(FineTuning):
+    """`labels` are "O", B-TYPE and I-TYPE of every type; tags of no such form (parts of speech) stay as they are."""
+
+    head = "classifier/"
+    labels: list[str]
+    characters: bool  # words are single characters, as in Chinese: texts to predict are cut up like that
+
+    def read(self, spec: str) -> Iterator[TaggedExample]:
+        data = self.config.data
+        return tagged_examples(spec, text=data.text, label=data.label)
+
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[TaggedExample | UserError]:
+        """Column `data.text` holds a text, or a list of words."""
+        for row in rows:
+            try:
+                if isinstance(value_in(row, self.config.data.text), str):
+                    yield text_to_tag(row.origin, text_in(row, self.config.data.text), self.characters)
+                else:
+                    words = texts_in(row, self.config.data.text)
+                    yield TaggedExample(row.origin, tuple(words), spaces_between=not self.characters)
+            except UserError as error:
+                yield error
+
+    def learn(self) -> None:
+        """A type of entity that training lacks is a mistake until `data.labels` names all types: then it counts as
+        missed. An I- where training has only the B-, or the reverse, is none."""
+        if self.config.data.long_texts not in ("windows", "error"):
+            raise UserError(
+                f"data.long_texts is '{self.config.data.long_texts}': every word has to get a tag; "
+                "choose windows, or error for sentences that are too long"
+            )
+        self.characters = _are_characters(self.examples["train"])
+        for split, examples in self.examples.items():
+            self.examples[split] = self._in_bio(split, examples)
+        train = {tag for example in self.examples["train"] for tag in _tags(example)}
+        named = [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
+        is_plain = not any(tag.startswith("B-") for tag in train)
+        found = _labels(named or sorted({_kind(tag, is_plain) for tag in train} - {"O"}), is_plain, "O" in train)
+        if not hasattr(self, "labels"):
+            self.labels = found
+        elif sorted(self.labels) != sorted(found):
+            raise UserError(
+                f"the checkpoint of init_from knows the tags {_listed(self.labels)}, the data has {_listed(found)}; "
+                "train a head of its own with --config.train.new_head=True"
+            )
+        if len(self.labels) < 2:
+            raise UserError(f"data.train has one tag only, {self.labels[0]}: there is nothing to learn")
+        metric = self.config.checkpoint.best_metric
+        if not self.has_entities and metric.startswith("entity_"):
+            raise UserError(
+                f"the tags of data.train ({_listed(self.labels)}) are no entities, of which checkpoint.best_metric="
+                f"{metric} is: choose accuracy or macro_f1"
+            )
+        self._check_tags(train)
+        for line in _report(self.examples, self.has_entities):
+            logging.info("%s", line)
+
+    @property
+    def has_entities(self) -> bool:
+        return any(label.startswith("B-") for label in self.labels)
+
+    def describe(self, description: dict[str, Any]) -> None:
+        self.labels, self.characters = description["labels"], description["characters"]
+
+    def description(self) -> dict[str, Any]:
+        return {"labels": self.labels, "characters": self.characters}
+
+    def encode(self, examples: Sequence[TaggedExample]) -> list[Item]:
+        length = self.config.data.sequence_length
+        room = length - 2
+        number = {label: i for i, label in enumerate(self.labels)}
+        weights = self._label_weights(number)
+        items, long = [], 0
+        pieces_of = align_words([example.words for example in examples], self.tokenizer)
+        for place, (example, pieces) in enumerate(zip(examples, pieces_of, strict=True)):
+            sizes = [len(ids) for ids in pieces]
+            if sum(sizes) > room and self.config.data.long_texts == "error":
+                raise UserError(
+                    f"{example.origin}: {sum(sizes) + 2} tokens, over data.sequence_length {length}; "
+                    "set data.long_texts=windows"
+                )
+            long += sum(sizes) > room
+            tags = _tags(example) or self.labels[:1] * len(sizes)  # of a text to predict nobody asks for the loss
+            labels = np.asarray([number[tag] for tag in tags], np.int32)
+            chunks = chunks_of_words(sizes, room) or [(0, -1)]  # a sentence of no words is an item too
+            for (first, last), scored in zip(chunks, scored_words(chunks), strict=True):
+                kept = [word[:room] for word in pieces[first : last + 1]]
+                shown = np.asarray([1, *(len(word) for word in kept)], np.int64).cumsum()  # where each word begins
+                words, at = first + np.flatnonzero(scored), shown[:-1][scored]
+                items.append(self._item(place, kept, words, at, labels[words], weights[labels[words]]))
+        if long:
+            logging.info("%d of %d sentences are over %d tokens: windows", long, len(examples), length)
+        return items
+
+    def init(self, rngs: nnx.Rngs) -> BertForTokenClassification:
+        return BertForTokenClassification(self.bert_config, len(self.labels), rngs=rngs)
+
+    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+        trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
+        hidden = model.encode(*trunk_inputs(batch), key=trunk_key).hidden
+        logits = model.logits(hidden, key=head_key).reshape(*batch["input_ids"].shape, -1)
+        largest = jnp.max(logits, axis=-1)
+        return {
+            "logits": logits,
+            "tag_ids": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            "tag_probabilities": jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1)),
+        }
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
+        """Without the logits, which nothing on the host needs: of a large set they would fill its memory."""
+        sums, rows = super().evaluate(model, batch)
+        return sums, {name: value for name, value in rows.items() if name != "logits"}
+
+    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Words weigh alike, whatever the length of their sentence."""
+        return {"loss": jnp.maximum(jnp.sum(batch["label_weights"]), 1e-6)}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Sums:
+        logits, weights = outputs["logits"], batch["label_weights"]
+        loss, weight = cross_entropy_sums("label", logits, batch["labels"], weights)["label_loss"]
+        smoothing = self.config.train.label_smoothing
+        if smoothing:
+            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+            loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform * weights)
+        return {"loss": (loss, weight)}
+
+    def predict(
+        self, examples: Sequence[TaggedExample], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
+    ) -> list[dict[str, Any]]:
+        """ "words", "tags" and the "probabilities" of these; with entities also "entities": type, text, start and end
+        (characters of the text, or of the words joined), word_start and word_end (ends are not included), and as
+        probability the product over its words, since the model's tags are independent of each other."""
+        ids = [np.full(len(example.words), -1) for example in examples]
+        sure = [np.zeros(len(example.words)) for example in examples]
+        for item, tags, probabilities in zip(items, outputs["tag_ids"], outputs["tag_probabilities"], strict=True):
+            place, numbers = int(item.values["example"]), item.token_values["word_numbers"]
+            at = np.flatnonzero(numbers)
+            ids[place][numbers[at] - 1] = tags[0, at]
+            sure[place][numbers[at] - 1] = probabilities[0, at]
+        if any((numbers < 0).any() for numbers in ids):
+            raise AssertionError("a word was in no item")
+        found = [[self.labels[i] for i in numbers] for numbers in ids]
+        return [self._prediction(*of_one) for of_one in zip(examples, found, sure, strict=True)]
+
+    def score(self, examples: Sequence[TaggedExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        gold = [list(_tags(example)) for example in examples]
+        given = [prediction["tags"] for prediction in predictions]
+        if self.has_entities:
+            return scores.entity_scores(gold, given)
+        number = {label: i for i, label in enumerate(self.labels)}
+        flat = [np.asarray([number[tag] for tags in lists for tag in tags]) for lists in (gold, given)]
+        return scores.classification_scores(flat[0], flat[1], self.labels)
+
+    def _in_bio(self, split: str, examples: Sequence[TaggedExample]) -> list[TaggedExample]:
+        for example in examples:
+            if example.tags is None:
+                raise UserError(f"{example.origin}: no tags (data.{split}); data.label names their column")
+        try:
+            scheme = detect_scheme(map(_tags, examples))
+        except UserError as error:
+            raise UserError(f"data.{split}={self.config.data[split]}: {error}") from error
+        logging.info("%s: tags are %s", split, scheme)
+        mended, first, converted = 0, "", []
+        for example in examples:
+            before = to_bio(_tags(example), scheme)
+            tags, count = (before, 0) if scheme == "plain" else repair(before)
+            if count:
+                word = next(i for i, (old, new) in enumerate(zip(before, tags, strict=True)) if old != new)
+                place = f"{_place(example, word)}: {_tags(example)[word]} ('{example.words[word]}')"
+                if not self.config.data.repair_tags:
+                    raise UserError(f"{place} continues no entity: mend the tag, or set data.repair_tags=True")
+                mended, first = mended + count, first or place
+            spaces = example.spaces_between and not self.characters
+            converted.append(replace(example, tags=tuple(tags), spaces_between=spaces))
+        if mended:
+            logging.warning("%s: %d tags continue no entity and now begin one (first: %s)", split, mended, first)
+        return converted
+
+    def _check_tags(self, train: set[str]) -> None:
+        plain, known, warned = not self.has_entities, set(self.labels), set()
+        learned = {_kind(tag, plain) for tag in train}
+        for split, examples in self.examples.items():
+            for example in examples:
+                for word, tag in enumerate(_tags(example)):
+                    kind = _kind(tag, plain)
+                    if tag not in known:
+                        kinds = sorted({_kind(label, plain) for label in known} - {"O"})
+                        raise UserError(
+                            f"{_place(example, word)}: '{kind}' is not among {_listed(kinds)}: mend the tag, or name "
+                            "all kinds in data.labels, to have those counted as missed that training lacks"
+                        )
+                    if kind not in learned and kind not in warned:
+                        warned.add(kind)
+                        logging.warning("%s has '%s', data.train has not: it will be missed", split, kind)
+
+    def _label_weights(self, number: dict[str, int]) -> Float[np.ndarray, " C"]:
+        if self.config.train.class_weights != "balanced" or "train" not in self.examples:
+            return np.ones(len(number), np.float32)
+        tags = [number[tag] for example in self.examples["train"] for tag in _tags(example)]
+        counts = np.bincount(tags, minlength=len(number))
+        return (len(tags) / (len(number) * np.maximum(counts, 1))).astype(np.float32)
+
+    def _item(self, place, pieces, words, at, labels, label_weights) -> Item:
+        """`word_numbers`: from 1, at the first piece of each word that is scored here; 0 elsewhere."""
+        ids = [self.tokenizer.cls_id, *(i for word in pieces for i in word), self.tokenizer.sep_id]
+        numbers, targets, weights = (np.zeros(len(ids), dtype) for dtype in (np.int32, np.int32, np.float32))
+        numbers[at], targets[at], weights[at] = words + 1, labels, label_weights
+        return Item(
+            (Part(np.asarray(ids, np.int32), np.zeros(len(ids), np.int32)),),
+            {"example": np.asarray(place, np.int32)},
+            {"labels": targets, "label_weights": weights, "word_numbers": numbers},
+        )
+
+    def _prediction(self, example: TaggedExample, tags: list[str], sure: Float[np.ndarray, " n"]) -> dict[str, Any]:
+        if not self.has_entities:
+            return {"words": list(example.words), "tags": tags, "probabilities": sure.tolist()}
+        tags = repair(tags)[0]
+        text, spans = _text_and_spans(example)
+        entities = []
+        for kind, first, end in entities_of(tags):
+            start, stop = spans[first][0], spans[end - 1][1]
+            entities.append(
+                {
+                    "type": kind,
+                    "text": text[start:stop],
+                    "start": start,
+                    "end": stop,
+                    "word_start": first,
+                    "word_end": end,
+                    "probability": float(sure[first:end].prod()),
+                }
+            )
+        words = list(example.words)
+        return {"words": words, "tags": tags, "probabilities": sure.tolist(), "entities": entities}
+
+
+def text_to_tag(origin: str, text: str, characters: bool) -> TextToTag:
+    """Words as BERT's basic tokenizer cuts them, at white space, around punctuation and CJK characters, but as they are
+    written; or all characters. What is only control characters is no word."""
+    if characters:
+        spans = [(i, i + 1) for i in range(len(text))]
+    else:
+        spans = [span for word, span in _SPLIT.pre_tokenize_str(text) if not _is_invisible(word)]
+    words = tuple(text[start:end] for start, end in spans)
+    return TextToTag(origin, words, spaces_between=not characters, text=text, spans=tuple(spans))
+
+
+def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(type, first word, end) of the entities in valid BIO, end not included."""
+    start = None
+    for place, tag in enumerate([*tags, "O"]):
+        if start is not None and not tag.startswith("I-"):
+            yield tags[start][2:], start, place
+            start = None
+        if tag.startswith("B-"):
+            start = place
+
+
+def _text_and_spans(example: TaggedExample) -> tuple[str, Sequence[Span]]:
+    """Where the words are: in their text, or in what they give when joined."""
+    if isinstance(example, TextToTag):
+        return example.text, example.spans
+    between = " " if example.spaces_between else ""
+    spans, start = [], 0
+    for word in example.words:
+        spans.append((start, start + len(word)))
+        start += len(word) + len(between)
+    return between.join(example.words), spans
+
+
+def _report(splits: dict[str, list[TaggedExample]], has_entities: bool) -> Iterator[str]:
+    learned = {example.words: example.tags for example in splits["train"]}
+    for split, examples in splits.items():
+        sizes = sorted(len(example.words) for example in examples)
+        tags = (tag for example in examples for tag in _tags(example))
+        kinds = Counter(tag.removeprefix("B-") for tag in tags if tag.startswith("B-") or not has_entities)
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(30))
+        yield (
+            f"{split}: {len(sizes)} sentences, {sum(sizes)} words; of a sentence min {sizes[0]}, "
+            f"median {sizes[len(sizes) // 2]}, max {sizes[-1]}; {'entities' if has_entities else 'tags'}: {counts}"
+        )
+        if split == "train":
+            yield f"{split}: {len(examples) - len(learned)} sentences repeat another one"
+            continue
+        shared = [example for example in examples if example.words in learned]
+        other = sum(learned[example.words] != example.tags for example in shared)
+        yield f"{split}: {len(shared)} sentences are in train too, {other} with other tags"
+
+
+def _labels(kinds: Sequence[str], is_plain: bool, has_o: bool) -> list[str]:
+    first = ["O"] if has_o or not is_plain else []
+    if is_plain:
+        return [*first, *(kind for kind in kinds if kind != "O")]
+    return [*first, *(f"{prefix}-{kind}" for prefix in "BI" for kind in kinds)]
+
+
+def _are_characters(examples: Sequence[TaggedExample]) -> bool:
+    """Columns, too, may have a character a line; single letters of ASCII alone are no such text."""
+    if not any(example.spaces_between for example in examples):
+        return True
+    words = {word for example in examples for word in example.words}
+    return all(len(word) == 1 for word in words) and not all(map(str.isascii, words))
+
+
+def _kind(tag: str, is_plain: bool) -> str:
+    return tag if is_plain or tag == "O" else tag[2:]
+
+
+def _tags(example: TaggedExample) -> tuple[str, ...]:
+    return example.tags or ()
+
+
+def _place(example: TaggedExample, word: int) -> str:
+    """In CoNLL columns each word has a line of its own."""
+    path, _, line = example.origin.rpartition(":")
+    if path.startswith("tfds:") or suffix_of(Path(path)) in (".jsonl", ".json", ".parquet"):
+        return f"{example.origin}, word {word + 1}"
+    return f"{path}:{int(line) + word}"
+
+
+def _is_invisible(word: str) -> bool:
+    return all(unicodedata.category(char).startswith("C") for char in word)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

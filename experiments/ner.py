@@ -1,0 +1,30 @@
+"""Tags of words: named entities, chunks, or behind a colon tags that are no entities (parts of speech).
+
+    python -m bert_jax.main --config=experiments/ner.py --config.init_from=ckpts/bert-base-cased \\
+        --config.data.train=train.conll --config.data.validation=dev.conll --config.data.test=test.conll
+    python -m bert_jax.main --config=experiments/ner.py:plain --config.data.label=1 …
+
+CoNLL columns: `data.text` and `data.label` are their numbers, -1 the last one. Tags may be BIO, IOB1, BIOES, BILOU or
+BMES; scores and predictions are BIO. JSONL and Parquet with lists of words and tags, or a text and its spans as in
+CLUENER, have names there: --config.data.text=text --config.data.label=label. Sentences over `data.sequence_length`
+become overlapping windows, so every word is scored. A type of entity that only validation or test has is an error,
+unless `data.labels` names all types.
+
+Hardware and time: BERT-base on CoNLL-2003 takes minutes on a 16 GB GPU; MiniLM on WNUT 2017 four minutes on two cores.
+Expect entity F1 on the CoNLL-2003 test set: BERT-base 92.4 in the paper (cased, document context, mean of five runs),
+91.2 to 91.7 in replications a sentence at a time, as here. Small models want learning rates of 1e-4 to 3e-4.
+"""
+
+from experiments import finetune
+
+METRICS = {"entities": "entity_f1", "plain": "accuracy"}
+
+
+def get_config(arg: str | None = None):
+    kind = arg or "entities"
+    if kind not in METRICS:
+        raise ValueError(f"ner.py:{kind} is no kind of tags; choose {', '.join(METRICS)}")
+    config = finetune.get_config("tagging", METRICS[kind])
+    config.data.text, config.data.label = "0", "-1"
+    config.data.long_texts = "windows"
+    return config
