@@ -6,6 +6,8 @@ Exit status: 0 done; 2 something the user can mend, in one line; 128 + n stopped
 """
 
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,13 +16,27 @@ from ml_collections import config_flags
 
 from bert_jax import modes
 from bert_jax.config import UserError
+from bert_jax.inference.glue_submission import FILES
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file, e.g. experiments/base.py", lock_config=True)
 MODE = flags.DEFINE_enum("mode", "train", sorted(modes.MODES), "what to do")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run [runs/<name of the experiment file>]")
-TEXT = flags.DEFINE_multi_string("text", [], "fill_mask: a text with [MASK] in it; may be given several times")
-TOP_K = flags.DEFINE_integer("top_k", 5, "fill_mask: candidates a mask", lower_bound=1)
 DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+
+# What a mode is called with besides config and workdir, by name.
+OPTIONS = (
+    flags.DEFINE_multi_string("text", [], "fill_mask: a text with [MASK] in it; may be given several times"),
+    flags.DEFINE_integer("top_k", 5, "fill_mask: candidates a mask", lower_bound=1),
+    flags.DEFINE_string("input", "", "predict, embed: a file, - for standard input, or tfds:NAME@SPLIT"),
+    flags.DEFINE_enum("input_format", "", ["", "jsonl", "csv", "tsv", "txt"], "of --input [by its suffix]"),
+    flags.DEFINE_string("output", "-", "predict: .jsonl, .zip or - for standard output; embed: .npy or .parquet"),
+    flags.DEFINE_enum("bad_lines", "fail", ["fail", "skip"], "predict, embed: whether a bad line ends it"),
+    flags.DEFINE_enum("glue", "", ["", *FILES], "predict: the test set whose predictions go into --output=<name>.zip"),
+    flags.DEFINE_enum("pooling", "mean", ["cls", "mean", "max"], "embed: from vectors of tokens to that of a text"),
+    flags.DEFINE_string("layer", "-1", "embed: its number, -1 is the last; or last4_sum, last4_concat"),
+    flags.DEFINE_bool("normalize", False, "embed: vectors of length 1"),
+    flags.DEFINE_bool("tokens", False, "embed: the vectors of the tokens, to .parquet"),
+)
 
 
 def main(_: list[str]) -> int:
@@ -30,9 +46,14 @@ def main(_: list[str]) -> int:
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
     workdir = Path(WORKDIR.value or Path("runs") / Path(file).stem)
     try:
-        return modes.MODES[MODE.value](CONFIG.value, workdir, texts=TEXT.value, top_k=TOP_K.value)
+        options = {option.name: option.value for option in OPTIONS}
+        overrides = config_flags.get_override_values(flags.FLAGS["config"])  # pyright: ignore[reportAttributeAccessIssue]
+        return modes.MODES[MODE.value](CONFIG.value, workdir, overrides=overrides, **options)
     except UserError as error:
         return _complain(error)
+    except BrokenPipeError:  # whoever reads standard output has seen enough, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _parse(argv: list[str]) -> list[str]:

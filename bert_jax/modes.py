@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -80,21 +80,99 @@ def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     return 0
 
 
-def fill_mask(config: ConfigDict, workdir: Path, *, texts: list[str], top_k: int) -> int:
+def fill_mask(config: ConfigDict, workdir: Path, *, text: list[str], top_k: int, **_) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text."""
-    if not texts:
+    if not text:
         raise UserError("--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.'")
     from bert_jax.inference.fill_mask import FillMask
 
     fill = FillMask(config.init_from or str(workdir))
-    for text in texts:
-        print(text)
-        for number, candidates in enumerate(fill(text, top_k), start=1):
+    for one in text:
+        print(one)
+        for number, candidates in enumerate(fill(one, top_k), start=1):
             print(f"  mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates))
     return 0
 
 
-MODES = {"prepare": prepare, "train": train, "evaluate": evaluate, "fill_mask": fill_mask}
+def predict(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    input_format: str = "",
+    bad_lines: str = "fail",
+    glue: str = "",
+    overrides: Mapping[str, Any] | None = None,
+    **_,
+) -> int:
+    """A prediction for every row of `input`, as lines of JSON or as one file of a submission to GLUE."""
+    if not input:
+        raise UserError("--mode=predict needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+    if output.endswith(".zip") != bool(glue):
+        raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
+    _keep_programs(workdir)
+    from bert_jax.inference import glue_submission
+    from bert_jax.inference.output import results, write_jsonl
+    from bert_jax.inference.predictor import Predictor
+
+    predictor = Predictor(_trained(config, workdir), config.eval.batch_size, overrides)
+    rows = _rows(input, predictor.config.data.text, predictor.config.data.text_pair, input_format)
+    if glue:
+        predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
+        glue_submission.add_to_submission(Path(output), glue, predictions, predictor.task.description()["labels"])
+    else:
+        write_jsonl(rows, predictor.stream, output, skip_bad=bad_lines == "skip")
+    return 0
+
+
+def embed(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    input_format: str = "",
+    bad_lines: str = "fail",
+    overrides: Mapping[str, Any] | None = None,
+    pooling: str = "mean",
+    layer: str = "-1",
+    normalize: bool = False,
+    tokens: bool = False,
+    **_,
+) -> int:
+    """The vector of every text of `input`, or those of its tokens, of any checkpoint."""
+    suffix = Path(output).suffix
+    if not input or suffix not in (".npy", ".parquet"):
+        raise UserError("--mode=embed needs --input and --output=<name>.npy or <name>.parquet")
+    if tokens and suffix == ".npy":
+        raise UserError("vectors of tokens are as many as a text has tokens: --output=<name>.parquet")
+    _keep_programs(workdir)
+    from bert_jax.inference.embeddings import Embedder, write_npy, write_parquet
+
+    names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts", "model.dtype": "dtype"}
+    given = {names[key]: value for key, value in (overrides or {}).items() if key in names}
+    given |= {"pooling": pooling, "layer": layer, "normalize": normalize}
+    embedder = Embedder(_trained(config, workdir), batch_size=config.eval.batch_size, **given)
+    is_pretrained = embedder.run_config.task == "pretraining"  # and so says nothing of columns
+    column = (config if is_pretrained or "data.text" in (overrides or {}) else embedder.run_config).data.text
+    rows = _rows(input, column, "", input_format)
+    skip_bad = bad_lines == "skip"
+    if suffix == ".npy":
+        write_npy(rows, embedder, column, Path(output), skip_bad=skip_bad)
+    else:
+        write_parquet(rows, embedder, column, Path(output), skip_bad=skip_bad, tokens=tokens)
+    return 0
+
+
+MODES = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "fill_mask": fill_mask,
+    "predict": predict,
+    "embed": embed,
+}
 
 
 class Source(NamedTuple):
@@ -113,9 +191,7 @@ def _start(config: ConfigDict, workdir: Path) -> Source | None:
 
     from bert_jax.models.config import SHAPE, bert_config, check_length
 
-    # Programs compiled by one run are there for the next; jax's own setting goes first.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
+    _keep_programs(workdir)
     _join_processes(os.environ)
     source = _inherit(config, workdir)
     vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
@@ -124,6 +200,28 @@ def _start(config: ConfigDict, workdir: Path) -> Source | None:
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
     return source
+
+
+def _keep_programs(workdir: Path) -> None:
+    """Programs compiled by one run are there for the next; jax's own setting goes first."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
+
+
+def _trained(config: ConfigDict, workdir: Path) -> str:
+    """1. the checkpoints of the workdir; 2. those that `init_from` names."""
+    from bert_jax.training.checkpoint import has_checkpoint
+
+    return config.init_from if config.init_from and not has_checkpoint(str(workdir)) else str(workdir)
+
+
+def _rows(source: str, text: str, text_pair: str, input_format: str):
+    from bert_jax.inference.input_rows import read_input
+
+    has_header = not any(column.removeprefix("-").isdigit() for column in (text, text_pair))
+    return read_input(source, text=text, has_header=has_header, file_format=input_format)
 
 
 def _inherit(config: ConfigDict, workdir: Path) -> Source | None:

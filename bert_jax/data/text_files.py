@@ -76,7 +76,7 @@ def digest_of(options: list[str], blocks: Iterable[bytes]) -> str:
 def read_lines(path: Path) -> Iterator[str]:
     """Lines without their ends, decoded a block of whole lines at a time."""
     position, lines, carry = 0, 0, []
-    for block in _checked_blocks(path):
+    for block in read_blocks(path):
         cut = block.rfind(b"\n") + 1
         if not cut:
             carry.append(block)
@@ -140,7 +140,8 @@ OPENERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
 }
 
 
-def _checked_blocks(path: Path) -> Iterator[bytes]:
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """What is in a file, decompressed by its suffix."""
     opener = OPENERS.get(path.suffix)
     try:
         yield from opener(path) if opener else _blocks_of(path.open("rb"))

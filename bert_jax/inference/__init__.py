@@ -1,1 +1,17 @@
-"""A trained checkpoint at work. Each tool needs a checkpoint folder and nothing else."""
+"""A trained checkpoint at work. Each tool needs a checkpoint folder and nothing else.
+
+`Predictor` and `Embedder` can be imported from here; `input_rows.py` and `output.py` are what files go through.
+"""
+
+from typing import Any
+
+_TOOLS = {"Predictor": "predictor", "Embedder": "embeddings", "FillMask": "fill_mask"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first used: they need JAX, which takes a while."""
+    if name not in _TOOLS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_TOOLS[name]}"), name)

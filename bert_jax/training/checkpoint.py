@@ -9,6 +9,7 @@ optimizer.
 import base64
 import contextlib
 import errno
+import json
 import logging
 import shutil
 import tempfile
@@ -169,12 +170,15 @@ def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tok
         checkpointer.save(directory.absolute(), args=_items({"parameters": parameters}, run, tokenizer))
 
 
-def find_checkpoint(path: str) -> Path:
-    """The checkpoint folder meant by a workdir (its newest one), a `checkpoints` folder, or itself."""
+def find_checkpoint(path: str, best: bool = False) -> Path:
+    """The checkpoint folder meant by a workdir, a `checkpoints` folder (their newest one), or itself.
+
+    `best`: not the newest one but the best by its run's `checkpoint.best_metric`, where that was measured.
+    """
     found = _newest(Path(path))
     if found is None:
         raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
-    return found
+    return _best_beside(found) if best and found != Path(path) else found
 
 
 def has_checkpoint(path: str) -> bool:
@@ -189,6 +193,24 @@ def _newest(root: Path) -> Path | None:
         if steps:
             return folder / str(max(steps))
     return None
+
+
+def _best_beside(newest: Path) -> Path:
+    try:
+        rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
+    except Damaged as damage:
+        raise UserError(str(damage)) from damage
+    figures = {}
+    for file in newest.parent.glob("[0-9]*/metrics/metrics"):  # where Orbax keeps what `Checkpoints.save` gave it
+        if file.parents[1].name.isdigit():  # one that is being written has a longer name
+            figures[file.parents[1]] = json.loads(file.read_text())[rule["best_metric"]]
+    if not figures:
+        logging.info("%s: no checkpoint was evaluated, so the newest one is taken", newest)
+        return newest
+    sign = -1 if rule["best_mode"] == "min" else 1
+    best = max(figures, key=lambda folder: (sign * figures[folder], int(folder.name)))
+    logging.info("%s: the best by %s, %.4f", best, rule["best_metric"], figures[best])
+    return best
 
 
 def _items(arrays: dict[str, Any], run: dict, tokenizer: Tokenizer) -> ocp.args.Composite:

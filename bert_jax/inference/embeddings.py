@@ -1,0 +1,230 @@
+"""Vectors of texts, or of their tokens, from any checkpoint: pretrained, fine-tuned or converted."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from bert_jax.config import UserError, from_json_dict
+from bert_jax.data.batches import Item, Part
+from bert_jax.data.encoding import Encoding
+from bert_jax.data.tables import Row, text_in
+from bert_jax.inference.input_rows import InputRow
+from bert_jax.inference.output import identity, results, whole_file
+from bert_jax.inference.predictor import in_place_of_good, ladder, load, run_items, windows
+from bert_jax.models.config import bert_config, check_length
+from bert_jax.models.encoder import Bert, Encoded
+from bert_jax.models.heads import pool_tokens
+from bert_jax.training.checkpoint import find_checkpoint
+from bert_jax.training.parameters import flatten, take_over, unflatten
+
+POOLINGS = ("cls", "mean", "max")
+_HEADS = "(?!embeddings/|encoder/|pooler/)"  # whatever is not the trunk
+_ROW_GROUP = 4096  # rows of a Parquet file that are held in memory
+
+
+class TokenVectors(NamedTuple):
+    """Without [CLS] and [SEP]. Offsets count characters of the text."""
+
+    tokens: list[str]
+    starts: list[int]
+    ends: list[int]
+    vectors: Float32[np.ndarray, "L D"]
+
+
+class Embedder:
+    """`checkpoint` is a workdir (its best checkpoint is taken) or a checkpoint folder.
+
+    `layer` is −1 for the last one, or another from −N to −1 or 1 to N; or "last4_sum", "last4_concat". `pooling` is the
+    vector of [CLS], or the mean or largest of all tokens, [CLS] and [SEP] included (as sentence-transformers does).
+    `max_length` in tokens, by default all that the model takes; `long_texts` is "head" or "error".
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        pooling: str = "mean",
+        layer: int | str = -1,
+        normalize: bool = False,
+        max_length: int | None = None,
+        long_texts: str = "head",
+        dtype: str | None = None,
+        batch_size: int = 32,
+    ):
+        folder = find_checkpoint(checkpoint, best=True)
+        saved = load(folder)
+        self.tokenizer = saved.tokenizer
+        self.run_config = from_json_dict(saved.run["config"])
+        if dtype is not None:
+            self.run_config.model.dtype = dtype
+        config = bert_config(self.run_config.model, self.tokenizer.vocab_size)
+        self.max_length = max_length or config.max_position_embeddings
+        check_length(config, self.max_length)
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling is '{pooling}'; it can be {', '.join(POOLINGS)}")
+        if long_texts not in ("head", "error"):
+            raise UserError(f"data.long_texts is '{long_texts}'; for vectors it can be head or error")
+        self._layers = _layers(layer, config.num_hidden_layers)
+        self._concatenates = layer == "last4_concat"
+        self._pooling, self._normalize, self._long_texts = pooling, normalize, long_texts
+        self._hidden_size = config.hidden_size
+        self._lengths, self._batch_size = ladder(self.max_length), batch_size
+        model = nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(params=0)))
+        parameters, _ = take_over(flatten(model), saved.parameters, new="pooler/", dropped=_HEADS, origin=str(folder))
+        absent = {name for name, x in parameters.items() if isinstance(x, jax.ShapeDtypeStruct)}  # an unused pooler
+        parameters |= {name: jnp.zeros(parameters[name].shape) for name in absent}
+        self._model = unflatten(nnx.split(model)[0], parameters)
+        self._sentences, self._tokens = jax.jit(self._of_sentences), jax.jit(self._of_tokens)
+
+    def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:
+        """Raises UserError for the first text that is too long, if `long_texts` is "error"."""
+        found = list(self.stream(Row(f"input {number}", {"text": x}) for number, x in enumerate(texts, 1)))
+        for vector in found:
+            if isinstance(vector, UserError):
+                raise vector
+        return np.stack(found) if found else np.zeros((0, self.size), np.float32)
+
+    @property
+    def size(self) -> int:
+        """Numbers in a vector."""
+        return self._hidden_size * (len(self._layers) if self._concatenates else 1)
+
+    def stream(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
+        """For each row the vector of its text, or the UserError that says what is wrong with it, in order."""
+        for window in windows(rows):
+            encoded = in_place_of_good(window, lambda rows: self._encode(rows, column))
+            yield from in_place_of_good(encoded, lambda texts: self._run(self._sentences, texts))
+
+    def stream_tokens(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
+        """As `stream`, with `TokenVectors`."""
+        for window in windows(rows):
+            encoded = in_place_of_good(window, lambda rows: self._encode(rows, column))
+            yield from in_place_of_good(
+                encoded, lambda texts: map(self._token_vectors, texts, self._run(self._tokens, texts))
+            )
+
+    def _encode(self, rows: Sequence[Row], column: str) -> Iterator[Encoding | UserError]:
+        texts: list[Any] = []
+        for row in rows:
+            try:
+                texts.append(text_in(row, column))
+            except UserError as error:
+                texts.append(error)
+        encoded = in_place_of_good(texts, self.tokenizer.encode)
+        cut = 0
+        for row, one in zip(rows, encoded, strict=True):
+            if isinstance(one, UserError) or len(one.ids) <= self.max_length:
+                yield one
+            elif self._long_texts == "error":
+                yield UserError(f"{row.origin}: {len(one.ids)} tokens, over {self.max_length}; shorten it")
+            else:
+                cut += 1
+                yield Encoding(*([*values[: self.max_length - 1], values[-1]] for values in one))
+        if cut:
+            logging.warning("%d of %d texts are cut to %d tokens", cut, len(rows), self.max_length)
+
+    def _run(self, step: Any, texts: Sequence[Encoding]) -> list[Float32[np.ndarray, "*N D"]]:
+        items = [Item((Part.of(text),)) for text in texts]
+        if not items:
+            return []
+        return run_items(lambda batch: step(self._model, batch), items, self._lengths, self._batch_size)["vectors"]
+
+    def _token_vectors(self, text: Encoding, vectors: Float32[np.ndarray, "L D"]) -> TokenVectors:
+        inside = slice(1, len(text.ids) - 1)
+        starts, ends = zip(*text.offsets[inside], strict=True) if len(text.ids) > 2 else ((), ())
+        tokens = [self.tokenizer.token(i) for i in text.ids[inside]]
+        return TokenVectors(tokens, list(starts), list(ends), vectors[inside])
+
+    def _of_sentences(self, model: Bert, batch: dict[str, Array]) -> dict[str, Float[Array, "B D"]]:
+        hidden, sequence_ids = self._hidden(model, batch)
+        vectors = hidden[:, 0] if self._pooling == "cls" else pool_tokens(hidden, sequence_ids, self._pooling)
+        return {"vectors": self._normalized(vectors)}
+
+    def _of_tokens(self, model: Bert, batch: dict[str, Array]) -> dict[str, Float[Array, "B L D"]]:
+        return {"vectors": self._normalized(self._hidden(model, batch)[0])}
+
+    def _hidden(self, model: Bert, batch: dict[str, Array]) -> tuple[Float[Array, "B L D"], Array]:
+        names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+        inputs = [batch[name][:, 0] for name in names]  # a text is one part
+        encoded: Encoded = model.encode(*inputs, all_layers=True)
+        assert encoded.layers is not None
+        outputs = [*encoded.layers[:-1], encoded.hidden]  # the last one as the heads see it, also of a pre-norm model
+        chosen = [outputs[i].astype(jnp.float32) for i in self._layers]
+        return (jnp.concatenate(chosen, axis=-1) if self._concatenates else sum(chosen[1:], chosen[0])), inputs[-1]
+
+    def _normalized(self, vectors: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        if not self._normalize:
+            return vectors
+        return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def write_npy(rows: Iterable[InputRow], embedder: Embedder, column: str, output: Path, *, skip_bad: bool) -> None:
+    """float32[rows, size]; a bad row that is skipped is a row of nan, so that the others stay beside their texts."""
+    nothing = np.full(embedder.size, np.nan, np.float32)
+    count = 0
+    with whole_file(output) as file:
+        _write_header(file, 0, embedder.size)
+        for _, vector in results(rows, lambda rows: embedder.stream(rows, column), skip_bad=skip_bad):
+            file.write((nothing if isinstance(vector, UserError) else vector).astype("<f4").tobytes())
+            count += 1
+        file.seek(0)
+        _write_header(file, count, embedder.size)
+
+
+def write_parquet(
+    rows: Iterable[InputRow], embedder: Embedder, column: str, output: Path, *, skip_bad: bool, tokens: bool
+) -> None:
+    """Columns `line`, `id` (text, or null), `vector`, `error` (null if there is none); of tokens `tokens`, `starts`,
+    `ends` and `vectors` in place of `vector`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    vector = pa.list_(pa.float32())
+    numbers = pa.list_(pa.int32())
+    of_tokens = {"tokens": pa.list_(pa.string()), "starts": numbers, "ends": numbers, "vectors": pa.list_(vector)}
+    names = of_tokens if tokens else {"vector": vector}
+    schema = pa.schema({"line": pa.int64(), "id": pa.string()} | names | {"error": pa.string()})
+    stream = embedder.stream_tokens if tokens else embedder.stream
+    found = results(rows, lambda rows: stream(rows, column), skip_bad=skip_bad)
+    with whole_file(output) as file, parquet.ParquetWriter(file, schema) as writer:
+        while group := [_record(row, result, tokens) for row, result in itertools.islice(found, _ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _record(row: InputRow, result: Any, tokens: bool) -> dict[str, Any]:
+    name = identity(row)
+    record: dict[str, Any] = {"line": row.line, "id": str(name["id"]) if name else None}
+    if isinstance(result, UserError):
+        return record | {"error": str(result)}
+    return record | (result._asdict() | {"vectors": list(result.vectors)} if tokens else {"vector": result})
+
+
+def _write_header(file: IO[bytes], count: int, size: int) -> None:
+    """Of one length whatever the count: NumPy leaves room for the first axis to grow."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, size)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _layers(layer: int | str, num_layers: int) -> list[int]:
+    """Places in the list of layers."""
+    if layer in ("last4_sum", "last4_concat"):
+        if num_layers < 4:
+            raise UserError(f"layer is '{layer}'; this model has {num_layers} layers")
+        return list(range(num_layers - 4, num_layers))
+    try:
+        number = int(layer)
+    except ValueError:
+        number = 0
+    if not 1 <= abs(number) <= num_layers:
+        raise UserError(
+            f"layer is '{layer}'; it can be 1 to {num_layers}, -1 (the last) to -{num_layers}, last4_sum, last4_concat"
+        )
+    return [number - 1 if number > 0 else num_layers + number]
