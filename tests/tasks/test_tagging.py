@@ -136,17 +136,17 @@ def test_overfits_32_examples(tmp_path):
 
 
 def test_shuffled_tags_teach_nothing(tmp_path):
-    """A word is an entity of its own with one of two types, by lot: half of them is what a guesser gets right."""
+    """Every word is an entity of one of two types by lot, so a guesser is right half of the time. (Of the lengths and
+    numbers of the test above: the programs are compiled once.)"""
     random = np.random.default_rng(3)
 
-    def lots(count):
-        words = random.choice(list(LETTERS), (count, 6)).tolist()
+    def lots(count, length):
+        words = random.choice(list(LETTERS), (count, length)).tolist()
         return [[(word, random.choice(["B-X", "B-Y"])) for word in sentence] for sentence in words]
 
     config = make_config(
-        train=write(tmp_path / "train.conll", lots(64)), validation=write(tmp_path / "dev.conll", lots(100))
+        train=write(tmp_path / "train.conll", lots(32, 8)), validation=write(tmp_path / "dev.conll", lots(20, 40))
     )
-    config.train.epochs = 3.0
     finished = train(load(config), config, tmp_path / "run")
     assert 0.4 < finished.metrics["entity_f1"] < 0.6
 
@@ -159,8 +159,6 @@ def test_the_first_piece_speaks_for_its_word(tmp_path):
     assert item.token_values["word_numbers"].tolist() == [0, 1, 0, 0, 2, 3, 0]
     assert item.token_values["label_weights"].tolist() == [0, 1, 0, 0, 1, 1, 0]
     assert [task.labels[i] for i in item.token_values["labels"]] == ["O", "B-X", "O", "O", "O", "B-Y", "O"]
-    assert evaluated(task).keys() >= {"loss", "accuracy", "entity_f1", "entity_precision", "entity_recall"}
-    assert [len(prediction["tags"]) for prediction in task.predictions] == [3]
 
 
 @settings(max_examples=50)
@@ -179,8 +177,8 @@ def test_every_word_is_in_one_item_with_its_own_tag(lengths, sequence_length):
 
 
 def test_long_sentences_are_scored_in_full(tmp_path):
-    """150 words in rows of 32, and a word of 45 pieces: each counts once in what is reported."""
-    gold = [*sentences(5, length=150), [("q" * 45, "B-LOC")]]
+    """150 words in rows of 32, a word of 45 pieces, one of no piece: each counts once in what is reported."""
+    gold = [*sentences(5, length=150), [("q" * 45, "B-LOC")], [("\u0001", "O")]]
     task = loaded(tmp_path, sentences(3), gold)
     assert len(task.items["validation"]) > 5 * 150 / 30
     metrics = evaluated(task)
@@ -189,7 +187,7 @@ def test_long_sentences_are_scored_in_full(tmp_path):
         for sentence, p in zip(gold, task.predictions, strict=True)
         for (_, tag), given in zip(sentence, p["tags"], strict=True)
     ]
-    assert len(pairs) == sum(map(len, gold)) >= 751
+    assert len(pairs) == sum(map(len, gold)) >= 752
     assert metrics["accuracy"] == pytest.approx(np.mean([tag == given for tag, given in pairs]))
 
 
@@ -288,7 +286,7 @@ def test_types_that_training_lacks(tmp_path, caplog):
         "validation has 'Z', data.train has not: it will be missed"
     ]
     assert task.labels == ["O", "B-X", "B-Y", "B-Z", "I-X", "I-Y", "I-Z"]
-    assert evaluated(task)["entity_recall"] <= 1
+    assert [task.labels[i] for i in task.items["validation"][0].token_values["labels"]] == ["O", "O", "B-Z", "O"]
     with pytest.raises(UserError, match=r"train\.conll:1: 'X' is not among Y"):
         loaded(tmp_path, GOOD, labels="Y")
 
@@ -363,8 +361,7 @@ def test_characters(tmp_path):
     task = load(config)
     assert task.description()["characters"] and task.examples["train"][0].words == tuple("a 北京 b")
     assert task.examples["train"][0].tags == ("O", "O", "B-LOC", "I-LOC", "O", "O")
-    evaluated(task)
-    assert len(task.predictions[0]["tags"]) == 6  # the spaces too
+    assert np.sum(task.items["train"][0].token_values["label_weights"]) == 6  # the spaces count too
     (example,) = task.prediction_examples([Row("in:1", {"text": "北京 x"})])
     assert example.words == tuple("北京 x")
     (entity,) = task._prediction(example, ["B-LOC", "I-LOC", "O", "O"], np.array([0.5, 0.5, 1, 1]))["entities"]
