@@ -7,6 +7,7 @@ from typing import Any
 TASKS = {
     "pretraining": "bert_jax.tasks.pretraining.Pretraining",
     "classification": "bert_jax.tasks.classification.Classification",
+    "tagging": "bert_jax.tasks.tagging.Tagging",
 }
 
 
