@@ -22,6 +22,7 @@ from absl import app, flags
 from flax import nnx
 
 from bert_jax.config import UserError
+from bert_jax.huge_pages import restart_with_huge_pages
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.pretraining import Pretraining
@@ -212,4 +213,5 @@ def _machine(torch) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # for all variants alike
     app.run(main)
