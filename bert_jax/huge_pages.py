@@ -14,7 +14,7 @@ TUNABLE = "glibc.malloc.hugetlb"
 
 
 def restart_with_huge_pages() -> None:
-    """Replaces this process by the same command with the tunable set, unless the user has set it (0 = no huge pages), or
+    """Replaces this process by the same command with the tunable set, unless it is set already (0: no huge pages), or
     it would change nothing. Call it before anything is done that must not be done twice."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if TUNABLE in tunables or not _would_help():

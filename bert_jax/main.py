@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from bert_jax import modes
 from bert_jax.config import UserError
+from bert_jax.huge_pages import restart_with_huge_pages
 from bert_jax.inference.glue_submission import FILES
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file, e.g. experiments/base.py", lock_config=True)
@@ -87,6 +88,7 @@ def _complain(error: BaseException) -> int:
 
 
 def run() -> None:
+    restart_with_huge_pages()
     app.run(main, flags_parser=_parse)
 
 
