@@ -1,63 +1,31 @@
-"""Hugging Face folders: config.json and model.safetensors (one file or shards) ↔ our parameters.
-
-One table, `MODULES`, names every module on both sides; reading and writing are the same walk over it. Linear kernels
-are stored transposed there ([out, in]), and every layer by itself, where ours are stacked along a leading axis.
-"""
+"""Hugging Face folders: config.json, model.safetensors (one file or shards) and tokenizer files ↔ a `Loaded`."""
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
+from bert_jax.convert.mapping import Loaded, Report, Tensors, from_tensors, to_tensors
+from bert_jax.convert.names import ARCHITECTURES, PRETRAINING_HEADS, READ_AS, TRUNK, Name, huggingface_names
+from bert_jax.convert.sentence_encoder import left_out_of
+from bert_jax.data.encoding import write_json
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.wordpiece import WordPieceTokenizer
 from bert_jax.models.config import BertConfig
-from bert_jax.models.heads import BertForPretraining
-from bert_jax.training.parameters import Parameters
-
-Tensors = Mapping[str, Callable[[], np.ndarray]]  # their name → reads the tensor
-
-LINEAR, NORM, TABLE = {"kernel": "weight", "bias": "bias"}, {"scale": "weight", "bias": "bias"}, {"embedding": "weight"}
-
-# Our module, theirs (without the prefix "bert."; {} is the layer), and the names of the parameters in it.
-MODULES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("embeddings/word", "embeddings.word_embeddings", TABLE),
-    ("embeddings/position", "embeddings.position_embeddings", TABLE),
-    ("embeddings/token_type", "embeddings.token_type_embeddings", TABLE),
-    ("embeddings/layer_norm", "embeddings.LayerNorm", NORM),
-    ("encoder/layers/attention/query", "encoder.layer.{}.attention.self.query", LINEAR),
-    ("encoder/layers/attention/key", "encoder.layer.{}.attention.self.key", LINEAR),
-    ("encoder/layers/attention/value", "encoder.layer.{}.attention.self.value", LINEAR),
-    ("encoder/layers/attention/output", "encoder.layer.{}.attention.output.dense", LINEAR),
-    ("encoder/layers/attention_layer_norm", "encoder.layer.{}.attention.output.LayerNorm", NORM),
-    ("encoder/layers/intermediate", "encoder.layer.{}.intermediate.dense", LINEAR),
-    ("encoder/layers/output", "encoder.layer.{}.output.dense", LINEAR),
-    ("encoder/layers/output_layer_norm", "encoder.layer.{}.output.LayerNorm", NORM),
-    ("pooler", "pooler.dense", LINEAR),
-    ("mlm/transform", "cls.predictions.transform.dense", LINEAR),
-    ("mlm/layer_norm", "cls.predictions.transform.LayerNorm", NORM),
-    ("mlm", "cls.predictions", {"bias": "bias"}),
-    ("nsp", "cls.seq_relationship", LINEAR),
-)
 
 # Stored besides by some versions: (what it must be equal to, or None for a buffer that is no parameter).
 COPIES = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
     "embeddings.position_ids": None,
-}
-
-# The parts that an architecture has besides embeddings and encoder. A part is there entirely, or not at all.
-ARCHITECTURES = {
-    "BertForPreTraining": ("pooler", "mlm", "nsp"),
-    "BertForMaskedLM": ("mlm",),
-    "BertModel": ("pooler",),
 }
 
 # Our field, theirs.
@@ -75,6 +43,7 @@ CONFIG = {
     "initializer_range": "initializer_range",
     "causal": "is_decoder",
 }
+REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 # What a field that changes the computation must be for us to compute the same thing.
 FIXED = {
@@ -84,235 +53,282 @@ FIXED = {
     "tie_word_embeddings": True,
     "pruned_heads": {},
 }
+ABSENT = ("auto_map", "quantization_config")  # code of its own; weights that are not plain numbers
+LABEL_KINDS = {
+    "regression": "regression",
+    "single_label_classification": "single",
+    "multi_label_classification": "multi",
+}
 
 
-@dataclass
-class Report:
-    """What became of every name. `loaded` is ours → theirs; of the layers' names only the pattern."""
+def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Loaded:
+    """A Hugging Face BERT, float32.
 
-    loaded: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)  # ours, not in the checkpoint: a head or the pooler
-    unexpected: list[str] = field(default_factory=list)  # theirs, left behind because the caller said so
-    copies: list[str] = field(default_factory=list)  # theirs, equal to another tensor or no parameter
-    reshaped: list[str] = field(default_factory=list)  # ours, transposed or stacked
-    widened: list[str] = field(default_factory=list)  # theirs, not stored in float32
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} parameters loaded, {len(self.reshaped)} of them transposed or stacked"]
-        for what, names in (
-            ("missing (left as initialised)", self.missing),
-            ("unexpected (left behind)", self.unexpected),
-            ("copies (not needed)", self.copies),
-            ("converted to float32", self.widened),
-        ):
-            lines += [f"{what}: {', '.join(names)}"] if names else []
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    config: BertConfig
-    parameters: Parameters
-    report: Report
-
-
-def load(folder: str | Path, *, dtype: str = "float32", allow: str = "") -> Loaded:
-    """Config and float32 parameters of a Hugging Face BERT.
-
-    `dtype` is the config's, of the computation. `allow` is a regular expression (matched at the start) of their names
-    that may be left behind, such as a classifier. Raises UserError for a folder, field, name or shape that is not
-    explained.
+    `architecture` says what it is where config.json does not. `allow` is a regular expression (matched at the start) of
+    their names that may be left behind, such as `classifier`. Raises UserError for a folder, field, name or shape that
+    is not explained.
     """
     folder = Path(folder)
-    config = read_config(folder / "config.json", dtype)
-    parameters, report = from_tensors(_open(folder), config, origin=str(folder), allow=allow)
-    return Loaded(config, parameters, report)
+    weights, pooling, notes = left_out_of(folder)
+    settings = read_settings(weights / "config.json")
+    config = replace(model_config(settings, weights / "config.json"), pooling=pooling)
+    architecture = _architecture(settings, architecture, weights / "config.json")
+    task, description, num_labels = _task(settings, architecture, weights / "config.json")
+    tensors, copies = _without_copies(_canonical(open_tensors(weights), str(folder)), str(folder))
+    names = [name for name in huggingface_names() if name.part in _parts_read(architecture)]
+    parameters, report = from_tensors(tensors, names, config, num_labels=num_labels, origin=str(folder), allow=allow)
+    head = {"classification": "classifier", "tagging": "classifier", "multiple_choice": "classifier", "span_qa": "span"}
+    if task in head and f"{head[task]}/kernel" not in parameters:
+        raise UserError(f"{folder} is a {architecture} without a head; read it with --architecture=BertModel")
+    report.copies, report.notes = copies, notes
+    dropout = settings.get("classifier_dropout")
+    if dropout not in (None, config.hidden_dropout):
+        report.notes.append(f"classifier_dropout {dropout} is not kept: our heads use model.hidden_dropout")
+    tokenizer = load_tokenizer(weights)
+    check_vocabulary(config, tokenizer, str(folder))
+    return Loaded(config, parameters, tokenizer, task, description, report)
 
 
-def save(folder: str | Path, parameters: Mapping[str, Any], config: BertConfig, architecture: str) -> None:
-    """Writes config.json and model.safetensors, as Transformers writes them.
+def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = "", allow: str = "") -> Report:
+    """config.json, model.safetensors, tokenizer files and README.md, as Transformers writes and reads them.
 
-    Raises UserError if the config is no BERT of theirs, or parameters are missing or have no place in `architecture`.
+    Raises UserError, before anything is written, if the model is no BERT of theirs, or parameters are missing or have
+    no place in `architecture` ("" = the fullest one of the task).
     """
-    folder = Path(folder)
-    settings = _their_config(config, architecture)  # before anything is written
-    tensors = to_tensors(parameters, config.num_hidden_layers, architecture)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-def read_config(path: Path, dtype: str) -> BertConfig:
-    """Raises UserError for a field that we cannot honour."""
-    if not path.is_file():
-        raise UserError(f"{path.parent} is no Hugging Face checkpoint: it has no config.json")
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch the checkpoint again") from None
-    for name, value in FIXED.items():
-        if theirs.get(name) not in (None, value):
-            raise UserError(f"{path}: {name} is {theirs[name]!r}, only {value!r} can be loaded")
-    if theirs.get("hidden_act") not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act is {theirs.get('hidden_act')!r}; it can be {', '.join(ACTIVATIONS)}")
-    absent = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in theirs]
-    if absent:
-        raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
-    given = {ours: theirs[name] for ours, name in CONFIG.items() if name in theirs}
-    given |= {"embedding_size": theirs["hidden_size"], "hidden_act": ACTIVATIONS[theirs["hidden_act"]]}
-    return BertConfig(**given, dtype=dtype)
-
-
-def from_tensors(tensors: Tensors, config: BertConfig, *, origin: str, allow: str) -> tuple[Parameters, Report]:
-    """Their tensors → our parameters; `origin` is for messages, `allow` as in `load`."""
-    model = nnx.eval_shape(lambda: BertForPretraining(config, rngs=nnx.Rngs(0)))
-    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    left = _canonical(tensors, origin)
-    report, parameters = Report(), {}
-    copies = {name: left.pop(name) for name in COPIES if name in left}
-    _check_copies(copies, left, origin)
-    report.copies = list(copies)
-    for ours, theirs, transposed, stacked in _names():
-        names = [theirs.format(layer) for layer in range(config.num_hidden_layers)] if stacked else [theirs]
-        found = [name for name in names if name in left]
-        if not found:
-            report.missing.append(ours)
-        elif len(found) < len(names):
-            raise UserError(
-                f"{origin} has {len(found)} of {len(names)} layers of {theirs}; config.json says {len(names)}"
-            )
-        else:
-            sources = [left.pop(name) for name in names]
-            parameters[ours] = _read(names, sources, expected[ours], transposed, stacked, origin, report)
-            report.loaded[ours] = theirs
-            report.reshaped += [ours] if transposed or stacked else []
-    unexplained = [name for name in left if not (allow and re.match(allow, name))]
-    if unexplained:
-        more = f" and {len(unexplained) - 3} more" if len(unexplained) > 3 else ""
-        raise UserError(
-            f"{origin} has tensors with no place here: {', '.join(unexplained[:3])}{more}; allow them by name"
-        )
-    report.unexpected = list(left)
-    _check_parts(parameters, report.missing, origin)
-    return parameters, report
-
-
-def to_tensors(parameters: Mapping[str, Any], num_layers: int, architecture: str) -> dict[str, np.ndarray]:
-    """Our parameters → their tensors, one a layer, contiguous, under the names that `architecture` has."""
+    architecture = architecture or default_architecture(model)
     if architecture not in ARCHITECTURES:
         raise UserError(f"cannot write a {architecture}; it can be {', '.join(ARCHITECTURES)}")
-    parts = ("embeddings", "encoder", *ARCHITECTURES[architecture])
-    prefix = "" if architecture == "BertModel" else "bert."
-    left, tensors = dict(parameters), {}
-    for ours, theirs, transposed, stacked in _names():
-        value = left.pop(ours, None)
-        if ours.partition("/")[0] not in parts:
-            continue
-        if value is None:
-            raise UserError(f"a {architecture} needs {ours}, which is not among the parameters")
-        value = np.asarray(value)
-        for layer, part in enumerate(value if stacked else value[None]):
-            name = theirs.format(layer) if theirs.startswith("cls.") else prefix + theirs.format(layer)
-            tensors[name] = np.ascontiguousarray(part.T if transposed else part)
-        if stacked and len(value) != num_layers:
-            raise UserError(f"{ours} has {len(value)} layers, the config {num_layers}")
-    if left:
-        raise UserError(f"a {architecture} has no place for {', '.join(list(left)[:3])}")
-    return tensors
+    settings = _their_settings(model, architecture)
+    names = _written_names(architecture)
+    num_layers = model.config.num_hidden_layers
+    tensors, report = to_tensors(model.parameters, names, num_layers, what=architecture, allow=allow)
+    report.notes = _what_transformers_does_otherwise(model, architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", dict(sorted(settings.items())))
+    model.tokenizer.save(folder)
+    options_file = folder / "tokenizer_config.json"
+    options = json.loads(options_file.read_text("utf-8"))
+    write_json(options_file, options | {"model_max_length": model.config.max_position_embeddings})
+    if card:
+        (folder / "README.md").write_text(card, "utf-8")
+    return report
 
 
-def _names() -> Iterator[tuple[str, str, bool, bool]]:
-    """(our name, their name or pattern, whether it is transposed, whether it is stacked) of every parameter."""
-    for ours, theirs, parameters in MODULES:
-        for our_name, their_name in parameters.items():
-            yield f"{ours}/{our_name}", f"{theirs}.{their_name}", our_name == "kernel", "{}" in theirs
+def default_architecture(model: Loaded) -> str:
+    """The first architecture of the task for which everything is there."""
+    present = {name.partition("/")[0] for name in model.parameters}
+    fitting = [
+        name for name, (task, parts) in ARCHITECTURES.items() if task == model.task and present.issuperset(parts)
+    ]
+    if not fitting:
+        raise UserError(
+            f"no Hugging Face architecture for task '{model.task}' has just {', '.join(sorted(present))}; "
+            f"choose --architecture among {', '.join(ARCHITECTURES)}"
+        )
+    return fitting[0]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """config.json. Raises UserError for a field that we cannot honour."""
+    settings = read_json(path)
+    for name, value in FIXED.items():
+        if settings.get(name) not in (None, value):
+            raise UserError(f"{path}: {name} is {settings[name]!r}, only {value!r} can be read")
+    for name in ABSENT:
+        if settings.get(name):
+            raise UserError(f"{path}: {name} is set; a model with that cannot be read")
+    if settings.get("hidden_act") not in ACTIVATIONS:
+        raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; it can be {', '.join(ACTIVATIONS)}")
+    absent = [name for name in REQUIRED if name not in settings]
+    if absent:
+        raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
+    return settings
+
+
+def model_config(settings: dict[str, Any], path: Path) -> BertConfig:
+    given = {ours: settings[name] for ours, name in CONFIG.items() if name in settings}
+    given |= {"embedding_size": given["hidden_size"], "hidden_act": ACTIVATIONS[settings["hidden_act"]]}
+    try:
+        return BertConfig(**given, dtype="float32")
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; fetch the checkpoint again")
+    return content
+
+
+def check_vocabulary(config: BertConfig, tokenizer: Tokenizer, origin: str) -> None:
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{origin}: the vocabulary has {tokenizer.vocab_size:,} tokens, the word embeddings {config.vocab_size:,} "
+            "rows; put the vocabulary there that the model was trained with"
+        )
+
+
+def open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Readers of all tensors in a folder. Safetensors are memory-mapped: nothing is read before it is asked for."""
+    single, sharded = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    pickled, pickled_shards = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
+    if single.is_file():
+        return _open_safetensors(single)
+    if sharded.is_file():
+        return _open_shards(sharded, _open_safetensors)
+    if pickled.is_file():
+        return _open_pickle(pickled)
+    if pickled_shards.is_file():
+        return _open_shards(pickled_shards, _open_pickle)
+    raise UserError(f"{folder} has no weights: neither {single.name} nor {sharded.name} nor {pickled.name}")
+
+
+def _architecture(settings: dict[str, Any], given: str, path: Path) -> str:
+    listed = settings.get("architectures") or ["BertModel"]
+    name = given or READ_AS.get(listed[0], listed[0])
+    if name not in ARCHITECTURES:
+        raise UserError(f"{path}: architecture {name} is not known; --architecture can be {', '.join(ARCHITECTURES)}")
+    return name
+
+
+def _parts_read(architecture: str) -> tuple[str, ...]:
+    """Models of pretraining often have more heads in the file than their architecture uses; all are welcome."""
+    task, parts = ARCHITECTURES[architecture]
+    return (*TRUNK, "pooler", *(PRETRAINING_HEADS if task == "pretraining" else parts))
+
+
+def _task(settings: dict[str, Any], architecture: str, path: Path) -> tuple[str, dict[str, Any], int]:
+    """Task, its description, outputs of the classifier."""
+    task, _ = ARCHITECTURES[architecture]
+    if task == "span_qa":  # whether it was trained on questions without an answer is not recorded
+        return task, {"may_have_no_answer": False, "threshold": 0.0}, 1
+    if task not in ("classification", "tagging"):
+        return task, {}, 1
+    labels = settings.get("id2label") or {i: f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
+    by_id = {int(number): str(label) for number, label in labels.items()}
+    if sorted(by_id) != list(range(len(by_id))):
+        raise UserError(f"{path}: id2label has the numbers {sorted(by_id)}; they must be 0 to {len(by_id) - 1}")
+    names = [by_id[i] for i in range(len(by_id))]
+    if task == "tagging":
+        return task, {"labels": names, "characters": False}, len(names)
+    kind = settings.get("problem_type") or ("regression" if len(names) == 1 else "single_label_classification")
+    if kind not in LABEL_KINDS:
+        raise UserError(f"{path}: problem_type is {kind!r}; it can be {', '.join(LABEL_KINDS)}")
+    if kind == "regression" and len(names) > 1:
+        raise UserError(f"{path}: regression with {len(names)} outputs; only one can be read")
+    thresholds = [0.5] * len(names) if LABEL_KINDS[kind] == "multi" else []
+    labels = [] if kind == "regression" else names
+    return task, {"labels": labels, "thresholds": thresholds, "label_kind": LABEL_KINDS[kind]}, len(names)
 
 
 def _canonical(tensors: Tensors, origin: str) -> dict[str, Callable[[], np.ndarray]]:
     """Without the prefix of a model with heads, and with the names that LayerNorm's parameters have today."""
     named = {}
-    for name, read in tensors.items():
+    for name, reader in tensors.items():
         canonical = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
         canonical = canonical.replace("LayerNorm.beta", "LayerNorm.bias")
         if canonical in named:
             raise UserError(f"{origin} has {canonical} under two names; which one is meant cannot be known")
-        named[canonical] = read
+        named[canonical] = reader
     return named
 
 
-def _read(names, sources, shape, transposed, stacked, origin, report) -> np.ndarray:
-    """Straight into the array that is kept, so that no more than one layer is in memory twice."""
-    value = np.empty(shape, np.float32)
-    targets = value if stacked else value[None]
-    for i, (name, source) in enumerate(zip(names, sources, strict=True)):
-        tensor = source()
-        report.widened += [name] if tensor.dtype != np.float32 else []
-        tensor = tensor.T if transposed else tensor
-        if tensor.shape != targets.shape[1:]:
-            is_, should_be = (tuple(x[::-1]) if transposed else tuple(x) for x in (tensor.shape, targets.shape[1:]))
-            raise UserError(f"{origin}: {name} is {is_}, but by config.json {should_be}")
-        targets[i] = tensor
-    return value
-
-
-def _check_copies(copies, tensors, origin) -> None:
+def _without_copies(tensors: dict[str, Callable], origin: str) -> tuple[dict[str, Callable], list[str]]:
     """A decoder of its own, not the embedding table, is another model."""
-    for name, read in copies.items():
+    copies = [name for name in COPIES if name in tensors]
+    for name in copies:
         same_as = COPIES[name]
-        if same_as and (same_as not in tensors or not np.array_equal(read(), tensors[same_as]())):
-            raise UserError(f"{origin}: {name} differs from {same_as}; a model with an untied decoder cannot be loaded")
+        if same_as and (same_as not in tensors or not np.array_equal(tensors[name](), tensors[same_as]())):
+            raise UserError(f"{origin}: {name} differs from {same_as}; a model with an untied decoder cannot be read")
+    return {name: reader for name, reader in tensors.items() if name not in COPIES}, copies
 
 
-def _check_parts(parameters, missing, origin) -> None:
-    """The trunk must be whole; pooler and heads may be missing, but not by halves."""
-    present = {name.partition("/")[0] for name in parameters} | {"embeddings", "encoder"}
-    for name in missing:
-        if name.partition("/")[0] in present:
-            theirs = next(theirs for ours, theirs, *_ in _names() if ours == name)
-            raise UserError(f"{origin} has no {theirs.format(0)}; the checkpoint is not whole")
+def _written_names(architecture: str) -> list[Name]:
+    parts = (*TRUNK, *ARCHITECTURES[architecture][1])
+    prefix = "" if architecture == "BertModel" else "bert."
+    return [
+        replace(name, theirs=prefix + name.theirs) if name.part in (*TRUNK, "pooler") else name
+        for name in huggingface_names()
+        if name.part in parts
+    ]
 
 
-def _their_config(config: BertConfig, architecture: str) -> dict[str, Any]:
+def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
+    config = model.config
     needed = {"norm": "post", "position_embedding": "learned", "embedding_size": config.hidden_size}
+    if ARCHITECTURES[architecture][0] in ("classification", "multiple_choice"):
+        needed["pooling"] = "cls"
     for name, value in needed.items():
         if getattr(config, name) != value:
-            raise UserError(f"model.{name} is {getattr(config, name)}; a Hugging Face BERT has {value} only")
+            raise UserError(f"model.{name} is {getattr(config, name)}; a {architecture} has {value} only")
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
-    settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()}
-    return settings | FIXED | {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}
+    settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
+    settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}
+    settings["pad_token_id"] = model.tokenizer.pad_id
+    if ARCHITECTURES[architecture][0] != model.task or model.task not in ("classification", "tagging"):
+        return settings
+    labels = model.description["labels"] or ["LABEL_0"]  # of a regression
+    settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
+    settings["label2id"] = {label: i for i, label in enumerate(labels)}
+    if model.task == "classification":
+        kind = model.description["label_kind"]
+        settings["problem_type"] = next(theirs for theirs, ours in LABEL_KINDS.items() if ours == kind)
+    return settings
 
 
-def _open(folder: Path) -> Tensors:
-    """Readers of all tensors in a folder. Safetensors are memory-mapped: nothing is read before it is asked for."""
-    index, single, pickled = (
-        folder / name for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
-    )
-    if single.is_file():
-        return _open_safetensors(single)
-    if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {file: _open_safetensors(folder / file) for file in sorted(set(weight_map.values()))}
-        for name, file in weight_map.items():
-            if name not in shards[file]:
-                raise UserError(f"{folder / file} has no {name}, which {index.name} puts there; fetch it again")
-        return {name: shards[file][name] for name, file in weight_map.items()}
-    if pickled.is_file():
-        return _open_pickle(pickled)
-    raise UserError(f"{folder} has no weights: neither {single.name} nor {index.name} nor {pickled.name}")
+def _what_transformers_does_otherwise(model: Loaded, architecture: str) -> list[str]:
+    notes = []
+    if model.config.pooling != "cls":
+        notes.append(f"model.pooling={model.config.pooling} is not part of a {architecture}: apply it to its output")
+    if not isinstance(model.tokenizer, WordPieceTokenizer):
+        notes.append("the tokenizer is SentencePiece (spm.model), which no BERT of Transformers loads: encode with it")
+    elif model.tokenizer.original:
+        notes.append(
+            "the tokenizer follows google-research/bert; that of Transformers differs in rare characters and in words "
+            "of over 100 characters"
+        )
+    thresholds = model.description.get("thresholds") or []
+    if any(threshold != 0.5 for threshold in thresholds):
+        notes.append(f"thresholds of the labels are not part of a {architecture}: {thresholds}")
+    return notes
 
 
-def _open_safetensors(path: Path) -> Tensors:
+def _open_shards(index: Path, open_file: Callable[[Path], dict]) -> dict[str, Callable[[], np.ndarray]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} has no weight_map; fetch it again")
+    shards = {file: open_file(index.parent / file) for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise UserError(f"{index.parent / file} has no {name}, which {index.name} puts there; fetch it again")
+    return {name: shards[file][name] for name, file in weight_map.items()}
+
+
+def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Each tensor maps the file anew, and lets go of it: pages that were read would count as ours until the end."""
     if not path.is_file():
         raise UserError(f"{path} is missing; fetch the checkpoint again")
+
+    def read(name: str) -> np.ndarray:
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(name)
+
     try:
-        file = safe_open(path, framework="np")
-        return {name: (lambda name=name: file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="np") as file:
+            return {name: partial(read, name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); fetch it again") from None
 
 
-def _open_pickle(path: Path) -> Tensors:
+def _open_pickle(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Only plain tensors are unpickled; needs PyTorch."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; fetch the checkpoint again")
     try:
         import torch
     except ImportError:
@@ -320,7 +336,11 @@ def _open_pickle(path: Path) -> Tensors:
             f"{path} is a pickle: reading it needs `pip install torch`, or save it as safetensors"
         ) from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a file of plain tensors ({str(error).splitlines()[0]}); refused") from None
+        # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # the unpickler raises whatever the bytes lead it to
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a whole file of plain tensors ({why[:200]}); refused") from None
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise UserError(f"{path} is not a file of plain tensors by name; refused")
     return {name: (lambda tensor=tensor: tensor.float().numpy()) for name, tensor in tensors.items()}

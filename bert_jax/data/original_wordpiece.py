@@ -36,12 +36,16 @@ class OriginalWordPiece:
     def pieces(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for word in self._words(text):
-            for chars, positions in _split_punctuation(self._normalise(word)):
-                for piece_id, start, end in self._greedy(chars):
-                    ids.append(piece_id)
-                    offsets.append((positions[start], positions[end - 1] + 1))
+        for chars, positions in self.words(text):
+            for piece_id, start, end in self._greedy(chars):
+                ids.append(piece_id)
+                offsets.append((positions[start], positions[end - 1] + 1))
         return ids, offsets
+
+    def words(self, text: str) -> Iterator[Word]:
+        """Normalised and split at punctuation, before any vocabulary is looked at."""
+        for word in self._words(text):
+            yield from _split_punctuation(self._normalise(word))
 
     def _words(self, text: str) -> Iterator[Word]:
         chars: list[str] = []

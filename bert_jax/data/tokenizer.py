@@ -10,11 +10,13 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 import tokenizers
 from ml_collections import ConfigDict
+from tokenizers import normalizers
 
 from bert_jax.config import UserError
 from bert_jax.data.corpus import Corpus
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")  # fields of an added token
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes of Transformers that take tokenizer.json as it is
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -76,8 +80,9 @@ class SentencePieceTokenizer(Tokenizer):
 def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenizer:
     """From a file (vocab.txt, tokenizer.json, *.model) or a folder (written by `save`, or a Hugging Face one).
 
-    Where lower-casing, accents and CJK splitting come from: 1. tokenizer.json, 2. the folder's tokenizer_config.json,
-    3. `data`, 4. uncased. Raises UserError for what is missing, malformed or lacks a special token.
+    Where lower-casing, accents and CJK splitting come from: 1. the folder's tokenizer_config.json (as in Transformers),
+    2. tokenizer.json, 3. `data`, 4. uncased. Tokens added to the vocabulary are found wherever Transformers puts them.
+    Raises UserError for what is missing, malformed or lacks a special token.
     """
     path = Path(path)
     if path.is_dir():
@@ -87,7 +92,7 @@ def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenize
     if path.suffix == ".model":
         return SentencePieceTokenizer(path.read_bytes(), str(path))
     if path.suffix == ".json":
-        return _from_json(path)
+        return WordPieceTokenizer(_read_backend(path), str(path))
     options = (True, None, True) if data is None else (data.lowercase, data.strip_accents, data.split_cjk)
     return make_wordpiece(read_vocab_file(path), str(path), *options)
 
@@ -133,32 +138,79 @@ def _sample(corpus: Corpus, limit: int) -> list[str]:
 
 
 def _load_folder(folder: Path, data: ConfigDict | None) -> Tokenizer:
-    config_file = folder / "tokenizer_config.json"
-    options = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+    options = _read_json(folder / "tokenizer_config.json")
     original = bool(options.get("original"))
     models_found = sorted(folder.glob("*.model"))
     if (folder / "tokenizer.json").is_file():
-        return _from_json(folder / "tokenizer.json", original)
-    if (folder / "vocab.txt").is_file() and options:
+        backend = _read_backend(folder / "tokenizer.json")
+        _set_switches(backend, options)
+    elif (folder / "vocab.txt").is_file() and options:
         switches = (
             options.get("do_lower_case", True),
             options.get("strip_accents"),
             options.get("tokenize_chinese_chars", True),
         )
-        return make_wordpiece(read_vocab_file(folder / "vocab.txt"), str(folder), *switches, original=original)
-    if (folder / "vocab.txt").is_file():
+        tokens = read_vocab_file(folder / "vocab.txt")
+        backend = make_wordpiece(tokens, str(folder), *switches).backend
+    elif (folder / "vocab.txt").is_file():
         return load_tokenizer(folder / "vocab.txt", data)
-    if models_found:
+    elif models_found:
         return load_tokenizer(models_found[0])
-    raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder")
+    else:
+        raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder")
+    _add_tokens(backend, folder, options)
+    return WordPieceTokenizer(backend, str(folder), original)
 
 
-def _from_json(path: Path, original: bool = False) -> WordPieceTokenizer:
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust parser raises nothing narrower
         raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
-    return WordPieceTokenizer(backend, str(path), original)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """{} if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+
+
+def _set_switches(backend: tokenizers.Tokenizer, options: dict[str, Any]) -> None:
+    """Transformers makes the normalizer of a BertTokenizer anew, whatever tokenizer.json says."""
+    normalizer = backend.normalizer
+    if options.get("tokenizer_class") in _GENERIC or not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    for switch, theirs in (
+        ("lowercase", "do_lower_case"),
+        ("strip_accents", "strip_accents"),
+        ("handle_chinese_chars", "tokenize_chinese_chars"),
+    ):
+        if theirs in options and options[theirs] != getattr(normalizer, switch):
+            if options[theirs] is None and switch != "strip_accents":
+                continue
+            _log.warning("%s in tokenizer_config.json overrides tokenizer.json: %s", theirs, options[theirs])
+            setattr(normalizer, switch, options[theirs])
+    parts: Any = backend  # its properties have no setters in the stubs
+    parts.normalizer = normalizer
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: dict[str, Any]) -> None:
+    """Those of added_tokens.json and of tokenizer_config.json: never split, even where the vocabulary has them."""
+    listed = _read_json(folder / "added_tokens.json")
+    found: dict[int, dict[str, Any]] = {int(number): {"content": token} for token, number in listed.items()}
+    found |= {int(number): token for number, token in options.get("added_tokens_decoder", {}).items()}
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for number, token in sorted(found.items()):
+        content = token["content"]
+        if content not in known:
+            backend.add_tokens([tokenizers.AddedToken(**{key: token[key] for key in _ADDED if key in token})])
+            if backend.token_to_id(content) != number:
+                given = backend.token_to_id(content)
+                raise UserError(f"{folder}: added token {content!r} has number {number}, but {given} is the next")
 
 
 def _without_spaces(text: str, begin: int, end: int) -> Span:

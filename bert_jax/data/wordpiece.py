@@ -104,6 +104,20 @@ class WordPieceTokenizer(Tokenizer):
         }
         write_json(directory / "tokenizer_config.json", options)
 
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """A copy of the Rust tokenizer behind this one."""
+        return tokenizers.Tokenizer.from_str(self._backend.to_str())
+
+    def split_words(self, texts: Sequence[str]) -> list[list[str]]:
+        """The words that the rules make of each text, normalised, before any vocabulary is looked at."""
+        if self._rules is not None:
+            return [[word for word, _ in self._rules.words(text)] for text in texts]
+        clean, split = self._backend.normalizer, self._backend.pre_tokenizer
+        if clean is None or split is None:
+            raise UserError("the tokenizer has no normalizer or no pre-tokenizer: it is not BERT's")
+        return [[word for word, _ in split.pre_tokenize_str(clean.normalize_str(text))] for text in texts]
+
     def __reduce__(self):
         return WordPieceTokenizer, (self._backend, "a copy", self.original)  # the cache does not travel
 

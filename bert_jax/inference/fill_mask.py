@@ -23,6 +23,8 @@ class FillMask:
             raise UserError(str(damage)) from damage
         self.tokenizer = saved.tokenizer
         self.config = bert_config(from_json_dict(saved.run["config"]).model, self.tokenizer.vocab_size)
+        if "mlm/bias" not in saved.parameters:
+            raise UserError(f"{folder} has no MLM head, which fills masks; it was made without one")
         model = nnx.eval_shape(lambda: BertForPretraining(self.config, rngs=nnx.Rngs(params=0)))
         self.model = unflatten(nnx.split(model)[0], saved.parameters)
         self._logits = jax.jit(_logits)

@@ -22,8 +22,8 @@ class Pretraining:
     """A `Task` over a prepared corpus. With data.pairing=none the second objective has weight 0 everywhere."""
 
     objectives = ("mlm_loss", "nsp_loss")
-    new_parameters = ""
-    dropped_parameters = ""
+    new_parameters = "mlm/|nsp/|pooler/"
+    dropped_parameters = "classifier/|span/|window_query/"
     renewed_parameters = ""
     final_splits = ()
 

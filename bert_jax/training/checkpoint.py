@@ -163,11 +163,15 @@ def describe_checkpoint(directory: Path) -> tuple[dict, Tokenizer]:
 def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tokenizer: Tokenizer) -> None:
     """A checkpoint of parameters alone, such as a converted one, that `init_from=<directory>` can name.
 
-    `run` needs `step`, `config` (with the group `model`) and `task`, as `describe_checkpoint` gives them.
+    `run` needs `step`, `config` (with the group `model`) and `task`, as `describe_checkpoint` gives them. `parameters`
+    is emptied: array by array it becomes JAX's, of which Orbax makes one copy less than of NumPy's.
     """
+    sums = _checksums(parameters)
+    parameters = {name: jnp.asarray(parameters.pop(name)) for name in list(parameters)}
+    items = _items({"parameters": parameters}, run | {"checksums": {"parameters": sums}}, tokenizer)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     with contextlib.closing(checkpointer):
-        checkpointer.save(directory.absolute(), args=_items({"parameters": parameters}, run, tokenizer))
+        checkpointer.save(directory.absolute(), args=items)
 
 
 def find_checkpoint(path: str, best: bool = False) -> Path:
@@ -215,7 +219,8 @@ def _best_beside(newest: Path) -> Path:
 
 def _items(arrays: dict[str, Any], run: dict, tokenizer: Tokenizer) -> ocp.args.Composite:
     items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-    run = run | {"checksums": {name: _checksums(tree) for name, tree in arrays.items()}}
+    if "checksums" not in run:
+        run = run | {"checksums": {name: _checksums(tree) for name, tree in arrays.items()}}
     return ocp.args.Composite(**items, run=ocp.args.JsonSave(run), tokenizer=ocp.args.JsonSave(_pack(tokenizer)))
 
 
@@ -245,8 +250,24 @@ def _sums_of_bits(tree):
 
 def _checksums(tree: Any) -> dict[str, int]:
     """A sum modulo 2³² over the bits of each array: the same on any mesh, at the speed of memory."""
-    leaves = jax.tree_util.tree_flatten_with_path(_sums_of_bits(tree))[0]
+    of = _numpy_sums_of_bits if all(isinstance(x, np.ndarray) for x in jax.tree.leaves(tree)) else _sums_of_bits
+    leaves = jax.tree_util.tree_flatten_with_path(of(tree))[0]
     return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
+
+
+def _numpy_sums_of_bits(tree):
+    """The same sums without a compiler and without a copy: piece by piece."""
+
+    def of(x):
+        bits = x.reshape(-1).view(np.uint32) if x.dtype.itemsize == 4 else x.reshape(-1).astype(np.uint32)
+        total, piece = 0, 1 << 20
+        for start in range(0, bits.size, piece):
+            part = bits[start : start + piece]
+            places = np.arange(start, start + part.size).astype(np.uint32)
+            total += int(np.sum(part * (2 * places + 1), dtype=np.uint32))
+        return total % 2**32
+
+    return jax.tree.map(of, tree)
 
 
 def _on_one_device(directory: Path):

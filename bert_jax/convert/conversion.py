@@ -1,0 +1,178 @@
+"""From any source to any target: what `python -m bert_jax.convert` does, to be called from a notebook as well."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from bert_jax.config import UserError, from_json_dict
+from bert_jax.convert import google_tf, hub, huggingface
+from bert_jax.convert.mapping import Arrays, Loaded, Report, to_host
+from bert_jax.convert.model_card import model_card
+from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
+from bert_jax.models.config import bert_config
+from bert_jax.models.layers import Linear
+from bert_jax.training.checkpoint import find_checkpoint, has_checkpoint, read_checkpoint, write_checkpoint
+from bert_jax.training.parameters import flatten
+
+FORMATS = ("bert_jax", "huggingface")
+
+
+@dataclass
+class Source:
+    """A model, and what is known of how it was trained: the `run` item of a checkpoint, its metrics.jsonl."""
+
+    model: Loaded
+    run: dict[str, Any]
+    metrics: Path | None
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    format: str = "bert_jax",
+    architecture: str = "",
+    extend_vocab: str = "",
+    max_position_embeddings: int = 0,
+    allow: str = "",
+    overwrite: bool = False,
+) -> str:
+    """Reads `source`, writes `target`, gives the report of every name.
+
+    `source` is a folder or prefix of any kind that is known here, or a name of the Hugging Face Hub. The options are
+    those of the command line. Raises UserError before anything is written, or with the old `target` as it was.
+    """
+    words = read_words(Path(extend_vocab)) if extend_vocab else []
+    _check_target(Path(target), source, overwrite)
+    opened = open_source(source, architecture="" if format == "huggingface" else architecture, allow=allow)
+    lines = [f"read {source}: {opened.model.report}"]
+    lines += _resize(opened, words, max_position_embeddings)
+    with _replacing(Path(target)) as folder:
+        if format == "huggingface":
+            written = _write_huggingface(folder, opened, architecture, allow)
+            lines.append(f"wrote {target}: {written}")
+        else:
+            lines.append(f"wrote {target}: {len(opened.model.parameters)} parameters, task {opened.model.task}")
+            write_checkpoint(folder, opened.model.parameters, opened.run, opened.model.tokenizer)
+    return "\n".join(lines)
+
+
+def open_source(source: str, *, architecture: str = "", allow: str = "") -> Source:
+    """What `source` holds, whatever its kind: 1. our checkpoint or workdir, 2. a Hugging Face folder, 3. a TensorFlow
+    checkpoint, 4. a name of the Hub."""
+    path = Path(source)
+    if has_checkpoint(source):
+        return _read_ours(source)
+    if path.is_dir() and any((path / name).is_file() for name in ("config.json", "modules.json")):
+        return _foreign(huggingface.read(path, architecture=architecture, allow=allow), source)
+    if google_tf.is_checkpoint(path):
+        return _foreign(google_tf.read(path, allow=allow), source)
+    if path.is_dir():
+        raise UserError(
+            f"{source} is not a checkpoint: it has neither config.json (Hugging Face) nor *.index (TensorFlow) "
+            "nor checkpoints of bert_jax"
+        )
+    if path.exists():
+        raise UserError(f"{source} is a file; give the folder that it lies in (of TensorFlow also folder/model.ckpt-N)")
+    if not hub.is_name(source):
+        raise UserError(f"{source} does not exist")
+    return _foreign(huggingface.read(hub.fetch(source), architecture=architecture, allow=allow), source)
+
+
+def _read_ours(source: str) -> Source:
+    folder = find_checkpoint(source)
+    saved = read_checkpoint(folder)
+    config = bert_config(from_json_dict(saved.run["config"]).model, saved.tokenizer.vocab_size)
+    report = Report(loaded={name: name for name in saved.parameters})
+    task = saved.run["config"]["task"]
+    model = Loaded(config, to_host(saved.parameters), saved.tokenizer, task, saved.run["task"], report)
+    run = {name: value for name, value in saved.run.items() if name not in ("checksums", "data", "history")}
+    workdir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    return Source(model, run, workdir / "metrics.jsonl")
+
+
+def _foreign(model: Loaded, source: str) -> Source:
+    """With the config that a run of ours would have that ended with this model."""
+    from experiments.base import get_config
+
+    if model.task in ("tagging", "span_qa"):
+        model.parameters |= _unused_pooler(model)
+    config = get_config()
+    config.task = model.task
+    if model.task == "classification":
+        config.data.label_kind = model.description["label_kind"]
+    run = {"step": 0, "config": config.to_dict(), "task": model.description, "converted_from": Path(source).name}
+    _record_shape(run, model)
+    return Source(model, run, None)
+
+
+def _unused_pooler(model: Loaded) -> Arrays:
+    """As initialised, where a head that does not use it came without: all our models have one."""
+    if "pooler/kernel" in model.parameters:
+        return {}
+    model.report.notes.append("a pooler was added, as initialised: this head does not use it")
+    size = model.config.hidden_size
+    pooler = Linear(size, size, stddev=model.config.initializer_range, rngs=nnx.Rngs(params=0))
+    return {f"pooler/{name}": np.asarray(value) for name, value in flatten(pooler).items()}
+
+
+def _record_shape(run: dict[str, Any], model: Loaded) -> None:
+    run["config"]["model"] |= asdict(model.config) | {"size": None}
+
+
+def _resize(opened: Source, words: list[str], positions: int) -> list[str]:
+    model, lines = opened.model, []
+    if words:
+        model.tokenizer, model.parameters, lines = extend_vocabulary(model.tokenizer, model.parameters, words)
+        model.config = replace(model.config, vocab_size=model.tokenizer.vocab_size)
+    if positions:
+        model.parameters, note = extend_positions(model.parameters, positions)
+        model.config = replace(model.config, max_position_embeddings=positions)
+        lines.append(note)
+    _record_shape(opened.run, model)
+    return lines
+
+
+def _write_huggingface(folder: Path, opened: Source, architecture: str, allow: str) -> Report:
+    model = opened.model
+    architecture = architecture or huggingface.default_architecture(model)
+    count = sum(value.size for value in model.parameters.values())
+    card = model_card(opened.run, opened.metrics, architecture, count)
+    return huggingface.write(folder, model, architecture=architecture, card=card, allow=allow)
+
+
+def _check_target(target: Path, source: str, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if Path(source).exists() and (target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)):
+        raise UserError(f"--to={target} holds --from={source}; choose another folder")
+    if not overwrite:
+        raise UserError(f"--to={target} exists; choose another folder, or replace it with --overwrite")
+    if not target.is_dir() or not (_is_ours_alone(target) or (target / "model.safetensors").is_file()):
+        if target.is_dir() and not any(target.iterdir()):
+            return
+        raise UserError(f"--to={target} is no converted checkpoint, and nothing else is replaced; remove it by hand")
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    return (folder / "run").is_dir() and (folder / "parameters").is_dir()
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `target`, at once and only if all went well."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            yield Path(scratch) / "new"
+            if target.exists():
+                target.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(target)
+    except OSError as problem:
+        raise UserError(f"--to={target} cannot be written ({problem.strerror or problem})") from problem

@@ -1,0 +1,46 @@
+"""Models of the Hugging Face Hub, by name."""
+
+import logging
+import re
+from pathlib import Path
+
+from bert_jax.config import UserError
+
+NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?$")
+SMALL = ["*.json", "vocab.txt", "1_*/config.json", "2_*/config.json", "3_*/config.json"]
+SECONDS = 5  # to wait for an answer
+
+
+def is_name(source: str) -> bool:
+    return NAME.match(source) is not None
+
+
+def fetch(name: str) -> Path:
+    """The folder (in Hugging Face's cache) with the files of a model that are needed here, fetched where it lacks them.
+
+    Raises UserError if there is no such model, or no network.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    for noisy in ("huggingface_hub", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+    def snapshot(patterns: list[str]) -> Path:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=SECONDS))
+
+    local = f"fetch it elsewhere (`hf download {name}`) and give the folder: --from=path/to/folder"
+    try:
+        folder = snapshot([*SMALL, "*.safetensors"])
+        if not any(folder.rglob("*.safetensors")):
+            folder = snapshot([*SMALL, "pytorch_model*.bin"])
+    except errors.GatedRepoError:
+        raise UserError(f"--from={name}: the Hub asks for a login to this model; {local}") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise UserError(f"--from={name} is neither a folder nor a model of the Hugging Face Hub") from None
+    except (errors.HfHubHTTPError, OSError) as problem:
+        why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise UserError(
+            f"--from={name} is no folder, and the Hugging Face Hub cannot be reached ({why[:160]}); {local}"
+        ) from None
+    return folder

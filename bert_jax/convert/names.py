@@ -1,0 +1,126 @@
+"""What everything is called: our parameters, those of Hugging Face, those of google-research/bert. ONE table.
+
+Linear kernels are [in, out] here and in TensorFlow, [out, in] in PyTorch; the heads of google-research/bert are
+[out, in] too. Every layer is stored by itself there; here all of them are stacked along a leading axis.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Ours → (Hugging Face's, google-research/bert's) names of the parameters of one kind of module.
+Suffixes = dict[str, tuple[str, str]]
+TABLE: Suffixes = {"embedding": (".weight", "")}
+NORM: Suffixes = {"scale": (".weight", "/gamma"), "bias": (".bias", "/beta")}
+LINEAR: Suffixes = {"kernel": (".weight", "/kernel"), "bias": (".bias", "/bias")}
+HEAD: Suffixes = {"kernel": (".weight", "output_weights"), "bias": (".bias", "output_bias")}
+
+# Module here, there (without the prefix "bert" of a model with heads; {} is the layer), there, its parameters.
+MODULES: tuple[tuple[str, str, str, Suffixes], ...] = (
+    ("embeddings/word", "embeddings.word_embeddings", "embeddings/word_embeddings", TABLE),
+    ("embeddings/position", "embeddings.position_embeddings", "embeddings/position_embeddings", TABLE),
+    ("embeddings/token_type", "embeddings.token_type_embeddings", "embeddings/token_type_embeddings", TABLE),
+    ("embeddings/layer_norm", "embeddings.LayerNorm", "embeddings/LayerNorm", NORM),
+    (
+        "encoder/layers/attention/query",
+        "encoder.layer.{}.attention.self.query",
+        "encoder/layer_{}/attention/self/query",
+        LINEAR,
+    ),
+    (
+        "encoder/layers/attention/key",
+        "encoder.layer.{}.attention.self.key",
+        "encoder/layer_{}/attention/self/key",
+        LINEAR,
+    ),
+    (
+        "encoder/layers/attention/value",
+        "encoder.layer.{}.attention.self.value",
+        "encoder/layer_{}/attention/self/value",
+        LINEAR,
+    ),
+    (
+        "encoder/layers/attention/output",
+        "encoder.layer.{}.attention.output.dense",
+        "encoder/layer_{}/attention/output/dense",
+        LINEAR,
+    ),
+    (
+        "encoder/layers/attention_layer_norm",
+        "encoder.layer.{}.attention.output.LayerNorm",
+        "encoder/layer_{}/attention/output/LayerNorm",
+        NORM,
+    ),
+    (
+        "encoder/layers/intermediate",
+        "encoder.layer.{}.intermediate.dense",
+        "encoder/layer_{}/intermediate/dense",
+        LINEAR,
+    ),
+    ("encoder/layers/output", "encoder.layer.{}.output.dense", "encoder/layer_{}/output/dense", LINEAR),
+    (
+        "encoder/layers/output_layer_norm",
+        "encoder.layer.{}.output.LayerNorm",
+        "encoder/layer_{}/output/LayerNorm",
+        NORM,
+    ),
+    ("pooler", "pooler.dense", "pooler/dense", LINEAR),
+    ("mlm/transform", "cls.predictions.transform.dense", "cls/predictions/transform/dense", LINEAR),
+    ("mlm/layer_norm", "cls.predictions.transform.LayerNorm", "cls/predictions/transform/LayerNorm", NORM),
+    ("mlm", "cls.predictions", "cls/predictions/", {"bias": (".bias", "output_bias")}),
+    ("nsp", "cls.seq_relationship", "cls/seq_relationship/", HEAD),
+    ("classifier", "classifier", "", HEAD),
+    ("span", "qa_outputs", "cls/squad/", HEAD),
+)
+
+TRUNK = ("embeddings", "encoder")
+PRETRAINING_HEADS = ("mlm", "nsp")
+TASK_HEADS = ("classifier", "span")
+
+# Architecture of Hugging Face: our task, and what it has besides embeddings and encoder. The first of a task that has
+# everything in a checkpoint is what it is written as.
+ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "BertForPreTraining": ("pretraining", ("pooler", "mlm", "nsp")),
+    "BertForMaskedLM": ("pretraining", ("mlm",)),
+    "BertModel": ("pretraining", ("pooler",)),
+    "BertForSequenceClassification": ("classification", ("pooler", "classifier")),
+    "BertForTokenClassification": ("tagging", ("classifier",)),
+    "BertForQuestionAnswering": ("span_qa", ("span",)),
+    "BertForMultipleChoice": ("multiple_choice", ("pooler", "classifier")),
+}
+
+# Of Hugging Face, read but not written: as which of the above.
+READ_AS = {"BertLMHeadModel": "BertForMaskedLM", "BertForNextSentencePrediction": "BertForPreTraining"}
+
+
+@dataclass(frozen=True)
+class Name:
+    """One parameter here and there; `theirs` of a stacked one is a pattern with {} for the layer."""
+
+    ours: str
+    theirs: str
+    transposed: bool
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.theirs
+
+    @property
+    def part(self) -> str:
+        return self.ours.partition("/")[0]
+
+    def layers(self, count: int) -> list[str]:
+        return [self.theirs.format(layer) for layer in range(count)] if self.stacked else [self.theirs]
+
+
+def huggingface_names() -> list[Name]:
+    return [Name(ours, theirs, ours.endswith("/kernel")) for ours, theirs, _ in _rows()]
+
+
+def google_names() -> list[Name]:
+    return [Name(ours, theirs, theirs.endswith("output_weights")) for ours, _, theirs in _rows()]
+
+
+def _rows() -> Iterator[tuple[str, str, str]]:
+    for ours, huggingface, google, suffixes in MODULES:
+        for name, (there, elsewhere) in suffixes.items():
+            yield f"{ours}/{name}", huggingface + there, google + elsewhere
