@@ -8,6 +8,8 @@ TASKS = {
     "pretraining": "bert_jax.tasks.pretraining.Pretraining",
     "classification": "bert_jax.tasks.classification.Classification",
     "tagging": "bert_jax.tasks.tagging.Tagging",
+    "span_qa": "bert_jax.tasks.span_qa.SpanQA",
+    "multiple_choice": "bert_jax.tasks.multiple_choice.MultipleChoice",
 }
 
 

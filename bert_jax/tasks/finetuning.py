@@ -209,6 +209,13 @@ def trunk_inputs(batch: Batch) -> tuple[Array, Array, Array, Array]:
     return ids, types, positions, sequences
 
 
+def refuse_options_of_classes(config: ConfigDict) -> None:
+    """For families whose examples have no classes. Raises UserError."""
+    for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
+        if config.train[key] != off:
+            raise UserError(f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}")
+
+
 def by_item(rows: list[dict[str, np.ndarray]], count: int) -> dict[str, list[np.ndarray]]:
     """Outputs of batches → for each name one array an item, in the items' order, each exactly once."""
     numbers = np.concatenate([row["item_ids"] for row in rows])

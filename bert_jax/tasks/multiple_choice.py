@@ -1,0 +1,150 @@
+"""Which of several endings goes on from a context: SWAG, CODAH and the like (Devlin et al. 2018, section 4.4).
+
+Every choice is a row, [CLS] context [SEP] ending's start, choice [SEP]; one number a row, and a softmax over them.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+from bert_jax.data.batches import Item
+from bert_jax.data.examples import ChoiceExample, TextExample, describe, format_report, warnings
+from bert_jax.data.tables import Row, choice_examples, text_in, texts_in
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.tasks.classification import encode_long
+from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
+from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.task import Batch, Sums
+
+
+class MultipleChoice(FineTuning):
+    """`data.text` is the context, `data.text_pair` what all endings start with ("" = nothing), `data.choices` the
+    endings, `data.label` the number of the right one. Examples may differ in how many choices they have."""
+
+    head = "classifier/"
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
+        super().__init__(config, tokenizer, description)
+        refuse_options_of_classes(config)
+        if not config.data.choices:
+            raise UserError("data.choices is empty: name the columns with the choices, comma-separated")
+        if config.data.long_texts == "windows":
+            raise UserError("data.long_texts=windows is not for multiple choice: choose head, tail, head+tail or error")
+
+    def read(self, spec: str) -> Iterator[ChoiceExample]:
+        data = self.config.data
+        return choice_examples(
+            spec, context=data.text, ending_start=data.text_pair, choices=data.choices, label=data.label
+        )
+
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[ChoiceExample | UserError]:
+        data = self.config.data
+        names = [name.strip() for name in data.choices.split(",") if name.strip()]
+        for row in rows:
+            try:
+                choices = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
+                if not choices:
+                    raise UserError(f"{row.origin}: column '{names[0]}' has no choices: mend this row")
+                start = text_in(row, data.text_pair) if data.text_pair else ""
+                yield ChoiceExample(row.origin, None, text_in(row, data.text), start, tuple(choices))
+            except UserError as error:
+                yield error
+
+    def learn(self) -> None:
+        for split, examples in self.examples.items():
+            for example in examples:
+                if example.label is None:
+                    raise UserError(f"{example.origin}: no label in column '{self.config.data.label}' ({split})")
+        report = describe({split: [_as_text(e) for e in examples] for split, examples in self.examples.items()})
+        logging.info("%s", format_report(report))
+        for warning in warnings(report):
+            logging.warning("%s", warning)
+
+    def describe(self, description: dict[str, Any]) -> None:
+        pass  # the config says everything
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def encode(self, examples: Sequence[ChoiceExample]) -> list[Item]:
+        data = self.config.data
+        contexts = self.tokenizer.encode_words([example.context for example in examples])
+        endings = iter(self.tokenizer.encode_words([text for example in examples for text in _endings(example)]))
+        items, cut = [], 0
+        for example, context in zip(examples, contexts, strict=True):
+            parts, any_dropped = [], False
+            for _ in example.choices:
+                ending = next(endings)
+                (part,), dropped = encode_long(self.tokenizer, context, ending, data.sequence_length, data)
+                if dropped and data.long_texts == "error":
+                    raise UserError(
+                        f"{example.origin}: {len(context) + len(ending) + 3} tokens, over data.sequence_length "
+                        f"{data.sequence_length}; set data.long_texts to head, tail or head+tail"
+                    )
+                parts.append(part)
+                any_dropped |= dropped
+            cut += any_dropped
+            items.append(Item(tuple(parts), {"labels": np.asarray(example.label or 0, np.int32)}))
+        if cut:
+            share = 100 * cut / len(examples)
+            logging.warning(
+                "%d of %d examples (%.1f %%) lose tokens to data.long_texts=%s",
+                *(cut, len(examples), share, data.long_texts),
+            )
+        return items
+
+    def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
+        return BertForSequenceClassification(self.bert_config, 1, rngs=rngs)
+
+    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+        trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
+        inputs, weights = trunk_inputs(batch), batch["part_weights"]
+        vectors = model.vector(model.encode(*inputs, key=trunk_key).hidden, inputs[-1])
+        logits = model.classify(vectors, key=head_key).reshape(weights.shape)
+        return {"logits": jnp.where(weights > 0, logits, jnp.finfo(jnp.float32).min)}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Sums:
+        sums = cross_entropy_sums("choice", outputs["logits"], batch["labels"], batch["item_weights"])
+        return {"loss": sums["choice_loss"], "choice_accuracy": sums["choice_accuracy"]}
+
+    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+        """Of each example `choice`, the number of the likeliest, its `text` and `probability`; all `probabilities`."""
+        predictions = []
+        for example, row in zip(examples, outputs["logits"], strict=True):
+            logits = np.asarray(row[: len(example.choices)], np.float64)
+            probabilities = np.exp(logits - logits.max())
+            probabilities /= probabilities.sum()
+            choice = int(probabilities.argmax())
+            predictions.append(
+                {
+                    "choice": choice,
+                    "text": example.choices[choice],
+                    "probability": float(probabilities[choice]),
+                    "probabilities": probabilities.tolist(),
+                }
+            )
+        return predictions
+
+    def score(self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        right = [
+            prediction["choice"] == example.label for example, prediction in zip(examples, predictions, strict=True)
+        ]
+        return {"accuracy": float(np.mean(right))}
+
+
+def _endings(example: ChoiceExample) -> list[str]:
+    return [f"{example.ending_start} {choice}" if example.ending_start else choice for choice in example.choices]
+
+
+def _as_text(example: ChoiceExample) -> TextExample:
+    """For the data report: the same question twice, or in two splits, or with two answers."""
+    return TextExample(example.origin, example.context, "\n".join(_endings(example)), str(example.label))

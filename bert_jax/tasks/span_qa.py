@@ -1,0 +1,313 @@
+"""Questions whose answer is a span of a context, or that have none: SQuAD 1.1 and 2.0 (Devlin et al. 2018, 4.2, 4.3).
+
+A question and a window of its context make a row, [CLS] question [SEP] window [SEP]; the model gives every token a
+logit as start and one as end of the answer, and those of [CLS] together speak for "no answer".
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+from bert_jax.data.batches import Item, Part
+from bert_jax.data.encoding import Span
+from bert_jax.data.examples import QuestionExample
+from bert_jax.data.squad import check_answers, question_examples
+from bert_jax.data.tables import Row, text_in
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.windows import char_span_to_tokens, max_context_mask, sliding
+from bert_jax.models.heads import BertForQuestionAnswering
+from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
+from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.squad_scores import best_threshold, squad_scores
+from bert_jax.tasks.task import Batch, Sums
+
+# As in google-research/bert, run_squad.py
+N_BEST = 20  # starts and ends of a window that are paired, and answers of a question that are kept
+MAX_ANSWER_TOKENS = 30
+
+_WINDOWS_TOGETHER = 1024  # in decoding: bounds its memory
+_NOTHING_TO_ANSWER_WITH = float(np.finfo(np.float32).max)  # null odds of a context without a token; JSON has no inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window(Item):
+    """A row, and what leads from its tokens back to the characters of the context."""
+
+    example: int  # number of the question
+    first: int  # the row's first token of the context
+    offsets: Int32[np.ndarray, "T 2"]  # characters of each of its T tokens of the context
+    is_max_context: Bool[np.ndarray, " T"]  # an answer may start here: no other window shows more around it
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The best spans of each of W windows, the best first; tokens count from `Window.first`, `end` is included."""
+
+    scores: Float[np.ndarray, "W K"]  # −inf where there are no more
+    starts: Int[np.ndarray, "W K"]
+    ends: Int[np.ndarray, "W K"]
+
+
+class SpanQA(FineTuning):
+    """`threshold`: "no answer" is given where its score exceeds the best span's by more (SQuAD 2.0 only)."""
+
+    head = "span/"
+    may_have_no_answer: bool
+    threshold = 0.0
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
+        super().__init__(config, tokenizer, description)
+        refuse_options_of_classes(config)
+        data = config.data
+        if data.sequence_length < data.max_query_length + 4:
+            raise UserError(
+                f"data.sequence_length {data.sequence_length} has no room for a context beside a question of "
+                f"data.max_query_length {data.max_query_length} tokens and three special ones: raise or lower one"
+            )
+
+    def read(self, spec: str) -> Iterator[QuestionExample]:
+        return question_examples(spec)
+
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[QuestionExample | UserError]:
+        for row in rows:
+            try:
+                name = str(row.values["id"]) if "id" in row.values else row.origin
+                yield QuestionExample(row.origin, name, text_in(row, "question"), text_in(row, "context"))
+            except UserError as error:
+                yield error
+
+    def learn(self) -> None:
+        for split, examples in self.examples.items():
+            report = check_answers(examples)
+            logging.info(
+                "%s: %d questions, %d of them without answer; %d answers, %d of them not in place",
+                *(split, report.num_questions, report.num_impossible, report.num_answers, report.num_misplaced),
+            )
+            if report.num_misplaced:
+                logging.warning("answers not at their answer_start, the first: %s", report.first_misplaced)
+            for example in examples:
+                if not example.answers and not example.is_impossible:
+                    raise UserError(f"{example.origin}: neither answers nor is_impossible ({split}): give one of them")
+            _warn_of_shared_contexts(self.examples["train"], split, examples)
+        # Resuming and continuing from a checkpoint alike: what the questions of this run are counts.
+        questions = (example for split in ("train", "validation") for example in self.examples.get(split, ()))
+        self.may_have_no_answer = any(example.is_impossible for example in questions)
+        train = [example for example in self.examples["train"] if example.is_impossible or _gold(example)]
+        if len(train) < len(self.examples["train"]):
+            left_out = len(self.examples["train"]) - len(train)
+            logging.warning("%d questions are not trained on: no answer of theirs is in place", left_out)
+        self.examples["train"] = train
+
+    def describe(self, description: dict[str, Any]) -> None:
+        self.may_have_no_answer, self.threshold = description["may_have_no_answer"], description["threshold"]
+
+    def description(self) -> dict[str, Any]:
+        return {"may_have_no_answer": self.may_have_no_answer, "threshold": self.threshold}
+
+    def encode(self, examples: Sequence[QuestionExample]) -> list[Item]:
+        data = self.config.data
+        contexts = _encoded_contexts(self.tokenizer, [example.context for example in examples])
+        questions = self.tokenizer.encode_words([example.question for example in examples])
+        items: list[Item] = []
+        too_long = 0
+        for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
+            ids, offsets = contexts[example.context]
+            gold = _gold(example)
+            answer = None if gold is None else char_span_to_tokens(offsets.tolist(), *gold)
+            too_long += answer is not None and answer[1] - answer[0] >= MAX_ANSWER_TOKENS
+            known = example.is_impossible or answer is not None
+            head = [self.tokenizer.cls_id, *question[: data.max_query_length], self.tokenizer.sep_id]
+            # A context without a token has a window all the same: every question gets its prediction.
+            windows = sliding(len(ids), data.sequence_length - len(head) - 1, data.window_stride) or [(0, 0)]
+            for (start, size), trusted in zip(windows, max_context_mask(windows), strict=True):
+                kept = slice(start, start + size)
+                row = np.asarray([*head, *ids[kept], self.tokenizer.sep_id], np.int32)
+                inside = answer is not None and start <= answer[0] and answer[1] < start + size
+                first, last = (place - start + len(head) for place in answer) if inside else (0, 0)  # type: ignore[union-attr]
+                values = {"start_positions": first, "end_positions": last}
+                items.append(
+                    Window(
+                        parts=(Part(row, (np.arange(len(row)) >= len(head)).astype(np.int32)),),
+                        values={name: np.asarray(value, np.int32) for name, value in values.items()}
+                        | {"label_weights": np.asarray(known, np.float32)},
+                        example=number,
+                        first=len(head),
+                        offsets=offsets[kept],
+                        is_max_context=trusted,
+                    )
+                )
+        _report(len(examples), len(items), sum(len(q) > data.max_query_length for q in questions), too_long)
+        return items
+
+    def init(self, rngs: nnx.Rngs) -> BertForQuestionAnswering:
+        return BertForQuestionAnswering(self.bert_config, rngs=rngs)
+
+    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+        inputs = trunk_inputs(batch)
+        logits = model.logits(model.encode(*inputs, key=key).hidden)
+        # The original lets padding take part in the softmax; here its length depends on what else is in the batch.
+        logits = jnp.where(inputs[-1][:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
+        return {"start_logits": logits[:, :, 0], "end_logits": logits[:, :, 1]}
+
+    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        return {"loss": jnp.maximum(jnp.sum(batch["item_weights"] * batch["label_weights"]), 1.0)}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Sums:
+        weights = batch["item_weights"] * batch["label_weights"]
+        sums = cross_entropy_sums("start", outputs["start_logits"], batch["start_positions"], weights)
+        sums |= cross_entropy_sums("end", outputs["end_logits"], batch["end_positions"], weights)
+        (start_loss, weight), (end_loss, _) = sums.pop("start_loss"), sums.pop("end_loss")
+        return {"loss": ((start_loss + end_loss) / 2, weight), **sums}
+
+    def predict(
+        self, examples: Sequence[QuestionExample], items: Sequence[Any], outputs: dict[str, list[np.ndarray]]
+    ) -> list[dict[str, Any]]:
+        """Of each question: `id`; `answer`, a slice of its context, "" for none, with its `probability` and place
+        `start`, `end` in characters; `n_best` answers, the best first. Of a model that may say "no answer" also
+        `null_odds`, how far the score of that is above the best answer's, and `null_probability`."""
+        candidates: list[list[tuple[float, Span]]] = [[] for _ in examples]
+        null_scores = np.full(len(examples), np.inf)
+        for begin in range(0, len(items), _WINDOWS_TOGETHER):
+            part = slice(begin, begin + _WINDOWS_TOGETHER)
+            starts, ends = outputs["start_logits"][part], outputs["end_logits"][part]
+            spans = best_spans(items[part], starts, ends)
+            for i, window in enumerate(items[part]):
+                null = float(starts[i][0]) + float(ends[i][0])
+                null_scores[window.example] = min(null_scores[window.example], null)
+                for score, first, last in zip(spans.scores[i], spans.starts[i], spans.ends[i], strict=True):
+                    if np.isfinite(score):
+                        span = int(window.offsets[first, 0]), int(window.offsets[last, 1])
+                        candidates[window.example].append((float(score), span))
+        rows = zip(examples, candidates, null_scores.tolist(), strict=True)
+        return [self._prediction(example, found, null) for example, found, null in rows]
+
+    def score(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """With questions without answer, validation finds the threshold, and the answers given follow it."""
+        if not self.may_have_no_answer:
+            return _without_totals(squad_scores(examples, {p["id"]: p["answer"] for p in predictions}))
+        odds = {p["id"]: p["null_odds"] for p in predictions}
+        best = {p["id"]: p["n_best"][0]["text"] if p["n_best"] else "" for p in predictions}
+        if self.evaluated == "validation":
+            self.threshold = best_threshold(examples, best, odds)["best_f1_thresh"]
+            for prediction in predictions:
+                prediction |= _decide(prediction, self.threshold)
+        scores = squad_scores(examples, {p["id"]: p["answer"] for p in predictions})
+        plain = squad_scores(examples, {name: text if odds[name] <= 0 else "" for name, text in best.items()})
+        at_zero = {f"{name}_at_0": plain[name] for name in ("exact_match", "f1")}
+        return _without_totals(scores) | at_zero | {"null_threshold": self.threshold}
+
+    def _prediction(self, example: QuestionExample, found: list[tuple[float, Span]], null: float) -> dict[str, Any]:
+        kept: dict[str, tuple[float, Span]] = {}
+        for score, (start, end) in sorted(found, key=lambda candidate: -candidate[0]):
+            text = example.context[start:end]
+            if text.strip() and text not in kept:
+                kept[text] = score, (start, end)
+            if len(kept) == N_BEST:
+                break
+        scores = [score for score, _ in kept.values()]
+        probabilities = _softmax(scores + [null] * (self.may_have_no_answer or not scores))
+        n_best = [
+            {"text": text, "probability": probability, "start": start, "end": end}
+            for (text, (_, (start, end))), probability in zip(kept.items(), probabilities, strict=False)
+        ]
+        prediction: dict[str, Any] = {"id": example.id, "answer": "", "probability": probabilities[-1]}
+        prediction |= {"start": None, "end": None}
+        if self.may_have_no_answer:
+            prediction["null_odds"] = null - scores[0] if scores else _NOTHING_TO_ANSWER_WITH
+            prediction["null_probability"] = probabilities[-1]
+        prediction["n_best"] = n_best
+        return prediction | _decide(prediction, self.threshold)
+
+
+def best_spans(
+    windows: Sequence[Window],
+    start_logits: Sequence[Float[np.ndarray, " L"]],
+    end_logits: Sequence[Float[np.ndarray, " L"]],
+) -> Spans:
+    """The N_BEST spans of each window by the sum of their logits, among the N_BEST likeliest starts × ends of its
+    context that are no longer than MAX_ANSWER_TOKENS and start where the window has maximum context.
+
+    Should none of these pairs be a span, the best single token stands in, so that a window which may start an answer
+    gives one (run_squad.py has none then, and fails). Ties go to the earlier start, then the earlier end.
+    """
+    width = max(len(window.offsets) for window in windows)
+    start, end = (np.full((len(windows), width), -np.inf) for _ in range(2))
+    for i, window in enumerate(windows):
+        shown = slice(window.first, window.first + len(window.offsets))
+        start[i, : len(window.offsets)] = np.where(window.is_max_context, start_logits[i][shown], -np.inf)
+        end[i, : len(window.offsets)] = end_logits[i][shown]
+    starts, ends = (np.sort(np.argsort(-x, axis=1, kind="stable")[:, :N_BEST], axis=1) for x in (start, end))
+    take = partial(np.take_along_axis, axis=1)
+    length = ends[:, None, :] - starts[:, :, None] + 1
+    sums = take(start, starts)[:, :, None] + take(end, ends)[:, None, :]
+    sums = np.where((length >= 1) & (length <= MAX_ANSWER_TOKENS), sums, -np.inf).reshape(len(windows), -1)
+    order = np.argsort(-sums, axis=1, kind="stable")[:, :N_BEST]
+    row, column = np.divmod(order, max(ends.shape[1], 1))
+    spans = Spans(take(sums, order), take(starts, row), take(ends, column))
+    single = start + end
+    for i in np.flatnonzero(~np.isfinite(spans.scores).any(axis=1) & np.isfinite(single).any(axis=1)):
+        token = int(np.argmax(single[i]))
+        spans.scores[i, 0], spans.starts[i, 0], spans.ends[i, 0] = single[i, token], token, token
+    return spans
+
+
+def _encoded_contexts(tokenizer: Tokenizer, contexts: Iterable[str]) -> dict[str, tuple[list[int], np.ndarray]]:
+    """Ids and offsets of each context, once for all its questions."""
+    distinct = list(dict.fromkeys(contexts))
+    encoded = tokenizer.encode(distinct)
+    return {
+        context: (encoding.ids[1:-1], np.asarray(encoding.offsets[1:-1], np.int32).reshape(-1, 2))
+        for context, encoding in zip(distinct, encoded, strict=True)
+    }
+
+
+def _gold(example: QuestionExample) -> Span | None:
+    """Characters of the first answer that is where it says."""
+    for answer in example.answers:
+        end = answer.start + len(answer.text)
+        if example.context[answer.start : end] == answer.text:
+            return answer.start, end
+    return None
+
+
+def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
+    """What of a prediction depends on the threshold."""
+    if not prediction["n_best"]:
+        return {}
+    if "null_odds" in prediction and prediction["null_odds"] > threshold:
+        return {"answer": "", "probability": prediction["null_probability"], "start": None, "end": None}
+    best = prediction["n_best"][0]
+    return {"answer": best["text"], **{name: best[name] for name in ("probability", "start", "end")}}
+
+
+def _softmax(scores: list[float]) -> list[float]:
+    weights = np.exp(np.asarray(scores) - max(scores))
+    return (weights / weights.sum()).tolist()
+
+
+def _without_totals(scores: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if not name.endswith("total")}
+
+
+def _warn_of_shared_contexts(train: Sequence[QuestionExample], split: str, examples: Sequence[QuestionExample]) -> None:
+    known = {example.context for example in train}
+    shared = sum(example.context in known for example in examples)
+    if split != "train" and shared:
+        logging.warning("%s: %d questions are about contexts of train: scores on them say little", split, shared)
+
+
+def _report(questions: int, windows: int, cut: int, too_long: int) -> None:
+    logging.info("%d questions in %d windows", questions, windows)
+    if cut:
+        logging.warning("%d of %d questions lose tokens to data.max_query_length", cut, questions)
+    if too_long:
+        logging.warning("%d answers are longer than the %d tokens that are predicted", too_long, MAX_ANSWER_TOKENS)
