@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Bert
-from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot, dropout
+from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot_transposed, dropout
 
 
 class MaskedLMHead(nnx.Module):
@@ -22,7 +22,7 @@ class MaskedLMHead(nnx.Module):
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
         dtype = self.config.dtype
         x = GELU[self.config.hidden_act](self.transform(hidden, dtype).astype(jnp.float32))
-        logits = dot(self.layer_norm(x, dtype), table.T, dtype, out_dtype="float32")
+        logits = dot_transposed(self.layer_norm(x, dtype), table, dtype, out_dtype="float32")
         return logits + along_last(self.bias[...], logits)
 
 

@@ -33,15 +33,29 @@ def dot(
     Products with a side under 16 gain nothing there; they are done in float32, on operands not rounded.
     """
     out_dtype = out_dtype or dtype
-    if dtype == "float32" or (jax.default_backend() == "cpu" and min(*x.shape[-2:], *w.shape[-2:]) < 16):
+    if _in_float32(x, w, dtype):
         y = jnp.matmul(x.astype(jnp.float32), w.astype(jnp.float32), precision="highest")
         return y.astype(out_dtype)
     return _bf16_dot(x, w, out_dtype)
 
 
+def dot_transposed(
+    x: Float[Array, "*M K"], table: Float[Array, "N K"], dtype: str, out_dtype: str | None = None
+) -> Float[Array, "*M N"]:
+    """`x @ table.T` as `dot` does it, but with a gradient of the table that needs no transpose of its size."""
+    out_dtype = out_dtype or dtype
+    if _in_float32(x, table, dtype):
+        return dot(x, table.T, dtype, out_dtype)
+    return _bf16_dot_transposed(x, table, out_dtype)
+
+
 def accumulator(dtype: str) -> str:
     """The dtype in which a product is had for nothing: on a CPU float32, elsewhere that of its operands."""
     return "float32" if jax.default_backend() == "cpu" else dtype
+
+
+def _in_float32(x, w, dtype):
+    return dtype == "float32" or (jax.default_backend() == "cpu" and min(*x.shape[-2:], *w.shape[-2:]) < 16)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -65,6 +79,27 @@ def _bf16_dot_backward(out_dtype, saved, g):
 
 
 _bf16_dot.defvjp(_bf16_dot_forward, _bf16_dot_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _bf16_dot_transposed(x, table, out_dtype):
+    return _product(x, table.astype(jnp.bfloat16).T, out_dtype)
+
+
+def _bf16_dot_transposed_forward(x, table, out_dtype):
+    x16, table16 = x.astype(jnp.bfloat16), table.astype(jnp.bfloat16)
+    like_x, like_table = jnp.empty((0,), x.dtype), jnp.empty((0,), table.dtype)
+    return _product(x16, table16.T, out_dtype), (x16, table16, like_x, like_table)
+
+
+def _bf16_dot_transposed_backward(out_dtype, saved, g):
+    x, table, like_x, like_table = saved
+    dx = _product(g, table, like_x.dtype)
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return dx, _product(_transposed(g), x, like_table.dtype)
+
+
+_bf16_dot_transposed.defvjp(_bf16_dot_transposed_forward, _bf16_dot_transposed_backward)
 
 
 def _product(x, w, out_dtype):

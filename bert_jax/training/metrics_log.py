@@ -73,8 +73,8 @@ class MetricsLog:
         return f", ETA {tqdm.format_interval(seconds)}"
 
 
-_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1", "entity_f1")
-_SHOWN += ("exact_match", "tokens_per_second", "mfu", "wait_share")
+_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
+_SHOWN += ("entity_f1", "exact_match", "tokens_per_second", "mfu", "wait_share")
 
 
 def _short(value: Any) -> float:

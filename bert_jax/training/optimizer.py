@@ -33,7 +33,7 @@ def make_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.GradientT
 
     return optax.chain(
         _per_layer(optimizer, lambda multiplier: np.sign(multiplier)),  # what is frozen has no part in the norm either
-        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
+        clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction),
         optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
         scale_by_layer_trust_ratio(decays) if optimizer.name == "lamb" else optax.identity(),
@@ -116,6 +116,17 @@ def _per_layer(optimizer: ConfigDict, factor: Callable[[np.ndarray], np.ndarray]
 
 def _along_first(values, x):
     return jnp.asarray(values).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """One factor for all gradients, as in the original; optax's divides each array, which then is written once more."""
+
+    def update(updates, state, params=None):
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+        return jax.tree.map(lambda g: g * factor, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:

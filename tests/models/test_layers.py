@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dot, dropout
+from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dot, dot_transposed, dropout
 
 # (x, w): shared and batched second operands, sides of 1 and 2, odd sides, sides around the CPU limit of 16.
 SHAPES = [
@@ -79,6 +79,24 @@ def test_a_transposed_operand_has_a_gradient(shape):
     g = _bfloat16_values((*shape[:-2], 24, shape[-2]), seed=2)
     gradient = jax.jit(jax.grad(lambda table: jnp.sum(dot(x, jnp.swapaxes(table, -1, -2), "bfloat16", "float32") * g)))
     _assert_rounded(gradient(table), _t(_f64(g)) @ _f64(x), _t(np.abs(_f64(g))) @ np.abs(_f64(x)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shapes", [((40, 64), (300, 64)), ((2, 24, 64), (130, 64)), ((3, 5, 64), (300, 64))], ids=str)
+def test_dot_transposed_is_the_product_with_the_transpose_and_so_are_its_gradients(shapes, dtype):
+    x, table = (_bfloat16_values(shape, seed) for seed, shape in enumerate(shapes))
+    found, expected = (
+        jax.vjp(function, x, table)
+        for function in (
+            lambda x, table: dot_transposed(x, table, dtype, out_dtype="float32"),
+            lambda x, table: dot(x, table.T, dtype, out_dtype="float32"),
+        )
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, atol=1e-5)
+    g = _bfloat16_values(found[0].shape, seed=2).astype("float32")
+    for gradient, other, operand in zip(found[1](g), expected[1](g), (x, table), strict=True):
+        assert gradient.dtype == operand.dtype and gradient.shape == operand.shape
+        np.testing.assert_allclose(_f64(gradient), _f64(other), rtol=1e-2, atol=1e-4)
 
 
 def test_bias_gradient_is_added_up_in_float32():
