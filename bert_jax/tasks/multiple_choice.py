@@ -70,7 +70,7 @@ class MultipleChoice(FineTuning):
             logging.warning("%s", warning)
 
     def describe(self, description: dict[str, Any]) -> None:
-        pass  # the config says everything
+        pass  # the config and the tokenizer say everything
 
     def description(self) -> dict[str, Any]:
         return {}

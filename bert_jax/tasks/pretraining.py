@@ -53,6 +53,9 @@ class Pretraining:
     def description(self) -> dict[str, Any]:
         return {}
 
+    def describe(self, description: dict[str, Any]) -> None:
+        pass  # the config and the tokenizer say everything
+
     def init(self, rngs: nnx.Rngs) -> BertForPretraining:
         return BertForPretraining(self.bert_config, rngs=rngs)
 

@@ -42,7 +42,7 @@ _NOTHING_TO_ANSWER_WITH = float(np.finfo(np.float32).max)  # null odds of a cont
 class Window(Item):
     """A row, and what leads from its tokens back to the characters of the context."""
 
-    example: int  # number of the question
+    example: int  # number of its question among those encoded together
     first: int  # the row's first token of the context
     offsets: Int32[np.ndarray, "T 2"]  # characters of each of its T tokens of the context
     is_max_context: Bool[np.ndarray, " T"]  # an answer may start here: no other window shows more around it
@@ -124,28 +124,36 @@ class SpanQA(FineTuning):
             gold = _gold(example)
             answer = None if gold is None else char_span_to_tokens(offsets.tolist(), *gold)
             too_long += answer is not None and answer[1] - answer[0] >= MAX_ANSWER_TOKENS
-            known = example.is_impossible or answer is not None
             head = [self.tokenizer.cls_id, *question[: data.max_query_length], self.tokenizer.sep_id]
             # A context without a token has a window all the same: every question gets its prediction.
             windows = sliding(len(ids), data.sequence_length - len(head) - 1, data.window_stride) or [(0, 0)]
             for (start, size), trusted in zip(windows, max_context_mask(windows), strict=True):
-                kept = slice(start, start + size)
-                row = np.asarray([*head, *ids[kept], self.tokenizer.sep_id], np.int32)
-                inside = answer is not None and start <= answer[0] and answer[1] < start + size
-                first, last = (place - start + len(head) for place in answer) if inside else (0, 0)  # type: ignore[union-attr]
-                values = {"start_positions": first, "end_positions": last}
+                shown = slice(start, start + size)
+                row = np.asarray([*head, *ids[shown], self.tokenizer.sep_id], np.int32)
+                part = Part(row, (np.arange(len(row)) >= len(head)).astype(np.int32))
+                first, last = (0, 0)  # [CLS]: not here
+                if answer is not None and start <= answer[0] and answer[1] < start + size:
+                    first, last = (token - start + len(head) for token in answer)
+                values = {
+                    "start_positions": np.asarray(first, np.int32),
+                    "end_positions": np.asarray(last, np.int32),
+                    "label_weights": np.asarray(example.is_impossible or answer is not None, np.float32),
+                }
                 items.append(
                     Window(
-                        parts=(Part(row, (np.arange(len(row)) >= len(head)).astype(np.int32)),),
-                        values={name: np.asarray(value, np.int32) for name, value in values.items()}
-                        | {"label_weights": np.asarray(known, np.float32)},
+                        parts=(part,),
+                        values=values,
                         example=number,
                         first=len(head),
-                        offsets=offsets[kept],
+                        offsets=offsets[shown],
                         is_max_context=trusted,
                     )
                 )
-        _report(len(examples), len(items), sum(len(q) > data.max_query_length for q in questions), too_long)
+        cut = sum(len(question) > data.max_query_length for question in questions)
+        if cut:
+            logging.warning("%d of %d questions lose tokens to data.max_query_length", cut, len(examples))
+        if too_long:
+            logging.warning("%d answers are longer than the %d tokens that are predicted", too_long, MAX_ANSWER_TOKENS)
         return items
 
     def init(self, rngs: nnx.Rngs) -> BertForQuestionAnswering:
@@ -252,12 +260,12 @@ def best_spans(
     sums = np.where((length >= 1) & (length <= MAX_ANSWER_TOKENS), sums, -np.inf).reshape(len(windows), -1)
     order = np.argsort(-sums, axis=1, kind="stable")[:, :N_BEST]
     row, column = np.divmod(order, max(ends.shape[1], 1))
-    spans = Spans(take(sums, order), take(starts, row), take(ends, column))
+    scores, firsts, lasts = take(sums, order), take(starts, row), take(ends, column)
     single = start + end
-    for i in np.flatnonzero(~np.isfinite(spans.scores).any(axis=1) & np.isfinite(single).any(axis=1)):
+    for i in np.flatnonzero(~np.isfinite(scores).any(axis=1) & np.isfinite(single).any(axis=1)):
         token = int(np.argmax(single[i]))
-        spans.scores[i, 0], spans.starts[i, 0], spans.ends[i, 0] = single[i, token], token, token
-    return spans
+        scores[i, 0], firsts[i, 0], lasts[i, 0] = single[i, token], token, token
+    return Spans(scores, firsts, lasts)
 
 
 def _encoded_contexts(tokenizer: Tokenizer, contexts: Iterable[str]) -> dict[str, tuple[list[int], np.ndarray]]:
@@ -303,11 +311,3 @@ def _warn_of_shared_contexts(train: Sequence[QuestionExample], split: str, examp
     shared = sum(example.context in known for example in examples)
     if split != "train" and shared:
         logging.warning("%s: %d questions are about contexts of train: scores on them say little", split, shared)
-
-
-def _report(questions: int, windows: int, cut: int, too_long: int) -> None:
-    logging.info("%d questions in %d windows", questions, windows)
-    if cut:
-        logging.warning("%d of %d questions lose tokens to data.max_query_length", cut, questions)
-    if too_long:
-        logging.warning("%d answers are longer than the %d tokens that are predicted", too_long, MAX_ANSWER_TOKENS)

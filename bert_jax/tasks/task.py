@@ -47,6 +47,10 @@ class Task(Protocol):
         """What prediction needs besides config and tokenizer, such as names of labels; saved with every checkpoint."""
         ...
 
+    def describe(self, description: dict[str, Any]) -> None:
+        """Takes over what `description()` gave when a checkpoint of this task was saved."""
+        ...
+
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly initialised model."""
         ...

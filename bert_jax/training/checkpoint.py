@@ -100,13 +100,14 @@ class Checkpoints:
             raise UserError(f"all {len(steps)} checkpoints in {self.directory} are damaged; choose another --workdir")
         return None
 
-    def best_parameters(self, mesh: Mesh) -> dict[str, jax.Array] | None:
-        """Of the best checkpoint by `checkpoint.best_metric`; None if no checkpoint has it."""
+    def best(self, mesh: Mesh) -> tuple[dict[str, jax.Array], dict] | None:
+        """Parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if no checkpoint has it."""
         step = self.manager.best_step()
         if step is None:
             return None
-        parameters = read_checkpoint(self.directory / str(step)).parameters
-        return {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters.items()}
+        saved = read_checkpoint(self.directory / str(step))
+        parameters = saved.parameters.items()
+        return {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters}, saved.run
 
 
 class Damaged(UserError):

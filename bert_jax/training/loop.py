@@ -74,6 +74,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                 f"{workdir} was trained on other data ({resumed['data']}, now {batches.state()}): "
                 "restore the corpus as it was, or choose another --workdir and --config.init_from"
             )
+        if resumed is not None:
+            task.describe(resumed["task"])
         log = resources.enter_context(
             contextlib.closing(MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1))
         )
@@ -123,9 +125,11 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
         checkpoints.wait()
         if stopped_by is None and task.final_splits:
-            best = checkpoints.best_parameters(mesh)
+            best = checkpoints.best(mesh)
+            if best is not None:  # thresholds found since then are not for these parameters
+                task.describe(best[1]["task"])
             for split in task.final_splits:
-                log.record(step, split, evaluate(state.parameters if best is None else best, split))
+                log.record(step, split, evaluate(state.parameters if best is None else best[0], split))
     return Finished(step, metrics, stopped_by)
 
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from bert_jax.config import UserError
 from bert_jax.data.batches import collate
@@ -17,6 +16,7 @@ from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
+from bert_jax.training.parameters import unflatten
 from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import init_state
 from experiments import multiple_choice
@@ -28,7 +28,7 @@ COLUMNS = ("ending0", "ending1", "ending2", "ending3")
 
 def make_config(**data):
     config = multiple_choice.get_config()
-    config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64)
+    config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64)
     config.model.update(hidden_dropout=0.0, attention_dropout=0.0, dtype="float32", max_position_embeddings=32)
     config.data.update(sequence_length=16, buckets=2, prefetch=2, **data)
     config.optimizer.update(learning_rate=3e-3)
@@ -122,11 +122,10 @@ def test_a_question_has_as_many_choices_as_it_has():
     two = ChoiceExample("", None, "a b c", "d", ("e", "f"), 1)
     four = ChoiceExample("", None, "a", "b", ("c", "d", "e", "f"), 3)
     items = task.encode([two, four])
-    model = task.init(nnx.Rngs(params=0))
-    graphdef, state = nnx.split(model)
+    graphdef, state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
 
-    def loss(state, batch):
-        outputs = task.outputs(nnx.merge(graphdef, state), batch, None)
+    def loss(parameters, batch):
+        outputs = task.outputs(unflatten(graphdef, parameters), batch, None)
         total, weight = task.losses(outputs, batch)["loss"]
         return total / weight, outputs["logits"]
 
@@ -134,7 +133,7 @@ def test_a_question_has_as_many_choices_as_it_has():
     found = {}
     for parts, numbers in ((2, [0]), (4, [0, 1])):
         batch = collate(items, np.asarray(numbers), (parts, 16), 4)
-        (value, logits), grads = step(state, batch)
+        (value, logits), grads = step(state.parameters, batch)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
         found[parts] = task.predict(
             [two, four][: len(numbers)], items, {"logits": list(np.asarray(logits))[: len(numbers)]}

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.tasks.span_qa import SpanQA, best_spans
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
+from bert_jax.training.parameters import unflatten
 from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import init_state
 from experiments import squad
@@ -33,7 +33,7 @@ TOKENIZER = make_wordpiece(
 
 def make_config(version="v1", **data):
     config = squad.get_config(version)
-    config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64)
+    config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64)
     config.model.update(hidden_dropout=0.0, attention_dropout=0.0, dtype="float32", max_position_embeddings=64)
     config.data.update(sequence_length=16, max_query_length=3, window_stride=4, buckets=2, prefetch=2, **data)
     config.optimizer.update(learning_rate=5e-3)
@@ -140,6 +140,26 @@ def test_questions_without_answer_and_the_threshold_in_the_checkpoint(tmp_path):
     outputs = random_outputs(windows, 0)
     assert again.predict(examples, windows, outputs) == task.predict(examples, windows, outputs)
     assert again.description() == saved
+
+
+def test_the_best_checkpoint_is_tested_with_its_own_threshold(tmp_path):
+    path = write(tmp_path / "dev.json", letters(16, impossible_share=0.5))
+    config = make_config("v2", train=path, validation=path, test=path)
+    config.train.epochs = 30.0
+    config.eval.every = 20
+    config.checkpoint.update(best_metric="loss", best_mode="max")  # so that the "best" is the first
+    train(load(config), config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line["split"] == "eval"]
+    worst = max(evaluations, key=lambda line: line["loss"])
+    assert lines[-1]["split"] == "test" and worst["null_threshold"] != evaluations[-1]["null_threshold"]
+    for name in ("null_threshold", "f1", "loss"):
+        assert lines[-1][name] == pytest.approx(worst[name], rel=1e-4), name
+    config.data.test = ""
+    again = load(config)
+    train(again, config, tmp_path / "run")  # has nothing left to do
+    saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
+    assert again.description() == saved and saved["threshold"] != 0
 
 
 def test_windows_and_gold_places_by_hand():
@@ -293,7 +313,8 @@ def test_loss_by_hand_whatever_the_padding():
     examples = [question("c d", "d", text="a", name="0"), question("c d e f", "f", at=0, text="a", name="1")]
     windows = task.encode(examples)
     assert [len(w.parts[0].ids) for w in windows] == [6, 8]
-    model = task.init(nnx.Rngs(params=0))
+    graphdef, state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
+    model = unflatten(graphdef, state.parameters)
     outputs_of = jax.jit(lambda batch: task.outputs(model, batch, None))
     sums = {}
     for length in (8, 16):
