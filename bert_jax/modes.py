@@ -6,14 +6,14 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, differences, from_json_dict, read_config, validate
-from bert_jax.tasks import TASKS, task_class
+from bert_jax.tasks import task_class
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer import Tokenizer
@@ -25,8 +25,9 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     return 0
 
 
-def train(config: ConfigDict, workdir: Path, **_) -> int:
-    """Prepares if need be, trains or resumes, draws the curves; with `config.seeds` over 1, a run a seed."""
+def train(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, **_) -> int:
+    """Prepares if need be, trains or resumes, draws the curves and, after fine-tuning, the page of results; with
+    `config.seeds` over 1, a run a seed."""
     _writable(workdir)
     if config.seeds > 1:
         from bert_jax.lab.seeds import train_seeds
@@ -38,9 +39,12 @@ def train(config: ConfigDict, workdir: Path, **_) -> int:
     from bert_jax.lab.plots import plot_run
     from bert_jax.training.loop import train as run_loop
 
-    finished = run_loop(_task(config, source), config, workdir)
+    task = _task(config, source)
+    finished = run_loop(task, config, workdir)
     if jax.process_index() == 0:
         plot_run(workdir)
+    if finished.signal is None and config.task != "pretraining" and "validation" in task.items:
+        _report(task, config, workdir, finished.step, overrides)
     if finished.signal is not None:
         logging.warning("stopped at step %d, saved in %s; the same command continues", finished.step, workdir)
         return 128 + finished.signal
@@ -49,32 +53,19 @@ def train(config: ConfigDict, workdir: Path, **_) -> int:
 
 
 def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
-    """Metrics of the newest checkpoint on the validation and test documents, printed and added to metrics.jsonl."""
+    """Metrics on the validation and test examples of the newest checkpoint, after fine-tuning of the best one; printed
+    and added to metrics.jsonl."""
     source = _start(config, workdir)
-    import jax
-    from flax import nnx
-
-    from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
-    from bert_jax.training.loop import make_evaluation
+    from bert_jax.training.checkpoint import find_checkpoint
     from bert_jax.training.metrics_log import MetricsLog
-    from bert_jax.training.parameters import flatten, take_over
-    from bert_jax.training.sharding import make_mesh
 
-    folder = find_checkpoint(str(workdir))
-    task = _task(config, source)
-    saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
-    differing = differences(saved.run["config"]["model"], config.model.to_dict())
-    if differing:
-        keys = "; ".join(f"model.{key} was {old!r}, is {new!r}" for key, old, new in differing)
-        raise UserError(f"{folder} holds another model ({keys}); give the config that it was trained with")
-    model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
-    parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
-    run = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
-    log = MetricsLog(workdir, saved.run["step"], saved.run["step"])
+    folder = find_checkpoint(str(workdir), best=config.task != "pretraining")
+    run, step = _evaluation(_task(config, source), config, folder)
+    log = MetricsLog(workdir, step, step)
     for split, name in (("validation", "eval"), ("test", "test")):
-        metrics = run(jax.device_get(parameters), split)
+        metrics = run(split)
         if metrics:
-            log.record(saved.run["step"], name, metrics)
+            log.record(step, name, metrics)
             print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     log.close()
     return 0
@@ -185,8 +176,7 @@ class Source(NamedTuple):
 
 def _start(config: ConfigDict, workdir: Path) -> Source | None:
     """Devices, and every mistake in the config that can be seen before any data is."""
-    if config.task not in TASKS:
-        raise UserError(f"task is '{config.task}'; it can be {', '.join(TASKS)}")
+    task_class(config.task)
     import jax
 
     from bert_jax.models.config import SHAPE, bert_config, check_length
@@ -200,6 +190,42 @@ def _start(config: ConfigDict, workdir: Path) -> Source | None:
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
     return source
+
+
+def _evaluation(task, config: ConfigDict, folder: Path) -> tuple[Callable[[str], dict[str, float]], int]:
+    """What gives the metrics of a checkpoint on a split, and its step."""
+    import jax
+    from flax import nnx
+
+    from bert_jax.training.checkpoint import read_checkpoint
+    from bert_jax.training.loop import make_evaluation
+    from bert_jax.training.parameters import flatten, take_over
+    from bert_jax.training.sharding import make_mesh
+
+    saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
+    differing = differences(saved.run["config"]["model"], config.model.to_dict())
+    if differing:
+        keys = "; ".join(f"model.{key} was {old!r}, is {new!r}" for key, old, new in differing)
+        raise UserError(f"{folder} holds another model ({keys}); give the config that it was trained with")
+    model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
+    parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
+    run = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
+    host = jax.device_get(parameters)
+    return (lambda split: run(host, split)), saved.run["step"]
+
+
+def _report(task, config: ConfigDict, workdir: Path, last_step: int, overrides: Mapping[str, Any] | None) -> None:
+    """On the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
+    import jax
+
+    from bert_jax.lab.report import write_report
+    from bert_jax.training.checkpoint import find_checkpoint
+
+    folder = find_checkpoint(str(workdir), best=True)
+    if task.evaluated != "validation" or int(folder.name) != last_step:
+        _evaluation(task, config, folder)[0]("validation")
+    if jax.process_index() == 0:
+        write_report(task, config, workdir, overrides)
 
 
 def _keep_programs(workdir: Path) -> None:

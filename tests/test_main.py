@@ -32,6 +32,12 @@ def last_line(result):
         (["--config=experiments/base.py", "train"], "'train' is not a flag"),
         (["--config=experiments/base.py:huge"], "model.size is 'huge'"),
         (["--config=experiments/base.py", "--mode=fill_mask"], "--mode=fill_mask needs a text"),
+        (["--config=experiments/base.py", "--mode=predict"], "--mode=predict needs --input"),
+        (["--config=experiments/base.py", "--mode=predict", "--input=a", "--output=a.zip"], "and --glue=<test set>"),
+        (["--config=experiments/base.py", "--mode=predict", "--input=a", "--glue=RTE"], "both --output=<name>.zip and"),
+        (["--config=experiments/base.py", "--mode=predict", "--input=a.txt"], "no checkpoint in"),
+        (["--config=experiments/base.py", "--mode=embed", "--input=a.txt"], "--output=<name>.npy or <name>.parquet"),
+        (["--config=experiments/base.py", "--bad_lines=ignore"], "--bad_lines=ignore: value should be one of"),
         (["--config=experiments/base.py", "--config.task=classify"], "task is 'classify'"),
         (["--config=experiments/base.py", "--config.data.corpus=text", "--config.data.files=none/*.txt"], "none/*.txt"),
     ],
@@ -67,5 +73,5 @@ def test_help_is_quick_and_complete():
     result = call("--help")
     assert time.perf_counter() - start < 2
     assert result.returncode in (0, 1)  # absl's own --help exits with 1
-    for flag in ("--config", "--mode", "--workdir", "--text", "--top_k"):
+    for flag in ("--config", "--mode", "--workdir", "--text", "--top_k", "--input", "--output", "--bad_lines"):
         assert flag in result.stdout

@@ -50,6 +50,7 @@ class FineTuning(ABC):
         self.renewed_parameters = self.head if config.train.new_head or description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
+        self.evaluated = ""  # the split that `predictions` are of
         if description is not None and not config.train.new_head:
             self.describe(description)
 
