@@ -19,7 +19,7 @@ from ml_collections.config_dict import placeholder
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg` is the text after the colon of `--config=experiments/base.py:large`: a model size."""
     config = ConfigDict()
-    config.task = "pretraining"  # pretraining | classification | tagging | span_qa | multiple_choice
+    config.task = "pretraining"  # pretraining | classification | tagging | span_qa | multiple_choice | a module.Class
     config.seed = 0
     config.seeds = 1  # runs one after another, with seeds seed, seed + 1, …; their mean and spread
     config.init_from = ""  # checkpoint directory or workdir to warm-start from; "" = from scratch

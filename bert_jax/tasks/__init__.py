@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from bert_jax.config import UserError
+
 # A new task family is a file beside this one and a line here.
 TASKS = {
     "pretraining": "bert_jax.tasks.pretraining.Pretraining",
@@ -14,6 +16,12 @@ TASKS = {
 
 
 def task_class(name: str) -> Any:
-    """Imported when it is asked for: the families need JAX, which takes a while."""
-    module, attribute = TASKS[name].rsplit(".", 1)
-    return getattr(importlib.import_module(module), attribute)
+    """Of a name in `TASKS`, or of a class of your own as "module.Class". Imported when it is asked for: the families
+    need JAX, which takes a while. Raises UserError."""
+    module, _, attribute = TASKS.get(name, name).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"task is '{name}'; it can be {', '.join(TASKS)}, or the path of a class such as my_task.MyTask ({error})"
+        ) from error

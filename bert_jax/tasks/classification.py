@@ -185,8 +185,14 @@ class Classification(FineTuning):
             half = scores.multilabel_scores(gold, given, np.full(len(self.labels), 0.5), self.labels)
             tuned = scores.multilabel_scores(gold, given, np.asarray(self.thresholds), self.labels)
             return half | {f"tuned_{name}": value for name, value in tuned.items()}
-        gold, given = self._numbers(examples, predictions)
+        gold, given = self.numbers(examples, predictions)
         return scores.classification_scores(gold, given, self.labels)
+
+    def numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        """Right and predicted classes, counted from 0."""
+        number = {label: i for i, label in enumerate(self.labels)}
+        gold = np.asarray([number[str(example.label)] for example in examples])
+        return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
 
     def _given_labels(self) -> list[str]:
         return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
@@ -197,11 +203,6 @@ class Classification(FineTuning):
         if label not in names and label.isdigit() and int(label) < len(names):
             return replace(example, label=names[int(label)])
         return example
-
-    def _numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-        number = {label: i for i, label in enumerate(self.labels)}
-        gold = np.asarray([number[str(example.label)] for example in examples])
-        return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
 
     def _labels_of(self, probabilities: Float[np.ndarray, " C"]) -> dict[str, Any]:
         given = [label for label, p, t in zip(self.labels, probabilities, self.thresholds, strict=True) if p >= t]
