@@ -17,8 +17,9 @@ from bert_jax.data.conll import repair
 from bert_jax.data.examples import TaggedExample
 from bert_jax.data.tables import Row
 from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.words import text_to_tag
 from bert_jax.tasks.finetuning import by_item
-from bert_jax.tasks.tagging import Tagging, entities_of, text_to_tag
+from bert_jax.tasks.tagging import Tagging, entities_of
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import flatten, unflatten
@@ -267,7 +268,7 @@ def test_invalid_bio_is_mended_and_counted_or_an_error(tmp_path, caplog):
     path = tmp_path / "train.conll"
     assert f"train: 2 tags continue no entity and now begin one (first: {path}:5: I-Y ('d'))" in caplog.text
     assert "train: 2 sentences, 6 words; of a sentence min 2, median 4, max 4; entities: X 3, Y 1" in caplog.text
-    assert "validation: 2 sentences are in train too, 0 with other tags" in caplog.text
+    assert "validation: 2 sentences repeat" in caplog.text and "0 with other tags (first: " in caplog.text
     with pytest.raises(UserError, match=r"train\.conll:5: I-Y \('d'\) continues no entity"):
         loaded(tmp_path, bad, repair_tags=False)
 
@@ -282,13 +283,24 @@ def test_types_that_training_lacks(tmp_path, caplog):
     with pytest.raises(UserError, match=r"dev\.conll:2: 'Z' is not among X, Y: mend the tag, or name .* data\.labels"):
         loaded(tmp_path, GOOD, other)
     task = loaded(tmp_path, GOOD, other, labels="X, Y,Z")
-    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "validation has 'Z', data.train has not: it will be missed"
-    ]
+    assert caplog.text.count("validation has 'Z', data.train has not: it will be missed") == 1
     assert task.labels == ["O", "B-X", "B-Y", "B-Z", "I-X", "I-Y", "I-Z"]
     assert [task.labels[i] for i in task.items["validation"][0].token_values["labels"]] == ["O", "O", "B-Z", "O"]
+    with pytest.raises(UserError, match=r"dev\.conll:1: 'NOUN' is not among X, Y"):
+        loaded(tmp_path, GOOD, [[("a", "NOUN")]])
     with pytest.raises(UserError, match=r"train\.conll:1: 'X' is not among Y"):
         loaded(tmp_path, GOOD, labels="Y")
+
+
+def test_sentences_that_come_again(tmp_path, caplog):
+    """In train a repeats itself once, with another tag; validation has it again as it was first, which b is not."""
+    train = [[("a", "B-X")], [("a", "O")], [("b", "O")]]
+    loaded(tmp_path, train, [[("a", "B-X")], [("c", "O")]])
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"train: 1 sentences repeat earlier ones, 1 with other tags (first: {tmp_path}/train.conll:3)",
+        f"validation: 1 sentences repeat earlier ones or those of other splits, 1 with other tags "
+        f"(first: {tmp_path}/dev.conll:1)",
+    ]
 
 
 def test_plain_tags(tmp_path):
