@@ -1,6 +1,7 @@
 """From any source to any target: what `python -m bert_jax.convert` does, to be called from a notebook as well."""
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -48,6 +49,10 @@ def convert(
     `source` is a folder or prefix of any kind that is known here, or a name of the Hugging Face Hub. The options are
     those of the command line. Raises UserError before anything is written, or with the old `target` as it was.
     """
+    try:
+        re.compile(allow)
+    except re.error as error:
+        raise UserError(f"--allow='{allow}' is no regular expression: {error}") from None
     words = read_words(Path(extend_vocab)) if extend_vocab else []
     _check_target(Path(target), source, overwrite)
     opened = open_source(source, architecture="" if format == "huggingface" else architecture, allow=allow)
@@ -107,9 +112,14 @@ def _foreign(model: Loaded, source: str) -> Source:
     config.task = model.task
     if model.task == "classification":
         config.data.label_kind = model.description["label_kind"]
-    run = {"step": 0, "config": config.to_dict(), "task": model.description, "converted_from": Path(source).name}
+    run = {"step": 0, "config": config.to_dict(), "task": model.description, "converted_from": _public_name(source)}
     _record_shape(run, model)
     return Source(model, run, None)
+
+
+def _public_name(source: str) -> str:
+    """Of a folder its own name: where it lay is nobody's business."""
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def _unused_pooler(model: Loaded) -> Arrays:

@@ -38,6 +38,7 @@ class Tokenizer(ABC):
     sep_id: int
     mask_id: int
     special_ids: tuple[int, ...]
+    original = False  # rules of google-research/bert
     content_hash: str  # of vocabulary and options: equal hashes encode alike
     is_continuation: Bool[np.ndarray, " V"]  # the piece continues a word
 
@@ -74,7 +75,7 @@ class Tokenizer(ABC):
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None
     ) -> list[Encoding]:
-        """[CLS] A [SEP] or [CLS] A [SEP] B [SEP]; over `max_length` the longer part (B if equal) loses its end."""
+        """[CLS] A [SEP] or [CLS] A [SEP] B [SEP]; over `max_length` as in `truncated`."""
         firsts = self._pieces(texts)
         seconds = self._pieces(pairs) if pairs is not None else [None] * len(texts)
         return [self._join(a, b, max_length) for a, b in zip(firsts, seconds, strict=True)]
@@ -86,12 +87,26 @@ class Tokenizer(ABC):
         """Raises KeyError for a token that is not in the vocabulary."""
         return self._ids[token]
 
+    def truncated(self, length_a: int, length_b: int, room: int) -> tuple[int, int]:
+        """Lengths of two parts after their ends were cut off so that together they fit into `room`: the longer first.
+
+        Where both are cut and `room` is odd, Hugging Face's tokenizers give the odd token to the longer part (B if
+        equal), the original to A.
+        """
+        if length_a + length_b <= room:
+            return length_a, length_b
+        if self.original:
+            kept_b = min(length_b, max(room - length_a, room // 2))
+            return room - kept_b, kept_b
+        kept = min(length_a, length_b, room // 2)
+        return (kept, room - kept) if length_a <= length_b else (room - kept, kept)
+
     def _join(self, a: tuple[list[int], list[Span]], b: tuple[list[int], list[Span]] | None, limit: int | None):
         if limit is not None:
             room = limit - (2 if b is None else 3)
             if room < 0:
                 raise UserError(f"max_length {limit} has no room for [CLS] and [SEP]: give at least {limit - room}")
-            length_a, length_b = longest_first(len(a[0]), len(b[0]) if b else 0, room)
+            length_a, length_b = self.truncated(len(a[0]), len(b[0]) if b else 0, room)
             a = (a[0][:length_a], a[1][:length_a])
             b = b and (b[0][:length_b], b[1][:length_b])
         none = (0, 0)
@@ -114,13 +129,3 @@ def special_id(ids: dict[str, int], name: str, origin: str) -> int:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def longest_first(length_a: int, length_b: int, room: int) -> tuple[int, int]:
-    """Lengths after the longer part (B if equal) has lost a token until both fit."""
-    while length_a + length_b > room:
-        if length_a > length_b:
-            length_a -= 1
-        else:
-            length_b -= 1
-    return length_a, length_b

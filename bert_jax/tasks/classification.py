@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.config import UserError
 from bert_jax.data.batches import Item, Part
-from bert_jax.data.encoding import longest_first
 from bert_jax.data.examples import TextExample, describe, format_report, warnings
 from bert_jax.data.tables import Row, text_examples, text_in
 from bert_jax.data.tokenizer import Tokenizer
@@ -235,7 +234,7 @@ def encode_long(
     if total <= room:
         return (_part(tokenizer, a, b),), False
     if data.long_texts != "windows":
-        sizes = (room, 0) if b is None else longest_first(len(a), len(b), room)
+        sizes = (room, 0) if b is None else tokenizer.truncated(len(a), len(b), room)
         how = "head" if data.long_texts == "error" else data.long_texts
         a, b = _kept(a, sizes[0], how), None if b is None else _kept(b, sizes[1], how)
         return (_part(tokenizer, a, b),), True
