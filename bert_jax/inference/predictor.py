@@ -1,6 +1,7 @@
 """A fine-tuned checkpoint in memory: texts in, predictions out, in the order of the texts."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Predictor:
         except UserError:  # says which of them is wrong, but there may be several
             found = in_place_of_good(found, lambda examples: map(self._checked, examples))
             items = self.task.encode(_good(found))
-        if not items:
+        if not _good(found):
             return found
         outputs = run_items(lambda batch: self._outputs(self._model, batch), items, self._lengths, self._batch_size)
         return in_place_of_good(found, lambda examples: self.task.predict(examples, items, outputs))
@@ -129,6 +130,8 @@ def run_items(
     batch_size: int,
 ) -> dict[str, list[np.ndarray]]:
     """Outputs by name, one array an item, in the order of the items. Items of like length are run together."""
+    if not items:  # an empty text may have none
+        return defaultdict(list)
     order = sorted(range(len(items)), key=lambda i: (len(items[i].parts), items[i].length))
     fewer = len(order) % batch_size  # in the first batch, of the shortest: there the padding costs least
     batches = [order[i : i + 1] for i in range(fewer)] if fewer <= _FEW else [order[:fewer]]

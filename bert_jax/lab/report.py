@@ -53,8 +53,8 @@ def write_report(task: FineTuning, config: Any, workdir: Path, overrides: Mappin
     folder.mkdir(exist_ok=True)
     with (folder / "validation.jsonl").open("w", encoding="utf-8") as file:
         for example, prediction in zip(examples, predictions, strict=True):
-            known = is_dataclass(example) and not isinstance(example, type)
-            fields = asdict(example) if known else {}  # a task of one's own may have other examples
+            has_fields = is_dataclass(example)  # a task of one's own may have other examples
+            fields: dict[str, Any] = asdict(example) if has_fields else {}  # type: ignore[arg-type]
             file.write(json.dumps(fields | {"prediction": prediction}, ensure_ascii=False) + "\n")
     records = read_metrics(workdir / "metrics.jsonl")
     metrics = task.score(examples, predictions)

@@ -61,6 +61,8 @@ def test_alone_or_among_others_a_text_gets_the_same(predictor):
 def test_nothing_in_nothing_out(predictor):
     assert predictor([]) == []
     assert list(predictor.stream(iter(()))) == []
+    assert [type(x) for x in predictor.stream([Row("x:1", {}), UserError("x:2: torn")])] == [UserError, UserError]
+    assert run_items(None, [], ladder(16), 4)["logits"] == []
 
 
 def test_a_stream_is_read_no_further_than_the_window(predictor):
