@@ -282,7 +282,8 @@ def test_types_that_training_lacks(tmp_path, caplog):
     other = [[("a", "O"), ("b", "B-Z")], [("a", "B-Z")]]
     with pytest.raises(UserError, match=r"dev\.conll:2: 'Z' is not among X, Y: mend the tag, or name .* data\.labels"):
         loaded(tmp_path, GOOD, other)
-    task = loaded(tmp_path, GOOD, other, labels="X, Y,Z")
+    with caplog.at_level(logging.WARNING):
+        task = loaded(tmp_path, GOOD, other, labels="X, Y,Z")
     assert caplog.text.count("validation has 'Z', data.train has not: it will be missed") == 1
     assert task.labels == ["O", "B-X", "B-Y", "B-Z", "I-X", "I-Y", "I-Z"]
     assert [task.labels[i] for i in task.items["validation"][0].token_values["labels"]] == ["O", "O", "B-Z", "O"]
@@ -295,7 +296,8 @@ def test_types_that_training_lacks(tmp_path, caplog):
 def test_sentences_that_come_again(tmp_path, caplog):
     """In train a repeats itself once, with another tag; validation has it again as it was first, which b is not."""
     train = [[("a", "B-X")], [("a", "O")], [("b", "O")]]
-    loaded(tmp_path, train, [[("a", "B-X")], [("c", "O")]])
+    with caplog.at_level(logging.WARNING):
+        loaded(tmp_path, train, [[("a", "B-X")], [("c", "O")]])
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
         f"train: 1 sentences repeat earlier ones, 1 with other tags (first: {tmp_path}/train.conll:3)",
         f"validation: 1 sentences repeat earlier ones or those of other splits, 1 with other tags "
