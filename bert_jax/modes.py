@@ -207,6 +207,7 @@ def _evaluation(task, config: ConfigDict, folder: Path) -> tuple[Callable[[str],
     if differing:
         keys = "; ".join(f"model.{key} was {old!r}, is {new!r}" for key, old, new in differing)
         raise UserError(f"{folder} holds another model ({keys}); give the config that it was trained with")
+    task.describe(saved.run["task"])
     model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
     parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
     run = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
@@ -261,12 +262,14 @@ def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
         inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
     if not config.init_from:
         return None
-    # A run that goes on no longer needs what it started from.
-    folder = find_checkpoint(str(workdir) if has_checkpoint(str(workdir)) else config.init_from)
+    # A run that goes on no longer needs what it started from, unless its newest checkpoint is damaged.
+    own = [str(workdir)] if has_checkpoint(str(workdir)) else []
     try:
-        run, tokenizer = describe_checkpoint(folder)
-    except Damaged as damage:
-        raise UserError(str(damage)) from damage
+        run, tokenizer = describe_checkpoint(find_checkpoint((own or [config.init_from])[0]))
+    except Damaged:
+        if not own:
+            raise
+        run, tokenizer = describe_checkpoint(find_checkpoint(config.init_from))
     saved = from_json_dict(run["config"])
     inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
     return Source(tokenizer, saved.task, run["task"])
