@@ -181,6 +181,8 @@ class Classification(FineTuning):
             given = np.asarray([list(p["probabilities"].values()) for p in predictions])
             if self.evaluated == "validation":
                 self.thresholds = scores.tune_thresholds(gold, given).tolist()
+                for prediction, row in zip(predictions, given, strict=True):
+                    prediction["labels"] = self._labels_of(row)["labels"]
             half = scores.multilabel_scores(gold, given, np.full(len(self.labels), 0.5), self.labels)
             tuned = scores.multilabel_scores(gold, given, np.asarray(self.thresholds), self.labels)
             return half | {f"tuned_{name}": value for name, value in tuned.items()}

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.config import UserError
+from bert_jax.data.examples import TextExample
 from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import Classification, encode_long
@@ -266,3 +267,17 @@ def test_files_may_number_the_labels_that_the_config_names(tmp_path):
     task = load(config)
     assert task.labels == ["not_equivalent", "equivalent"]
     assert [int(item.values["labels"]) for item in task.items["train"]] == [0, 1, 1]
+
+
+def test_labels_follow_the_thresholds_that_validation_finds():
+    """As a prediction from the checkpoint will: its description has these thresholds."""
+    task = Classification(make_config("multi"), TOKENIZER, {"labels": ["a", "b"], "thresholds": [0.5, 0.5]})
+    examples = [TextExample("x:1", "", label=("a",)), TextExample("x:2", "", label=("b",))]
+    predictions = task.predict(examples, [], {"logits": [np.asarray([-1.0, -2.0]), np.asarray([-2.0, 3.0])]})
+    assert [prediction["labels"] for prediction in predictions] == [[], ["b"]]
+    task.evaluated = "test"
+    task.score(examples, predictions)
+    assert [prediction["labels"] for prediction in predictions] == [[], ["b"]]
+    task.evaluated = "validation"
+    task.score(examples, predictions)
+    assert [prediction["labels"] for prediction in predictions] == [["a"], ["b"]]
