@@ -9,10 +9,9 @@ seqeval's default have it, so that scores compare with published ones and every 
 """
 
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
-from tokenizers import Regex, pre_tokenizers
 
 from bert_jax.config import UserError
 from bert_jax.data.batches import Item, Part
 from bert_jax.data.conll import detect_scheme, repair, tagged_examples, to_bio
-from bert_jax.data.encoding import Span
 from bert_jax.data.examples import TaggedExample
 from bert_jax.data.tables import Row, suffix_of, text_in, texts_in, value_in
 from bert_jax.data.windows import align_words, chunks_of_words, scored_words
+from bert_jax.data.words import text_and_spans, text_to_tag
 from bert_jax.models.heads import BertForTokenClassification
 from bert_jax.tasks import scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
 from bert_jax.tasks.pretraining import cross_entropy_sums
 from bert_jax.tasks.task import Batch, Rows, Sums
-
-_CJK = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]"
-_SPLIT = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(_CJK), "isolated")])
-
-
-@dataclass(frozen=True, slots=True)
-class TextToTag(TaggedExample):
-    """Words that were cut out of a text: `text[start:end]` of each span."""
-
-    text: str = ""
-    spans: tuple[Span, ...] = ()
 
 
 class Tagging(FineTuning):
@@ -102,8 +89,7 @@ class Tagging(FineTuning):
                 f"{metric} is: choose accuracy or macro_f1"
             )
         self._check_tags(train)
-        for line in _report(self.examples, self.has_entities):
-            logging.info("%s", line)
+        _report(self.examples, self.has_entities)
 
     @property
     def has_entities(self) -> bool:
@@ -177,9 +163,9 @@ class Tagging(FineTuning):
     def predict(
         self, examples: Sequence[TaggedExample], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
     ) -> list[dict[str, Any]]:
-        """ "words", "tags" and the "probabilities" of these; with entities also "entities": type, text, start and end
+        """Of each example words, tags and the probabilities of these. Of entities also: type, text, start and end
         (characters of the text, or of the words joined), word_start and word_end (ends are not included), and as
-        probability the product over its words, since the model's tags are independent of each other."""
+        probability the product over the words, since the model's tags are independent of each other."""
         ids = [np.full(len(example.words), -1) for example in examples]
         sure = [np.zeros(len(example.words)) for example in examples]
         for item, tags, probabilities in zip(items, outputs["tag_ids"], outputs["tag_probabilities"], strict=True):
@@ -265,7 +251,7 @@ class Tagging(FineTuning):
         if not self.has_entities:
             return {"words": list(example.words), "tags": tags, "probabilities": sure.tolist()}
         tags = repair(tags)[0]
-        text, spans = _text_and_spans(example)
+        text, spans = text_and_spans(example)
         entities = []
         for kind, first, end in entities_of(tags):
             start, stop = spans[first][0], spans[end - 1][1]
@@ -284,17 +270,6 @@ class Tagging(FineTuning):
         return {"words": words, "tags": tags, "probabilities": sure.tolist(), "entities": entities}
 
 
-def text_to_tag(origin: str, text: str, characters: bool) -> TextToTag:
-    """Words as BERT's basic tokenizer cuts them, at white space, around punctuation and CJK characters, but as they are
-    written; or all characters. What is only control characters is no word."""
-    if characters:
-        spans = [(i, i + 1) for i in range(len(text))]
-    else:
-        spans = [span for word, span in _SPLIT.pre_tokenize_str(text) if not _is_invisible(word)]
-    words = tuple(text[start:end] for start, end in spans)
-    return TextToTag(origin, words, spaces_between=not characters, text=text, spans=tuple(spans))
-
-
 def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     """(type, first word, end) of the entities in valid BIO, end not included."""
     start = None
@@ -306,35 +281,31 @@ def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
             start = place
 
 
-def _text_and_spans(example: TaggedExample) -> tuple[str, Sequence[Span]]:
-    """Where the words are: in their text, or in what they give when joined."""
-    if isinstance(example, TextToTag):
-        return example.text, example.spans
-    between = " " if example.spaces_between else ""
-    spans, start = [], 0
-    for word in example.words:
-        spans.append((start, start + len(word)))
-        start += len(word) + len(between)
-    return between.join(example.words), spans
-
-
-def _report(splits: dict[str, list[TaggedExample]], has_entities: bool) -> Iterator[str]:
-    learned = {example.words: example.tags for example in splits["train"]}
+def _report(splits: dict[str, list[TaggedExample]], has_entities: bool) -> None:
+    seen: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # words → how they are tagged, in splits so far
     for split, examples in splits.items():
         sizes = sorted(len(example.words) for example in examples)
         tags = (tag for example in examples for tag in _tags(example))
         kinds = Counter(tag.removeprefix("B-") for tag in tags if tag.startswith("B-") or not has_entities)
-        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(30))
-        yield (
-            f"{split}: {len(sizes)} sentences, {sum(sizes)} words; of a sentence min {sizes[0]}, "
-            f"median {sizes[len(sizes) // 2]}, max {sizes[-1]}; {'entities' if has_entities else 'tags'}: {counts}"
+        logging.info(
+            "%s: %d sentences, %d words; of a sentence min %d, median %d, max %d; %s: %s",
+            *(split, len(sizes), sum(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]),
+            "entities" if has_entities else "tags",
+            ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(30)),
         )
-        if split == "train":
-            yield f"{split}: {len(examples) - len(learned)} sentences repeat another one"
-            continue
-        shared = [example for example in examples if example.words in learned]
-        other = sum(learned[example.words] != example.tags for example in shared)
-        yield f"{split}: {len(shared)} sentences are in train too, {other} with other tags"
+        repeated = differing = 0
+        first = ""
+        for example in examples:
+            before = seen.setdefault(example.words, set())
+            repeated += bool(before)
+            differing += bool(before - {_tags(example)})
+            first = first or (example.origin if before else "")
+            before.add(_tags(example))
+        if repeated:
+            earlier = "earlier ones" if split == "train" else "earlier ones or those of other splits"
+            logging.warning(
+                "%s: %d sentences repeat %s, %d with other tags (first: %s)", split, repeated, earlier, differing, first
+            )
 
 
 def _labels(kinds: Sequence[str], is_plain: bool, has_o: bool) -> list[str]:
@@ -353,7 +324,7 @@ def _are_characters(examples: Sequence[TaggedExample]) -> bool:
 
 
 def _kind(tag: str, is_plain: bool) -> str:
-    return tag if is_plain or tag == "O" else tag[2:]
+    return tag[2:] if not is_plain and tag.startswith(("B-", "I-")) else tag
 
 
 def _tags(example: TaggedExample) -> tuple[str, ...]:
@@ -366,10 +337,6 @@ def _place(example: TaggedExample, word: int) -> str:
     if path.startswith("tfds:") or suffix_of(Path(path)) in (".jsonl", ".json", ".parquet"):
         return f"{example.origin}, word {word + 1}"
     return f"{path}:{int(line) + word}"
-
-
-def _is_invisible(word: str) -> bool:
-    return all(unicodedata.category(char).startswith("C") for char in word)
 
 
 def _listed(names: Sequence[str]) -> str:
