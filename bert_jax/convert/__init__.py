@@ -1,5 +1,6 @@
-"""Other people's checkpoints in and out. Each format is a file with `load` and, where it can be written, `save`.
+"""Other people's checkpoints in and out: `python -m bert_jax.convert`, or `conversion.convert` from a notebook.
 
-Inside, parameters are a flat dict {name: array} under our names, as `training/parameters.py` has them. A name that
-nothing explains is an error, in both directions: a checkpoint is never half loaded in silence.
+`huggingface.py` and `google_tf.py` turn a folder into a `Loaded` (mapping.py): config, parameters under our names,
+tokenizer, task, and a report of every name. Both walk over the one table in `names.py`. A name that nothing explains
+is an error, in both directions: a checkpoint is never half loaded in silence.
 """

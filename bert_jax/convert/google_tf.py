@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from bert_jax.config import UserError
-from bert_jax.convert.huggingface import check_vocabulary, read_json
+from bert_jax.convert.huggingface import check_vocabulary
 from bert_jax.convert.mapping import Loaded, Tensors, from_tensors
 from bert_jax.convert.names import PRETRAINING_HEADS, TRUNK, google_names
 from bert_jax.convert.tensor_bundle import open_bundle
+from bert_jax.convert.tensor_files import read_json
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.data.vocabulary import read_vocab_file
 from bert_jax.data.wordpiece import make_wordpiece

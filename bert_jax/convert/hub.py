@@ -38,7 +38,7 @@ def fetch(name: str) -> Path:
         raise UserError(f"--from={name}: the Hub asks for a login to this model; {local}") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise UserError(f"--from={name} is neither a folder nor a model of the Hugging Face Hub") from None
-    except (errors.HfHubHTTPError, OSError) as problem:
+    except Exception as problem:  # errors of its HTTP library, whichever that is, come through as they are
         why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise UserError(
             f"--from={name} is no folder, and the Hugging Face Hub cannot be reached ({why[:160]}); {local}"

@@ -1,21 +1,19 @@
 """Hugging Face folders: config.json, model.safetensors (one file or shards) and tokenizer files ↔ a `Loaded`."""
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
 from bert_jax.convert.mapping import Loaded, Report, Tensors, from_tensors, to_tensors
 from bert_jax.convert.names import ARCHITECTURES, PRETRAINING_HEADS, READ_AS, TRUNK, Name, huggingface_names
 from bert_jax.convert.sentence_encoder import left_out_of
+from bert_jax.convert.tensor_files import open_tensors, read_json
 from bert_jax.data.encoding import write_json
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.wordpiece import WordPieceTokenizer
@@ -132,6 +130,8 @@ def default_architecture(model: Loaded) -> str:
 def read_settings(path: Path) -> dict[str, Any]:
     """config.json. Raises UserError for a field that we cannot honour."""
     settings = read_json(path)
+    if isinstance(settings.get("model"), dict):
+        raise UserError(f"{path.parent} is a workdir of bert_jax without a checkpoint; train first")
     for name, value in FIXED.items():
         if settings.get(name) not in (None, value):
             raise UserError(f"{path}: {name} is {settings[name]!r}, only {value!r} can be read")
@@ -155,37 +155,12 @@ def model_config(settings: dict[str, Any], path: Path) -> BertConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; fetch the checkpoint again")
-    return content
-
-
 def check_vocabulary(config: BertConfig, tokenizer: Tokenizer, origin: str) -> None:
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"{origin}: the vocabulary has {tokenizer.vocab_size:,} tokens, the word embeddings {config.vocab_size:,} "
             "rows; put the vocabulary there that the model was trained with"
         )
-
-
-def open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Readers of all tensors in a folder. Safetensors are memory-mapped: nothing is read before it is asked for."""
-    single, sharded = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    pickled, pickled_shards = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
-    if single.is_file():
-        return _open_safetensors(single)
-    if sharded.is_file():
-        return _open_shards(sharded, _open_safetensors)
-    if pickled.is_file():
-        return _open_pickle(pickled)
-    if pickled_shards.is_file():
-        return _open_shards(pickled_shards, _open_pickle)
-    raise UserError(f"{folder} has no weights: neither {single.name} nor {sharded.name} nor {pickled.name}")
 
 
 def _architecture(settings: dict[str, Any], given: str, path: Path) -> str:
@@ -296,51 +271,3 @@ def _what_transformers_does_otherwise(model: Loaded, architecture: str) -> list[
     if any(threshold != 0.5 for threshold in thresholds):
         notes.append(f"thresholds of the labels are not part of a {architecture}: {thresholds}")
     return notes
-
-
-def _open_shards(index: Path, open_file: Callable[[Path], dict]) -> dict[str, Callable[[], np.ndarray]]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index} has no weight_map; fetch it again")
-    shards = {file: open_file(index.parent / file) for file in sorted(set(weight_map.values()))}
-    for name, file in weight_map.items():
-        if name not in shards[file]:
-            raise UserError(f"{index.parent / file} has no {name}, which {index.name} puts there; fetch it again")
-    return {name: shards[file][name] for name, file in weight_map.items()}
-
-
-def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Each tensor maps the file anew, and lets go of it: pages that were read would count as ours until the end."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; fetch the checkpoint again")
-
-    def read(name: str) -> np.ndarray:
-        with safe_open(path, framework="np") as file:
-            return file.get_tensor(name)
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: partial(read, name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); fetch it again") from None
-
-
-def _open_pickle(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Only plain tensors are unpickled; needs PyTorch."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; fetch the checkpoint again")
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} is a pickle: reading it needs `pip install torch`, or save it as safetensors"
-        ) from None
-    try:
-        # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a whole file of plain tensors ({why[:200]}); refused") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"{path} is not a file of plain tensors by name; refused")
-    return {name: (lambda tensor=tensor: tensor.float().numpy()) for name, tensor in tensors.items()}

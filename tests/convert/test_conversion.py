@@ -162,6 +162,14 @@ MISTAKES = {
     "nothing there": (lambda t: [f"--from={t / 'none'}", f"--to={t / 'x'}"], "none does not exist"),
     "a file": (lambda t: [f"--from={t / 'theirs' / 'vocab.txt'}", f"--to={t / 'x'}"], "vocab.txt is a file; give the"),
     "no checkpoint": (lambda t: [f"--from={t}", f"--to={t / 'x'}"], "is not a checkpoint: it has neither config.json"),
+    "no checkpoint yet": (
+        lambda t: _workdir(t / "run") or [f"--from={t / 'run'}", f"--to={t / 'x'}"],
+        "run is a workdir of bert_jax without a checkpoint; train first",
+    ),
+    "lost config": (
+        lambda t: _lose_config(t / "theirs") or [f"--from={t / 'theirs'}", f"--to={t / 'x'}"],
+        "config.json is missing; fetch the checkpoint again",
+    ),
     "target exists": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'full'}"], "full exists; choose another folder"),
     "not ours": (
         lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'full'}", "--overwrite"],
@@ -224,21 +232,15 @@ def test_a_damaged_checkpoint_of_ours_is_named(theirs, tmp_path, capsys):
     assert f"checkpoint {tmp_path / 'ours'}" in capsys.readouterr().err
 
 
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """Every connection fails at once, and nothing has been fetched before."""
+@pytest.mark.parametrize("kind", [FileNotFoundError, RuntimeError])  # its own, and those of an HTTP library
+def test_without_a_network_a_hub_name_says_how_to_use_a_folder(kind, monkeypatch, tmp_path, capsys):
     import huggingface_hub
 
     def refuse(name, *, allow_patterns, etag_timeout):
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
         assert etag_timeout <= 5
-        raise LocalEntryNotFoundError("Name or service not known\nmore")
+        raise kind("Name or service not known\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-
-
-def test_without_a_network_a_hub_name_says_how_to_use_a_folder(no_network, tmp_path, capsys):
     assert main(["--from=bert-base-uncased", f"--to={tmp_path / 'x'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
@@ -324,6 +326,16 @@ def test_the_command_shows_a_traceback_when_asked(tmp_path):
         assert result.returncode == 2
         assert ("Traceback" in result.stderr) == shown
         assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path} is not a checkpoint")
+
+
+def _workdir(folder):
+    folder.mkdir()
+    (folder / "config.json").write_text('{"task": "pretraining", "model": {"size": "tiny"}, "data": {}}')
+
+
+def _lose_config(folder):
+    (folder / "config.json").unlink()
+    (folder / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
 
 
 def _cut_vocabulary(folder):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.convert import conversion, google_tf, huggingface
+from bert_jax.convert import conversion, google_tf
 from bert_jax.convert.mapping import parameter_shapes
 from bert_jax.convert.names import google_names
+from bert_jax.convert.tensor_files import open_tensors
 
 SIZES = {"vocab_size": 33, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 24, "max_position_embeddings": 24, "type_vocab_size": 2}
@@ -121,7 +122,7 @@ def test_from_tensorflow_to_ours_to_hugging_face_and_back_nothing_changes(publis
     assert (first.model.config, first.model.task) == (last.model.config, last.model.task)
     assert first.model.description == last.model.description
     assert first.model.tokenizer.content_hash == last.model.tokenizer.content_hash
-    theirs = huggingface.open_tensors(Path(steps[2]))
+    theirs = open_tensors(Path(steps[2]))
     kernel = theirs["bert.encoder.layer.1.intermediate.dense.weight"]()
     np.testing.assert_array_equal(kernel, tensors["bert/encoder/layer_1/intermediate/dense/kernel"].T)
 
