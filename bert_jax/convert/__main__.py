@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "google-research/bert (or folder/model.ckpt-N), workdir or checkpoint of bert_jax")  # fmt: skip
     add("--to", dest="target", required=True, help="folder to be made")
     add("--format", default="bert_jax", choices=("bert_jax", "huggingface"), help="of the target [bert_jax]")
-    add("--architecture", default="", help="of the Hugging Face side, e.g. BertForMaskedLM [by task]")
+    add("--architecture", default="", help="of a target of Hugging Face, else of a source that does not say [by task]")
     add("--extend_vocab", default="", metavar="FILE", help="new words, one a line")
     add(
         "--max_position_embeddings",

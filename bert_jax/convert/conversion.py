@@ -73,10 +73,12 @@ def open_source(source: str, *, architecture: str = "", allow: str = "") -> Sour
     checkpoint, 4. a name of the Hub."""
     path = Path(source)
     if has_checkpoint(source):
+        _refuse(architecture)
         return _read_ours(source)
     if path.is_dir() and any((path / name).is_file() for name in ("config.json", "modules.json")):
         return _foreign(huggingface.read(path, architecture=architecture, allow=allow), source)
     if google_tf.is_checkpoint(path):
+        _refuse(architecture)
         return _foreign(google_tf.read(path, allow=allow), source)
     if path.is_dir():
         raise UserError(
@@ -88,6 +90,11 @@ def open_source(source: str, *, architecture: str = "", allow: str = "") -> Sour
     if not hub.is_name(source):
         raise UserError(f"{source} does not exist")
     return _foreign(huggingface.read(hub.fetch(source), architecture=architecture, allow=allow), source)
+
+
+def _refuse(architecture: str) -> None:
+    if architecture:
+        raise UserError(f"--architecture={architecture}: this source says itself what it is; leave the flag out")
 
 
 def _read_ours(source: str) -> Source:
@@ -110,6 +117,9 @@ def _foreign(model: Loaded, source: str) -> Source:
         model.parameters |= _unused_pooler(model)
     config = get_config()
     config.task = model.task
+    # A head that was trained elsewhere predicts on texts of any length that it can take.
+    longest = config.data.sequence_length if model.task == "pretraining" else 512
+    config.data.sequence_length = min(longest, model.config.max_position_embeddings)
     if model.task == "classification":
         config.data.label_kind = model.description["label_kind"]
     run = {"step": 0, "config": config.to_dict(), "task": model.description, "converted_from": _public_name(source)}

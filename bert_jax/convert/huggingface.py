@@ -96,6 +96,9 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     architecture = architecture or default_architecture(model)
     if architecture not in ARCHITECTURES:
         raise UserError(f"cannot write a {architecture}; it can be {', '.join(ARCHITECTURES)}")
+    task = ARCHITECTURES[architecture][0]
+    if "pretraining" not in (task, model.task) and task != model.task:
+        raise UserError(f"a {architecture} is for task={task}; this model was trained for task={model.task}")
     settings = _their_settings(model, architecture)
     names = _written_names(architecture)
     num_layers = model.config.num_hidden_layers

@@ -15,6 +15,7 @@ from bert_jax.config import UserError
 from bert_jax.convert import conversion, hub, huggingface
 from bert_jax.convert.__main__ import main
 from bert_jax.inference.fill_mask import FillMask
+from bert_jax.inference.predictor import Predictor
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,7 @@ def test_every_task_goes_to_hugging_face_and_back(tmp_path, make_loaded, task, c
     assert saved.run["task"] == DESCRIPTIONS[task]
     assert saved.run["config"]["task"] == task
     assert saved.run["config"]["model"]["hidden_act"] == "gelu"
+    assert saved.run["config"]["data"]["sequence_length"] == 40
     assert "pooler/kernel" in saved.parameters
     for name, value in model.parameters.items():
         if not (name.startswith("pooler") and task in ("tagging", "span_qa")):
@@ -98,6 +100,22 @@ def test_a_run_trained_here_gives_its_logits_in_transformers(trained, tmp_path, 
     text = "The value of a [MASK] expression, in Python."
     assert tokenizer(text).input_ids == opened.model.tokenizer.encode([text])[0].ids
     assert tokenizer.model_max_length == opened.model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "key"),
+    [
+        ("classification", "the of a b", "label"),
+        ("tagging", {"text": ["the", "of"]}, "tags"),
+        ("span_qa", {"question": "the a", "context": "the of a b"}, "answer"),
+    ],
+)
+def test_a_head_trained_elsewhere_predicts_here(tmp_path, make_loaded, task, given, key):
+    model = make_loaded(task, description=DESCRIPTIONS[task], max_position_embeddings=128)
+    huggingface.write(tmp_path / "theirs", model)
+    conversion.convert(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    (prediction,) = Predictor(str(tmp_path / "ours"))([given])
+    assert prediction[key]
 
 
 def test_the_card_says_how_the_model_was_trained(trained, tmp_path):
@@ -228,6 +246,8 @@ def test_a_damaged_checkpoint_of_ours_is_named(theirs, tmp_path, capsys):
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 255
     data.write_bytes(bytes(content))
+    assert main([f"--from={tmp_path / 'ours'}", f"--to={tmp_path / 'x'}", "--architecture=BertModel"]) == 2
+    assert "this source says itself what it is" in capsys.readouterr().err
     assert main([f"--from={tmp_path / 'ours'}", f"--to={tmp_path / 'x'}", "--format=huggingface"]) == 2
     assert f"checkpoint {tmp_path / 'ours'}" in capsys.readouterr().err
 

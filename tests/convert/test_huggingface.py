@@ -366,6 +366,9 @@ def test_what_is_no_bert_of_theirs_is_not_written(tmp_path, make_loaded, change,
 
 def test_pooling_and_windows_of_a_classifier_have_no_place_there(tmp_path, make_loaded):
     described = {"labels": ["a", "b"], "thresholds": [], "label_kind": "single"}
+    with pytest.raises(UserError, match=r"BertForTokenClassification is for task=tagging; .* for task=classification"):
+        model = make_loaded("classification", description=described)
+        huggingface.write(tmp_path / "new", model, architecture="BertForTokenClassification")
     with pytest.raises(UserError, match="pooling is mean; a BertForSequenceClassification has cls only"):
         huggingface.write(tmp_path / "new", make_loaded("classification", description=described, pooling="mean"))
     model = make_loaded("classification", description=described)
