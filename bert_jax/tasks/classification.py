@@ -187,7 +187,9 @@ class Classification(FineTuning):
             tuned = scores.multilabel_scores(gold, given, np.asarray(self.thresholds), self.labels)
             return half | {f"tuned_{name}": value for name, value in tuned.items()}
         gold, given = self.numbers(examples, predictions)
-        return scores.classification_scores(gold, given, self.labels)
+        return scores.classification_scores(gold, given, self.labels) | {
+            "majority_accuracy": scores.majority_baseline(gold)
+        }
 
     def numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
         """Right and predicted classes, counted from 0."""
