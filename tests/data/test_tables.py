@@ -224,7 +224,7 @@ def test_mistakes_in_choices(tmp_path, row, message):
             "a.csv:2: column 'b' holds '-1'; it must be",
         ),
         ("a.parquet", b"PAR1", {}, "a.parquet: not whole Parquet, after row 0"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), {}, "Parquet compresses inside: unpack"),
+        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), {}, "Parquet compresses inside: unpack"),
         ("a.xlsx", b"PK", {}, "unknown suffix '.xlsx': rename it to one of .csv, .tsv, "),
         ("noname", b"x", {}, "unknown suffix ''"),
         ("a.txt", "x\n", {"text": ""}, "no column is named for the text"),
