@@ -10,8 +10,8 @@ evaluates before its end, both save the model then; one metric code scores both 
 
 Whole process: from the command to its exit, with imports, reading, encoding, compilation, evaluation and saving.
 Training loop: without these, but with compilation. Our first seed of a task compiles everything (cold); the others find
-the programs that it left beside its folder (warm), as users do. The last line is the time of whole processes, ours over
-the peer's: median and range of all pairs of runs.
+its programs in the cache beside its folder, as users do (warm), but compile those that a seed is part of. The last line
+is the time of whole processes, ours over the peer's: median and range of all pairs of runs.
 """
 
 import argparse
