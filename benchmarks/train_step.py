@@ -135,12 +135,12 @@ def _our_step(batch) -> Step:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, state = init_state(task, optimizer, 0, make_mesh(config.mesh))
-    train_step = make_train_step(task, graphdef, optimizer, schedule, 0, 1)
+    train_step, key = make_train_step(task, graphdef, optimizer, schedule, 1), jax.random.key(0)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
 
     def step():
         nonlocal state
-        state, sums = train_step(state, arrays)
+        state, sums = train_step(state, arrays, key)
         jax.block_until_ready((state, sums))
 
     return step

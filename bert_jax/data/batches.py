@@ -114,30 +114,28 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
     return -(-num_items // batch_size)
 
 
-def choose_shapes(items: Sequence[Item], batch_size: int, max_shapes: int, max_length: int) -> list[Shape]:
+def choose_shapes(
+    items: Sequence[Item], batch_size: int, max_shapes: int, max_length: int, *, worth: float = 0.0
+) -> list[Shape]:
     """At most `max_shapes` shapes (parts, tokens) that waste least on batches of these items; the last fits any.
 
-    The fewest parts get all the lengths that are left over: texts of several windows are as long as the model anyway.
+    `worth`: the tokens of an epoch that one more shape has to save, since each has to be compiled. The fewest parts get
+    all the lengths that are left over: texts of several windows are as long as the model anyway.
     """
-    counts = sorted({len(item.parts) for item in items})
-    if len(counts) > max(1, max_shapes // 2):
-        counts = sorted({min(_power_of_two(count), counts[-1]) for count in counts})
-    counts = counts[-max_shapes:]
-    longest: dict[int, list[int]] = {count: [] for count in counts}
-    for batch in _ShuffledOrder(items, batch_size, seed=0).epoch(0):
-        parts = max(len(items[i].parts) for i in batch)
-        longest[min(count for count in counts if count >= parts)].append(max(items[i].length for i in batch))
-    longest[counts[-1]].append(max(item.length for item in items))
-    shapes = []
-    for count, lengths in longest.items():
-        number = 1 + max_shapes - len(counts) if count == counts[0] else 1
-        shapes += [(count, length) for length in _best_lengths(lengths, number, max_length)]
-    return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape))
+    order = _ShuffledOrder(items, batch_size, seed=0).epoch(0)
+    most = [(max(len(items[i].parts) for i in batch), max(items[i].length for i in batch)) for batch in order]
+    largest = (max(len(item.parts) for item in items), max(item.length for item in items))
+    found: dict[float, list[Shape]] = {}
+    for number in range(max_shapes, 0, -1):
+        shapes = _shapes([*most, largest], number, max_length)
+        tokens = batch_size * sum(_area(_fitting(shapes, *need)) for need in most)
+        found[tokens + worth * len(shapes)] = shapes
+    return found[min(found)]
 
 
 def mean_shape(items: Sequence[Item], shapes: Sequence[Shape], batch_size: int) -> tuple[float, float]:
     """Over the batches of a first epoch: rows (parts) a batch, and tokens a row, padding included."""
-    batches = [_fitting(shapes, items, batch) for batch in _ShuffledOrder(items, batch_size, seed=0).epoch(0)]
+    batches = [_shape_of(shapes, items, batch) for batch in _ShuffledOrder(items, batch_size, seed=0).epoch(0)]
     rows = batch_size * float(np.mean([parts for parts, _ in batches]))
     places = batch_size * float(np.mean([parts * length for parts, length in batches]))
     return rows, places / rows
@@ -188,7 +186,7 @@ class _Collate:
 
     def __call__(self, batch: int) -> Batch:
         numbers = self._order(batch)
-        shape = _fitting(self._shapes, self._items, numbers)
+        shape = _shape_of(self._shapes, self._items, numbers)
         mine = self._share.positions(0)
         return collate(self._items, numbers[mine.start : mine.stop], shape, self._share.size)
 
@@ -223,10 +221,33 @@ def collate(items: Sequence[Item], numbers: Int[np.ndarray, " n"], shape: Shape,
     return batch
 
 
-def _fitting(shapes: Sequence[Shape], items: Sequence[Item], numbers: Int[np.ndarray, " n"]) -> Shape:
-    parts = max(len(items[i].parts) for i in numbers)
-    length = max(items[i].length for i in numbers)
+def _shape_of(shapes: Sequence[Shape], items: Sequence[Item], numbers: Int[np.ndarray, " n"]) -> Shape:
+    return _fitting(shapes, max(len(items[i].parts) for i in numbers), max(items[i].length for i in numbers))
+
+
+def _fitting(shapes: Sequence[Shape], parts: int, length: int) -> Shape:
     return next(shape for shape in shapes if shape[0] >= parts and shape[1] >= length)
+
+
+def _area(shape: Shape) -> int:
+    return shape[0] * shape[1]
+
+
+def _shapes(needs: Sequence[Shape], number: int, max_length: int) -> list[Shape]:
+    """At most `number` shapes for batches that need these, the smallest first."""
+    counts = sorted({parts for parts, _ in needs})
+    if len(counts) > max(1, number // 2):
+        counts = sorted({min(_power_of_two(count), counts[-1]) for count in counts})
+    counts = counts[-number:]
+    lengths: dict[int, list[int]] = {count: [] for count in counts}
+    for parts, length in needs:
+        lengths[min(count for count in counts if count >= parts)].append(length)
+    lengths[counts[-1]].append(max(length for _, length in needs))
+    shapes = []
+    for count in counts:
+        share = 1 + number - len(counts) if count == counts[0] else 1
+        shapes += [(count, length) for length in _best_lengths(lengths[count], share, max_length)]
+    return sorted(shapes, key=lambda shape: (_area(shape), shape))
 
 
 def _best_lengths(lengths: Sequence[int], number: int, limit: int) -> list[int]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -121,7 +122,8 @@ class FineTuning(ABC):
         self.final_splits = tuple(split for split in ("test",) if split in self.items)
         everything = [item for items in self.items.values() for item in items]
         size = self.config.train.batch_size
-        self.shapes = batches.choose_shapes(everything, size, data.buckets, data.sequence_length)
+        worth = self._tokens_worth_a_program() / self._epochs(size)
+        self.shapes = batches.choose_shapes(everything, size, data.buckets, data.sequence_length, worth=worth)
         self.steps_per_epoch = batches.steps_per_epoch(len(self.items["train"]), size)
         rows, length = batches.mean_shape(self.items["train"], self.shapes, size)
         tokens = sum(len(part.ids) for item in self.items["train"] for part in item.parts)
@@ -188,6 +190,18 @@ class FineTuning(ABC):
     def _sums(self, outputs: Outputs, batch: Batch) -> Sums:
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         return self.losses(outputs, batch) | {"real_tokens": (real, jnp.float32(batch["sequence_ids"].size))}
+
+    def _epochs(self, batch_size: int) -> float:
+        train = self.config.train
+        return train.epochs or train.steps / batches.steps_per_epoch(len(self.items["train"]), batch_size)
+
+    def _tokens_worth_a_program(self) -> float:
+        """How many tokens are trained on in the time that it takes to compile the step for one more shape of a batch: a
+        rough figure, from one second a layer and a third of what a device reaches at best."""
+        length = self.config.data.sequence_length
+        seconds = float(self.bert_config.num_hidden_layers)
+        flops = 2e11 if jax.default_backend() == "cpu" else 5e13
+        return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0)
 
     def _fingerprint(self) -> str:
         """Of everything that a training batch is made of."""

@@ -53,10 +53,11 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
     mesh = make_mesh(config.mesh)
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
+    key = jax.random.key(config.seed)
     graphdef, state = init_state(task, optimizer, config.seed, mesh)
     multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in state.parameters.items()})
     frozen = {name for name, multiplier in multipliers.items() if is_frozen(multiplier)}
-    train_step = make_train_step(task, graphdef, optimizer, schedule, config.seed, config.train.accumulation, frozen)
+    train_step = make_train_step(task, graphdef, optimizer, schedule, config.train.accumulation, frozen)
     evaluate = make_evaluation(task, graphdef, config, mesh)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         checkpoints = resources.enter_context(
@@ -96,7 +97,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
             while step < config.train.steps and stopped_by is None and not _out_of_patience(history, config):
                 with window.waiting():
                     batch = to_mesh(mesh, next(batches))
-                state, sums = train_step(state, batch)
+                state, sums = train_step(state, batch, key)
                 if report_due:
                     log.record(step, "train", window.flush(step))
                 step += 1

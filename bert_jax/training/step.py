@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.tasks.task import Batch, Rows, Sums, Task
 from bert_jax.training.optimizer import Schedule
@@ -34,13 +34,14 @@ def init_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
     """A fresh state, created where it will live: no device ever holds what it need not."""
 
-    def init():
-        parameters = flatten(task.init(nnx.Rngs(params=jax.random.key(seed))))
+    def init(key):
+        parameters = flatten(task.init(nnx.Rngs(params=key)))
         return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0))))
-    shardings = tree_shardings(mesh, jax.eval_shape(init))
-    return graphdef, jax.jit(init, out_shardings=shardings)()
+    key = jax.random.key(seed)
+    shardings = tree_shardings(mesh, jax.eval_shape(init, key))
+    return graphdef, jax.jit(init, out_shardings=shardings)(key)
 
 
 def make_train_step(
@@ -48,19 +49,19 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    seed: int,
     accumulation: int,
     frozen: Collection[str] = (),
-) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
-    """(state, global batch) → (state, sums of the metrics), with the old state's memory given to the new.
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+    """(state, global batch, key of the run's seed) → (state, sums of the metrics), with the old state's memory given to
+    the new.
 
-    All randomness is a function of (seed, step). Gradients of `accumulation` micro-batches are added up; because
-    every objective is divided by the weight of the whole batch, their sum is the gradient of the whole batch. Of the
-    `frozen` parameters none is computed.
+    All randomness is a function of (seed, step); the seed is no part of the program, which runs with other seeds share.
+    Gradients of `accumulation` micro-batches are added up; because every objective is divided by the weight of the
+    whole batch, their sum is the gradient of the whole batch. Of the `frozen` parameters none is computed.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(key, state.step)
         batch = task.features(batch, jax.random.fold_in(key, MASKING))
         weights = task.weights(batch)
         dropout_key = jax.random.fold_in(key, DROPOUT)

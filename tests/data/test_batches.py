@@ -133,3 +133,11 @@ def test_no_other_choice_of_lengths_pads_less(lengths, number):
     cost = lambda lengths: sum(min(bound for bound in lengths if bound >= length) for length in rounded)  # noqa: E731
     choices = itertools.combinations(sorted(set(rounded)), min(number, len(set(rounded))))
     assert cost(chosen) == min(cost(choice) for choice in choices if max(choice) == max(rounded))
+
+
+def test_a_shape_that_saves_less_than_it_costs_is_not_made():
+    items = make_items([(8,)] * 40 + [(16,)] * 40)
+    # In batches of four 10 batches of 8 are padded to 16 by one shape alone: 320 tokens of an epoch.
+    assert choose_shapes(items, 4, 4, 64) == [(1, 8), (1, 16)]
+    assert choose_shapes(items, 4, 4, 64, worth=319) == [(1, 8), (1, 16)]
+    assert choose_shapes(items, 4, 4, 64, worth=321) == [(1, 16)]

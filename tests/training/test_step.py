@@ -29,15 +29,14 @@ class Trainer:
         optimizer = make_optimizer(config.optimizer, schedule)
         self.mesh = make_mesh(config.mesh)
         self.graphdef, self.state = init_state(self.task, optimizer, config.seed, self.mesh)
-        self.step = make_train_step(
-            self.task, self.graphdef, optimizer, schedule, config.seed, config.train.accumulation
-        )
+        self.step = make_train_step(self.task, self.graphdef, optimizer, schedule, config.train.accumulation)
+        self.key = jax.random.key(config.seed)
         self.batches = self.task.train_batches(0, 0, 1)
 
     def run(self, steps):
         all_sums = []
         for _ in range(steps):
-            self.state, sums = self.step(self.state, to_mesh(self.mesh, next(self.batches)))
+            self.state, sums = self.step(self.state, to_mesh(self.mesh, next(self.batches)), self.key)
             all_sums.append(jax.device_get(sums))
         return [self.task.metrics(sums, [])["loss"] for sums in all_sums]
 
@@ -123,7 +122,7 @@ def test_overfits_one_batch(small_config):
     # The same masks every step: prepared ones are left alone by the task.
     batch = jax.device_get(trainer.task.features(jax.tree.map(jnp.asarray, batch), jax.random.key(0)))
     for _ in range(120):
-        trainer.state, sums = trainer.step(trainer.state, to_mesh(trainer.mesh, batch))
+        trainer.state, sums = trainer.step(trainer.state, to_mesh(trainer.mesh, batch), trainer.key)
     metrics = trainer.task.metrics(jax.device_get(sums), [])
     assert metrics["mlm_accuracy"] == 1 and metrics["nsp_accuracy"] == 1
     assert metrics["loss"] < 0.1
