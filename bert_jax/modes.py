@@ -295,7 +295,7 @@ def _join_processes(environment: Mapping[str, str]) -> None:
 def _prepared(config: ConfigDict, source: Source | None):
     from bert_jax.data.prepare import prepare as prepare_corpus
 
-    if config.data.corpus == "sample":
+    if config.data.corpus == "sample" and not config.data.files:
         logging.warning(
             "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
             "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"

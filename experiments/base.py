@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.dtype = "bfloat16"  # bfloat16 | float32: of the matrix products; parameters stay float32
 
     config.data = ConfigDict()
-    config.data.corpus = "sample"  # sample | text | jsonl | wikiextractor | tfds:NAME[/CONFIG][:VERSION]
+    config.data.corpus = "sample"  # sample (text, if there are files) | text | jsonl | wikiextractor | tfds:NAME
     config.data.files = ""  # path or glob, comma-separated; plain, .gz, .xz or .zst
     config.data.text_field = "text"  # of a JSONL line or a TFDS example
     config.data.prepared = "prepared"  # folder that holds prepared datasets, one subfolder each

@@ -51,10 +51,12 @@ class _Layout(NamedTuple):
 def open_corpus(data: ConfigDict) -> Corpus:
     """Reads data.corpus, data.files and data.text_field; every file is opened and hashed before it returns.
 
+    Files that are named are never left unread: with them "sample", the default, means "text".
+
     Raises UserError at once for a wrong kind, no files, a glob without a match, a missing, empty or unreadable file, an
     unknown TFDS name; while streaming for bytes that are not UTF-8 text, malformed JSONL or <doc>, a corrupt archive.
     """
-    kind = data.corpus
+    kind = "text" if data.corpus == "sample" and data.files else data.corpus
     if kind == "sample":
         parts = [Document(name, text, False) for name, text in read_sample()]
         digest = digest_of([_READING_RULES, kind], (f"{part.source}\0{part.text}\0".encode() for part in parts))

@@ -146,6 +146,13 @@ def test_fingerprint_follows_content_not_place(tmp_path):
     assert list(first.documents()) == list(first.documents())
 
 
+def test_files_that_are_named_are_read_instead_of_the_sample(tmp_path):
+    file = written(tmp_path / "a.txt", SENTENCES)
+    assert documents("sample", file) == documents("text", file)
+    with pytest.raises(UserError, match="nothing"):
+        documents("sample", tmp_path / "nothing*.txt")
+
+
 def test_sample_is_english_prose():
     corpus = open_corpus(get_config().data)
     found = list(corpus.documents())
