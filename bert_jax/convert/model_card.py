@@ -38,7 +38,7 @@ def _training(run: dict[str, Any]) -> list[str]:
         return ["## Training", "", f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]
     data, optimizer, train = config["data"], config["optimizer"], config["train"]
     pretraining = config["task"] == "pretraining"
-    corpus = ": ".join(str(part) for part in (data["corpus"], data["files"]) if part)
+    corpus = data["files"] or data["corpus"]
     rows = {
         "task": config["task"],
         "data": corpus if pretraining else data["train"],
