@@ -1,12 +1,10 @@
 """The last tenth of the paper's steps, at length 512, from a run at length 128.
 
     python -m bert_jax.main --config=experiments/phase2_512.py --config.init_from=runs/base \\
-        --config.data.vocab_file=prepared/NAME/tokenizer --config.data.corpus=text --config.data.files='corpus/*.txt'
+        --config.data.corpus=text --config.data.files='corpus/*.txt'
 
-NAME is the folder of the first phase's prepared data: its log names it, and the vocabulary must be the same one. For
-another size than base, write it behind a colon: `--config=experiments/phase2_512.py:mini`. The learning rate goes on
-where the first phase's schedule stood, at a tenth of its peak, after a short warm-up: Adam's moments start anew, as in
-the original.
+Size and vocabulary are those of the run that it starts from. The learning rate goes on where the first phase's
+schedule stood, at a tenth of its peak, after a short warm-up: Adam's moments start anew, as in the original.
 
 Hardware and time: part of the 4 days on 16 TPU chips that the paper gives for both phases of base; a row of 512
 tokens takes 4.3 times the operations of one of 128. Expect: not trained with this code yet.
