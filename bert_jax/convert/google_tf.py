@@ -9,7 +9,7 @@ from pathlib import Path
 from bert_jax.config import UserError
 from bert_jax.convert.huggingface import check_vocabulary
 from bert_jax.convert.mapping import Loaded, Tensors, from_tensors
-from bert_jax.convert.names import PRETRAINING_HEADS, TRUNK, google_names
+from bert_jax.convert.names import CONFIG_FIELDS, PRETRAINING_HEADS, TRUNK, google_names
 from bert_jax.convert.tensor_bundle import open_bundle
 from bert_jax.convert.tensor_files import read_json
 from bert_jax.data.tokenizer import WordPieceTokenizer
@@ -17,19 +17,6 @@ from bert_jax.data.vocabulary import read_vocab_file
 from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.models.config import BertConfig
 
-# Our field, theirs. Epsilon is not among them: it is 1e-12 in the code.
-CONFIG = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "type_vocab_size": "type_vocab_size",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "initializer_range": "initializer_range",
-}
 OPTIMIZER = re.compile(r"global_step$|.*/(adam|lamb)_[mv]$")
 
 
@@ -84,14 +71,16 @@ def _config(path: Path) -> BertConfig:
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}; put it beside the checkpoint")
     settings = read_json(path)
-    absent = [name for name in CONFIG.values() if name not in settings]
+    absent = [name for name in CONFIG_FIELDS.values() if name not in settings]
     if absent:
         raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
     if settings.get("hidden_act") != "gelu":
         raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; only 'gelu' can be read")
     if settings.get("directionality", "bidi") != "bidi":
         raise UserError(f"{path}: directionality is {settings['directionality']!r}; only 'bidi' can be read")
-    given = {ours: settings[theirs] for ours, theirs in CONFIG.items()} | {"embedding_size": settings["hidden_size"]}
+    given = {ours: settings[theirs] for ours, theirs in CONFIG_FIELDS.items()} | {
+        "embedding_size": settings["hidden_size"]
+    }
     try:
         return BertConfig(**given, hidden_act="gelu_tanh", dtype="float32")
     except (UserError, TypeError) as error:

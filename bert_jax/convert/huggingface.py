@@ -11,7 +11,15 @@ from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
 from bert_jax.convert.mapping import Loaded, Report, Tensors, from_tensors, to_tensors
-from bert_jax.convert.names import ARCHITECTURES, PRETRAINING_HEADS, READ_AS, TRUNK, Name, huggingface_names
+from bert_jax.convert.names import (
+    ARCHITECTURES,
+    CONFIG_FIELDS,
+    PRETRAINING_HEADS,
+    READ_AS,
+    TRUNK,
+    Name,
+    huggingface_names,
+)
 from bert_jax.convert.sentence_encoder import left_out_of
 from bert_jax.convert.tensor_files import open_tensors, read_json
 from bert_jax.data.encoding import write_json
@@ -26,21 +34,8 @@ COPIES = {
     "embeddings.position_ids": None,
 }
 
-# Our field, theirs.
-CONFIG = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "type_vocab_size": "type_vocab_size",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_eps": "layer_norm_eps",
-    "initializer_range": "initializer_range",
-    "causal": "is_decoder",
-}
+# Our field, theirs. The original has neither of the last two: its epsilon is 1e-12 in the code.
+CONFIG = CONFIG_FIELDS | {"layer_norm_eps": "layer_norm_eps", "causal": "is_decoder"}
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 # What a field that changes the computation must be for us to compute the same thing.

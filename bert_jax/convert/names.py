@@ -124,3 +124,18 @@ def _rows() -> Iterator[tuple[str, str, str]]:
     for ours, huggingface, google, suffixes in MODULES:
         for name, (there, elsewhere) in suffixes.items():
             yield f"{ours}/{name}", huggingface + there, google + elsewhere
+
+
+# Fields of config.json and bert_config.json: ours, theirs.
+CONFIG_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "initializer_range": "initializer_range",
+}

@@ -21,7 +21,7 @@ from jaxtyping import Int, Int32
 from ml_collections import ConfigDict
 
 from bert_jax.data.encoding import Encoding
-from bert_jax.data.pipeline import ENDLESS, Batch, Share, read_ahead
+from bert_jax.data.pipeline import ENDLESS, Batch, Share, Steps, read_ahead
 
 Shape = tuple[int, int]  # parts, tokens
 
@@ -54,7 +54,7 @@ class Item:
         return max(len(part.ids) for part in self.parts)
 
 
-class TrainBatches:
+class TrainBatches(Steps):
     """Endless: every epoch takes each item once, in an order of its own; the last batch of an epoch is filled up.
 
     Items of like length share a batch: an epoch is shuffled, sorted within stretches of 50 batches, cut into
@@ -75,20 +75,13 @@ class TrainBatches:
         size = config.train.batch_size
         share = Share(size, process_index, process_count, "train.batch_size")
         order = _ShuffledOrder(items, size, config.seed)
-        self._steps_per_epoch, self._step, self._fingerprint = order.batches_per_epoch, start_step, fingerprint
-        self._iterator = read_ahead(_Collate(items, shapes, share, order), config.data, start_step, ENDLESS)
-
-    def __next__(self) -> Batch:
-        batch = next(self._iterator)
-        self._step += 1
-        return batch
+        self._steps_per_epoch, self._fingerprint = order.batches_per_epoch, fingerprint
+        batches = read_ahead(_Collate(items, shapes, share, order), config.data, start_step, ENDLESS)
+        super().__init__(batches, start_step)
 
     def state(self) -> dict[str, Any]:
         epoch, position = divmod(self._step, self._steps_per_epoch)
         return {"dataset": self._fingerprint, "step": self._step, "epoch": epoch, "position": position}
-
-    def close(self) -> None:
-        self._iterator.close()
 
 
 def ordered_batches(

@@ -21,7 +21,26 @@ Batch = dict[str, np.ndarray]
 ENDLESS = 1 << 62  # steps
 
 
-class TrainBatches:
+class Steps:
+    """An iterator over the batches of steps, that counts them."""
+
+    def __init__(self, iterator: Any, start_step: int):
+        self._iterator, self._step = iterator, start_step
+
+    def __iter__(self) -> "Steps":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._iterator.close()
+
+
+class TrainBatches(Steps):
     """Iterator over a process's share of the global batches, from `start_step` on.
 
     A batch maps the keys of `pairs.instance` to arrays with a leading axis of batch_size / process_count;
@@ -41,26 +60,14 @@ class TrainBatches:
         batch_size = config.train.batch_size
         rows = _rows(prepared, config, "train", config.seed)
         share = Share(batch_size, process_index, process_count, "train.batch_size")
-        self._num_examples, self._batch_size, self._step = len(rows.source), batch_size, start_step
+        self._num_examples, self._batch_size = len(rows.source), batch_size
         self._dataset = prepared.directory.name
-        self._iterator = read_ahead(_Batches(rows, share, stop=None), config.data, start_step, ENDLESS)
-
-    def __iter__(self) -> "TrainBatches":
-        return self
-
-    def __next__(self) -> Batch:
-        batch = next(self._iterator)
-        self._step += 1
-        return batch
+        super().__init__(read_ahead(_Batches(rows, share, stop=None), config.data, start_step, ENDLESS), start_step)
 
     def state(self) -> dict[str, Any]:
         """Where the next batch starts. `step` is all that resuming needs; the rest shows that the data is the same."""
         epoch, position = divmod(self._step * self._batch_size, self._num_examples)
         return {"dataset": self._dataset, "step": self._step, "epoch": epoch, "position": position}
-
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._iterator.close()
 
 
 def eval_batches(

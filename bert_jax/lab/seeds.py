@@ -54,7 +54,9 @@ def summarise(folders: list[Path], metric: str, mode: str) -> dict[str, Any]:
         "steps": max(line["step"] for line in evaluated.values()),
         "best": max(evaluated, key=lambda name: sign * evaluated[name][metric]),
         "failed": [
-            name for name, line in evaluated.items() if line.get("accuracy", 1) <= line.get("majority_accuracy", -1)
+            name
+            for name, line in evaluated.items()
+            if "majority_accuracy" in line and line["accuracy"] <= line["majority_accuracy"]
         ],
         "splits": splits,
     }

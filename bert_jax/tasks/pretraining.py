@@ -114,7 +114,7 @@ class Pretraining:
         majority_accuracy    accuracy of always guessing their most frequent one
         nsp_accuracy_low, _high   95 % Wilson interval
         """
-        counts, _ = sums.get("label_counts", (None, None))
+        counts = sums["label_counts"][0] if "label_counts" in sums else None  # of an evaluation only
         metrics = {
             name: float(total) / float(weight)
             for name, (total, weight) in sums.items()

@@ -70,12 +70,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         batches = resources.enter_context(
             contextlib.closing(task.train_batches(first, jax.process_index(), jax.process_count()))
         )
-        if resumed is not None and resumed["data"] != batches.state():
-            raise UserError(
-                f"{workdir} was trained on other data ({resumed['data']}, now {batches.state()}): "
-                "restore the corpus as it was, or choose another --workdir and --config.init_from"
-            )
         if resumed is not None:
+            _check_data(resumed["data"], batches.state(), workdir)
             task.describe(resumed["task"])
         log = resources.enter_context(
             contextlib.closing(MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1))
@@ -118,7 +114,10 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                         log.record(step, "eval", metrics)
                 if save_due:
                     run = {"data": batches.state(), "config": config.to_dict()}
-                    run |= {"task": task.description(), "history": history}
+                    run |= {
+                        "task": task.description(),
+                        "history": [*history],
+                    }  # written in the background, while the list grows
                     checkpoints.save(state, run, task.tokenizer, metrics if eval_due else {})
                 if eval_due or save_due:
                     window.restart_clock()
@@ -126,11 +125,9 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
         checkpoints.wait()
         if stopped_by is None and task.final_splits:
-            best = checkpoints.best(mesh)
-            if best is not None:  # thresholds found since then are not for these parameters
-                task.describe(best[1]["task"])
+            parameters = _best_parameters(state, task, checkpoints, mesh)
             for split in task.final_splits:
-                log.record(step, split, evaluate(state.parameters if best is None else best[0], split))
+                log.record(step, split, evaluate(parameters, split))
     return Finished(step, metrics, stopped_by)
 
 
@@ -152,6 +149,24 @@ def make_evaluation(
         return {} if totals is None else task.metrics(totals, kept)
 
     return evaluate
+
+
+def _check_data(saved: dict, now: dict, workdir: Path) -> None:
+    if saved != now:
+        raise UserError(
+            f"{workdir} was trained on other data ({saved}, now {now}): "
+            "restore the corpus as it was, or choose another --workdir and --config.init_from"
+        )
+
+
+def _best_parameters(state: TrainState, task: Task, checkpoints: Checkpoints, mesh: Mesh) -> Parameters:
+    """Of the best checkpoint, with what the task knew then; of the last step if none was evaluated."""
+    best = checkpoints.best(mesh)
+    if best is None:
+        return state.parameters
+    parameters, run = best
+    task.describe(run["task"])  # thresholds found since then are not for these parameters
+    return parameters
 
 
 def _best_metric(config: ConfigDict, metrics: dict[str, float]) -> float:
