@@ -45,9 +45,16 @@ class Bert(nnx.Module):
         mask = attention_mask(sequence_ids, self.config.causal)
         return self.encoder(x, mask, key=layer_key, all_layers=all_layers)
 
-    def pool(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B D"]:
-        """tanh(linear) of the first token's hidden state, in float32."""
-        return jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32), "float32"))
+    def pool(
+        self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
+    ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
+        """tanh(linear) of the hidden state of a row's first token, or of the first token of each of the S sequences
+        that are packed in a row, at `first_tokens`; in float32."""
+        if first_tokens is None:
+            first = hidden[:, 0]
+        else:
+            first = jnp.take_along_axis(hidden, first_tokens[:, :, None], axis=1)
+        return jnp.tanh(self.pooler(first.astype(jnp.float32), "float32"))
 
 
 class Embeddings(nnx.Module):
