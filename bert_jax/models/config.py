@@ -147,3 +147,18 @@ def training_flops(config: BertConfig, rows: float, length: float, predictions: 
     per_token += 0 if e == d else e * d
     per_row = length * per_token + predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
     return 3 * 2 * rows * float(per_row)
+
+
+def training_bytes(config: BertConfig, rows: float, length: float, *, fused_attention: bool) -> float:
+    """Bytes of activations that forward and backward passes over `rows` rows read and write at the least.
+
+    Each matrix product of a layer reads its activations once and writes them once, in `dtype`; what is element-wise is
+    fused to the products; the backward pass moves twice what the forward one does, as each product has two. Scores stay
+    inside the kernel where attention is fused. Embeddings, heads and rematerialisation are left out, and so are the
+    parameters (`training/throughput.py`).
+    """
+    d, f = config.hidden_size, config.intermediate_size
+    scores = 0 if fused_attention else 2 * config.num_attention_heads * length
+    per_token = 12 * d + 2 * f + scores  # projections 6 d, scores and context 4 d, FFN 2 d and 2 f
+    width = 2 if config.dtype == "bfloat16" else 4
+    return 3.0 * width * config.num_hidden_layers * rows * length * per_token

@@ -22,7 +22,8 @@ from bert_jax.data import batches
 from bert_jax.data.batches import Item, Shape
 from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.models.config import bert_config, check_length, training_flops
+from bert_jax.models.attention import use_cudnn
+from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.tasks.task import Batch, Rows, Sums
 
 Outputs = dict[str, Array]
@@ -129,6 +130,9 @@ class FineTuning(ABC):
         tokens = sum(len(part.ids) for item in self.items["train"] for part in item.parts)
         self.tokens_per_step = round(rows * length)
         self.flops_per_step = training_flops(self.bert_config, rows, length, predictions=0)
+        self.bytes_per_step = training_bytes(
+            self.bert_config, rows, length, fused_attention=use_cudnn(self.bert_config, training=True)
+        )
         shapes = ", ".join(f"{parts}×{length}" if parts > 1 else str(length) for parts, length in self.shapes)
         real = tokens / (self.steps_per_epoch * self.tokens_per_step)
         logging.info(

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import Prepared
-from bert_jax.models.config import bert_config, check_length, training_flops
+from bert_jax.models.attention import use_cudnn
+from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import Batch, Rows, Sums
@@ -39,6 +40,9 @@ class Pretraining:
         self.steps_per_epoch = -(-prepared.num_records("train") // rows)
         self.tokens_per_step = rows * data.sequence_length
         self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions)
+        self.bytes_per_step = training_bytes(
+            self.bert_config, rows, data.sequence_length, fused_attention=use_cudnn(self.bert_config, training=True)
+        )
         self.masking = Masking(
             rate=data.mask_rate,
             mask_share=data.mask_share,

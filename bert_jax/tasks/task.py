@@ -38,6 +38,7 @@ class Task(Protocol):
     final_splits: tuple[str, ...]  # evaluated with the best checkpoint when training ends
     tokens_per_step: int  # places in a global batch, padding included
     flops_per_step: float  # of forward and backward passes over it
+    bytes_per_step: float  # of activations that they read and write at the least
     objectives: tuple[str, ...]  # the names in `sums` whose means add up to the loss
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
