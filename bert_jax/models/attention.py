@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Linear, accumulator, along_last, dot, dropout
@@ -21,14 +21,14 @@ class SelfAttention(nnx.Module):
         self.output = Linear(size, size, **options)
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], key: Key[Array, ""] | None = None
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seed: UInt32[Array, "2"] | None = None
     ) -> Float[Array, "B L D"]:
         config = self.config
         query, key_, value = (part.reshape(*x.shape[:2], config.num_attention_heads, -1) for part in self._project(x))
-        if use_cudnn(config, training=key is not None):
+        if use_cudnn(config, training=seed is not None):
             context = jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation="cudnn")
         else:
-            context = attend(query, key_, value, mask, config.attention_dropout, key, config.dtype)
+            context = attend(query, key_, value, mask, config.attention_dropout, seed, config.dtype)
         return self.output(context.reshape(x.shape), config.dtype)
 
     def _project(self, x):
@@ -46,14 +46,14 @@ def attend(
     value: Float[Array, "B L H K"],
     mask: Bool[Array, "B 1 L L"],
     dropout_rate: float,
-    dropout_key: Key[Array, ""] | None,
+    dropout_seed: UInt32[Array, "2"] | None,
     dtype: str,
 ) -> Float[Array, "B L H K"]:
     """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
-    weights = dropout(weights.astype(dtype), dropout_rate, dropout_key)
+    weights = dropout(weights.astype(dtype), dropout_rate, dropout_seed)
     return dot(weights, value, dtype).swapaxes(1, 2)
 
 

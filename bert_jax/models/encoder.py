@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.models.attention import SelfAttention, attention_mask
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
+from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout, dropout_seeds
 
 
 class Encoded(NamedTuple):
@@ -40,10 +40,10 @@ class Bert(nnx.Module):
         all_layers: bool = False,
     ) -> Encoded:
         """Hidden states of every token. `sequence_ids`: 0 = padding, k = k-th sequence packed in the row."""
-        embedding_key, layer_key = (None, None) if key is None else jax.random.split(key)
-        x = self.embeddings(input_ids, token_type_ids, position_ids, key=embedding_key)
+        seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * self.config.num_hidden_layers)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, seed=None if seeds is None else seeds[0])
         mask = attention_mask(sequence_ids, self.config.causal)
-        return self.encoder(x, mask, key=layer_key, all_layers=all_layers)
+        return self.encoder(x, mask, seeds=None if seeds is None else seeds[1:], all_layers=all_layers)
 
     def pool(
         self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
@@ -71,7 +71,7 @@ class Embeddings(nnx.Module):
         if config.embedding_size != config.hidden_size:
             self.projection = Linear(config.embedding_size, config.hidden_size, **options)
 
-    def __call__(self, input_ids, token_type_ids, position_ids, *, key=None) -> Float[Array, "B L D"]:
+    def __call__(self, input_ids, token_type_ids, position_ids, *, seed=None) -> Float[Array, "B L D"]:
         config = self.config
         if config.position_embedding == "learned":
             positions = self.position(position_ids)
@@ -82,7 +82,7 @@ class Embeddings(nnx.Module):
         types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
         types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
         x = self.layer_norm(self.word(input_ids) + positions + types, config.dtype)
-        x = dropout(x, config.hidden_dropout, key)
+        x = dropout(x, config.hidden_dropout, seed)
         return self.projection(x, config.dtype) if config.embedding_size != config.hidden_size else x
 
 
@@ -96,23 +96,24 @@ class Encoder(nnx.Module):
             self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, key=None, all_layers=False
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, seeds=None, all_layers=False
     ) -> Encoded:
         config = self.config
-        keys = None if key is None else jax.random.split(key, config.num_hidden_layers)
+        if seeds is not None:
+            seeds = seeds.reshape(config.num_hidden_layers, Layer.DROPOUTS, 2)
         layer = _rematerialised(config.remat)
         if config.layers == "scan" or (config.layers == "auto" and jax.default_backend() != "cpu"):
 
-            def step(x, layer_and_key):
-                x = layer(layer_and_key[0], x, mask, layer_and_key[1])
+            def step(x, layer_and_seeds):
+                x = layer(layer_and_seeds[0], x, mask, layer_and_seeds[1])
                 return x, (x if all_layers else None)
 
-            x, stacked = jax.lax.scan(step, x, (self.layers, keys))
+            x, stacked = jax.lax.scan(step, x, (self.layers, seeds))
             outputs = [] if stacked is None else list(stacked)
         else:
             outputs = []
             for i, parameters in enumerate(unstack(self.layers, config.num_hidden_layers)):
-                x = layer(parameters, x, mask, None if keys is None else keys[i])
+                x = layer(parameters, x, mask, None if seeds is None else seeds[i])
                 outputs.append(x)
         if config.norm == "pre":
             x = self.layer_norm(x, config.dtype)
@@ -121,6 +122,8 @@ class Encoder(nnx.Module):
 
 class Layer(nnx.Module):
     """Attention and feed-forward, each inside a residual connection with its LayerNorm after (post) or before (pre)."""
+
+    DROPOUTS = 3  # of attention probabilities, after attention, after the feed-forward part
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.config = config
@@ -132,16 +135,17 @@ class Layer(nnx.Module):
         self.output = Linear(inner, size, **options)
         self.output_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
 
-    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], key=None) -> Float[Array, "B L D"]:
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seeds=None) -> Float[Array, "B L D"]:
+        if seeds is None:
+            seeds = (None,) * self.DROPOUTS
         dtype, rate = self.config.dtype, self.config.hidden_dropout
 
         def attend(x):
-            return dropout(self.attention(x, mask, keys[0]), rate, keys[1])
+            return dropout(self.attention(x, mask, seeds[0]), rate, seeds[1])
 
         def feed_forward(x):
             inner = GELU[self.config.hidden_act](self.intermediate(x, dtype).astype(jnp.float32))
-            return dropout(self.output(inner.astype(dtype), dtype), rate, keys[2])
+            return dropout(self.output(inner.astype(dtype), dtype), rate, seeds[2])
 
         if self.config.norm == "pre":
             x = x + attend(self.attention_layer_norm(x, dtype))
@@ -173,8 +177,8 @@ def _unstack(x, count):
 
 
 def _rematerialised(policy: str):
-    def layer(parameters, x, mask, key):
-        return parameters(x, mask, key)
+    def layer(parameters, x, mask, seeds):
+        return parameters(x, mask, seeds)
 
     if policy == "none":
         return layer

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Bert
-from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot_transposed, dropout
+from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot_transposed, dropout, dropout_seeds
 
 
 class MaskedLMHead(nnx.Module):
@@ -75,7 +75,7 @@ class BertForSequenceClassification(Bert):
         return jnp.sum(vectors * (weights / total)[:, :, None], axis=1)
 
     def classify(self, vector: Float[Array, "*N D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "*N C"]:
-        return self.classifier(dropout(vector, self.config.hidden_dropout, key), "float32")
+        return self.classifier(dropout(vector, self.config.hidden_dropout, dropout_seeds(key)), "float32")
 
 
 class BertForTokenClassification(Bert):
@@ -86,7 +86,7 @@ class BertForTokenClassification(Bert):
         self.classifier = Linear(config.hidden_size, num_labels, stddev=config.initializer_range, rngs=rngs)
 
     def logits(self, hidden: Float[Array, "B L D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B L C"]:
-        hidden = dropout(hidden.astype(jnp.float32), self.config.hidden_dropout, key)
+        hidden = dropout(hidden.astype(jnp.float32), self.config.hidden_dropout, dropout_seeds(key))
         return self.classifier(hidden, "float32")
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 GELU = {"gelu_tanh": partial(jax.nn.gelu, approximate=True), "gelu": partial(jax.nn.gelu, approximate=False)}
 
@@ -164,17 +164,21 @@ def along_last(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Float[Ar
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def dropout(x: Float[Array, "B ..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "B ..."]:
-    """Zeroes a share `rate` of x and scales up the rest; `key=None` or rate 0 gives x back.
+def dropout_seeds(key: Key[Array, ""] | None, *shape: int) -> UInt32[Array, "*shape 2"] | None:
+    """For as many calls of `dropout`; all from one call of jax's generator, since each is some 500 lines of program."""
+    return None if key is None else jax.random.bits(key, (*shape, 2), jnp.uint32)
 
-    The random bits are a hash of (key, row, place in the row) computed where they are used: XLA fuses it with
+
+def dropout(x: Float[Array, "B ..."], rate: float, seed: UInt32[Array, "2"] | None) -> Float[Array, "B ..."]:
+    """Zeroes a share `rate` of x and scales up the rest; `seed=None` or rate 0 gives x back.
+
+    The random bits are a hash of (seed, row, place in the row) computed where they are used: XLA fuses it with
     the multiplication, nothing is stored, and a device that holds some rows computes the bits of those rows only.
     The bits are therefore the same on any mesh.
     """
-    if key is None or rate == 0:
+    if seed is None or rate == 0:
         return x
     row, place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0), _place_in_row(x.shape)
-    seed = jax.random.bits(key, (2,), jnp.uint32)
     bits = _mix(_mix(place + seed[0]) ^ (row * jnp.uint32(0x9E3779B9) + seed[1]))
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))

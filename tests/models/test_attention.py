@@ -9,6 +9,7 @@ from flax import nnx
 from bert_jax.config import UserError
 from bert_jax.models.attention import SelfAttention, attend, attention_mask, use_cudnn
 from bert_jax.models.config import BertConfig
+from bert_jax.models.layers import dropout_seeds
 
 SMALL = {"vocab_size": 50, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96, "embedding_size": 48}
 SEQUENCES = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
@@ -44,7 +45,7 @@ def test_dropout_falls_on_the_probabilities():
     zeros, ones = jnp.zeros((1, 8, 1, 4)), jnp.ones((1, 8, 1, 4))
     mask = jnp.ones((1, 1, 8, 8), bool)
     np.testing.assert_array_equal(attend(zeros, zeros, ones, mask, 0.5, None, "float32"), ones)
-    context = np.asarray(attend(zeros, zeros, ones, mask, 0.5, jax.random.key(0), "float32"))[0, :, 0]
+    context = np.asarray(attend(zeros, zeros, ones, mask, 0.5, dropout_seeds(jax.random.key(0)), "float32"))[0, :, 0]
     kept = context * 4
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-6)
     assert (context == context[:, :1]).all()  # a key is dropped for all K numbers of a query's context

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dot, dot_transposed, dropout
+from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dot, dot_transposed, dropout, dropout_seeds
 
 # (x, w): shared and batched second operands, sides of 1 and 2, odd sides, sides around the CPU limit of 16.
 SHAPES = [
@@ -154,17 +154,17 @@ def test_initialisation_is_the_table():
 
 def test_dropout_rate_and_scale():
     n = 1_000_000
-    y = np.asarray(dropout(jnp.ones((1000, 10, 100)), 0.1, jax.random.key(0)))
+    y = np.asarray(dropout(jnp.ones((1000, 10, 100)), 0.1, dropout_seeds(jax.random.key(0))))
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.9)}
     # Standard error of a share of 0.1 in a million draws is 3e-4.
     assert abs((y == 0).mean() - 0.1) < 4 * np.sqrt(0.09 / n)
     assert dropout(jnp.ones((2, 2)), 0.1, None).sum() == 4
-    assert dropout(jnp.ones((2, 2)), 0.0, jax.random.key(0)).sum() == 4
+    assert dropout(jnp.ones((2, 2)), 0.0, dropout_seeds(jax.random.key(0))).sum() == 4
 
 
 def test_dropout_is_independent_of_key_row_place_and_neighbour():
     shape = (64, 32, 128)
-    masks = [np.asarray(dropout(jnp.ones(shape), 0.5, jax.random.key(seed))) > 0 for seed in range(4)]
+    masks = [np.asarray(dropout(jnp.ones(shape), 0.5, dropout_seeds(jax.random.key(seed)))) > 0 for seed in range(4)]
     keys = [(masks[i], masks[j]) for i in range(4) for j in range(i)]
     rows = [(masks[0][:-lag], masks[0][lag:]) for lag in (1, 2, 32)]
     lengths = [(masks[0][:, :-lag], masks[0][:, lag:]) for lag in (1, 2, 16)]
@@ -176,7 +176,7 @@ def test_dropout_is_independent_of_key_row_place_and_neighbour():
 
 
 def test_dropout_of_each_row_and_place_is_fair():
-    kept = np.mean([np.asarray(dropout(jnp.ones((32, 64)), 0.1, jax.random.key(i))) > 0 for i in range(400)], axis=0)
+    kept = np.mean([np.asarray(dropout(jnp.ones((32, 64)), 0.1, dropout_seeds(jax.random.key(i)))) > 0 for i in range(400)], axis=0)
     # 2,048 places, 400 keys each: standard error 0.015, so none may be 5 of them away; the spread must be binomial.
     assert np.abs(kept - 0.9).max() < 5 * 0.015
     assert abs(kept.std() - 0.015) < 0.0015
@@ -185,9 +185,9 @@ def test_dropout_of_each_row_and_place_is_fair():
 def test_dropout_gives_the_same_bits_on_a_mesh_of_eight_devices():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     x = jax.random.normal(jax.random.key(1), (16, 8, 32))
-    expected = dropout(x, 0.1, jax.random.key(0))
+    expected = dropout(x, 0.1, dropout_seeds(jax.random.key(0)))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", None, "model")))
-    y = jax.jit(lambda x, key: dropout(x, 0.1, key))(sharded, jax.random.key(0))
+    y = jax.jit(lambda x, key: dropout(x, 0.1, dropout_seeds(key)))(sharded, jax.random.key(0))
     assert len(y.sharding.device_set) == 8
     np.testing.assert_array_equal(y, expected)
 
