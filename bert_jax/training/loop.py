@@ -4,13 +4,13 @@ import contextlib
 import logging
 import re
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.tasks.task import Sums, Task
+from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, take_over
-from bert_jax.training.sharding import make_mesh, parameter_sharding, to_mesh
-from bert_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
-from bert_jax.training.throughput import peak_flops
+from bert_jax.training.sharding import make_mesh, to_mesh
+from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
+from bert_jax.training.throughput import Programs, Window, roofline
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     key = jax.random.key(config.seed)
-    graphdef, state = init_state(task, optimizer, config.seed, mesh)
-    multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in state.parameters.items()})
+    graphdef, shapes = abstract_state(task, optimizer)
+    multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.parameters.items()})
     frozen = {name for name, multiplier in multipliers.items() if is_frozen(multiplier)}
     train_step = make_train_step(task, graphdef, optimizer, schedule, config.train.accumulation, frozen)
     evaluate = make_evaluation(task, graphdef, config, mesh)
@@ -63,7 +63,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         checkpoints = resources.enter_context(
             contextlib.closing(Checkpoints(workdir / "checkpoints", config.checkpoint))
         )
-        state, resumed = _first_state(state, task, config, checkpoints, mesh)
+        state, resumed = _first_state(shapes, task, optimizer, config, checkpoints, mesh)
 
         # Phase 3: data, from where the state left off
         first = int(state.step)
@@ -76,7 +76,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         log = resources.enter_context(
             contextlib.closing(MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1))
         )
-        window = _Window(task, config)
+        window = Window(task, config.train.batch_size, Programs(train_step, roofline(task, state, config)))
         metrics: dict[str, float] = {}
         history: list[float] = resumed["history"] if resumed else []  # checkpoint.best_metric, one an evaluation
         if not resumed and config.eval.at_start:
@@ -89,11 +89,12 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
 
         # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
         step, report_due, stopped_by = first, False, None
+        window.restart_clock()
         with _Signals() as signals:
             while step < config.train.steps and stopped_by is None and not _out_of_patience(history, config):
                 with window.waiting():
                     batch = to_mesh(mesh, next(batches))
-                state, sums = train_step(state, batch, key)
+                state, sums = window.launch(state, batch, key)
                 if report_due:
                     log.record(step, "train", window.flush(step))
                 step += 1
@@ -187,16 +188,21 @@ def _out_of_patience(history: list[float], config: ConfigDict) -> bool:
 
 
 def _first_state(
-    state: TrainState, task: Task, config: ConfigDict, checkpoints: Checkpoints, mesh: Mesh
+    shapes: TrainState,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
 ) -> tuple[TrainState, dict | None]:
     """The state to begin with and, if it is a resumed one, what the checkpoint says of the run."""
-    restored = checkpoints.restore_latest(jax.eval_shape(lambda: state), mesh, task.tokenizer.content_hash)
+    restored = checkpoints.restore_latest(shapes, mesh, task.tokenizer.content_hash)
     if restored is not None:
         state, run = restored
         logging.info("resuming %s at step %d", checkpoints.directory.parent, int(state.step))
         return state, run
     if not config.init_from:
-        return state, None
+        return init_state(task, optimizer, config.seed, mesh), None
     folder = find_checkpoint(config.init_from)
     saved = read_checkpoint(folder)
     if saved.tokenizer.content_hash != task.tokenizer.content_hash:
@@ -206,96 +212,23 @@ def _first_state(
         )
     renewed = re.compile(task.renewed_parameters or r"(?!)")
     source = {name: value for name, value in saved.parameters.items() if not renewed.match(name)}
-    parameters, report = take_over(
-        state.parameters, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
+    _, report = take_over(
+        shapes.parameters, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
     )
     logging.info("warm start from %s: %s", folder, report)
-    parameters = {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters.items()}
-    parameters = _with_fresh_top(parameters, state.parameters, config.train.reinitialise_layers)
-    return TrainState(state.step, parameters, state.optimizer), None
-
-
-def _with_fresh_top(parameters: Parameters, fresh: Parameters, layers: int) -> Parameters:
-    """The top layers and the pooler as initialised (Zhang et al. 2021, arXiv:2006.05987, section 4)."""
-    if not layers:
-        return parameters
-    stacked = [name for name in parameters if name.startswith("encoder/layers/")]
-    depth = parameters[stacked[0]].shape[0]
-    if layers > depth:
-        raise UserError(f"train.reinitialise_layers is {layers}; the model has {depth} layers")
-    parameters |= {name: parameters[name].at[depth - layers :].set(fresh[name][depth - layers :]) for name in stacked}
-    return parameters | {name: fresh[name] for name in parameters if name.startswith("pooler/")}
-
-
-class _Window:
-    """The steps since the last report: their sums, how long they took, and how long this process waited for data.
-
-    The device may still be busy with a step meanwhile: the share of waiting is a bound on its idleness from above.
-    """
-
-    def __init__(self, task: Task, config: ConfigDict):
-        self.task = task
-        self.rows = config.train.batch_size
-        self.peak, source = peak_flops(config.train.peak_tflops)
-        logging.info("peak: %s; a step is %.3g TFLOP", source, task.flops_per_step / 1e12)
-        self.sums: list[Sums] = []
-        self.seconds = self.waited = 0.0
-        self.started = time.perf_counter()
-        self.compiling = True
-        self.timed_from = 0
-
-    def waiting(self) -> "_Stopwatch":
-        return _Stopwatch(self)
-
-    def add(self, sums: Sums) -> None:
-        """Keeps the sums of the step just launched, and waits for the one before: at most one step is in flight."""
-        if self.sums:
-            jax.block_until_ready(self.sums[-1])
-        self.sums.append(sums)
-        if self.compiling:  # the first step's time is the compiler's
-            jax.block_until_ready(sums)
-            self.restart_clock()
-            self.compiling = False
-
-    def restart_clock(self) -> None:
-        """Evaluations and checkpoints are not counted as training time."""
-        self.started = time.perf_counter()
-        self.waited = 0.0
-        self.timed_from = len(self.sums)
-
-    def flush(self, step: int) -> dict[str, float]:
-        """Metrics over the window that ends with `step`. Raises UserError if the loss is no longer a number."""
-        sums = jax.device_get(self.sums)
-        seconds, steps = time.perf_counter() - self.started, len(sums) - self.timed_from
-        totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
-        metrics = self.task.metrics(totals, [])
-        if not np.isfinite(metrics["loss"]):
-            raise UserError(
-                f"the loss is {metrics['loss']} at step {step}; the last checkpoint is whole: "
-                "start again with a lower optimizer.learning_rate or a longer optimizer.warmup_steps"
-            )
-        if steps > 0:
-            metrics |= {
-                "tokens_per_second": steps * self.task.tokens_per_step / seconds,
-                "sequences_per_second": steps * self.rows / seconds,
-                "step_seconds": seconds / steps,
-                "mfu": steps * self.task.flops_per_step / seconds / self.peak,
-                "wait_share": min(self.waited / seconds, 1.0),
-            }
-        self.sums = []
-        self.restart_clock()
-        return metrics
-
-
-class _Stopwatch:
-    def __init__(self, window: _Window):
-        self.window = window
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.window.waited += time.perf_counter() - self.start
+    known = {name: source[name] for name in report.loaded}
+    top = config.train.reinitialise_layers
+    if not top:
+        return init_state(task, optimizer, config.seed, mesh, known), None
+    # The top layers and the pooler as initialised (Zhang et al. 2021, arXiv:2006.05987, section 4)
+    stacked = [name for name in known if name.startswith("encoder/layers/")]
+    depth = known[stacked[0]].shape[0]
+    if top > depth:
+        raise UserError(f"train.reinitialise_layers is {top}; the model has {depth} layers")
+    kept = {n: x for n, x in known.items() if n not in stacked and not n.startswith("pooler/")}
+    state = init_state(task, optimizer, config.seed, mesh, kept)
+    lower = {n: state.parameters[n].at[: depth - top].set(known[n][: depth - top]) for n in stacked}
+    return TrainState(state.step, state.parameters | lower, state.optimizer), None
 
 
 class _Signals:
