@@ -19,6 +19,7 @@ from bert_jax.data.tables import Row, text_in
 from bert_jax.inference.input_rows import InputRow
 from bert_jax.inference.output import identity, results, whole_file
 from bert_jax.inference.predictor import in_place_of_good, ladder, load, run_items, windows
+from bert_jax.inference.prepared import Prepared
 from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.encoder import Bert, Encoded
 from bert_jax.models.heads import pool_tokens
@@ -81,8 +82,8 @@ class Embedder:
         parameters, _ = take_over(flatten(model), saved.parameters, new="pooler/", dropped=_HEADS, origin=str(folder))
         absent = {name for name, x in parameters.items() if isinstance(x, jax.ShapeDtypeStruct)}  # an unused pooler
         parameters |= {name: jnp.zeros(parameters[name].shape) for name in absent}
-        self._model = unflatten(nnx.split(model)[0], parameters)
-        self._sentences, self._tokens = jax.jit(self._of_sentences), jax.jit(self._of_tokens)
+        prepared = Prepared(unflatten(nnx.split(model)[0], parameters))
+        self._sentences, self._tokens = prepared.program(self._of_sentences), prepared.program(self._of_tokens)
 
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:
         """Raises UserError for the first text that is too long, if `long_texts` is "error"."""
@@ -135,7 +136,7 @@ class Embedder:
         items = [Item((Part.of(text),)) for text in texts]
         if not items:
             return []
-        return run_items(lambda batch: step(self._model, batch), items, self._lengths, self._batch_size)["vectors"]
+        return run_items(step, items, self._lengths, self._batch_size)["vectors"]
 
     def _token_vectors(self, text: Encoding, vectors: Float32[np.ndarray, "L D"]) -> TokenVectors:
         inside = slice(1, len(text.ids) - 1)

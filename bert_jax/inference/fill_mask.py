@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import UserError, from_json_dict
+from bert_jax.inference.prepared import Prepared
 from bert_jax.models.config import bert_config
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.training.checkpoint import Damaged, find_checkpoint, read_checkpoint
@@ -26,8 +27,7 @@ class FillMask:
         if "mlm/bias" not in saved.parameters:
             raise UserError(f"{folder} has no MLM head, which fills masks; it was made without one")
         model = nnx.eval_shape(lambda: BertForPretraining(self.config, rngs=nnx.Rngs(params=0)))
-        self.model = unflatten(nnx.split(model)[0], saved.parameters)
-        self._logits = jax.jit(_logits)
+        self._logits = Prepared(unflatten(nnx.split(model)[0], saved.parameters)).program(_logits)
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
@@ -42,7 +42,7 @@ class FillMask:
         row = np.zeros((1, length), np.int32)
         row[0, : len(ids)] = ids
         real = (np.arange(length)[None] < len(ids)).astype(np.int32)
-        logits = self._logits(self.model, row, real, jnp.asarray(positions)[None])
+        logits = self._logits(row, real, jnp.asarray(positions)[None])
         probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))
         best = np.argsort(-probabilities, axis=-1)[:, :top_k]
         return [

@@ -13,6 +13,7 @@ from flax import nnx
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.batches import Item, collate
 from bert_jax.data.tables import Row
+from bert_jax.inference.prepared import Prepared
 from bert_jax.tasks import task_class
 from bert_jax.training.checkpoint import Damaged, Saved, find_checkpoint, read_checkpoint
 from bert_jax.training.parameters import flatten, take_over, unflatten
@@ -52,8 +53,7 @@ class Predictor:
         self.task = task_class(self.config.task)(self.config, saved.tokenizer, saved.run["task"])
         model = nnx.eval_shape(lambda: self.task.init(nnx.Rngs(params=0)))
         parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
-        self._model = unflatten(nnx.split(model)[0], parameters)
-        self._outputs = jax.jit(lambda model, batch: self.task.outputs(model, batch, None))
+        self._rows = Prepared(unflatten(nnx.split(model)[0], parameters)).program(self._kept_rows)
         self._lengths, self._batch_size = ladder(self.config.data.sequence_length), batch_size
 
     def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
@@ -83,8 +83,12 @@ class Predictor:
             items = self.task.encode(_good(found))
         if not _good(found):
             return found
-        outputs = run_items(lambda batch: self._outputs(self._model, batch), items, self._lengths, self._batch_size)
+        outputs = run_items(self._rows, items, self._lengths, self._batch_size)
         return in_place_of_good(found, lambda examples: self.task.predict(examples, items, outputs))
+
+    def _kept_rows(self, model: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What `task.predict` needs: of tags not the logits, which would be the largest thing to leave the device."""
+        return {name: value for name, value in self.task.evaluate(model, batch)[1].items() if name != "item_ids"}
 
     def _checked(self, example: Any) -> Any:
         try:
