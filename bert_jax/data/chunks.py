@@ -86,8 +86,7 @@ class BlockWork:
             waiting.append((block.first_document + offset, split, sentences))
             characters += len(document.text)
             if characters >= _BATCH_CHARACTERS or offset == last:
-                ids, lengths = self.tokenizer.encode_flat(list(chain.from_iterable(s for _, _, s in waiting)))
-                ids = ids.astype(self.token_dtype)
+                ids, lengths = self._encoded(list(chain.from_iterable(s for _, _, s in waiting)))
                 token = sentence = 0
                 for number, split_name, sentences in waiting:
                     document = lengths[sentence : sentence + len(sentences)]
@@ -95,6 +94,20 @@ class BlockWork:
                     yield number, split_name, ids[token : token + size], document
                     token, sentence = token + size, sentence + len(sentences)
                 waiting, characters = [], 0
+
+    def _encoded(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_flat`, but memory does not grow with what is given: a book is one document."""
+        parts, first, characters = [], 0, 0
+        for index, sentence in enumerate(sentences, 1):
+            characters += len(sentence)
+            if characters >= _BATCH_CHARACTERS or index == len(sentences):
+                ids, lengths = self.tokenizer.encode_flat(sentences[first:index])
+                parts.append((ids.astype(self.token_dtype), lengths))
+                first, characters = index, 0
+        if not parts:
+            return np.zeros(0, self.token_dtype), np.zeros(0, np.int64)
+        ids, lengths = zip(*parts, strict=True)
+        return np.concatenate(ids), np.concatenate(lengths)
 
     def _records(self, number: int, tokens: np.ndarray, sentences: np.ndarray, statistics: Statistics) -> list[bytes]:
         lengths, chunks = cut_chunks(sentences.tolist(), self.sequence_length - 3)

@@ -185,7 +185,8 @@ def _build(
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     seconds = time.monotonic() - started
     level = logging.WARNING if report["warnings"] else logging.INFO
-    _log.log(level, "prepared %.1f MB of text in %.1f s\n%s", bar.n / 1e6, seconds, report_text(report))
+    tokens = sum(counts["tokens"] for counts in report["splits"].values())
+    _log.log(level, "prepared %.1f million tokens in %.1f s\n%s", tokens / 1e6, seconds, report_text(report))
 
 
 def _write_chunks(

@@ -50,10 +50,13 @@ class Statistics:
         self.sentence_lengths.update(other.sentence_lengths)
         self.chunk_lengths.update(other.chunk_lengths)
         self.document_chunks.update(other.document_chunks)
-        self._line_mask |= other._line_mask
+        if other._line_mask & ~self._line_mask:
+            self._line_mask |= other._line_mask
+            self._lines = {line: count for line, count in self._lines.items() if not line & self._line_mask}
+        lines, mask = self._lines, self._line_mask
         for line, count in other._lines.items():
-            self._lines[line] = self._lines.get(line, 0) + count
-        self._lines = {line: count for line, count in self._lines.items() if not line & self._line_mask}
+            if not line & mask:
+                lines[line] = lines.get(line, 0) + count
         self._shrink()
 
     def repeated_share(self) -> float:

@@ -18,7 +18,7 @@ from bert_jax.data.encoding import SPECIAL_TOKENS, Span, Tokenizer, special_id, 
 from bert_jax.data.original_wordpiece import OriginalWordPiece
 from bert_jax.data.vocabulary import may_hold_cjk, separate_cjk
 
-_CACHE_WORDS = 1 << 18  # about 40 MB a process
+_CACHE_WORDS = 1 << 17  # about 20 MB a process
 _CACHED_LENGTH = 40  # bytes; longer "words" do not come back often
 _PUNCTUATION = [(mark.encode(), f" {mark} ".encode()) for mark in string.punctuation]  # every one is a word of its own
 _END = b"\xff"  # ends a text, as a word that no UTF-8 holds
