@@ -28,7 +28,7 @@ from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.sharding import make_mesh
-from bert_jax.training.step import init_state, make_train_step
+from bert_jax.training.step import abstract_state, init_state, make_train_step
 from experiments import base
 
 SIZE = flags.DEFINE_string("size", "base", "model size")
@@ -134,7 +134,8 @@ def _our_step(batch) -> Step:
     task = _Task(bert_config(config.model, VOCAB_SIZE))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    graphdef, state = init_state(task, optimizer, 0, make_mesh(config.mesh))
+    graphdef, _ = abstract_state(task, optimizer)
+    state = init_state(task, optimizer, 0, make_mesh(config.mesh))
     train_step, key = make_train_step(task, graphdef, optimizer, schedule, 1), jax.random.key(0)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -29,19 +30,20 @@ class TrainState:
     optimizer: Any
 
 
-def init_state(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
-    """A fresh state, created where it will live: no device ever holds what it need not."""
-
-    def init(key):
-        parameters = flatten(task.init(nnx.Rngs(params=key)))
-        return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
-
+def abstract_state(task: Task, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
+    """The model without its parameters, and the shapes of a state."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0))))
-    key = jax.random.key(seed)
-    shardings = tree_shardings(mesh, jax.eval_shape(init, key))
-    return graphdef, jax.jit(init, out_shardings=shardings)(key)
+    return graphdef, jax.eval_shape(partial(_fresh, task, optimizer), jax.random.key(0), {})
+
+
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, known: Parameters | None = None
+) -> TrainState:
+    """A fresh state, created where it will live: no device ever holds what it need not. Values of `known` parameters
+    are taken over, and none are drawn for them."""
+    init, arguments = partial(_fresh, task, optimizer), (jax.random.key(seed), known or {})
+    shardings = tree_shardings(mesh, jax.eval_shape(init, *arguments))
+    return jax.jit(init, out_shardings=shardings)(*arguments)
 
 
 def make_train_step(
@@ -78,7 +80,7 @@ def make_train_step(
         sums |= {"grad_norm": (optax.tree.norm(grads), one), "learning_rate": (schedule(state.step), one)}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def make_eval_step(
@@ -95,7 +97,20 @@ def make_eval_step(
         sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key))
         return sums, jax.lax.with_sharding_constraint(rows, everywhere)
 
-    return jax.jit(step)
+    return jax.jit(step, compiler_options=compiler_options())
+
+
+def compiler_options() -> dict[str, Any]:
+    """On a CPU, LLVM's second and third level of optimisation take a quarter of the time to compile and gain nothing:
+    the time of a step is in products, which come compiled."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+
+
+def _fresh(
+    task: Task, optimizer: optax.GradientTransformation, key: Key[Array, ""], known: Parameters
+) -> TrainState:
+    parameters = flatten(task.init(nnx.Rngs(params=key))) | known  # what `known` replaces is dead code
+    return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
 
 
 def _gradients(loss, parameters, batch, key, accumulation) -> tuple[Float[Array, "..."], Sums]:

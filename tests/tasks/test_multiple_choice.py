@@ -18,7 +18,7 @@ from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import unflatten
 from bert_jax.training.sharding import make_mesh
-from bert_jax.training.step import init_state
+from bert_jax.training.step import abstract_state, init_state
 from experiments import multiple_choice
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
@@ -122,7 +122,8 @@ def test_a_question_has_as_many_choices_as_it_has():
     two = ChoiceExample("", None, "a b c", "d", ("e", "f"), 1)
     four = ChoiceExample("", None, "a", "b", ("c", "d", "e", "f"), 3)
     items = task.encode([two, four])
-    graphdef, state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
+    graphdef, _ = abstract_state(task, optax.sgd(0.1))
+    state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
 
     def loss(parameters, batch):
         outputs = task.outputs(unflatten(graphdef, parameters), batch, None)
@@ -152,7 +153,8 @@ def test_eight_devices_score_like_one(tmp_path):
         config = make_config(train=path, validation=path)
         config.mesh.data = devices
         task, mesh = load(config), make_mesh(config.mesh)
-        graphdef, state = init_state(task, optax.sgd(0.1), 0, mesh)
+        graphdef, _ = abstract_state(task, optax.sgd(0.1))
+        state = init_state(task, optax.sgd(0.1), 0, mesh)
         metrics = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation")
         found.append((metrics, [p["probabilities"] for p in task.predictions]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

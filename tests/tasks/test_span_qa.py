@@ -22,7 +22,7 @@ from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import unflatten
 from bert_jax.training.sharding import make_mesh
-from bert_jax.training.step import init_state
+from bert_jax.training.step import abstract_state, init_state
 from experiments import squad
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
@@ -313,7 +313,8 @@ def test_loss_by_hand_whatever_the_padding():
     examples = [question("c d", "d", text="a", name="0"), question("c d e f", "f", at=0, text="a", name="1")]
     windows = task.encode(examples)
     assert [len(w.parts[0].ids) for w in windows] == [6, 8]
-    graphdef, state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
+    graphdef, _ = abstract_state(task, optax.sgd(0.1))
+    state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
     model = unflatten(graphdef, state.parameters)
     outputs_of = jax.jit(lambda batch: task.outputs(model, batch, None))
     sums = {}
@@ -336,7 +337,8 @@ def test_eight_devices_score_like_one(tmp_path):
         config = make_config(train=path, validation=path)
         config.mesh.data = devices
         task, mesh = load(config), make_mesh(config.mesh)
-        graphdef, state = init_state(task, optax.sgd(0.1), 0, mesh)
+        graphdef, _ = abstract_state(task, optax.sgd(0.1))
+        state = init_state(task, optax.sgd(0.1), 0, mesh)
         metrics = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation")
         found.append((metrics, task.predictions))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

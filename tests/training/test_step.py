@@ -11,7 +11,7 @@ from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.parameters import flatten, unflatten
 from bert_jax.training.sharding import make_mesh, to_mesh
-from bert_jax.training.step import init_state, make_eval_step, make_train_step
+from bert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
 
 
 def without_dropout(config):
@@ -28,7 +28,8 @@ class Trainer:
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
         self.mesh = make_mesh(config.mesh)
-        self.graphdef, self.state = init_state(self.task, optimizer, config.seed, self.mesh)
+        self.graphdef, _ = abstract_state(self.task, optimizer)
+        self.state = init_state(self.task, optimizer, config.seed, self.mesh)
         self.step = make_train_step(self.task, self.graphdef, optimizer, schedule, config.train.accumulation)
         self.key = jax.random.key(config.seed)
         self.batches = self.task.train_batches(0, 0, 1)
