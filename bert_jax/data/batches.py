@@ -11,6 +11,7 @@ first step:
     what the task adds to its items: per item [B, …], per token [B, S, L]
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,7 @@ from bert_jax.data.pipeline import ENDLESS, Batch, Share, Steps, read_ahead
 Shape = tuple[int, int]  # parts, tokens
 
 _SORTED_TOGETHER = 50  # batches whose items are sorted by length before they are cut into batches
-_ROUNDED_TO = 8  # tokens: lengths of buckets are multiples of it
+_ROUNDED_TO = 4  # tokens: lengths of buckets are multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def choose_shapes(
     all the lengths that are left over: texts of several windows are as long as the model anyway.
     """
     order = _ShuffledOrder(items, batch_size, seed=0).epoch(0)
-    most = [(max(len(items[i].parts) for i in batch), max(items[i].length for i in batch)) for batch in order]
+    most = [_need(items, batch) for batch in order]
     largest = (max(len(item.parts) for item in items), max(item.length for item in items))
     found: dict[float, list[Shape]] = {}
     for number in range(max_shapes, 0, -1):
@@ -124,6 +125,22 @@ def choose_shapes(
         tokens = batch_size * sum(_area(_fitting(shapes, *need)) for need in most)
         found[tokens + worth * len(shapes)] = shapes
     return found[min(found)]
+
+
+def shapes_worth_their_programs(
+    shapes: Sequence[Shape], items: Sequence[Item], batch_size: int, *, worth: float
+) -> list[Shape]:
+    """Those of `shapes` that `ordered_batches` of these items had best be padded to, if each has to save `worth` tokens."""
+    order = _SortedOrder(items, batch_size)
+    needs = [_need(items, order(number)) for number in range(order.batches)]
+
+    def cost(chosen: Sequence[Shape]) -> float:
+        return batch_size * sum(_area(_fitting(chosen, *need)) for need in needs) + worth * len(chosen)
+
+    largest = _fitting(shapes, max(parts for parts, _ in needs), max(length for _, length in needs))
+    smaller = [shape for shape in shapes if _area(shape) < _area(largest)]
+    choices = ([*some, largest] for n in range(len(smaller) + 1) for some in itertools.combinations(smaller, n))
+    return min(choices, key=cost)
 
 
 def mean_shape(items: Sequence[Item], shapes: Sequence[Shape], batch_size: int) -> tuple[float, float]:
@@ -215,7 +232,11 @@ def collate(items: Sequence[Item], numbers: Int[np.ndarray, " n"], shape: Shape,
 
 
 def _shape_of(shapes: Sequence[Shape], items: Sequence[Item], numbers: Int[np.ndarray, " n"]) -> Shape:
-    return _fitting(shapes, max(len(items[i].parts) for i in numbers), max(items[i].length for i in numbers))
+    return _fitting(shapes, *_need(items, numbers))
+
+
+def _need(items: Sequence[Item], numbers: Int[np.ndarray, " n"]) -> Shape:
+    return max(len(items[i].parts) for i in numbers), max(items[i].length for i in numbers)
 
 
 def _fitting(shapes: Sequence[Shape], parts: int, length: int) -> Shape:

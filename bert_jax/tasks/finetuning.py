@@ -125,6 +125,10 @@ class FineTuning(ABC):
         size = self.config.train.batch_size
         worth = self._tokens_worth_a_program() / self._epochs(size)
         self.shapes = batches.choose_shapes(everything, size, data.buckets, data.sequence_length, worth=worth)
+        self.eval_shapes = {
+            split: batches.shapes_worth_their_programs(self.shapes, items, self.config.eval.batch_size, worth=worth)
+            for split, items in self.items.items()
+        }
         self.steps_per_epoch = batches.steps_per_epoch(len(self.items["train"]), size)
         rows, length = batches.mean_shape(self.items["train"], self.shapes, size)
         tokens = sum(len(part.ids) for item in self.items["train"] for part in item.parts)
@@ -155,7 +159,7 @@ class FineTuning(ABC):
         self.evaluated = split
         if split not in self.items:
             return iter(())
-        return self.batches_of(self.items[split], self.shapes, process_index, process_count)
+        return self.batches_of(self.items[split], self.eval_shapes[split], process_index, process_count)
 
     def batches_of(
         self, items: Sequence[Item], shapes: Sequence[Shape], process_index: int = 0, process_count: int = 1

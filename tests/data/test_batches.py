@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item, Part, TrainBatches, choose_shapes, ordered_batches
+from bert_jax.data.batches import (
+    Item,
+    Part,
+    TrainBatches,
+    choose_shapes,
+    ordered_batches,
+    shapes_worth_their_programs,
+)
 from experiments.base import get_config
 
 
@@ -60,7 +67,7 @@ def test_every_item_once_an_epoch_and_another_order_in_the_next():
 def test_a_row_holds_its_item_and_nothing_else():
     items = make_items([(5, 3), (7,), (2, 9, 4)])
     batch = epochs(items, make_config(batch_size=4), 1)[0]
-    assert batch["input_ids"].shape == (4, 3, 16)
+    assert batch["input_ids"].shape == (4, 3, 12)  # the longest has 9; lengths are multiples of 4
     for row, number in enumerate(batch["item_ids"][:3]):
         item = items[number]
         assert batch["labels"][row] == number % 3
@@ -127,7 +134,7 @@ def test_few_shapes_that_fit_every_batch(sizes, max_shapes, batch_size):
 def test_no_other_choice_of_lengths_pads_less(lengths, number):
     """With batches of one item a batch is as long as its item; all choices of lengths are tried."""
     items = make_items([(length,) for length in lengths])
-    rounded = [-(-length // 8) * 8 for length in lengths]
+    rounded = [-(-length // 4) * 4 for length in lengths]
     rounded.append(max(rounded))  # the length that fits any batch counts once more
     chosen = [length for _, length in choose_shapes(items, 1, number, 64)]
     cost = lambda lengths: sum(min(bound for bound in lengths if bound >= length) for length in rounded)  # noqa: E731
@@ -141,3 +148,15 @@ def test_a_shape_that_saves_less_than_it_costs_is_not_made():
     assert choose_shapes(items, 4, 4, 64) == [(1, 8), (1, 16)]
     assert choose_shapes(items, 4, 4, 64, worth=319) == [(1, 8), (1, 16)]
     assert choose_shapes(items, 4, 4, 64, worth=321) == [(1, 16)]
+
+
+def test_an_evaluation_uses_no_more_programs_than_pay():
+    items = make_items([(8,)] * 16 + [(16,)] * 8 + [(32,)] * 4)
+    shapes = [(1, 8), (1, 16), (1, 32), (1, 64)]  # that of 64 is of training only
+    # Batches of four, sorted: one of 32, two of 16, four of 8 tokens. Without the shape of 16 two batches cost 16 × 4 each.
+    few = lambda worth: shapes_worth_their_programs(shapes, items, 4, worth=worth)  # noqa: E731
+    assert few(0) == few(127) == [(1, 8), (1, 16), (1, 32)]
+    assert few(129) == [(1, 8), (1, 32)]
+    assert few(385) == [(1, 32)]
+    several = make_items([(4, 4, 4), (30,)])
+    assert shapes_worth_their_programs([(1, 32), (3, 8), (3, 32)], several, 2, worth=0) == [(3, 32)]
