@@ -25,11 +25,15 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     return 0
 
 
-def train(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, **_) -> int:
+def train(
+    config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, profile: int = 0, **_
+) -> int:
     """Prepares if need be, trains or resumes, draws the curves and, after fine-tuning, the page of results; with
-    `config.seeds` over 1, a run a seed."""
+    `config.seeds` over 1, a run a seed. `profile` steps are traced, see `lab/profile.py`."""
     _writable(workdir)
     if config.seeds > 1:
+        if profile:
+            raise UserError(f"--profile={profile} is for one run; leave it out, or set --config.seeds=1")
         from bert_jax.lab.seeds import train_seeds
 
         return train_seeds(config, workdir, train)
@@ -37,10 +41,14 @@ def train(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | N
     import jax
 
     from bert_jax.lab.plots import plot_run
+    from bert_jax.lab.profile import Profiler
     from bert_jax.training.loop import train as run_loop
 
     task = _task(config, source)
-    finished = run_loop(task, config, workdir)
+    profiler = Profiler(workdir / "profile", profile) if profile and jax.process_index() == 0 else None
+    finished = run_loop(task, config, workdir, profiler)
+    if profiler is not None:
+        profiler.finish()
     if jax.process_index() == 0:
         plot_run(workdir)
     if finished.signal is None and config.task != "pretraining" and "validation" in task.items:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.tasks.task import Task
+from bert_jax.tasks.task import Sums, Task
 from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
@@ -37,7 +38,17 @@ class Finished:
     signal: int | None = None
 
 
-def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
+class StepProfiler(Protocol):
+    """Is told of every step."""
+
+    def before_step(self) -> None: ...
+
+    def after_step(self, sums: Sums, programs: Programs) -> bool:
+        """Whether this took time that is not the training's."""
+        ...
+
+
+def train(task: Task, config: ConfigDict, workdir: Path, profiler: StepProfiler | None = None) -> Finished:
     """Trains until `train.steps`, resuming what `workdir` holds. Killed and started again, it computes the same bits.
 
     Where the first state comes from: 1. the newest whole checkpoint of this workdir; 2. `init_from`; 3. scratch.
@@ -92,6 +103,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
         window.restart_clock()
         with _Signals() as signals:
             while step < config.train.steps and stopped_by is None and not _out_of_patience(history, config):
+                if profiler is not None:
+                    profiler.before_step()
                 with window.waiting():
                     batch = to_mesh(mesh, next(batches))
                 state, sums = window.launch(state, batch, key)
@@ -99,6 +112,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                     log.record(step, "train", window.flush(step))
                 step += 1
                 window.add(sums)
+                if profiler is not None and profiler.after_step(sums, window.programs):
+                    window.restart_clock()
                 log.advance(step)
                 stopped_by = signals.caught(step)  # once a step: what is decided below must agree with itself
                 report_due = step % config.train.log_every == 0
@@ -115,10 +130,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> Finished:
                         log.record(step, "eval", metrics)
                 if save_due:
                     run = {"data": batches.state(), "config": config.to_dict()}
-                    run |= {
-                        "task": task.description(),
-                        "history": [*history],
-                    }  # written in the background, while the list grows
+                    # A copy of the history: it is written in the background, while the list grows.
+                    run |= {"task": task.description(), "history": [*history]}
                     checkpoints.save(state, run, task.tokenizer, metrics if eval_due else {})
                 if eval_due or save_due:
                     window.restart_clock()
