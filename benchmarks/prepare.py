@@ -1,74 +1,131 @@
-"""Raw text to a prepared dataset, vocabulary included: speed, processor time, peak memory.
+"""Raw text to a prepared dataset: speed, processor time, peak memory; beside it the original and Hugging Face Datasets.
 
-    python benchmarks/prepare.py --files='corpus/*.txt' --workers=1,2 --subsets=0.25,0.5,1 --rounds=3
+    python benchmarks/prepare.py --files='corpus/enwiki2015/**/wiki_*,corpus/gutenberg/*___*.txt' \\
+        [--workers=1,2] [--peers=original,datasets] [--peer_share=0.1] [--subsets=0.25,0.5,1] [--rounds=3]
 
-Each run is a process of its own that writes into a temporary folder. Memory is the sum over it and its workers of what
-each holds, shared pages divided among them (PSS), looked at five times a second. All runs on the same files must write
-the same bytes. The last line is the speed with the whole corpus (or largest part) and the number of workers named last:
-median of the rounds, and their range.
+First the vocabulary is learned from the files, once for each share of them, and used by all. Then the variants take
+turns on `peer_share` of the files (A B C A B C …): ours with each number of workers; the original's algorithm in plain
+Python (create_pretraining_data.py: one process, dupe factor 5); `datasets.map` with the Rust tokenizer, as in
+Transformers' run_mlm.py, with each number of processes. After that ours on each of the `subsets`.
+
+Each run is a process of its own that writes into a temporary folder. Its seconds begin after the imports and hold all
+else: reading, workers' start, writing. Memory is the sum over it and its workers of what each holds, shared pages
+divided among them (PSS), looked at five times a second; of the original it includes sentences split beforehand. All of
+our runs on the same files must write the same bytes. The last lines are ratios of MB/s: of the medians, and the range
+of rounds, each of which compares runs that came one after the other.
 """
 
+import argparse
 import hashlib
+import importlib.util
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+import prepare_peers
+from timing import machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.prepare import prepare
 from bert_jax.data.text_files import find_files
 from bert_jax.data.tokenizer import tokenizer_from_config
+from bert_jax.huge_pages import restart_with_huge_pages
 from experiments import base
 
-FILES = flags.DEFINE_string("files", None, "paths and globs of the corpus, separated by commas", required=True)
-CORPUS = flags.DEFINE_enum("corpus", "text", ["text", "jsonl", "wikiextractor"], "how the files are read")
-WORKERS = flags.DEFINE_list("workers", ["1", "2"], "numbers of processes")
-SUBSETS = flags.DEFINE_list("subsets", ["1"], "shares of the files, spread evenly over them")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "runs of each variant")
-JSON = flags.DEFINE_string("json", "", "file for the figures")
-
 _EVERY = 0.2  # seconds between two looks at the memory
-_COLUMNS = ("share", "workers", "MB", "seconds", "vocabulary", "preparation", "cpu_seconds", "MB/s", "peak_MB")
+_COLUMNS = ("MB", "seconds", "cpu_seconds", "MB/s", "peak_MB", "tokens")
+
+Run = dict[str, Any]
+# files, kind of corpus, vocabulary, sequence length, workers, folder → seconds, token ids written
+Variant = Callable[[str, str, Path, int, int, Path], tuple[float, int]]
 
 
-def main(_) -> None:
+def main() -> None:
+    options = _options()
     try:
-        figures = compare()
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = compare(options, Path(scratch))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def compare() -> dict[str, Any]:
-    """Prints a line a run and the speed; gives {"machine", "runs", "median", "range"}."""
-    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    print(", ".join(f"{key}: {value}" for key, value in machine.items()))
-    print("".join(f"{name:>13}" for name in _COLUMNS), flush=True)
-    files = find_files(FILES.value)
-    runs: list[dict[str, Any]] = []
-    for _ in range(ROUNDS.value):
-        for share in SUBSETS.value:
-            for workers in WORKERS.value:
-                runs.append(_run(_part(files, float(share)), float(share), int(workers)))
-                print("".join(f"{runs[-1][name]:>13.6g}" for name in _COLUMNS), flush=True)
+def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Prints a line a run and the ratios; gives {"machine", "runs", "ratios"}."""
+    figures: dict[str, Any] = {"machine": machine(["tokenizers", "array_record", *_packages(options.peers)])}
+    print("\n".join(f"{key}: {value}" for key, value in figures["machine"].items()))
+    print(f"{'share':>6} {'variant':14}" + "".join(f"{name:>13}" for name in _COLUMNS), flush=True)
+    files = find_files(options.files)
+    runs: list[Run] = []
+    vocabularies: dict[float, Path] = {}
+
+    def run(name: str, variant: Variant, workers: int, share: float) -> None:
+        part = _part(files, share)
+        if share not in vocabularies:
+            vocabularies[share] = scratch / f"vocabulary-{share}"
+            report("vocabulary", share, _run(_vocabulary, part, options, vocabularies[share], 0))
+        report(name, share, _run(variant, part, options, vocabularies[share], workers))
+
+    def report(name: str, share: float, figures: Run) -> None:
+        runs.append({"variant": name, "share": share, **figures})
+        cells = "".join(f"{figures[column]:>13.6g}" for column in _COLUMNS)
+        print(f"{share:>6g} {name:14}{cells}", flush=True)
+
+    for _ in range(options.rounds):
+        for name, variant, workers in _variants(options.workers, options.peers):
+            run(name, variant, workers, options.peer_share)
+    for share in options.subsets:
+        for _ in range(options.rounds):
+            for name, variant, workers in _variants(options.workers, []):
+                run(name, variant, workers, share)
+    _check(runs)
+    return {**figures, "runs": runs, "ratios": _ratios(runs, options)}
+
+
+def _variants(workers: Sequence[int], peers: Sequence[str]) -> list[tuple[str, Variant, int]]:
+    variants: list[tuple[str, Variant, int]] = [(f"ours {number}", _ours, number) for number in workers]
+    if "original" in peers:
+        variants.append(("original", prepare_peers.original, 1))
+    if "datasets" in peers:
+        variants += [(f"datasets {number}", prepare_peers.datasets, number) for number in workers]
+    return variants
+
+
+def _ratios(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
+    """Prints speeds by share and the ratios on `peer_share`."""
+    ratios: dict[str, Any] = {}
+    for share in options.subsets:
+        for workers in options.workers:
+            chosen = [run for run in runs if run["share"] == share and run["variant"] == f"ours {workers}"]
+            speeds, peaks = ([run[key] for run in chosen] for key in ("MB/s", "peak_MB"))
+            print(f"share {share:g}, ours {workers}: {spread(speeds)} MB/s, peak {statistics.median(peaks):.0f} MB")
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        if run["share"] == options.peer_share:
+            seconds.setdefault(run["variant"], []).append(run["seconds"])
+    for workers in options.workers:
+        ours = seconds[f"ours {workers}"][: options.rounds]  # the share may be among the subsets, too
+        for peer in ("original", f"datasets {workers}"):
+            if peer in seconds:
+                ratio = ratio_to_best(ours, {peer: seconds[peer]})
+                ratios[f"ours {workers} / {peer}"] = ratio._asdict()
+                print(f"ours {workers} over {peer}: {ratio}")
+    return ratios
+
+
+def _check(runs: list[Run]) -> None:
     for share in {run["share"] for run in runs}:
-        if len({run["digest"] for run in runs if run["share"] == share}) > 1:
+        digests = {run["digest"] for run in runs if run["share"] == share and run["variant"].startswith("ours")}
+        if len(digests) > 1:
             raise UserError(f"share {share}: not every run wrote the same bytes")
-    largest, last = max(map(float, SUBSETS.value)), int(WORKERS.value[-1])
-    speeds = [run["MB/s"] for run in runs if run["share"] == largest and run["workers"] == last]
-    median, low, high = statistics.median(speeds), min(speeds), max(speeds)
-    print(f"{median:.2f} MB/s ({low:.2f}–{high:.2f})")
-    return {"machine": machine, "runs": runs, "median": median, "range": [low, high]}
 
 
 def _part(files: list[Path], share: float) -> list[Path]:
@@ -76,11 +133,17 @@ def _part(files: list[Path], share: float) -> list[Path]:
     return [path for i, path in enumerate(files) if int((i + 1) * share) > int(i * share)]
 
 
-def _run(files: list[Path], share: float, workers: int) -> dict[str, Any]:
+def _run(variant: Variant, files: list[Path], options: argparse.Namespace, vocabulary: Path, workers: int) -> Run:
+    """Links with a number before their name stand for the files, whose names may hold commas."""
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "corpus").mkdir()
+        for index, path in enumerate(files):
+            (folder / "corpus" / f"{index:06d}{path.suffix}").symlink_to(path.resolve())
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_prepare, args=(theirs, files, CORPUS.value, workers, Path(folder)))
+        call = (f"{folder}/corpus/*", options.corpus, vocabulary, options.length, workers, folder)
+        process = context.Process(target=_child, args=(theirs, variant, call))
         process.start()
         theirs.close()
         peak = 0.0
@@ -91,38 +154,45 @@ def _run(files: list[Path], share: float, workers: int) -> dict[str, Any]:
         except EOFError:
             raise UserError("the run failed, see above") from None
         process.join()
-    return {"share": share, "workers": workers, **figures, "MB/s": figures["MB"] / figures["seconds"], "peak_MB": peak}
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    return {**figures, "MB": megabytes, "MB/s": megabytes / figures["seconds"], "peak_MB": peak}
 
 
-def _prepare(connection: Any, files: list[Path], kind: str, workers: int, folder: Path) -> None:
-    """One run. Links with a number before their name stand for the files, whose names may hold commas."""
-    (folder / "corpus").mkdir()
-    for index, path in enumerate(files):
-        (folder / "corpus" / f"{index:06d}-{path.name}").symlink_to(path.resolve())
-    data = base.get_config().data
-    data.corpus, data.files, data.workers = kind, f"{folder}/corpus/*", workers
-    data.prepared = str(folder / "prepared")
-    started = time.perf_counter()
-    corpus = open_corpus(data)
-    tokenizer_from_config(data, corpus).save(folder / "vocabulary")
-    trained = time.perf_counter()
-    data.vocab_file = str(folder / "vocabulary")
-    prepared = prepare(data, 0, progress=False)
-    done = time.perf_counter()
+def _child(connection: Any, variant: Variant, call: tuple[str, str, Path, int, int, Path]) -> None:
+    import tensorflow_datasets  # noqa: F401 (the import is not timed)
+
+    seconds, tokens = variant(*call)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     digest = hashlib.blake2b(digest_size=16)
-    for shard in prepared.manifest["shards"]:
-        digest.update((prepared.directory / shard["file"]).read_bytes())
+    for shard in sorted((call[-1] / "prepared").glob("*/*.array_record-*")):
+        digest.update(shard.read_bytes())
     connection.send(
         {
-            "MB": sum(path.stat().st_size for path in files) / 1e6,
-            "seconds": done - started,
-            "vocabulary": trained - started,
-            "preparation": done - trained,
+            "seconds": seconds,
+            "tokens": tokens,
             "cpu_seconds": sum(used.ru_utime + used.ru_stime for used in usage),
             "digest": digest.hexdigest(),
         }
     )
+
+
+def _vocabulary(files: str, kind: str, vocabulary: Path, length: int, workers: int, folder: Path) -> tuple[float, int]:
+    data = base.get_config().data
+    data.corpus, data.files = kind, files
+    started = time.perf_counter()
+    tokenizer = tokenizer_from_config(data, open_corpus(data))
+    tokenizer.save(vocabulary)
+    return time.perf_counter() - started, 0
+
+
+def _ours(files: str, kind: str, vocabulary: Path, length: int, workers: int, folder: Path) -> tuple[float, int]:
+    data = base.get_config().data
+    data.corpus, data.files, data.sequence_length, data.workers = kind, files, length, workers
+    data.vocab_file, data.prepared = str(vocabulary), str(folder / "prepared")
+    started = time.perf_counter()
+    prepared = prepare(data, 0, progress=False)
+    seconds = time.perf_counter() - started
+    return seconds, sum(counts["tokens"] for counts in prepared.manifest["splits"].values())
 
 
 def _family(pid: int | None) -> list[int]:
@@ -142,5 +212,35 @@ def _megabytes(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
 
 
+def _packages(peers: Sequence[str]) -> list[str]:
+    return ["datasets", "transformers"] if "datasets" in peers else []
+
+
+def _options() -> argparse.Namespace:
+    def numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+        return lambda text: [kind(part) for part in text.split(",") if part]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--files", required=True, help="paths and globs of the corpus, separated by commas")
+    add("--corpus", default="text", choices=("text", "wikiextractor"), help="how we read the files [text]")
+    add("--length", type=int, default=128, help="tokens a row [128]")
+    add("--workers", type=numbers(int), default=[1, 2], help="numbers of processes [1,2]")
+    add("--peers", type=numbers(str), default=["original", "datasets"], help="[original,datasets]")
+    add("--peer_share", type=float, default=0.1, help="of the files, for the comparison [0.1]")
+    add("--subsets", type=numbers(float), default=[], help="shares of the files that only ours prepares, too []")
+    add("--rounds", type=int, default=3, help="runs of each variant [3]")
+    add("--json", default="", help="file for the figures")
+    options = parser.parse_args()
+    unknown = sorted({*options.peers} - {"original", "datasets"})
+    if unknown:
+        parser.error(f"--peers: {', '.join(unknown)} is none of original, datasets")
+    for package in _packages(options.peers):
+        if importlib.util.find_spec(package) is None:
+            parser.error(f"no {package}: pip install {package}, or --peers=original")
+    return options
+
+
 if __name__ == "__main__":
-    app.run(main)
+    restart_with_huge_pages()  # for all variants alike
+    main()
