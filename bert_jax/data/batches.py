@@ -130,7 +130,7 @@ def choose_shapes(
 def shapes_worth_their_programs(
     shapes: Sequence[Shape], items: Sequence[Item], batch_size: int, *, worth: float
 ) -> list[Shape]:
-    """Those of `shapes` that `ordered_batches` of these items had best be padded to, if each has to save `worth` tokens."""
+    """Those of `shapes` that `ordered_batches` of these items had best use, if each has to save `worth` tokens."""
     order = _SortedOrder(items, batch_size)
     needs = [_need(items, order(number)) for number in range(order.batches)]
 

@@ -25,23 +25,24 @@ _OWN_LETTERS: dict[Scheme, frozenset[str]] = {
 _TO_BIO = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}
 
 
-def tagged_examples(spec: str, *, text: str, label: str) -> Iterator[TaggedExample]:
+def tagged_examples(spec: str, *, text: str, label: str, names: Sequence[str] = ()) -> Iterator[TaggedExample]:
     """`spec` as in `tables.read_rows`; a file that is no .jsonl, .json or .parquet has CoNLL columns.
 
     Columns: `text` and `label` are numbers ("0", "-1"); cells are between tabs if the line has one, else between
     spaces. A blank line, or one of spaces and tabs only, ends a sentence; -DOCSTART- lines too.
     Rows: `text` and `label` name lists of words and of tags, or a text and its spans, as in CLUENER: {"TYPE":
     {"surface": [[first, last]]}} counts characters from 0, the last one included. Each character is then a word, and a
-    span that overlaps a longer one is dropped with a warning, as one tag a character cannot hold both.
+    span that overlaps a longer one is dropped with a warning, as one tag a character cannot hold both. Tags that are
+    numbers, as in Hugging Face's data sets, count the `names` from 0.
     `label=""`: the words have no tags. Words of white space or control characters count like others and are kept.
     Raises UserError with file and line for ragged rows, a missing column or tag, spans that do not fit the text.
     """
     if spec.startswith("tfds:"):
-        yield from (_tagged_row(row, text, label) for row in read_rows(spec))
+        yield from (_tagged_row(row, text, label, names) for row in read_rows(spec))
         return
     for path in find_data_files(spec):
         if suffix_of(path) in _TABLES:
-            yield from (_tagged_row(row, text, label) for row in read_rows(str(path)))
+            yield from (_tagged_row(row, text, label, names) for row in read_rows(str(path)))
         else:
             yield from _read_columns(path, _number(text, path), _number(label, path) if label else None)
 
@@ -135,15 +136,28 @@ def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedEx
         raise UserError(f"{path} has no words: mend or leave out this file")
 
 
-def _tagged_row(row: Row, text: str, label: str) -> TaggedExample:
+def _tagged_row(row: Row, text: str, label: str, names: Sequence[str]) -> TaggedExample:
     if isinstance(value_in(row, text), str):
         words = text_in(row, text)
         tags = _tags_of_spans(row.origin, words, value_in(row, label)) if label else None
         return TaggedExample(row.origin, tuple(words), tags, spaces_between=False)
-    words, tags = texts_in(row, text), texts_in(row, label) if label else None
+    words, tags = texts_in(row, text), _tags_of(row, label, names) if label else None
     if tags is not None and len(tags) != len(words):
         raise UserError(f"{row.origin}: {len(words)} words and {len(tags)} tags: mend this row")
     return TaggedExample(row.origin, tuple(words), tuple(tags) if tags is not None else None)
+
+
+def _tags_of(row: Row, label: str, names: Sequence[str]) -> list[str]:
+    tags = value_in(row, label)
+    if not isinstance(tags, list) or not tags or not all(type(tag) is int for tag in tags):
+        return texts_in(row, label)
+    if not 0 <= min(tags) <= max(tags) < len(names):
+        known = f"data.labels names {len(names)}" if names else "their names are not known"
+        raise UserError(
+            f"{row.origin}: tags in column {label!r} are numbers from {min(tags)} to {max(tags)}, {known}: "
+            "list all tags in their order, as in data.labels=O,B-PER,I-PER"
+        )
+    return [names[tag] for tag in tags]
 
 
 def _tags_of_spans(origin: str, text: str, labels: Any) -> tuple[str, ...]:

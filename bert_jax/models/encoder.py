@@ -50,10 +50,7 @@ class Bert(nnx.Module):
     ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
         """tanh(linear) of the hidden state of a row's first token, or of the first token of each of the S sequences
         that are packed in a row, at `first_tokens`; in float32."""
-        if first_tokens is None:
-            first = hidden[:, 0]
-        else:
-            first = jnp.take_along_axis(hidden, first_tokens[:, :, None], axis=1)
+        first = hidden[:, 0] if first_tokens is None else jnp.take_along_axis(hidden, first_tokens[:, :, None], axis=1)
         return jnp.tanh(self.pooler(first.astype(jnp.float32), "float32"))
 
 

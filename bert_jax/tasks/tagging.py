@@ -44,7 +44,7 @@ class Tagging(FineTuning):
 
     def read(self, spec: str) -> Iterator[TaggedExample]:
         data = self.config.data
-        return tagged_examples(spec, text=data.text, label=data.label)
+        return tagged_examples(spec, text=data.text, label=data.label, names=self._named())
 
     def prediction_examples(self, rows: Iterable[Row]) -> Iterator[TaggedExample | UserError]:
         """Column `data.text` holds a text, or a list of words."""
@@ -70,9 +70,10 @@ class Tagging(FineTuning):
         for split, examples in self.examples.items():
             self.examples[split] = self._in_bio(split, examples)
         train = {tag for example in self.examples["train"] for tag in _tags(example)}
-        named = [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
         is_plain = not any(tag.startswith("B-") for tag in train)
-        found = _labels(named or sorted({_kind(tag, is_plain) for tag in train} - {"O"}), is_plain, "O" in train)
+        found = _labels(
+            self._kinds(is_plain) or sorted({_kind(tag, is_plain) for tag in train} - {"O"}), is_plain, "O" in train
+        )
         if not hasattr(self, "labels"):
             self.labels = found
         elif sorted(self.labels) != sorted(found):
@@ -186,6 +187,13 @@ class Tagging(FineTuning):
         number = {label: i for i, label in enumerate(self.labels)}
         flat = [np.asarray([number[tag] for tags in lists for tag in tags]) for lists in (gold, given)]
         return scores.classification_scores(flat[0], flat[1], self.labels)
+
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
+
+    def _kinds(self, is_plain: bool) -> list[str]:
+        """Types that `data.labels` names, by themselves or by their tags: PER, or O, B-PER and I-PER."""
+        return [kind for kind in dict.fromkeys(_kind(name, is_plain) for name in self._named()) if kind != "O"]
 
     def _in_bio(self, split: str, examples: Sequence[TaggedExample]) -> list[TaggedExample]:
         for example in examples:

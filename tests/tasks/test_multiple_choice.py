@@ -60,14 +60,14 @@ def rows_of(count, seed=0):
         yield row | {name: " ".join(words) for name, words in zip(COLUMNS, endings, strict=True)}
 
 
-def test_overfits_16_questions(tmp_path):
+def test_overfits_32_questions(tmp_path):
     config = make_config(
-        train=write(tmp_path / "train.jsonl", rows_of(16)), validation=write(tmp_path / "dev.jsonl", rows_of(16))
+        train=write(tmp_path / "train.jsonl", rows_of(32)), validation=write(tmp_path / "dev.jsonl", rows_of(32))
     )
     task = load(config)
     finished = train(task, config, tmp_path / "run")
     assert finished.metrics["accuracy"] == finished.metrics["choice_accuracy"] == 1.0
-    for row, prediction in zip(rows_of(16), task.predictions, strict=True):
+    for row, prediction in zip(rows_of(32), task.predictions, strict=True):
         assert prediction["choice"] == row["label"] and prediction["text"] == row[f"ending{row['label']}"]
         assert prediction["probability"] == max(prediction["probabilities"]) > 0.5
     assert read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"] == {}

@@ -98,10 +98,10 @@ def random_outputs(windows, seed):
     return {"start_logits": draw(), "end_logits": draw()}
 
 
-def test_overfits_16_questions_and_tests_with_the_others(tmp_path):
+def test_overfits_32_questions_and_tests_with_the_others(tmp_path):
     config = make_config(
-        train=write(tmp_path / "train.json", letters(16)),
-        validation=write(tmp_path / "dev.json", letters(16)),
+        train=write(tmp_path / "train.json", letters(32)),
+        validation=write(tmp_path / "dev.json", letters(32)),
         test=write(tmp_path / "test.json", letters(5, seed=2)),
     )
     task = load(config)
@@ -122,20 +122,20 @@ def test_overfits_16_questions_and_tests_with_the_others(tmp_path):
 def test_questions_without_answer_and_the_threshold_in_the_checkpoint(tmp_path):
     config = make_config(
         "v2",
-        train=write(tmp_path / "train.json", letters(16, impossible_share=0.5)),
-        validation=write(tmp_path / "dev.json", letters(16, impossible_share=0.5)),
+        train=write(tmp_path / "train.json", letters(32, impossible_share=0.5)),
+        validation=write(tmp_path / "dev.json", letters(32, impossible_share=0.5)),
     )
     config.train.batch_size = 8
     task = load(config)
     finished = train(task, config, tmp_path / "run")
     for name in ("exact_match", "f1", "exact_match_at_0", "f1_at_0", "HasAns_f1", "NoAns_exact"):
         assert finished.metrics[name] == 100, name
-    assert [p["answer"] == "" for p in task.predictions] == [True] * 8 + [False] * 8
+    assert [p["answer"] == "" for p in task.predictions] == [True] * 16 + [False] * 16
     assert task.predictions[0]["start"] is None and task.predictions[0]["null_probability"] > 0.5
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
     assert saved == {"may_have_no_answer": True, "threshold": finished.metrics["null_threshold"]}
     again = SpanQA(config, TOKENIZER, saved)
-    examples = list(letters(16, impossible_share=0.5))
+    examples = list(letters(32, impossible_share=0.5))
     windows = again.encode(examples)
     outputs = random_outputs(windows, 0)
     assert again.predict(examples, windows, outputs) == task.predict(examples, windows, outputs)

@@ -342,6 +342,23 @@ def test_bad_input(tmp_path, content, keys, message):
         load(config)
 
 
+def test_tags_that_are_numbers_count_the_names(tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [{"words": ["a", "mr", "e"], "ner_tags": [0, 1, 2]}, {"words": ["b", "c"], "ner_tags": [3, 0]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(train=str(path), validation=str(path))
+    config.data.update(text="words", label="ner_tags", labels="O,B-PER,I-PER,B-LOC,I-LOC")
+    task = load(config)
+    assert [example.tags for example in task.examples["train"]] == [("O", "B-PER", "I-PER"), ("B-LOC", "O")]
+    assert task.labels == ["O", "B-PER", "B-LOC", "I-PER", "I-LOC"]
+    config.data.labels = "O,B-PER,I-PER"
+    with pytest.raises(UserError, match=r"train\.jsonl:2: tags in column 'ner_tags' .* 0 to 3, data\.labels names 3"):
+        load(config)
+    config.data.labels = ""
+    with pytest.raises(UserError, match=r"train\.jsonl:1: .* their names are not known: list all tags in their order"):
+        load(config)
+
+
 def test_rows_say_which_word_is_wrong(tmp_path):
     rows = [{"words": ["a", "b"], "tags": ["B-X", "O"]}, {"words": ["a", "b"], "tags": ["O", "I-X"]}]
     path = tmp_path / "train.jsonl"
