@@ -145,8 +145,9 @@ def _ratios(rounds: dict[str, list[Speed]], options: argparse.Namespace) -> dict
         best = max(options.read_workers, key=lambda w: statistics.median(_tokens(rounds[_pretraining(length, w)])))
         speeds = _tokens(rounds[_pretraining(length, best)])
         print(
-            f"length {length}: BERT-{options.size} eats {options.model_tokens_per_second:,.0f} tokens/s on the CPU, "
-            f"{gpu:,.0f} on a GPU at {options.gpu_mfu:.0%} of {options.gpu_tflops:g} TFLOP/s ({flops / 1e6:.0f} MFLOP each)"
+            f"length {length}: BERT-{options.size} eats {options.model_tokens_per_second:,.0f} tokens/s on the CPU; "
+            f"at {flops / 1e6:.0f} MFLOP each and {options.gpu_mfu:.0%} of {options.gpu_tflops:g} TFLOP/s, "
+            f"{gpu:,.0f} on the GPU"
         )
         for name, need in needs.items():
             values = [speed / need for speed in speeds]
