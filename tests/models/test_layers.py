@@ -136,6 +136,13 @@ def test_gelu_golden_values():
     np.testing.assert_allclose(GELU["gelu"](x), [-0.00404969, -0.15865525, 0.34573123, 0.84134475], atol=2e-7)
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_has_the_gradient_that_autodiff_finds(name):
+    x = jnp.linspace(-12, 12, 1001)
+    plain = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=name == "gelu_tanh")))(x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(GELU[name]))(x), plain, atol=2e-6)
+
+
 def test_initialisation_is_the_table():
     linear = Linear(300, 400, stddev=0.02, rngs=nnx.Rngs(0), stack=(3,))
     embedding = Embedding(1000, 300, stddev=0.02, rngs=nnx.Rngs(0))
@@ -176,7 +183,9 @@ def test_dropout_is_independent_of_key_row_place_and_neighbour():
 
 
 def test_dropout_of_each_row_and_place_is_fair():
-    kept = np.mean([np.asarray(dropout(jnp.ones((32, 64)), 0.1, dropout_seeds(jax.random.key(i)))) > 0 for i in range(400)], axis=0)
+    kept = np.mean(
+        [np.asarray(dropout(jnp.ones((32, 64)), 0.1, dropout_seeds(jax.random.key(i)))) > 0 for i in range(400)], axis=0
+    )
     # 2,048 places, 400 keys each: standard error 0.015, so none may be 5 of them away; the spread must be binomial.
     assert np.abs(kept - 0.9).max() < 5 * 0.015
     assert abs(kept.std() - 0.015) < 0.0015
