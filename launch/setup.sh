@@ -1,8 +1,9 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv from the project's own files if it is missing, and activates it.
 #   PYTHON=python3.12   interpreter to make it with
 #   EXTRAS=dev,parity   extras to install
 #   VENV=.venv          where
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 VENV=${VENV:-.venv}
 if [ ! -x "$VENV/bin/python" ]; then
   "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
