@@ -4,12 +4,10 @@
 
 A step is forward, backward, clipping, the AdamW update, with dropout on, MLM + NSP. After warm-up the variants
 take turns (A B C A B C …), so that a slow minute of the machine falls on all. The last line is the ratio of
-tokens a second, ours over the fastest peer: median of the rounds, and its range.
+tokens a second, ours over the fastest peer: that of the medians, and the range of the rounds.
 """
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
+from timing import Times, in_turns, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
 from bert_jax.huge_pages import restart_with_huge_pages
@@ -62,48 +61,43 @@ def compare() -> dict:
         raise UserError(
             f"--device={DEVICE.value}, but JAX runs on {jax.default_backend()}; set JAX_PLATFORMS or --device"
         )
-    batch = _batch()
-    steps: dict[str, Step] = {"bert_jax bfloat16": _our_step(batch)}
+    batch = random_batch(BATCH.value, LENGTH.value, PREDICTIONS.value)
+    steps: dict[str, Step] = {"bert_jax bfloat16": our_step(SIZE.value, batch)}
     for mode in PEERS.value:
         for dtype in DTYPES.value:
             steps[f"transformers {mode} {dtype}"] = _peer_step(torch, batch, mode, dtype)
-    machine = _machine(torch)
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
+    about = machine(["jax", "torch", "transformers"]) | {
+        "PyTorch threads": str(torch.get_num_threads()),
+        "GPU": torch.cuda.get_device_name() if DEVICE.value == "gpu" else "none",
+        "step": f"BERT-{SIZE.value}, batch {BATCH.value} × {LENGTH.value}, {PREDICTIONS.value} predictions a row",
+    }
+    print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
     for name, step in steps.items():
         started = time.perf_counter()
         for _ in range(WARM_UP.value):
             step()
         print(f"{name}: warm-up {time.perf_counter() - started:.1f} s", flush=True)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS.value):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    return {"machine": machine, "variants": seconds, "ratio": _report(seconds)}
+    times = in_turns(steps, ROUNDS.value)
+    variants = {name: {"seconds": of.wall, "processor_seconds": of.cpu} for name, of in times.items()}
+    return {"machine": about, "variants": variants, "ratio": _report(times)}
 
 
-def _report(seconds):
-    """The range of the ratio is that of rounds: each compares steps that ran one after the other."""
-    tokens = BATCH.value * LENGTH.value
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        print(f"{name}: {middle:.3f} s ({min(times):.3f}–{max(times):.3f}), {tokens / middle:,.0f} tokens/s")
-    ours, *peers = seconds
+def _report(times: dict[str, Times]) -> dict | None:
+    for name, of in times.items():
+        tokens = BATCH.value * LENGTH.value / statistics.median(of.wall)
+        print(f"{name}: {spread(of.wall, 3)} s, {tokens:,.0f} tokens/s; processor {spread(of.cpu, 3)} s")
+    ours, *peers = times
     if not peers:
         return None
-    best = min(peers, key=lambda name: statistics.median(seconds[name]))
-    ratio = statistics.median(seconds[best]) / statistics.median(seconds[ours])
-    rounds = [b / a for a, b in zip(seconds[ours], seconds[best], strict=True)]
-    print(f"best peer: {best}")
-    print(f"ratio {ratio:.2f} ({min(rounds):.2f}–{max(rounds):.2f})")
-    return {"median": ratio, "low": min(rounds), "high": max(rounds), "peer": best}
+    ratio = ratio_to_best(times[ours].wall, {name: times[name].wall for name in peers})
+    print(f"best peer: {ratio.peer}")
+    print(ratio)
+    return ratio._asdict()
 
 
-def _batch():
-    """Full rows of random pieces; both sides get the same, with the masked positions chosen beforehand."""
+def random_batch(rows: int, length: int, predictions: int) -> dict[str, np.ndarray]:
+    """Full rows of random pieces, with the masked positions chosen beforehand."""
     rng = np.random.default_rng(0)
-    rows, length, predictions = BATCH.value, LENGTH.value, PREDICTIONS.value
     positions = np.stack([np.sort(rng.choice(np.arange(1, length), predictions, replace=False)) for _ in range(rows)])
     return {
         "input_ids": rng.integers(1000, VOCAB_SIZE, (rows, length), dtype=np.int32),
@@ -118,8 +112,8 @@ def _batch():
     }
 
 
-class _Task(Pretraining):
-    """The real task without a corpus: the batch comes finished."""
+class GivenBatches(Pretraining):
+    """The real task without a corpus: batches come finished."""
 
     def __init__(self, config: BertConfig):
         self.bert_config = config
@@ -128,10 +122,10 @@ class _Task(Pretraining):
         return BertForPretraining(self.bert_config, rngs=rngs)
 
 
-def _our_step(batch) -> Step:
-    """The step that the training loop runs."""
-    config = base.get_config(SIZE.value)
-    task = _Task(bert_config(config.model, VOCAB_SIZE))
+def our_step(size: str, batch: dict[str, np.ndarray]) -> Step:
+    """The step that the training loop runs, with the same options of the compiler."""
+    config = base.get_config(size)
+    task = GivenBatches(bert_config(config.model, VOCAB_SIZE))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, _ = abstract_state(task, optimizer)
@@ -195,22 +189,6 @@ def _import_torch():
     except ImportError as error:
         raise UserError(f"no {error.name}: the peer needs `pip install -e .[parity]`") from None
     return torch
-
-
-def _machine(torch) -> dict[str, str]:
-    import transformers
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    gpu = torch.cuda.get_device_name() if DEVICE.value == "gpu" else "none"
-    return {
-        "machine": f"{cpu}, {os.cpu_count()} cores; GPU {gpu}",
-        "versions": f"Python {platform.python_version()}, jax {jax.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; {torch.get_num_threads()} PyTorch threads",
-        "step": f"BERT-{SIZE.value}, batch {BATCH.value} × {LENGTH.value}, {PREDICTIONS.value} predictions a row",
-    }
 
 
 if __name__ == "__main__":
