@@ -112,6 +112,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.validation_share + data.test_share leaves no documents to train on")
     if data.masking == "static" and (data.pairing != "nsp" or data.mask_unit == "span"):
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
+    if data.masking == "static" and data.packing:
+        raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
     _validate_batches(config, num_devices)
     if train.epochs is not None and not train.epochs > 0:
         raise UserError(f"train.epochs is {train.epochs}; it must be over 0 (or None, for train.steps to count)")

@@ -65,6 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.pairing = "nsp"  # nsp | sop | none (packed full sentences)
     config.data.random_next_rate = 0.5  # share of nsp pairs with a random second part
     config.data.short_sequence_rate = 0.1  # share of rows with a random shorter target length
+    config.data.packing = False  # True: several pairs in a row, where they fit; needs dynamic masking
     config.data.masking = "dynamic"  # dynamic (on the device, anew each step) | static (original script)
     config.data.mask_unit = "token"  # token | word | span
     config.data.mask_rate = 0.15  # share of a row's tokens that are predicted

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.data.packing import ROWS_TOGETHER, PackedRows, Packing
 from bert_jax.data.pairs import PairSettings, instance, shuffled
 from bert_jax.data.prepare import Prepared
 from bert_jax.data.records import Records
@@ -43,8 +44,9 @@ class Steps:
 class TrainBatches(Steps):
     """Iterator over a process's share of the global batches, from `start_step` on.
 
-    A batch maps the keys of `pairs.instance` to arrays with a leading axis of batch_size / process_count;
-    static masking adds masked_positions and masked_labels int32[B, P] and masked_weights float32[B, P].
+    A batch maps the keys of `pairs.instance`, or of `packing.PackedRows` with data.packing, to arrays with a leading
+    axis of batch_size / process_count; static masking adds masked_positions and masked_labels int32[B, P] and
+    masked_weights float32[B, P].
     Raises UserError for a batch that cannot be shared out and for data that does not fit the config.
     """
 
@@ -58,15 +60,15 @@ class TrainBatches(Steps):
         process_count: int = 1,
     ):
         batch_size = config.train.batch_size
-        rows = _rows(prepared, config, "train", config.seed)
+        rows = _train_rows(prepared, config)
         share = Share(batch_size, process_index, process_count, "train.batch_size")
-        self._num_examples, self._batch_size = len(rows.source), batch_size
+        self._rows, self._batch_size = rows, batch_size
         self._dataset = prepared.directory.name
         super().__init__(read_ahead(_Batches(rows, share, stop=None), config.data, start_step, ENDLESS), start_step)
 
     def state(self) -> dict[str, Any]:
         """Where the next batch starts. `step` is all that resuming needs; the rest shows that the data is the same."""
-        epoch, position = divmod(self._step * self._batch_size, self._num_examples)
+        epoch, position = divmod(self._rows.first_pair(self._step * self._batch_size), len(self._rows.source))
         return {"dataset": self._dataset, "step": self._step, "epoch": epoch, "position": position}
 
 
@@ -80,7 +82,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every example of a split once (a random config.eval.max_examples of them, if fewer), always the same rows.
 
-    The last batch is filled up with rows of zeros; every process yields the same number of batches.
+    Each pair has a row of its own, packed training or not: the figures of both are of the same pairs. The last batch
+    is filled up with rows of zeros; every process yields the same number of batches.
     """
     rows = _rows(prepared, config, split, config.eval.seed)
     share = Share(config.eval.batch_size, process_index, process_count, "eval.batch_size")
@@ -94,8 +97,13 @@ def eval_batches(
 
 
 def num_train_examples(prepared: Prepared) -> int:
-    """Rows of one epoch."""
+    """Pairs of one epoch."""
     return prepared.num_records("train")
+
+
+def pairs_per_row(prepared: Prepared, config: ConfigDict) -> float:
+    """Of training: 1, or with data.packing about how many share a row."""
+    return _packed_rows(prepared, config).pairs_together / ROWS_TOGETHER if config.data.packing else 1.0
 
 
 def num_eval_examples(prepared: Prepared, config: ConfigDict, *, split: str = "validation") -> int:
@@ -105,9 +113,13 @@ def num_eval_examples(prepared: Prepared, config: ConfigDict, *, split: str = "v
 
 
 class _Rows(Protocol):
-    source: Records
+    source: Any  # of the records of a split
 
     def __call__(self, position: int) -> Batch: ...
+
+    def first_pair(self, position: int) -> int:
+        """Where in the endless sequence of pairs the row at `position` starts to be made."""
+        ...
 
 
 class _Pairs:
@@ -118,6 +130,9 @@ class _Pairs:
 
     def __call__(self, position: int) -> Batch:
         return instance(self.source, self._settings, self._seed, position)
+
+    def first_pair(self, position: int) -> int:
+        return position
 
 
 class _StaticInstances:
@@ -149,6 +164,9 @@ class _StaticInstances:
             "next_sentence_labels": np.asarray(record["next_sentence_labels"], np.int32),
             "next_sentence_weights": np.asarray(1, np.float32),
         }
+
+    def first_pair(self, position: int) -> int:
+        return position
 
 
 class Share:
@@ -187,7 +205,27 @@ class _Batches:
         return stacked
 
 
+def _train_rows(prepared: Prepared, config: ConfigDict) -> _Rows:
+    return _packed_rows(prepared, config) if config.data.packing else _rows(prepared, config, "train", config.seed)
+
+
+def _packed_rows(prepared: Prepared, config: ConfigDict) -> PackedRows:
+    _check(prepared, config, "train")
+    settings = PairSettings.from_config(config.data, prepared.tokenizer)
+    return PackedRows(prepared.source("train"), settings, Packing.from_config(config.data), config.seed)
+
+
 def _rows(prepared: Prepared, config: ConfigDict, split: str, seed: int) -> _Rows:
+    _check(prepared, config, split)
+    data, source, tokenizer = config.data, prepared.source(split), prepared.tokenizer
+    if data.masking == "static":
+        predictions = data.max_predictions_per_sequence
+        return _StaticInstances(source, data.sequence_length, predictions, tokenizer.vocab_size, seed)
+    return _Pairs(source, PairSettings.from_config(data, tokenizer), seed)
+
+
+def _check(prepared: Prepared, config: ConfigDict, split: str) -> None:
+    """Raises UserError if the dataset was prepared for another config, or is too small for its pairing."""
     data, manifest = config.data, prepared.manifest
     static_keys = ["max_predictions_per_sequence"] if data.masking == "static" else []
     for key in ["masking", "sequence_length", *static_keys]:
@@ -196,16 +234,12 @@ def _rows(prepared: Prepared, config: ConfigDict, split: str, seed: int) -> _Row
                 f"{prepared.directory} was prepared with data.{key}={manifest['settings'][key]}, the config says "
                 f"{data[key]}: prepare again (--mode=prepare)"
             )
-    source, tokenizer = prepared.source(split), prepared.tokenizer
-    if data.masking == "static":
-        predictions = data.max_predictions_per_sequence
-        return _StaticInstances(source, data.sequence_length, predictions, tokenizer.vocab_size, seed)
-    if data.pairing == "nsp" and manifest["splits"][split]["documents"] < 2:
+    prepared.source(split)  # which raises for an empty one, before its documents are counted
+    if data.masking == "dynamic" and data.pairing == "nsp" and manifest["splits"][split]["documents"] < 2:
         raise UserError(
             f"the {split} split of {prepared.directory} has one document, nsp draws random sentences from another: "
             f"raise data.{split}_share, add documents, or set --config.data.pairing=sop (or none)"
         )
-    return _Pairs(source, PairSettings.from_config(data, tokenizer), seed)
 
 
 def read_ahead(batches: Callable[[int], Batch], data: ConfigDict, start: int, stop: int) -> Any:

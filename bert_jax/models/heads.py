@@ -39,8 +39,11 @@ class BertForPretraining(Bert):
         gathered = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
         return self.mlm(gathered, self.embeddings.word.embedding[...])
 
-    def nsp_logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B 2"]:
-        return self.nsp(self.pool(hidden), "float32")
+    def nsp_logits(
+        self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
+    ) -> Float[Array, "B 2"] | Float[Array, "B S 2"]:
+        """Of each row, or of each of the pairs that are packed in it (`Bert.pool`)."""
+        return self.nsp(self.pool(hidden, first_tokens), "float32")
 
 
 class BertForSequenceClassification(Bert):

@@ -1,5 +1,6 @@
 """Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from bert_jax.data import pipeline
+from bert_jax.data.packing import Packing
 from bert_jax.data.prepare import Prepared
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
@@ -35,9 +37,13 @@ class Pretraining:
         self.bert_config = bert_config(config.model, prepared.tokenizer.vocab_size)
         data = config.data
         check_length(self.bert_config, data.sequence_length)
+        self.packing = Packing.from_config(data) if data.packing else None
         predictions = min(data.max_predictions_per_sequence, data.sequence_length)
+        if self.packing is not None:
+            predictions = self.packing.predictions
         rows = config.train.batch_size
-        self.steps_per_epoch = -(-prepared.num_records("train") // rows)
+        pairs = rows * pipeline.pairs_per_row(prepared, config)
+        self.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         self.tokens_per_step = rows * data.sequence_length
         self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions)
         self.bytes_per_step = training_bytes(
@@ -83,8 +89,11 @@ class Pretraining:
         """Masks tokens, unless the corpus was prepared with static masks."""
         if "masked_positions" in batch:
             return batch
+        packing = self.packing if "first_tokens" in batch else None  # an evaluation's rows are not packed
         is_continuation = self.tokenizer.is_continuation
-        return batch | mask_tokens(batch["input_ids"], batch["sequence_ids"], is_continuation, self.masking, key)
+        return batch | mask_tokens(
+            batch["input_ids"], batch["sequence_ids"], is_continuation, self.masking, key, packing=packing
+        )
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         # The 1e-5 is the original's, which so divides by zero nowhere.
@@ -97,7 +106,7 @@ class Pretraining:
         trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
         hidden = model.encode(*trunk, key=key).hidden
         mlm_logits = model.mlm_logits(hidden, batch["masked_positions"])
-        nsp_logits = model.nsp_logits(hidden)
+        nsp_logits = model.nsp_logits(hidden, batch.get("first_tokens"))
         sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)

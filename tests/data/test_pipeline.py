@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.pairs import PairSettings, instance
-from bert_jax.data.pipeline import TrainBatches, eval_batches, num_eval_examples, num_train_examples
+from bert_jax.data.pipeline import TrainBatches, eval_batches, num_eval_examples, num_train_examples, pairs_per_row
 from bert_jax.data.prepare import Prepared, prepare
 from experiments.base import get_config
 
@@ -120,6 +120,24 @@ def test_state_says_where_to_go_on(prepared: Prepared, config: ConfigDict):
     dataset = prepared.directory.name
     assert state == {"dataset": dataset, "step": 9, "epoch": epoch, "position": position} and len(first) == 9
     assert_same(read(prepared, config, 1, start_step=state["step"]), [following])
+
+
+def test_packed_rows_resume_and_are_shared_like_the_others(prepared: Prepared, config: ConfigDict):
+    config.data.update(packing=True, pairing="sop", short_sequence_rate=1.0)
+    whole = read(prepared, config, 95)  # 1,140 rows: into the second stretch
+    assert set(whole[0]) == KEYS | {"first_tokens"} and whole[0]["next_sentence_labels"].shape == (12, 2)
+    assert_same(read(prepared, config, 2, start_step=93), whole[93:])
+    shares = [read(prepared, config, 2, start_step=84, process_index=p, process_count=3) for p in range(3)]
+    joined = [{key: np.concatenate([s[step][key] for s in shares]) for key in whole[0]} for step in range(2)]
+    assert_same(joined, whole[84:86])  # rows 1,008 to 1,031, of both stretches
+    batches = TrainBatches(prepared, config, start_step=86)
+    epoch, position = batches.state()["epoch"], batches.state()["position"]
+    batches.close()
+    size, per_row = num_train_examples(prepared), pairs_per_row(prepared, config)
+    assert epoch * size + position == 1024 * per_row and per_row > 1
+    config.data.packing = False
+    assert pairs_per_row(prepared, config) == 1.0
+    assert next(eval_batches(prepared, config))["next_sentence_labels"].shape == (8,)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 12])

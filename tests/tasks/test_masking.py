@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_jax.data.packing import Packing, prediction_budgets
 from bert_jax.tasks.masking import Masking, mask_tokens
 
 PAD, CLS, SEP, MASK, V = 0, 2, 3, 4, 1000
@@ -37,8 +38,9 @@ def rows(batch: int, length: int, real: int | None = None, seed: int = 0):
 CONTINUES = np.arange(V) >= 500
 
 
-def masked(ids, sequence_ids, numbers, seed=0):
-    out = mask_tokens(jnp.asarray(ids), jnp.asarray(sequence_ids), CONTINUES, numbers, jax.random.key(seed))
+def masked(ids, sequence_ids, numbers, seed=0, packing=None):
+    ids, sequence_ids = jnp.asarray(ids), jnp.asarray(sequence_ids)
+    out = mask_tokens(ids, sequence_ids, CONTINUES, numbers, jax.random.key(seed), packing=packing)
     return jax.tree.map(np.asarray, out)
 
 
@@ -154,3 +156,41 @@ def test_a_row_of_padding_predicts_nothing():
     ids = np.zeros((2, 16), np.int32)
     out = masked(ids, np.zeros_like(ids), masking())
     assert out["masked_weights"].sum() == 0
+
+
+def packed_row(lengths: list[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+    ids, sequence_ids = np.zeros((2, 1, length), np.int32)
+    start = 0
+    for number, real in enumerate(lengths):
+        ids[0, start : start + real] = rows(1, real, seed=number)[0]
+        sequence_ids[0, start : start + real] = number + 1
+        start += real
+    return ids, sequence_ids
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_a_sequence_has_its_own_budget_wherever_it_is(unit):
+    lengths, length = [40, 10, 5, 60], 128  # 6, 2 (round(1.5)), 1 (round(0.75)) and 9 predictions
+    ids, sequence_ids = packed_row(lengths, length)
+    ids, sequence_ids = np.tile(ids % 500, (50, 1)), np.tile(sequence_ids, (50, 1))  # every piece a word
+    packing = Packing(length, 5, 18, prediction_budgets(0.15, 20, length))
+    m = masking(unit=unit)
+    out = masked(ids, sequence_ids, m, packing=packing)
+    weights, positions = out["masked_weights"] > 0, out["masked_positions"]
+    assert positions.shape == (50, 18) and weights.all()
+    of = np.take_along_axis(sequence_ids, positions, 1)
+    assert all(np.bincount(row).tolist() == [0, 6, 2, 1, 9] for row in of)
+    assert len({tuple(row) for row in positions[:, :6]}) > 40  # drawn anew for every row
+    alone = masked(ids[:, :40], sequence_ids[:, :40], m)
+    assert (alone["masked_weights"].sum(1) == 6).all()
+    np.testing.assert_array_equal(np.take_along_axis(ids, positions, 1), out["masked_labels"])
+
+
+def test_a_word_over_its_budget_is_cut_in_its_own_sequence_only():
+    ids = np.full((1, 60), 600, np.int32)  # pieces of one word
+    ids[0, [0, 40]], ids[0, [1, 41]], ids[0, [39, 59]] = CLS, 10, SEP
+    sequence_ids = np.where(np.arange(60) < 40, 1, 2)[None].astype(np.int32)
+    packing = Packing(60, 2, 9, prediction_budgets(0.15, 20, 60))
+    out = masked(ids, sequence_ids, masking(unit="word"), packing=packing)
+    chosen = out["masked_positions"][out["masked_weights"] > 0]
+    assert np.bincount(sequence_ids[0, chosen]).tolist() == [0, 6, 3]

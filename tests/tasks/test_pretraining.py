@@ -1,0 +1,167 @@
+"""Pretraining with several pairs in a row: the same losses and gradients as with a row for each pair."""
+
+import json
+from random import Random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax.data import pipeline
+from bert_jax.data.packing import PackedRows, Packing
+from bert_jax.data.pairs import PairSettings, instance
+from bert_jax.data.prepare import prepare
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.loop import train
+
+
+@pytest.fixture
+def packed_config(small_config, tmp_path):
+    """Documents of a few short sentences: most pairs are shorter than a row."""
+    random, words = (
+        Random(0),
+        [f"{a}{b}" for a in ("sun", "moon", "star", "rain", "wind") for b in ("", "s", "y", "ing")],
+    )
+    documents = [
+        "\n".join(
+            " ".join(["The", *random.choices(words, k=random.randint(2, 5))]) + "." for _ in range(random.randint(1, 3))
+        )
+        for _ in range(90)
+    ]
+    (tmp_path / "short.txt").write_text("\n\n".join(documents) + "\n")
+    small_config.model.update(hidden_dropout=0.0, attention_dropout=0.0, dtype="float32")
+    small_config.data.update(files=str(tmp_path / "short.txt"), packing=True)
+    small_config.data.update(sequence_length=64, max_predictions_per_sequence=10)
+    return small_config
+
+
+@pytest.fixture
+def task(packed_config) -> Pretraining:
+    return Pretraining(packed_config, prepare(packed_config.data, packed_config.data.seed, progress=False))
+
+
+def packed_and_unpacked(task: Pretraining, rows: int) -> tuple[dict, dict]:
+    """A masked batch of packed rows, and the same sequences, masked alike, in rows of their own."""
+    config = task.config
+    batches = task.train_batches(0, 0, 1)
+    batch = {name: jnp.asarray(value[:rows]) for name, value in next(batches).items()}
+    batches.close()
+    packed = {name: np.asarray(value) for name, value in task.features(batch, jax.random.key(1)).items()}
+    length, predictions = config.data.sequence_length, config.data.max_predictions_per_sequence
+    unpacked = []
+    for row in range(rows):
+        of = packed["sequence_ids"][row]
+        for number in range(of.max()):
+            start, tokens = packed["first_tokens"][row, number], int((of == number + 1).sum())
+            alone = {name: np.zeros(length, np.int32) for name in ("input_ids", "token_type_ids", "position_ids")}
+            for value in alone:
+                alone[value][:tokens] = packed[value][row, start : start + tokens]
+            alone["sequence_ids"] = (np.arange(length) < tokens).astype(np.int32)
+            positions = packed["masked_positions"][row]
+            its = (packed["masked_weights"][row] > 0) & (of[positions] == number + 1)
+            for name, shift in (("masked_positions", start), ("masked_labels", 0)):
+                alone[name] = np.zeros(predictions, np.int32)
+                alone[name][: its.sum()] = packed[name][row][its] - shift
+            alone["masked_weights"] = (np.arange(predictions) < its.sum()).astype(np.float32)
+            for name in ("next_sentence_labels", "next_sentence_weights"):
+                alone[name] = packed[name][row, number]
+            unpacked.append(alone)
+    return packed, {name: np.stack([row[name] for row in unpacked]) for name in unpacked[0]}
+
+
+def loss_sums_and_gradients(task: Pretraining, model, batch: dict):
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    weights = task.weights(batch)
+
+    @jax.jit
+    def run(state):
+        def loss(state):
+            sums = task.sums(nnx.merge(graphdef, state), batch, None)
+            return sum(sums[name][0] / weights[name] for name in task.objectives), sums
+
+        return jax.value_and_grad(loss, has_aux=True)(state)
+
+    graphdef, state = nnx.split(model)
+    (_, sums), gradients = run(state)
+    return jax.device_get((sums, nnx.to_pure_dict(gradients)))
+
+
+def test_losses_and_gradients_equal_those_of_rows_of_their_own(task: Pretraining):
+    packed, unpacked = packed_and_unpacked(task, 8)
+    pairs = len(unpacked["input_ids"])
+    assert packed["sequence_ids"].max() >= 2 and pairs > 10 and set(unpacked["next_sentence_labels"]) == {0, 1}
+    # Embeddings ten times as large as at the start: attention that strayed into a neighbour would show.
+    model = jax.tree.map(lambda x: 10 * x, task.init(nnx.Rngs(0)))
+    (sums, gradients), (alone, alone_gradients) = (
+        loss_sums_and_gradients(task, model, batch) for batch in (packed, unpacked)
+    )
+    for name in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "label_counts"):
+        for value, expected in zip(sums[name], alone[name], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=name)
+    assert sums["nsp_loss"][1] == pairs
+    assert sums["real_tokens"][0] == alone["real_tokens"][0] and sums["real_tokens"][1] < alone["real_tokens"][1]
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(alone_gradients))
+    for (path, value), expected in zip(
+        jax.tree.leaves_with_path(gradients), jax.tree.leaves(alone_gradients), strict=True
+    ):
+        np.testing.assert_allclose(value, expected, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+def test_logits_of_a_sequence_do_not_see_its_neighbours(task: Pretraining):
+    packed, _ = packed_and_unpacked(task, 8)
+    row = int(packed["sequence_ids"].max(1).argmax())
+    model = jax.tree.map(lambda x: 10 * x, task.init(nnx.Rngs(0)))
+    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+    trunk = [jnp.asarray(packed[name][row : row + 1]) for name in names]
+    first = jnp.asarray(packed["first_tokens"][row : row + 1])
+
+    @jax.jit
+    def logits(ids):
+        hidden = model.encode(ids, *trunk[1:]).hidden
+        return model.nsp_logits(hidden, first), hidden
+
+    nsp, hidden = logits(trunk[0])
+    other, other_hidden = logits(jnp.where(trunk[3] == 2, 7, trunk[0]))  # all of the second sequence replaced
+    np.testing.assert_array_equal(nsp[0, 0], other[0, 0])
+    assert (nsp[0, 1] != other[0, 1]).all()
+    np.testing.assert_array_equal(hidden[trunk[3] == 1], other_hidden[trunk[3] == 1])
+
+
+def test_a_pair_has_as_many_predictions_packed_or_not(task: Pretraining):
+    config = task.config
+    settings = PairSettings.from_config(config.data, task.tokenizer)
+    source = task.prepared.source("train")
+    rows = PackedRows(source, settings, Packing.from_config(config.data), config.seed)
+    instances = [instance(source, settings, config.seed, number) for number in range(64)]
+    pairs = {name: np.stack([pair[name] for pair in instances]) for name in ("input_ids", "sequence_ids")}
+    alone = task.features({name: jnp.asarray(value) for name, value in pairs.items()}, jax.random.key(0))
+    lengths, counts = pairs["sequence_ids"].sum(1).tolist(), np.asarray(alone["masked_weights"].sum(1)).tolist()
+    of_length = dict(zip(lengths, counts, strict=True))
+    assert len(of_length) > 10
+    made = [rows(number) for number in range(256)]
+    names = ("input_ids", "sequence_ids", "first_tokens")
+    batch = {name: jnp.asarray(np.stack([row[name] for row in made])) for name in names}
+    packed = jax.device_get(task.features(batch, jax.random.key(0)))
+    compared = 0
+    for ids, positions, weights in zip(
+        packed["sequence_ids"], packed["masked_positions"], packed["masked_weights"], strict=True
+    ):
+        predicted = ids[positions[weights > 0]]
+        for number in range(1, ids.max() + 1):
+            tokens = int((ids == number).sum())
+            if tokens in of_length:
+                assert (predicted == number).sum() == of_length[tokens]
+                compared += 1
+    assert compared > 200
+
+
+def test_a_run_packs_its_training_and_not_its_evaluation(task: Pretraining, tmp_path):
+    task.config.train.steps = 4
+    train(task, task.config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    real = {split: [line["real_tokens"] for line in lines if line["split"] == split] for split in ("train", "eval")}
+    assert min(real["train"]) > 0.85 and max(real["eval"]) < 0.6
+    pairs = task.config.train.batch_size * pipeline.pairs_per_row(task.prepared, task.config)
+    assert pairs > 20 and task.steps_per_epoch == -(-task.prepared.num_records("train") // pairs)
