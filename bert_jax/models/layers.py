@@ -166,11 +166,33 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((*stack, size)))
 
     def __call__(self, x: Float[Array, "... D"], dtype: str) -> Float[Array, "... D"]:
-        x = x.astype(jnp.float32)
-        mean = x.mean(-1, keepdims=True)
-        variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        y = (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        y = _normalised(x.astype(jnp.float32), self.eps)
         return (y * along_last(self.scale[...], y) + along_last(self.bias[...], y)).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _normalised(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    return _centred(x, eps)[0]
+
+
+def _centred(x, eps):
+    mean = x.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
+    return (x - mean) * scale, scale
+
+
+def _normalised_forward(x, eps):
+    y, scale = _centred(x, eps)
+    return y, (y, scale)
+
+
+def _normalised_backward(_, saved, g):
+    """The part of g along 1 and along y has no effect on x (Ba et al. 2016): three passes less than by autodiff."""
+    y, scale = saved
+    return (scale * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True)),)
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 class Embedding(nnx.Module):

@@ -129,6 +129,18 @@ def test_layer_norm_is_that_of_numpy(offset):
     np.testing.assert_allclose(norm(jnp.asarray(x), "float32"), expected, atol=2e-6 if offset == 0 else 4e-5)
 
 
+def test_layer_norm_has_the_gradient_that_autodiff_finds():
+    x, g = np.random.default_rng(0).standard_normal((2, 5, 7, 64)).astype(np.float32)
+    norm = LayerNorm(64, eps=1e-3)
+
+    def plain(x):
+        centred = x - x.mean(-1, keepdims=True)
+        return jnp.sum(g * centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-3))
+
+    own = jax.grad(lambda x: jnp.sum(g * norm(x, "float32")))(x)
+    np.testing.assert_allclose(own, jax.grad(plain)(x), atol=2e-6)
+
+
 def test_gelu_golden_values():
     # Both are published as "gelu"; the original's checkpoints want the first, Hugging Face computes the second.
     x = jnp.asarray([-3.0, -1.0, 0.5, 1.0])
