@@ -12,6 +12,7 @@ import functools
 import itertools
 import logging
 import os
+import resource
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,10 @@ DATASET_NAME = "corpus"
 # Single records of token ids hardly compress (English: zstd saves 2 % of the bytes and a third of the reading speed),
 # and ArrayRecord keeps a hash of every record either way.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-_MAX_OPEN_SHARDS = 256  # file handles
+# Rows come from all shards at random, and opening one takes milliseconds. An open one holds a file handle, 40 KB and
+# 9 bytes a record.
+_MAX_OPEN_SHARDS = 1024
+_OTHER_FILES = 256  # handles that the rest of the process may need
 
 
 def record_fields(masking: str, vocab_size: int) -> dict[str, np.dtype | None]:
@@ -123,6 +127,7 @@ class Records:
         self._paths = [os.fspath(path) for path in info.filepaths]
         self._ends = list(itertools.accumulate(info.shard_lengths))
         self._readers: dict[int, Any] = {}
+        self._max_open = _file_handles(min(len(self._paths), _MAX_OPEN_SHARDS))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -153,12 +158,22 @@ class Records:
         """Opens a shard; closes the one opened first when too many are open."""
         from array_record.python.array_record_module import ArrayRecordReader
 
-        if len(self._readers) >= _MAX_OPEN_SHARDS:
+        if len(self._readers) >= self._max_open:
             self._readers.pop(next(iter(self._readers))).close()
         options = "readahead_buffer_size:0,max_parallelism:1"
         reader = ArrayRecordReader(self._paths[shard], options=options, file_reader_buffer_size=4096)
         self._readers[shard] = reader
         return reader
+
+
+def _file_handles(wanted: int) -> int:
+    """`wanted` if the process may open so many files, its limit raised if need be; else as many as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < wanted + _OTHER_FILES:
+        soft = wanted + _OTHER_FILES if hard == unlimited else min(hard, wanted + _OTHER_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == unlimited else min(wanted, max(soft // 2, soft - _OTHER_FILES))
 
 
 @contextlib.contextmanager
@@ -173,10 +188,15 @@ def _quiet_tfds() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _decode(serialized: bytes, fields: Mapping[str, np.dtype | None]) -> dict[str, Any]:
+@functools.cache  # an import statement would take a fifth of `_decode`
+def _example() -> Any:
     from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # pyright: ignore[reportAttributeAccessIssue]
 
-    feature = Example.FromString(serialized).features.feature
+    return Example
+
+
+def _decode(serialized: bytes, fields: Mapping[str, np.dtype | None]) -> dict[str, Any]:
+    feature = _example().FromString(serialized).features.feature
     record: dict[str, Any] = {}
     for name, dtype in fields.items():
         if dtype is None:

@@ -1,10 +1,17 @@
-"""The bytes of a record against the protobuf library."""
+"""The bytes of a record against the protobuf library, and reading them from more shards than may be open."""
+
+import resource
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_jax.data import chunks, records
+from bert_jax.data.prepare import prepare
 from bert_jax.data.records import encode_record
+from experiments.base import get_config
 
 
 @settings(deadline=None)  # the first example imports the library
@@ -20,3 +27,43 @@ def test_records_are_the_bytes_of_the_protobuf_library(number: int, short: int, 
     feature["document"].int64_list.value.append(number)
     record = {"tokens": tokens, "sentence_lengths": lengths, "document": number}
     assert encode_record(record) == example.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_shards_are_closed_and_opened_again(most: int, topics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunks, "blocks", lambda split, size: one_block_each(split))
+    data = get_config().data
+    data.update(corpus="text", files=str(topics), prepared=str(tmp_path), vocab_size=600, sequence_length=32, workers=1)
+    prepared = prepare(data, 0, progress=False)
+    monkeypatch.setattr(records, "_MAX_OPEN_SHARDS", most)
+    source = prepared.source("train")
+    shards = sum(shard["split"] == "train" for shard in prepared.manifest["shards"])
+    assert shards > 10
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
+    found = {index: source[index] for index in order}
+    documents = [found[index]["document"] for index in range(len(source))]
+    assert documents == sorted(documents) and len(set(documents)) == shards
+    assert len(source._readers) == min(most, shards)
+
+
+def one_block_each(split):
+    for index, document in enumerate(split):
+        yield chunks.Block(index, index, [document], 1)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "raised"),
+    [
+        (10_000, 10_000, 300, 10_000),
+        (400, 10_000, 300, 556),
+        (400, 500, 250, 500),
+        (100, 100, 50, 100),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 300, resource.RLIM_INFINITY),
+    ],
+)
+def test_the_limit_of_open_files_is_kept(soft, hard, allowed, raised, monkeypatch: pytest.MonkeyPatch):
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    assert records._file_handles(300) == allowed
+    assert limits[-1] == (raised, hard)
