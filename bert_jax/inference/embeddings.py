@@ -16,9 +16,10 @@ from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.batches import Item, Part
 from bert_jax.data.encoding import Encoding
 from bert_jax.data.tables import Row, text_in
+from bert_jax.inference.batching import Batching
 from bert_jax.inference.input_rows import InputRow
 from bert_jax.inference.output import identity, results, whole_file
-from bert_jax.inference.predictor import in_place_of_good, ladder, load, run_items, windows
+from bert_jax.inference.predictor import in_place_of_good, load, windows
 from bert_jax.inference.prepared import Prepared
 from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.encoder import Bert, Encoded
@@ -77,7 +78,7 @@ class Embedder:
         self._concatenates = layer == "last4_concat"
         self._pooling, self._normalize, self._long_texts = pooling, normalize, long_texts
         self._hidden_size = config.hidden_size
-        self._lengths, self._batch_size = ladder(self.max_length), batch_size
+        self._batching = Batching(self.max_length, batch_size)
         model = nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(params=0)))
         parameters, _ = take_over(flatten(model), saved.parameters, new="pooler/", dropped=_HEADS, origin=str(folder))
         absent = {name for name, x in parameters.items() if isinstance(x, jax.ShapeDtypeStruct)}  # an unused pooler
@@ -133,10 +134,7 @@ class Embedder:
             logging.warning("%d of %d texts are cut to %d tokens", cut, len(rows), self.max_length)
 
     def _run(self, step: Any, texts: Sequence[Encoding]) -> list[Float32[np.ndarray, "*N D"]]:
-        items = [Item((Part.of(text),)) for text in texts]
-        if not items:
-            return []
-        return run_items(step, items, self._lengths, self._batch_size)["vectors"]
+        return self._batching.run(step, [Item((Part.of(text),)) for text in texts])["vectors"]
 
     def _token_vectors(self, text: Encoding, vectors: Float32[np.ndarray, "L D"]) -> TokenVectors:
         inside = slice(1, len(text.ids) - 1)

@@ -1,18 +1,16 @@
 """A fine-tuned checkpoint in memory: texts in, predictions out, in the order of the texts."""
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from bert_jax.config import UserError, from_json_dict
-from bert_jax.data.batches import Item, collate
 from bert_jax.data.tables import Row
+from bert_jax.inference.batching import Batching
 from bert_jax.inference.prepared import Prepared
 from bert_jax.tasks import task_class
 from bert_jax.training.checkpoint import Damaged, Saved, find_checkpoint, read_checkpoint
@@ -20,9 +18,6 @@ from bert_jax.training.parameters import flatten, take_over, unflatten
 
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
-_MOST_LENGTHS = 8
-_SHORTEST = 16  # tokens
-_FEW = 4  # items that are run one by one, since a batch of so few is mostly padding
 
 # Keys that may differ from the run's own: how the input looks, and what changes no parameter.
 MAY_DIFFER = (
@@ -36,7 +31,7 @@ class Predictor:
     """`checkpoint` is a workdir (its best checkpoint is taken) or a checkpoint folder.
 
     Model, task and names of columns are those of the run; of `overrides`, {"data.text": "review", …}, the keys in
-    MAY_DIFFER count. Programs are compiled for 1 row and for `batch_size`, each for at most 8 lengths.
+    MAY_DIFFER count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
     """
 
     def __init__(self, checkpoint: str, batch_size: int = 32, overrides: Mapping[str, Any] | None = None):
@@ -54,13 +49,14 @@ class Predictor:
         model = nnx.eval_shape(lambda: self.task.init(nnx.Rngs(params=0)))
         parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
         self._rows = Prepared(unflatten(nnx.split(model)[0], parameters)).program(self._kept_rows)
-        self._lengths, self._batch_size = ladder(self.config.data.sequence_length), batch_size
+        self._batching = Batching(self.config.data.sequence_length, batch_size)
 
     def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
         """Texts, or objects with the columns of the task. Raises UserError for the first one that is wrong."""
         column = self.config.data.text
         values = [{column: x} if isinstance(x, str) else dict(x) for x in inputs]
-        predictions = list(self.stream(Row(f"input {number}", row) for number, row in enumerate(values, 1)))
+        rows = (Row(f"input {number}", row) for number, row in enumerate(values, 1))
+        predictions = [prediction for window in windows(rows, WINDOW) for prediction in self._predict(window)]
         for prediction in predictions:
             if isinstance(prediction, UserError):
                 raise prediction
@@ -83,7 +79,7 @@ class Predictor:
             items = self.task.encode(_good(found))
         if not _good(found):
             return found
-        outputs = run_items(self._rows, items, self._lengths, self._batch_size)
+        outputs = self._batching.run(self._rows, items)
         return in_place_of_good(found, lambda examples: self.task.predict(examples, items, outputs))
 
     def _kept_rows(self, model: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -105,17 +101,9 @@ def load(folder: Path) -> Saved:
         raise UserError(str(damage)) from damage
 
 
-def ladder(max_length: int) -> list[int]:
-    """At most 8 lengths up to `max_length`, each about the same factor longer than the one before."""
-    steps = _MOST_LENGTHS - 1
-    shortest = min(_SHORTEST, max_length)
-    exact = (shortest * (max_length / shortest) ** (step / steps) for step in range(steps))
-    return sorted({min(-(-round(length) // 8) * 8, max_length) for length in exact} | {max_length})
-
-
-def windows(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of 64 rows, then four times as many each time, up to WINDOW."""
-    iterator, size = iter(rows), _FIRST_WINDOW
+def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[Any]]:
+    """Lists of `first` rows, then four times as many each time, up to WINDOW."""
+    iterator, size = iter(rows), first
     while window := list(itertools.islice(iterator, size)):
         yield window
         size = min(4 * size, WINDOW)
@@ -125,36 +113,6 @@ def in_place_of_good(rows: Sequence[Any], results: Callable[[list[Any]], Iterabl
     """What `results` makes of the rows that are no errors, one for one; the errors stay where they are."""
     good = iter(results(_good(rows)))
     return [row if isinstance(row, UserError) else next(good) for row in rows]
-
-
-def run_items(
-    outputs: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
-    items: Sequence[Item],
-    lengths: Sequence[int],
-    batch_size: int,
-) -> dict[str, list[np.ndarray]]:
-    """Outputs by name, one array an item, in the order of the items. Items of like length are run together."""
-    if not items:  # an empty text may have none
-        return defaultdict(list)
-    order = sorted(range(len(items)), key=lambda i: (len(items[i].parts), items[i].length))
-    fewer = len(order) % batch_size  # in the first batch, of the shortest: there the padding costs least
-    batches = [order[i : i + 1] for i in range(fewer)] if fewer <= _FEW else [order[:fewer]]
-    batches += [order[i : i + batch_size] for i in range(fewer, len(order), batch_size)]
-    found: dict[int, dict[str, np.ndarray]] = {}
-    running: tuple[list[int], dict[str, jax.Array]] | None = None
-    for numbers in [*batches, None]:
-        started = None
-        if numbers is not None:
-            parts = max(len(items[i].parts) for i in numbers)
-            longest = max(items[i].length for i in numbers)
-            shape = (1 << (parts - 1).bit_length(), next(length for length in lengths if length >= longest))
-            rows = 1 if len(numbers) == 1 else batch_size
-            started = numbers, outputs(collate(items, np.asarray(numbers), shape, rows))
-        if running is not None:  # fetched while the next batch runs
-            arrays = jax.device_get(running[1])
-            found |= {number: {k: v[row] for k, v in arrays.items()} for row, number in enumerate(running[0])}
-        running = started
-    return {name: [found[i][name] for i in range(len(items))] for name in found[0]}
 
 
 def _good(rows: Sequence[Any]) -> list[Any]:

@@ -11,16 +11,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bert_jax import modes
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item, Part
 from bert_jax.data.tables import Row
+from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
 from bert_jax.inference.input_rows import read_input
-from bert_jax.inference.predictor import Predictor, ladder, run_items, windows
+from bert_jax.inference.predictor import Predictor, windows
 from bert_jax.training.checkpoint import Checkpoints, find_checkpoint
 from bert_jax.training.step import TrainState
 from experiments import base
@@ -62,7 +60,7 @@ def test_nothing_in_nothing_out(predictor):
     assert predictor([]) == []
     assert list(predictor.stream(iter(()))) == []
     assert [type(x) for x in predictor.stream([Row("x:1", {}), UserError("x:2: torn")])] == [UserError, UserError]
-    assert run_items(None, [], ladder(16), 4)["logits"] == []
+    assert Batching(16, 4).run(lambda batch: {}, [])["logits"] == []
 
 
 def test_a_stream_is_read_no_further_than_the_window(predictor):
@@ -109,32 +107,6 @@ def test_windows_over_long_texts(tuned, predictor):
 def test_what_cannot_predict_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"no checkpoint in {tmp_path}"):
         Predictor(str(tmp_path))
-
-
-@given(st.integers(8, 2048))
-def test_lengths_are_few_and_rise_to_the_longest(longest):
-    lengths = ladder(longest)
-    assert len(lengths) <= 8 and lengths[-1] == longest
-    assert all(one < other <= max(2.6 * one, one + 8) for one, other in itertools.pairwise(lengths))
-    assert all(length % 8 == 0 for length in lengths[:-1])
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.lists(st.integers(1, 3), min_size=40, max_size=40))
-def test_each_item_gets_its_own_output(lengths, parts):
-    """Item i is made of tokens i + 1, so that the sum of a row's tokens names it."""
-    items = [
-        Item(tuple(Part(np.full(n, i + 1, np.int32), np.zeros(n, np.int32)) for _ in range(parts[i])))
-        for i, n in enumerate(lengths)
-    ]
-    shapes = set()
-
-    def total(batch):
-        shapes.add(batch["input_ids"].shape)
-        return {"total": jnp.asarray(batch["input_ids"].sum(axis=(1, 2)))}
-
-    found = run_items(total, items, ladder(40), 8)["total"]
-    assert [int(x) for x in found] == [(i + 1) * n * parts[i] for i, n in enumerate(lengths)]
-    assert {shape[0] for shape in shapes} <= {1, 8} and {shape[1] for shape in shapes} <= {1, 2, 4}
 
 
 def test_windows_grow():

@@ -1,0 +1,103 @@
+"""Batches for prediction: each item gets its own output, from few programs and with little padding."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bert_jax.data.batches import Item, Part
+from bert_jax.inference import batching
+from bert_jax.inference.batching import Batching, ladder
+
+
+def items_of(lengths, parts=None):
+    """Item i is made of tokens i + 1, so that the sum of a row's tokens names it."""
+    return [
+        Item(tuple(Part(np.full(n, i + 1, np.int32), np.zeros(n, np.int32)) for _ in range(count)))
+        for i, (n, count) in enumerate(zip(lengths, parts or itertools.repeat(1), strict=False))
+    ]
+
+
+class Program:
+    """Remembers the shapes that it would have been compiled for."""
+
+    def __init__(self):
+        self.shapes = []
+
+    def __call__(self, batch):
+        self.shapes.append(batch["input_ids"].shape)
+        return {"total": jnp.asarray(batch["input_ids"].sum(axis=(1, 2)))}
+
+    @property
+    def places(self):
+        return sum(rows * parts * length for rows, parts, length in self.shapes)
+
+
+@given(st.integers(8, 2048))
+def test_lengths_are_few_and_rise_to_the_longest(longest):
+    lengths = ladder(longest)
+    assert len(lengths) <= 8 and lengths[-1] == longest
+    assert all(one < other <= max(2.6 * one, one + 8) for one, other in itertools.pairwise(lengths))
+    assert all(length % 8 == 0 for length in lengths[:-1])
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.lists(st.integers(1, 3), min_size=40, max_size=40))
+def test_each_item_gets_its_own_output(lengths, parts):
+    program = Program()
+    found = Batching(40, 8).run(program, items_of(lengths, parts))["total"]
+    assert [int(x) for x in found] == [(i + 1) * n * parts[i] for i, n in enumerate(lengths)]
+    assert {shape[0] for shape in program.shapes} <= {1, 8} and {shape[1] for shape in program.shapes} <= {1, 2, 4}
+
+
+@given(st.lists(st.lists(st.integers(2, 512), max_size=300), min_size=1, max_size=12), st.sampled_from([1, 4, 64]))
+def test_never_more_than_eight_lengths_whatever_comes(calls, batch_size):
+    program, texts = Program(), Batching(512, batch_size)
+    for lengths in calls:
+        found = texts.run(program, items_of(lengths))
+        assert len(found["total"]) == len(lengths)
+    for alone in (True, False):
+        assert len({length for rows, _, length in program.shapes if (rows == 1) == alone}) <= 8
+    rows = {
+        length: {r for r, _, other in program.shapes if other == length and r > 1} for _, _, length in program.shapes
+    }
+    assert all(len(different) <= 1 for different in rows.values()), "one program a length"
+
+
+def test_a_batch_on_a_cpu_has_2048_tokens_and_elsewhere_as_many_as_asked_for(monkeypatch):
+    texts = Batching(512, 64)
+    assert [texts.rows(1, length) for length in (16, 32, 64, 512)] == [64, 64, 32, 4]
+    assert texts.rows(4, 512) == 2
+    monkeypatch.setattr(batching.jax, "default_backend", lambda: "gpu")
+    assert Batching(512, 64).rows(1, 512) == 64
+
+
+def test_little_padding_on_texts_of_mixed_length():
+    """Half of them sentences, half articles: at most an eighth of the places is padding; the same texts again need no
+    new program."""
+    random = np.random.default_rng(0)
+    short, long = random.integers(4, 40, 400), np.minimum(random.integers(80, 700, 400), 512)
+    texts, program, lengths = Batching(512, 64), Program(), [*short.tolist(), *long.tolist()]
+    texts.run(program, items_of(lengths))
+    assert sum(lengths) / program.places > 0.88
+    shapes = set(program.shapes)
+    texts.run(program, items_of(lengths[::-1]))
+    assert set(program.shapes) == shapes
+
+
+def test_no_program_for_little():
+    """32 and 40 tokens: one length for both. One of 16 among texts of 512 would save a lot."""
+    texts = Batching(512, 4)
+    texts.run(Program(), items_of([40] * 20 + [33] * 20))
+    assert texts.lengths == [40]
+    texts.run(Program(), items_of([512] * 20 + [10] * 200))
+    assert texts.lengths == [16, 40, 512]
+
+
+@pytest.mark.parametrize(("count", "singles"), [(1, 1), (4, 4), (5, 0), (8, 0), (9, 1)])
+def test_a_few_are_run_one_by_one(count, singles):
+    program = Program()
+    Batching(64, 8).run(program, items_of([20] * count))
+    assert [shape for shape in program.shapes if shape[0] == 1] == [(1, 1, 24)] * singles
