@@ -7,6 +7,7 @@ that run in it on one device, so that the groups add up to the time that passed.
 
 import json
 import logging
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -181,6 +182,25 @@ def read_program(text: str) -> dict[str, Operation]:
     return {match["name"]: _operation(match, inside, frames) for matches in inside.values() for match in matches}
 
 
+class Collective(NamedTuple):
+    kind: str
+    bytes: int  # of its results
+
+
+def collectives(text: str) -> list[Collective]:
+    """What a program's text (HLO) has devices exchange. Those in the body of a loop are listed once."""
+    found = []
+    for line in text.splitlines():
+        match = _INSTRUCTION.match(line)
+        if match and _COLLECTIVE.match(match["kind"]) and not match["kind"].endswith("-done"):
+            sizes = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", match["shape"])
+            values = sum(_WIDTHS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in sizes)
+            found.append(Collective(match["kind"].removesuffix("-start"), values))
+    return found
+
+
+_WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+_WIDTHS |= {"f64": 8, "s64": 8, "u64": 8}
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<kind>[\w\-]+)\((?P<rest>.*)")
 _METADATA = re.compile(r'op_name="(jit[^"]*)"(?: stack_frame_id=(\d+))?')
