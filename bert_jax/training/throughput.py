@@ -229,15 +229,17 @@ def peak_bytes(program: Compiled) -> int | None:
 
 
 @cache
-def _measured_flops(size: int = 2048, repeats: int = 5) -> float:
+def _measured_flops(repeats: int = 5) -> float:
+    size = 2048 if jax.default_backend() == "cpu" else 8192  # long enough for the launch not to count
     x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), jnp.bfloat16)
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     return 2 * size**3 / _seconds(lambda: product(x), repeats)
 
 
 @cache
-def _measured_bandwidth(size: int = 128 << 20, repeats: int = 5) -> float:
+def _measured_bandwidth(repeats: int = 5) -> float:
     """Each value is read and written in its place: fresh memory would be timed with the kernel's handing it out."""
+    size = 128 << 20 if jax.default_backend() == "cpu" else 1 << 30  # over what caches hold
     held = [jnp.zeros(size // 4, jnp.float32)]
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
