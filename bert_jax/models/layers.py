@@ -130,17 +130,18 @@ def _product(x, w, out_dtype):
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
     if jax.default_backend() == "cpu":
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        return _row_major(y).astype(out_dtype)
+        return row_major(y).astype(out_dtype)
     return jnp.matmul(x, w, preferred_element_type=out_dtype)  # the accumulator is float32 on GPU and TPU anyway
 
 
 def _transposed(x):
     """The last two axes swapped; on a CPU written out row-major, which costs less than a product that reads across."""
     x = jnp.swapaxes(x.astype(jnp.bfloat16), -1, -2)
-    return _row_major(x) if jax.default_backend() == "cpu" else x
+    return row_major(x) if jax.default_backend() == "cpu" else x
 
 
-def _row_major(x):
+def row_major(x):
+    """`x`, written out in that order."""
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
