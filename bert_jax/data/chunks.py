@@ -1,8 +1,8 @@
-"""Documents → blocks → chunks → shards: the part of preparation that runs in many processes.
+"""Documents → blocks → chunks → records: the part of preparation that runs in many processes.
 
 The process that reads the corpus assigns each document to a split and sends blocks of documents, one at a
-time, to whichever worker is free, so memory stays flat. Block number i becomes train shard i: what is
-written depends on the corpus alone, never on the number of workers.
+time, to whichever worker is free, so memory stays flat. It gets their records back and puts them in the order of the
+blocks: what is written depends on the corpus alone, never on the number of workers.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bert_jax.config import UserError
 from bert_jax.data.corpus import Document, split_sentences
-from bert_jax.data.records import WRITER_OPTIONS, encode_record
+from bert_jax.data.records import encode_record
 from bert_jax.data.report import Statistics
 from bert_jax.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 _MIN_DOCUMENTS = 2  # of a split: nsp draws from another document
+_BLOCK = 1 << 20  # bytes of text
 _BATCH_CHARACTERS = 1 << 18  # of text tokenised at a time
 _log = logging.getLogger(__name__)
 
@@ -44,34 +44,28 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block became: a train shard on disk (if it has any record) and the records of the other splits."""
+    """What a block became, by split."""
 
     index: int
     num_bytes: int
-    train_records: int
-    held_out: dict[str, list[bytes]]
+    records: dict[str, list[bytes]]
     statistics: dict[str, Statistics]
 
 
 @dataclass(frozen=True)
 class BlockWork:
-    """What a worker needs to turn blocks into shards; called with a block, it returns the result."""
+    """What a worker needs to turn blocks into records; called with a block, it returns the result."""
 
-    directory: Path
     tokenizer: Tokenizer
     sequence_length: int
     token_dtype: np.dtype
 
     def __call__(self, block: Block) -> BlockResult:
-        held_out: dict[str, list[bytes]] = {}
+        records: dict[str, list[bytes]] = {}
         statistics: dict[str, Statistics] = {}
-        train: list[bytes] = []
         for number, split, ids, lengths in self._tokenized(block, statistics):
-            records = self._records(number, ids, lengths, statistics[split])
-            (train if split == "train" else held_out.setdefault(split, [])).extend(records)
-        if train:
-            write_shard(block_path(self.directory, block.index), train)
-        return BlockResult(block.index, block.num_bytes, len(train), held_out, statistics)
+            records.setdefault(split, []).extend(self._records(number, ids, lengths, statistics[split]))
+        return BlockResult(block.index, block.num_bytes, records, statistics)
 
     def _tokenized(
         self, block: Block, statistics: dict[str, Statistics]
@@ -191,14 +185,13 @@ def split_documents(
     yield from (("train", document) for document in reserve.take(len(reserve)))
 
 
-def blocks(split: Iterable[tuple[str, Document]], corpus_bytes: int | None) -> Iterator[Block]:
-    """Blocks of about 1/64 of the corpus, 256 KB to 16 MB of text; 4 MB if its size is not known."""
-    size = 1 << 22 if corpus_bytes is None else min(max(corpus_bytes // 64, 1 << 18), 1 << 24)
+def blocks(split: Iterable[tuple[str, Document]]) -> Iterator[Block]:
+    """Blocks of about 1 MB of text."""
     block = Block(0, 0)
     for name, document in split:
         block.documents.append((name, document))
         block.num_bytes += len(document.text.encode("utf-8", "surrogatepass"))
-        if block.num_bytes >= size:
+        if block.num_bytes >= _BLOCK:
             yield block
             block = Block(block.index + 1, block.first_document + len(block.documents))
     if block.documents:
@@ -216,24 +209,6 @@ def run_blocks(source: Iterator[Block], work: BlockWork, workers: int) -> Iterat
         while expected in ready:
             yield ready.pop(expected)
             expected += 1
-
-
-def block_path(directory: Path, index: int) -> Path:
-    """The train shard of a block, before the number of shards is known."""
-    return directory / f"block-{index:06d}"
-
-
-def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """Raises OSError: ArrayRecord itself says RuntimeError for a full disk."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    try:
-        writer = ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
-        for record in records:
-            writer.write(record)
-        writer.close()
-    except RuntimeError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
 
 
 class _Reserve:

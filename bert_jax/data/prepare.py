@@ -27,13 +27,12 @@ from bert_jax.config import UserError
 from bert_jax.data import chunks
 from bert_jax.data.corpus import Corpus, open_corpus, split_sentences
 from bert_jax.data.original import Instance, OriginalSettings, create_instances
-from bert_jax.data.records import DATASET_NAME, Records, encode_record, record_fields, tfds_features
+from bert_jax.data.records import DATASET_NAME, Records, ShardWriter, encode_record, record_fields, tfds_features
 from bert_jax.data.report import Statistics, make_report, report_text
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_config
 
 FORMAT_VERSION = 1
 _SMALL_CORPUS = 8 << 20  # bytes that one process prepares sooner than others start
-_STATIC_SHARD = 1 << 16  # instances
 _log = logging.getLogger(__name__)
 
 
@@ -192,38 +191,27 @@ def _build(
 def _write_chunks(
     directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
 ) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
-    """Shards of chunks; the workers write those of the train split, this process the others."""
+    """Shards of chunks, made by the workers."""
     dtype = record_fields(data.masking, tokenizer.vocab_size)["tokens"]
     assert dtype is not None
-    work = chunks.BlockWork(directory, tokenizer, data.sequence_length, dtype)
+    work = chunks.BlockWork(tokenizer, data.sequence_length, dtype)
     small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
     workers = data.workers or (1 if small else os.cpu_count() or 1)
     statistics = {name: Statistics() for name in chunks.SPLITS}
-    shards = []
-    held_out: dict[str, list[bytes]] = {"validation": [], "test": []}
-    for result in chunks.run_blocks(chunks.blocks(split, corpus.num_bytes), work, workers):
+    writer = ShardWriter(directory, _shard_bytes(corpus))
+    for result in chunks.run_blocks(chunks.blocks(split), work, workers):
         for name, block_statistics in result.statistics.items():
             statistics[name].merge(block_statistics)
-        if result.train_records:
-            path = chunks.block_path(directory, result.index)
-            shards.append({"split": "train", "file": path.name, "records": result.train_records})
-        for name, records in result.held_out.items():
-            held_out[name] += records
-            if sum(map(len, held_out[name])) > 1 << 24:
-                shards.append(_write_held_out(directory, name, len(shards), held_out))
+        for name, records in result.records.items():
+            writer.write(name, records)
         bar.update(result.num_bytes)
-    for name in held_out:
-        if held_out[name]:
-            shards.append(_write_held_out(directory, name, len(shards), held_out))
-    return statistics, shards
+    writer.close()
+    return statistics, writer.shards
 
 
-def _write_held_out(directory: Path, split: str, number: int, held_out: dict[str, list[bytes]]) -> dict[str, Any]:
-    """Writes the records collected for a split as one shard and forgets them."""
-    path = directory / f"{split}-{number:06d}"
-    records, held_out[split] = held_out[split], []
-    chunks.write_shard(path, records)
-    return {"split": split, "file": path.name, "records": len(records)}
+def _shard_bytes(corpus: Corpus) -> int:
+    """About 1/64 of the records, which take half of the text's bytes; 128 KB to 8 MB, or 2 if the size is not known."""
+    return 1 << 21 if corpus.num_bytes is None else min(max(corpus.num_bytes // 128, 1 << 17), 1 << 23)
 
 
 def _write_static(
@@ -247,7 +235,7 @@ def _write_static(
             documents[name].append([[vocabulary[token] for token in sentence] for sentence in ids])
         bar.update(len(document.text.encode("utf-8", "surrogatepass")))
     fields = record_fields("static", tokenizer.vocab_size)
-    shards = []
+    writer = ShardWriter(directory, _shard_bytes(corpus))
     for name in chunks.SPLITS:
         instances = create_instances(
             documents.pop(name),
@@ -256,12 +244,9 @@ def _write_static(
             OriginalSettings.from_config(data),
             store=lambda instance: _encode_instance(instance, tokenizer, fields),
         )
-        for start in range(0, len(instances), _STATIC_SHARD):
-            path = directory / f"{name}-{len(shards):06d}"
-            records = instances[start : start + _STATIC_SHARD]
-            chunks.write_shard(path, records)
-            shards.append({"split": name, "file": path.name, "records": len(records)})
-    return statistics, shards
+        writer.write(name, instances)
+    writer.close()
+    return statistics, writer.shards
 
 
 def _encode_instance(instance: Instance, tokenizer: Tokenizer, fields: dict[str, np.dtype | None]) -> bytes:

@@ -1,4 +1,4 @@
-"""The records of a prepared dataset: their TFDS features, the bytes they are stored as, the source that reads them.
+"""The records of a prepared dataset: their TFDS features, the bytes they are stored as, what writes and reads them.
 
 A dynamic record is a chunk (consecutive whole sentences of one document); a static one is a finished
 instance of the original script. Both are `tf.train.Example`s in ArrayRecord, as TFDS writes them, so
@@ -14,7 +14,7 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -103,6 +103,59 @@ def _varint(value: int) -> bytes:
         value >>= 7
     groups.append(value)
     return bytes(groups)
+
+
+class ShardWriter:
+    """Records to files of about `limit` bytes, named by split and order until their number is known."""
+
+    def __init__(self, directory: Path, limit: int):
+        self.shards: list[dict[str, Any]] = []  # "split", "file", "records"
+        self._directory, self._limit = directory, limit
+        self._open: dict[str, tuple[Any, dict[str, Any]]] = {}  # split → writer, its shard
+        self._sizes: dict[str, int] = {}
+
+    def write(self, split: str, records: Iterable[bytes]) -> None:
+        """Raises OSError: ArrayRecord itself says RuntimeError for a full disk."""
+        for record in records:
+            if split not in self._open:
+                self._begin(split)
+            writer, shard = self._open[split]
+            with _as_os_error(shard["file"]):
+                writer.write(record)
+            shard["records"] += 1
+            self._sizes[split] += len(record)
+            if self._sizes[split] >= self._limit:
+                self._end(split)
+
+    def close(self) -> None:
+        for split in list(self._open):
+            self._end(split)
+
+    def _begin(self, split: str) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        shard = {"split": split, "file": f"{split}-{len(self.shards):06d}", "records": 0}
+        with _as_os_error(shard["file"]):
+            writer = ArrayRecordWriter(os.fspath(_shard_path(self._directory, shard["file"])), WRITER_OPTIONS)
+        self.shards.append(shard)
+        self._open[split], self._sizes[split] = (writer, shard), 0
+
+    def _end(self, split: str) -> None:
+        writer, shard = self._open.pop(split)
+        with _as_os_error(shard["file"]):
+            writer.close()
+
+
+def _shard_path(directory: Path, file: str) -> Path:
+    return directory / file
+
+
+@contextlib.contextmanager
+def _as_os_error(file: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"cannot write {file}: {error}") from error
 
 
 class Records:

@@ -46,6 +46,7 @@ def test_token_ids_are_the_original_s(
     data, expected = english
     if batch is not None:
         monkeypatch.setattr(chunks, "_BATCH_CHARACTERS", batch)
+    monkeypatch.setattr(chunks, "_BLOCK", 1 << 17)  # several for each worker
     data.update(workers=workers, prepared=str(tmp_path))
     prepared = prepare(data, 0, progress=False)
     found: dict[int, list[np.ndarray]] = {}

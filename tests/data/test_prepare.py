@@ -112,8 +112,9 @@ def test_tfds_reads_the_same_records(corpus):
             np.testing.assert_array_equal(value, mine[index][key])
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path):
-    make_corpus(tmp_path / "corpus.txt", documents=1_500, sentences=14)  # 1 MB: four blocks
+def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunks, "_BLOCK", 1 << 16)
+    make_corpus(tmp_path / "corpus.txt", documents=1_500, sentences=14)  # 1 MB: sixteen blocks
     digests = []
     for workers in (1, 2, 3):
         data = make_config(tmp_path, workers=workers)
@@ -202,7 +203,7 @@ def test_a_killed_preparation_leaves_nothing_that_opens(tmp_path: Path):
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     process = subprocess.Popen([sys.executable, str(script), data.to_json()], env=environment, start_new_session=True)
-    partial = wait_for(lambda: next(iter(Path(data.prepared).glob(".*.partial-*/block-*")), None))
+    partial = wait_for(lambda: next(iter(Path(data.prepared).glob(".*.partial-*/train-*")), None))
     process.kill()
     process.wait()
     assert partial.exists()
@@ -291,22 +292,21 @@ def test_errors_a_user_can_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"cannot write the prepared dataset.*data.prepared"):
         prepare(data, 0, progress=False)
     data.prepared = str(tmp_path / "full")
-    monkeypatch.setattr(chunks, "block_path", lambda directory, index: Path("/dev/full"))
+    monkeypatch.setattr("bert_jax.data.records._shard_path", lambda directory, file: Path("/dev/full"))
     with pytest.raises(UserError, match=r"No space left on device.*free the disk"):
         prepare(data, 0, progress=False)
     assert list((tmp_path / "full").iterdir()) == []
 
 
-def test_a_worker_that_dies_is_reported(tmp_path: Path):
-    work = _Deadly(tmp_path)
+def test_a_worker_that_dies_is_reported():
+    work = _Deadly()
     block = chunks.Block(0, 0, [("train", Document("", "text", True))], 4)
     with pytest.raises(UserError, match=r"worker died .* block 0 .*-9.*workers"):
         list(chunks.run_blocks(iter([block]), work, 2))
 
 
 class _Deadly(chunks.BlockWork):
-    def __init__(self, directory: Path):
-        object.__setattr__(self, "directory", directory)
+    def __init__(self) -> None: ...
 
     def __call__(self, block: chunks.Block) -> chunks.BlockResult:
         os.kill(os.getpid(), signal.SIGKILL)
