@@ -20,10 +20,13 @@ class MaskedLMHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
 
     def __call__(self, hidden: Float[Array, "B P D"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
+        return vocabulary_logits(self.vectors(hidden), table, self.bias[...], self.config.dtype)
+
+    def vectors(self, hidden: Float[Array, "B P D"]) -> Float[Array, "B P E"]:
+        """All but the product."""
         dtype = self.config.dtype
         x = GELU[self.config.hidden_act](self.transform(hidden, dtype).astype(jnp.float32))
-        logits = dot_transposed(self.layer_norm(x, dtype), table, dtype, out_dtype="float32")
-        return logits + along_last(self.bias[...], logits)
+        return self.layer_norm(x, dtype)
 
 
 class BertForPretraining(Bert):
@@ -36,14 +39,40 @@ class BertForPretraining(Bert):
 
     def mlm_logits(self, hidden: Float[Array, "B L D"], positions: Int[Array, "B P"]) -> Float[Array, "B P V"]:
         """Logits at `positions` only: there is never an array of B × L × V."""
-        gathered = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
-        return self.mlm(gathered, self.embeddings.word.embedding[...])
+        vectors = self.mlm_vectors(hidden, positions)
+        return vocabulary_logits(vectors, *self.mlm_decoder(), self.config.dtype)
+
+    def mlm_vectors(self, hidden: Float[Array, "B L D"], positions: Int[Array, "B P"]) -> Float[Array, "B P E"]:
+        """What `mlm_decoder` turns into logits."""
+        return self.mlm.vectors(jnp.take_along_axis(hidden, positions[:, :, None], axis=1))
+
+    def mlm_decoder(self) -> tuple[Float[Array, "V E"], Float[Array, " V"]]:
+        """The tied table and the bias, for `vocabulary_logits`."""
+        return self.embeddings.word.embedding[...], self.mlm.bias[...]
 
     def nsp_logits(
         self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
     ) -> Float[Array, "B 2"] | Float[Array, "B S 2"]:
         """Of each row, or of each of the pairs that are packed in it (`Bert.pool`)."""
         return self.nsp(self.pool(hidden, first_tokens), "float32")
+
+
+def vocabulary_logits(
+    vectors: Float[Array, "B P E"], table: Float[Array, "V E"], bias: Float[Array, " V"], dtype: str
+) -> Float[Array, "B P V"]:
+    logits = dot_transposed(vectors, table, dtype, out_dtype="float32")
+    return logits + along_last(bias, logits)
+
+
+def padded_decoder(
+    table: Float[Array, "V E"], bias: Float[Array, " V"], multiple: int
+) -> tuple[Float[Array, "W E"], Float[Array, " W"]]:
+    """W is V rounded up to a multiple. The places past V are never the largest logit, have probability 0 and pass no
+    gradient on, so that a loss and its gradients are those of V places."""
+    extra = -bias.size % multiple
+    if extra == 0:
+        return table, bias
+    return jnp.pad(table, ((0, extra), (0, 0))), jnp.pad(bias, (0, extra), constant_values=-1e30)
 
 
 class BertForSequenceClassification(Bert):

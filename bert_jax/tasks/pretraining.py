@@ -16,7 +16,7 @@ from bert_jax.data.packing import Packing
 from bert_jax.data.prepare import Prepared
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
-from bert_jax.models.heads import BertForPretraining
+from bert_jax.models.heads import BertForPretraining, padded_decoder, vocabulary_logits
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import Batch, Rows, Sums
 
@@ -105,8 +105,11 @@ class Pretraining:
     def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
         trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
         hidden = model.encode(*trunk, key=key).hidden
-        mlm_logits = model.mlm_logits(hidden, batch["masked_positions"])
+        vectors = model.mlm_vectors(hidden, batch["masked_positions"])
         nsp_logits = model.nsp_logits(hidden, batch.get("first_tokens"))
+        table, bias = model.mlm_decoder()
+        decoder = padded_decoder(table, bias, vocabulary_multiple())
+        mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
         sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
@@ -146,13 +149,22 @@ class Pretraining:
         return metrics
 
 
+def vocabulary_multiple() -> int:
+    """What the vocabulary of the MLM product is padded to a multiple of. GPU and TPU multiply in tiles; on a CPU the
+    padded copy of the table costs more than it gains."""
+    return 1 if jax.default_backend() == "cpu" else 128
+
+
 def cross_entropy_sums(
     name: str,
     logits: Float[Array, "*N C"],
     labels: Int[Array, "*N"],
     weights: Float[Array, "*N"],
 ) -> Sums:
-    """`{name}_loss` (in nats) and `{name}_accuracy`, as (weighted sum, weight), in float32."""
+    """`{name}_loss` (in nats) and `{name}_accuracy`, as (weighted sum, weight), in float32.
+
+    XLA writes the gradient over the logits: a step holds one array of their size.
+    """
     correct_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - correct_logit
     # The largest is known to logsumexp already; argmax would read all logits again, a fifth of a small model's step.

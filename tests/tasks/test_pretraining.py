@@ -13,7 +13,9 @@ from bert_jax.data import pipeline
 from bert_jax.data.packing import PackedRows, Packing
 from bert_jax.data.pairs import PairSettings, instance
 from bert_jax.data.prepare import prepare
-from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.models.heads import padded_decoder, vocabulary_logits
+from bert_jax.tasks import pretraining
+from bert_jax.tasks.pretraining import Pretraining, cross_entropy_sums
 from bert_jax.training.loop import train
 
 
@@ -165,3 +167,61 @@ def test_a_run_packs_its_training_and_not_its_evaluation(task: Pretraining, tmp_
     assert min(real["train"]) > 0.85 and max(real["eval"]) < 0.6
     pairs = task.config.train.batch_size * pipeline.pairs_per_row(task.prepared, task.config)
     assert pairs > 20 and task.steps_per_epoch == -(-task.prepared.num_records("train") // pairs)
+
+
+def decoding(dtype: str, multiple: int):
+    """A compiled function, with its arguments, of sums and of gradients with regard to vectors, table and bias."""
+    random = np.random.default_rng(0)
+    vectors, table = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((3, 7, 16), (101, 16)))
+    bias, labels = jnp.asarray(random.standard_normal(101), jnp.float32), jnp.asarray(random.integers(0, 101, (3, 7)))
+    weights = jnp.asarray(random.integers(0, 2, (3, 7)), jnp.float32)
+
+    def loss(vectors, table, bias):
+        logits = vocabulary_logits(vectors, *padded_decoder(table, bias, multiple), dtype)
+        sums = cross_entropy_sums("mlm", logits, labels, weights)
+        return sums["mlm_loss"][0], sums
+
+    arguments = vectors, table, bias
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    return run.lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_padded_vocabulary_changes_neither_loss_nor_gradient(dtype):
+    (run, arguments), (run_padded, _) = decoding(dtype, 1), decoding(dtype, 128)
+    (_, sums), gradients = run(*arguments)
+    (_, padded_sums), padded_gradients = run_padded(*arguments)
+    assert "f32[3,7,128]" in str(run_padded.as_text()) and "f32[3,7,128]" not in str(run.as_text())
+    for name in ("mlm_loss", "mlm_accuracy"):
+        np.testing.assert_allclose(padded_sums[name], sums[name], rtol=1e-6)
+    for value, expected in zip(padded_gradients, gradients, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a_step_pads_the_vocabulary_where_products_are_made_of_tiles(task: Pretraining, monkeypatch):
+    packed, _ = packed_and_unpacked(task, 8)
+    model = task.init(nnx.Rngs(0))
+    sums, gradients = loss_sums_and_gradients(task, model, packed)
+    monkeypatch.setattr(pretraining, "vocabulary_multiple", lambda: 128)
+    padded_sums, padded_gradients = loss_sums_and_gradients(task, model, packed)
+    np.testing.assert_allclose(padded_sums["mlm_loss"], sums["mlm_loss"], rtol=1e-6)
+    assert task.bert_config.vocab_size % 128
+    table, padded = gradients["embeddings"]["word"]["embedding"], padded_gradients["embeddings"]["word"]["embedding"]
+    assert padded.shape == table.shape == (task.bert_config.vocab_size, 32)
+    np.testing.assert_allclose(padded, table, atol=1e-6 * np.abs(table).max())
+
+
+def test_a_step_holds_one_float32_array_of_logits():
+    """At P × V it is XLA that writes their gradient over them; what comes on top is the gradient in bfloat16, twice."""
+    predictions, size, width = (8, 20), 5_000, 16
+    vectors, table = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*predictions, width), (size, width)))
+    labels, weights = (jax.ShapeDtypeStruct(predictions, dtype) for dtype in (jnp.int32, jnp.float32))
+
+    def loss(vectors, table, labels, weights):
+        logits = vocabulary_logits(vectors, table, jnp.zeros(size), "bfloat16")
+        return cross_entropy_sums("mlm", logits, labels, weights)["mlm_loss"][0]
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(vectors, table, labels, weights).compile()
+    logits = 4 * 8 * 20 * size
+    memory = run.memory_analysis()
+    assert memory is not None and logits <= memory.temp_size_in_bytes < 2.2 * logits
