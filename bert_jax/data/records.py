@@ -116,34 +116,33 @@ class ShardWriter:
 
     def write(self, split: str, records: Iterable[bytes]) -> None:
         """Raises OSError: ArrayRecord itself says RuntimeError for a full disk."""
-        for record in records:
-            if split not in self._open:
-                self._begin(split)
-            writer, shard = self._open[split]
-            with _as_os_error(shard["file"]):
+        with _as_os_error(self._directory):
+            for record in records:
+                if split not in self._open:
+                    self._begin(split)
+                writer, shard = self._open[split]
                 writer.write(record)
-            shard["records"] += 1
-            self._sizes[split] += len(record)
-            if self._sizes[split] >= self._limit:
-                self._end(split)
+                shard["records"] += 1
+                self._sizes[split] += len(record)
+                if self._sizes[split] >= self._limit:
+                    self._end(split)
 
     def close(self) -> None:
-        for split in list(self._open):
-            self._end(split)
+        with _as_os_error(self._directory):
+            for split in list(self._open):
+                self._end(split)
 
     def _begin(self, split: str) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         shard = {"split": split, "file": f"{split}-{len(self.shards):06d}", "records": 0}
-        with _as_os_error(shard["file"]):
-            writer = ArrayRecordWriter(os.fspath(_shard_path(self._directory, shard["file"])), WRITER_OPTIONS)
+        writer = ArrayRecordWriter(os.fspath(_shard_path(self._directory, shard["file"])), WRITER_OPTIONS)
         self.shards.append(shard)
         self._open[split], self._sizes[split] = (writer, shard), 0
 
     def _end(self, split: str) -> None:
-        writer, shard = self._open.pop(split)
-        with _as_os_error(shard["file"]):
-            writer.close()
+        writer, _ = self._open.pop(split)
+        writer.close()
 
 
 def _shard_path(directory: Path, file: str) -> Path:
@@ -151,11 +150,11 @@ def _shard_path(directory: Path, file: str) -> Path:
 
 
 @contextlib.contextmanager
-def _as_os_error(file: str) -> Iterator[None]:
+def _as_os_error(directory: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"cannot write {file}: {error}") from error
+        raise OSError(f"cannot write to {directory}: {error}") from error
 
 
 class Records:
