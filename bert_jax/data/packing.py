@@ -1,8 +1,9 @@
 """Several pairs in a row of their own full length, so that hardly a place is padding (data.packing).
 
 The endless sequence of pairs is cut into stretches, and each stretch fills ROWS_TOGETHER rows: first fit, the longest
-pair first. How many pairs a stretch has is decided once, by packing a sample, so that a row's number says
-which stretch it belongs to: row r stays a pure function of (seed, r), and no earlier row has to be packed to find it.
+pair first. How many pairs a stretch has is decided once, by packing a sample, so that a row's number says which stretch
+it belongs to: row r stays a pure function of (seed, r), and no earlier row has to be packed to find it. (Grain's own
+first fit is an iterator whose place is known by running it, and takes ten times as long a pair.)
 """
 
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from bert_jax.data.pairs import PairSettings, Source, instance, shuffled
+from bert_jax.data.pairs import Pair, PairSettings, Source, check_ids, make_pair, shuffled, write_pair
 
 ROWS_TOGETHER = 1024
 # Of the places. A stretch varies: with less room, pairs find no place and are left for another epoch (English
@@ -58,13 +59,16 @@ def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, "
 
 
 class PackedRows:
-    """Row at a position of the endless sequence of packed rows. Every process makes all pairs of the stretches that
-    its rows are from, and keeps the last few. Can be pickled, and shared by threads."""
+    """Row at a position of the endless sequence of packed rows.
+
+    Every process that reads makes all pairs of the stretches that its rows are from, and keeps the last few: more
+    processes do not make pairs any faster. Can be pickled, and shared by threads.
+    """
 
     def __init__(self, source: Source, settings: PairSettings, packing: Packing, seed: int):
         self.source, self._settings, self._packing, self._seed = source, settings, packing, seed
         self.pairs_together = _pairs_together(source, settings, packing, seed)
-        self._stretches: dict[int, list[list[dict[str, np.ndarray]]]] = {}
+        self._stretches: dict[int, list[list[Pair]]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
@@ -72,7 +76,11 @@ class PackedRows:
         and of S places for pairs: first_tokens, next_sentence_labels int32[S], next_sentence_weights float32[S]."""
         stretch, place = divmod(position, ROWS_TOGETHER)
         # Rows were filled from the longest pair to the shortest; a batch must not be of one length.
-        return _row(self._rows(stretch)[shuffled(place, ROWS_TOGETHER, self._seed, stretch)], self._packing)
+        pairs = self._rows(stretch)[shuffled(place, ROWS_TOGETHER, self._seed, stretch)]
+        row = _row(pairs, self._settings, self._packing)
+        if pairs:
+            check_ids(self.source, self._settings, pairs[0].record, row["input_ids"])
+        return row
 
     def first_pair(self, position: int) -> int:
         """Of the stretch that a row is from."""
@@ -84,22 +92,16 @@ class PackedRows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _stretches={}, _lock=threading.Lock())
 
-    def _rows(self, stretch: int) -> list[list[dict[str, np.ndarray]]]:
+    def _rows(self, stretch: int) -> list[list[Pair]]:
         with self._lock:
             if stretch not in self._stretches:
                 first = stretch * self.pairs_together
-                pairs = [self._pair(position) for position in range(first, first + self.pairs_together)]
-                rows = first_fit([len(pair["input_ids"]) for pair in pairs], ROWS_TOGETHER, self._packing)
+                pairs = _pairs(self.source, self._settings, self._seed, range(first, first + self.pairs_together))
+                rows = first_fit([pair.tokens for pair in pairs], ROWS_TOGETHER, self._packing)
                 self._stretches[stretch] = [[pairs[number] for number in row] for row in rows]
                 if len(self._stretches) > _KEPT:
                     self._stretches.pop(next(iter(self._stretches)))
             return self._stretches[stretch]
-
-    def _pair(self, position: int) -> dict[str, np.ndarray]:
-        """Without its padding."""
-        pair = instance(self.source, self._settings, self._seed, position)
-        tokens = int(pair["sequence_ids"].sum())
-        return {name: value[:tokens].copy() if value.ndim else value for name, value in pair.items()}
 
 
 def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[int]]:
@@ -122,7 +124,7 @@ def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[
 
 def _pairs_together(source: Source, settings: PairSettings, packing: Packing, seed: int) -> int:
     """How many pairs fill ROWS_TOGETHER rows without any of the sample's being left out."""
-    sample = [int(instance(source, settings, seed, position)["sequence_ids"].sum()) for position in range(_SAMPLE)]
+    sample = [pair.tokens for pair in _pairs(source, settings, seed, range(_SAMPLE))]
     tokens, predictions = np.mean(sample), np.mean(packing.budgets[sample])
     a_row = min(packing.length / tokens, packing.predictions / predictions, packing.sequences)
     count = int(ROWS_TOGETHER * a_row * _FILLED)
@@ -134,24 +136,28 @@ def _pairs_together(source: Source, settings: PairSettings, packing: Packing, se
     return max(count, ROWS_TOGETHER)
 
 
-def _row(pairs: list[dict[str, np.ndarray]], packing: Packing) -> dict[str, np.ndarray]:
-    per_token = {
-        name: np.zeros(packing.length, np.int32)
-        for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-    }
-    per_pair = {
-        "first_tokens": np.zeros(packing.sequences, np.int32),
-        "next_sentence_labels": np.zeros(packing.sequences, np.int32),
-        "next_sentence_weights": np.zeros(packing.sequences, np.float32),
-    }
+def _pairs(source: Source, settings: PairSettings, seed: int, positions: range) -> list[Pair]:
+    return [make_pair(source, settings, seed, position) for position in positions]
+
+
+def _row(pairs: list[Pair], settings: PairSettings, packing: Packing) -> dict[str, np.ndarray]:
+    input_ids, token_type_ids, position_ids, sequence_ids = np.zeros((4, packing.length), np.int32)
+    first_tokens, labels = np.zeros((2, packing.sequences), np.int32)
+    weights = np.zeros(packing.sequences, np.float32)
     start = 0
     for number, pair in enumerate(pairs):
-        end = start + len(pair["input_ids"])
-        for name in ("input_ids", "token_type_ids", "position_ids"):
-            per_token[name][start:end] = pair[name]
-        per_token["sequence_ids"][start:end] = number + 1
-        per_pair["first_tokens"][number] = start
-        for name in ("next_sentence_labels", "next_sentence_weights"):
-            per_pair[name][number] = pair[name]
+        end = start + pair.tokens
+        write_pair(pair, settings, input_ids[start:end], token_type_ids[start:end])
+        position_ids[start:end] = np.arange(pair.tokens)
+        sequence_ids[start:end] = number + 1
+        first_tokens[number], labels[number], weights[number] = start, pair.label or 0, pair.label is not None
         start = end
-    return per_token | per_pair
+    return {
+        "input_ids": input_ids,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "sequence_ids": sequence_ids,
+        "first_tokens": first_tokens,
+        "next_sentence_labels": labels,
+        "next_sentence_weights": weights,
+    }

@@ -10,7 +10,7 @@ chunk of another document, so documents are drawn in proportion to their length.
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -53,6 +53,20 @@ class PairSettings:
         )
 
 
+class Pair(NamedTuple):
+    """The tokens of both parts without special ones; B and the label are None where there is none."""
+
+    record: int  # the chunk that A is from
+    a: np.ndarray
+    b: np.ndarray | None
+    label: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Special ones included."""
+        return len(self.a) + 2 + (0 if self.b is None else len(self.b) + 1)
+
+
 def instance(source: Source, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
     """Row `position` of the endless sequence of epochs over `source`.
 
@@ -60,23 +74,60 @@ def instance(source: Source, settings: PairSettings, seed: int, position: int) -
     next_sentence_labels int32[] (nsp: 1 = random B; sop: 1 = swapped) and next_sentence_weights float32[]
     (0 where a row has no label). Raises UserError for a token id outside the vocabulary.
     """
+    pair = make_pair(source, settings, seed, position)
+    input_ids, token_type_ids, sequence_ids = np.zeros((3, settings.sequence_length), np.int32)
+    write_pair(pair, settings, input_ids, token_type_ids)
+    sequence_ids[: pair.tokens] = 1
+    check_ids(source, settings, pair.record, input_ids)
+    return {
+        "input_ids": input_ids,
+        "token_type_ids": token_type_ids,
+        "position_ids": np.arange(settings.sequence_length, dtype=np.int32),
+        "sequence_ids": sequence_ids,
+        "next_sentence_labels": np.asarray(pair.label or 0, np.int32),
+        "next_sentence_weights": np.asarray(pair.label is not None, np.float32),
+    }
+
+
+def make_pair(source: Source, settings: PairSettings, seed: int, position: int) -> Pair:
+    """What row `position` holds. Its ids are not checked."""
     epoch, index = divmod(position, len(source))
     record = shuffled(index, len(source), seed, epoch)
     draws = _Draws(seed, epoch, index)
     chunk = source[record]
     if settings.pairing == "none":
-        a, b, label = _trim(chunk["tokens"], settings.sequence_length - 2, draws), None, None
-    else:
-        target = settings.sequence_length - 3
-        short = draws.uniform() < settings.short_sequence_rate
-        if short:
-            target = draws.between(2, target)
-        sentences = _window(chunk, target if short else None, draws)
-        pair = _next_sentence if settings.pairing == "nsp" else _sentence_order
-        a, b, label = pair(source, settings, record, chunk, sentences, target, draws)
-    row = _row(settings, a, b, label)
-    _check_ids(source, settings, record, row["input_ids"])
-    return row
+        return Pair(record, _trim(chunk["tokens"], settings.sequence_length - 2, draws), None, None)
+    target = settings.sequence_length - 3
+    short = draws.uniform() < settings.short_sequence_rate
+    if short:
+        target = draws.between(2, target)
+    sentences = _window(chunk, target if short else None, draws)
+    parts = _next_sentence if settings.pairing == "nsp" else _sentence_order
+    return Pair(record, *parts(source, settings, record, chunk, sentences, target, draws))
+
+
+def write_pair(pair: Pair, settings: PairSettings, input_ids: np.ndarray, token_type_ids: np.ndarray) -> None:
+    """Fills the first `pair.tokens` places of two arrays of zeros."""
+    end = len(pair.a) + 2
+    input_ids[0] = settings.cls_id
+    input_ids[1 : end - 1] = pair.a
+    input_ids[end - 1] = settings.sep_id
+    if pair.b is not None:
+        b_end = pair.tokens
+        input_ids[end : b_end - 1] = pair.b
+        input_ids[b_end - 1] = settings.sep_id
+        token_type_ids[end:b_end] = 1
+
+
+def check_ids(source: Source, settings: PairSettings, record: int, input_ids: np.ndarray) -> None:
+    """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
+    largest = int(input_ids.max())
+    if largest >= settings.vocab_size:
+        where = getattr(source, "directory", "the dataset")
+        raise UserError(
+            f"token id {largest} in a row of record {record} of {where} is outside the vocabulary of "
+            f"{settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
+        )
 
 
 def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
@@ -201,40 +252,6 @@ def _trim(tokens: np.ndarray, length: int, draws: "_Draws") -> np.ndarray:
         return tokens
     front = draws.heads(excess)
     return tokens[front : front + length]
-
-
-def _check_ids(source: Source, settings: PairSettings, record: int, input_ids: np.ndarray) -> None:
-    largest = int(input_ids.max())
-    if largest >= settings.vocab_size:
-        where = getattr(source, "directory", "the dataset")
-        raise UserError(
-            f"token id {largest} in a row of record {record} of {where} is outside the vocabulary of "
-            f"{settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
-        )
-
-
-def _row(settings: PairSettings, a: np.ndarray, b: np.ndarray | None, label: int | None) -> dict[str, np.ndarray]:
-    length = settings.sequence_length
-    input_ids, token_type_ids, sequence_ids = np.zeros((3, length), np.int32)
-    end = len(a) + 2
-    input_ids[0] = settings.cls_id
-    input_ids[1 : end - 1] = a
-    input_ids[end - 1] = settings.sep_id
-    if b is not None:
-        b_end = end + len(b) + 1
-        input_ids[end : b_end - 1] = b
-        input_ids[b_end - 1] = settings.sep_id
-        token_type_ids[end:b_end] = 1
-        end = b_end
-    sequence_ids[:end] = 1
-    return {
-        "input_ids": input_ids,
-        "token_type_ids": token_type_ids,
-        "position_ids": np.arange(length, dtype=np.int32),
-        "sequence_ids": sequence_ids,
-        "next_sentence_labels": np.asarray(label or 0, np.int32),
-        "next_sentence_weights": np.asarray(label is not None, np.float32),
-    }
 
 
 def _mix(state: int) -> int:

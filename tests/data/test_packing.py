@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bert_jax.config import UserError
 from bert_jax.data.packing import ROWS_TOGETHER, PackedRows, Packing, first_fit, prediction_budgets
 from bert_jax.data.pairs import PairSettings, instance
 from experiments.base import get_config
@@ -130,3 +131,11 @@ def test_room_is_that_of_the_unpacked_row_where_pairs_are_long():
     data.max_predictions_per_sequence = 5  # two pairs of 64 tokens still fit
     packing = Packing.from_config(data)
     assert packing.predictions == 19 and packing.budgets.max() == 5
+
+
+def test_a_token_id_outside_the_vocabulary_is_an_error():
+    rows = packed()
+    rows._settings = PairSettings(48, "nsp", 0.5, 0.1, CLS, SEP, 500)
+    with pytest.raises(UserError, match=r"token id \d+ .* record \d+ .* vocabulary of 500"):
+        for number in range(20):
+            rows(number)
