@@ -31,7 +31,7 @@ OPTIONS = (
     flags.DEFINE_integer("profile", 0, "train: steps whose time is traced and broken down", lower_bound=0),
     flags.DEFINE_string("input", "", "predict, embed: a file, - for standard input, or tfds:NAME@SPLIT"),
     flags.DEFINE_enum("input_format", "", ["", "jsonl", "csv", "tsv", "txt"], "of --input [by its suffix]"),
-    flags.DEFINE_string("output", "-", "predict: .jsonl, .zip or - for standard output; embed: .npy or .parquet"),
+    flags.DEFINE_string("output", "-", "predict: .jsonl, .json (SQuAD), .zip or - for stdout; embed: .npy or .parquet"),
     flags.DEFINE_enum("bad_lines", "fail", ["fail", "skip"], "predict, embed: whether a bad line ends it"),
     flags.DEFINE_enum("glue", "", ["", *FILES], "predict: the test set whose predictions go into --output=<name>.zip"),
     flags.DEFINE_enum("pooling", "mean", ["cls", "mean", "max"], "embed: from vectors of tokens to that of a text"),

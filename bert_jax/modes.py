@@ -105,14 +105,15 @@ def predict(
     overrides: Mapping[str, Any] | None = None,
     **_,
 ) -> int:
-    """A prediction for every row of `input`, as lines of JSON or as one file of a submission to GLUE."""
+    """A prediction for every row of `input`: lines of JSON, the answers of SQuAD, or one file of a submission to
+    GLUE."""
     if not input:
         raise UserError("--mode=predict needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
     if output.endswith(".zip") != bool(glue):
         raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
     _keep_programs(workdir)
     from bert_jax.inference import glue_submission
-    from bert_jax.inference.output import results, write_jsonl
+    from bert_jax.inference.output import results, write_answers, write_jsonl
     from bert_jax.inference.predictor import Predictor
 
     predictor = Predictor(_trained(config, workdir), config.eval.batch_size, overrides)
@@ -120,8 +121,11 @@ def predict(
     if glue:
         predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
         glue_submission.add_to_submission(Path(output), glue, predictions, predictor.task.description()["labels"])
-    else:
-        write_jsonl(rows, predictor.stream, output, skip_bad=bad_lines == "skip")
+        return 0
+    if output.endswith(".json") and predictor.config.task != "span_qa":
+        raise UserError(f"--output={output}: .json is SQuAD's form of answers; of {predictor.config.task} use .jsonl")
+    write = write_answers if output.endswith(".json") else write_jsonl
+    write(rows, predictor.stream, output, skip_bad=bad_lines == "skip")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config import UserError
+from bert_jax.data.squad import question_examples
 from bert_jax.data.tables import Row, read_rows, suffix_of
 from bert_jax.data.text_files import json_value, read_blocks
 
@@ -21,13 +22,14 @@ _BLOCK = 1 << 16  # bytes
 
 
 class InputRow(NamedTuple):
-    line: int  # from 1; of Parquet and TFDS the number of the row
+    line: int  # from 1; of Parquet, TFDS and SQuAD's JSON the number of the row
     row: Row | UserError
 
 
 def read_input(source: str, *, text: str, has_header: bool = True, file_format: str = "") -> Iterator[InputRow]:
     """`source` is a file, "-" for standard input, or tfds:NAME@SPLIT. A plain line, even a blank one, is the column
-    `text`.
+    `text`; a .json file is SQuAD's own, and not JSONL, if its first line opens an object
+    over several lines or has the member `data`.
 
     Without header the columns of CSV and TSV are called "0", "1", …. Raises UserError for what is wrong with the file
     as a whole; what is wrong with a row comes in its place.
@@ -42,7 +44,20 @@ def read_input(source: str, *, text: str, has_header: bool = True, file_format: 
     suffix = suffix_of(path).removeprefix(".")
     if not file_format and suffix not in FORMATS:
         raise UserError(f"--input {source}: unknown suffix; say --input_format={'|'.join(sorted({*FORMATS.values()}))}")
+    if suffix == "json" and not file_format and _is_squad(path):
+        questions = enumerate(question_examples(source), 1)
+        names = ("id", "question", "context")
+        return (InputRow(n, Row(q.origin, {name: getattr(q, name) for name in names})) for n, q in questions)
     return _read(read_blocks(path), source, file_format or FORMATS[suffix], text, has_header)
+
+
+def _is_squad(path: Path) -> bool:
+    first = next(filter(bytes.strip, _lines(read_blocks(path))), b"{}")
+    try:
+        value = json_value(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return first.removeprefix(b"\xef\xbb\xbf").strip() in (b"{", b"[")
+    return isinstance(value, dict) and "data" in value
 
 
 def _read(blocks: Iterator[bytes], name: str, file_format: str, text: str, has_header: bool) -> Iterator[InputRow]:

@@ -48,6 +48,19 @@ def write_jsonl(rows: Iterable[InputRow], stream: Stream, output: str, *, skip_b
         file.flush()
 
 
+def write_answers(rows: Iterable[InputRow], stream: Stream, output: str, *, skip_bad: bool) -> None:
+    """One JSON object {id: answer}, as the scorer of SQuAD reads it; bad rows have no place there."""
+    answers: dict[str, str] = {}
+    with whole_file(Path(output)) as file:
+        for row, result in results(rows, stream, skip_bad=skip_bad):
+            if isinstance(result, UserError):
+                continue
+            if result["id"] in answers:
+                raise UserError(f"{row.row.origin}: id {result['id']!r} for the second time: make ids unique")
+            answers[result["id"]] = result["answer"]
+        file.write(json.dumps(answers, ensure_ascii=False).encode() + b"\n")
+
+
 def identity(row: InputRow) -> dict[str, Any]:
     return {"id": row.row.values["id"]} if isinstance(row.row, Row) and "id" in row.row.values else {}
 

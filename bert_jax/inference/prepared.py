@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from bert_jax.models.attention import SelfAttention
 from bert_jax.models.config import BertConfig
@@ -43,12 +43,12 @@ class FusedSelfAttention(SelfAttention):
         self.projection.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts], axis=-1))
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seed: None = None
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seed: UInt32[Array, "2"] | None = None
     ) -> Float[Array, "B L D"]:
         if jax.default_backend() != "cpu" or self.config.dtype != "bfloat16":
             return super().__call__(x, mask, seed)
-        heads = (part.reshape(*x.shape[:2], self.config.num_attention_heads, -1) for part in self._project(x))
-        return self.output(attend_on_cpu(*heads, mask).reshape(x.shape), "bfloat16")
+        heads = [part.reshape(*x.shape[:2], self.config.num_attention_heads, -1) for part in self._project(x)]
+        return self.output(attend_on_cpu(heads[0], heads[1], heads[2], mask).reshape(x.shape), "bfloat16")
 
     def _project(self, x: Float[Array, "B L D"]) -> list[Float[Array, "B L D"]]:
         return jnp.split(self.projection(x, self.config.dtype), 3, axis=-1)
