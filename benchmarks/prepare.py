@@ -11,8 +11,9 @@ Transformers' run_mlm.py, with each number of processes. After that ours on each
 Each run is a process of its own that writes into a temporary folder. Its seconds begin after the imports and hold all
 else: reading, workers' start, writing. Memory is the sum over it and its workers of what each holds, shared pages
 divided among them (PSS), looked at five times a second; of the original it includes sentences split beforehand. All of
-our runs on the same files must write the same bytes. The last lines are ratios of MB/s: of the medians, and the range
-of rounds, each of which compares runs that came one after the other.
+our runs on the same files must write the same bytes. The last lines are ratios of MB/s, by processor time (that of
+imports included) and by the clock: of the medians, and the range of rounds, each of which compares runs that came one
+after the other.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import prepare_peers
-from timing import machine, ratio_to_best, spread
+from timing import Ratio, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
 from bert_jax.data.corpus import open_corpus
@@ -107,18 +108,22 @@ def _ratios(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
             chosen = [run for run in runs if run["share"] == share and run["variant"] == f"ours {workers}"]
             speeds, peaks = ([run[key] for run in chosen] for key in ("MB/s", "peak_MB"))
             print(f"share {share:g}, ours {workers}: {spread(speeds)} MB/s, peak {statistics.median(peaks):.0f} MB")
-    seconds: dict[str, list[float]] = {}
+    turns: dict[str, list[Run]] = {}
     for run in runs:
         if run["share"] == options.peer_share:
-            seconds.setdefault(run["variant"], []).append(run["seconds"])
+            turns.setdefault(run["variant"], []).append(run)
     for workers in options.workers:
-        ours = seconds[f"ours {workers}"][: options.rounds]  # the share may be among the subsets, too
+        ours = turns[f"ours {workers}"][: options.rounds]  # the share may be among the subsets, too
         for peer in ("original", f"datasets {workers}"):
-            if peer in seconds:
-                ratio = ratio_to_best(ours, {peer: seconds[peer]})
-                ratios[f"ours {workers} / {peer}"] = ratio._asdict()
-                print(f"ours {workers} over {peer}: {ratio}")
+            if peer in turns:
+                of = {key: _ratio(ours, turns[peer], peer, key) for key in ("cpu_seconds", "seconds")}
+                ratios[f"ours {workers} / {peer}"] = {key: ratio._asdict() for key, ratio in of.items()}
+                print(f"ours {workers} over {peer}: processor time {of['cpu_seconds']}; time {of['seconds']}")
     return ratios
+
+
+def _ratio(ours: list[Run], theirs: list[Run], peer: str, key: str) -> Ratio:
+    return ratio_to_best([run[key] for run in ours], {peer: [run[key] for run in theirs]})
 
 
 def _check(runs: list[Run]) -> None:
