@@ -56,7 +56,7 @@ def write_answers(rows: Iterable[InputRow], stream: Stream, output: str, *, skip
             if isinstance(result, UserError):
                 continue
             if result["id"] in answers:
-                raise UserError(f"{row.row.origin}: id {result['id']!r} for the second time: make ids unique")
+                raise UserError(f"row {row.line}: id {result['id']!r} for the second time: make ids unique")
             answers[result["id"]] = result["answer"]
         file.write(json.dumps(answers, ensure_ascii=False).encode() + b"\n")
 
