@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.sample import read_sample
+from bert_jax.data.sample import read_sample, sample_sources
 from bert_jax.data.sentences import split_text
 from bert_jax.data.text_files import OPENERS, digest_of, find_files, fingerprint_of, parse_json, read_lines
 from bert_jax.data.tfds_names import download, find_builder
@@ -22,6 +22,7 @@ from bert_jax.data.tfds_names import download, find_builder
 _READING_RULES = "1"  # raise it when a reader gives other documents than before: prepared data is then rebuilt
 _HEAD = 1 << 18  # characters that the layout of a text file is read from
 _MAX_DOCUMENT = 1_000_000  # characters; a book is 0.2 to 1 million
+_SAMPLE_BYTES = 1_750_000  # about
 _ENDS_SENTENCE = re.compile(r"[.!?…。！？｡؟۔।][\"'”’»)\]」』）】》〉\s]*$")
 _TITLE = re.compile(r' title="(.*?)">')
 
@@ -58,9 +59,9 @@ def open_corpus(data: ConfigDict) -> Corpus:
     """
     kind = "text" if data.corpus == "sample" and data.files else data.corpus
     if kind == "sample":
-        parts = [Document(name, text, False) for name, text in read_sample()]
-        digest = digest_of([_READING_RULES, kind], (f"{part.source}\0{part.text}\0".encode() for part in parts))
-        return Corpus("sample", sum(len(part.text.encode()) for part in parts), digest, lambda: iter(parts))
+        digest = digest_of([_READING_RULES, kind], sample_sources())
+        documents = lambda: (Document(name, text, False) for name, text in read_sample())  # noqa: E731
+        return Corpus("sample", _SAMPLE_BYTES, digest, documents)
     if kind.startswith("tfds:"):
         return _open_tfds(kind.removeprefix("tfds:"), data.text_field)
     readers = {"text": _read_text, "wikiextractor": _read_wikiextractor, "jsonl": lambda p: _read_jsonl(p, field)}

@@ -31,6 +31,21 @@ def read_sample() -> tuple[tuple[str, str], ...]:
     return tuple(documents)
 
 
+def sample_sources() -> Iterator[bytes]:
+    """What `read_sample` is made of, to be hashed: a start that finds its data prepared need not parse it."""
+    for path, name in _modules():
+        yield ".".join(name).encode() + b"\0"
+        yield path.read_bytes()
+
+
+def _modules() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
+        name = path.relative_to(root).with_suffix("").parts
+        if not _SKIPPED.intersection(name):
+            yield path, name
+
+
 def _texts() -> Iterator[tuple[str, str]]:
     try:
         from pydoc_data import topics
@@ -39,10 +54,8 @@ def _texts() -> Iterator[tuple[str, str]]:
     else:
         for topic in sorted(topics.topics):
             yield f"topic {topic}", topics.topics[topic]
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
-        name = path.relative_to(root).with_suffix("").parts
-        if not _SKIPPED.intersection(name) and name[0] != "pydoc_data":
+    for path, name in _modules():
+        if name[0] != "pydoc_data":
             yield ".".join(name), "\n\n".join(_docstrings(path))
 
 
