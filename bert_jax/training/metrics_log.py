@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 
 class MetricsLog:
-    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are taken again.
+    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are taken again, and so
+    is the test that ends every run.
 
     A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
     """
@@ -88,7 +89,8 @@ def _forget_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            if record["step"] <= step and record["split"] != "test":
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
