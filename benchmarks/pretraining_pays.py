@@ -1,17 +1,20 @@
 """What pretraining is worth: the same sets learned from scratch, from a checkpoint of ours and from MiniLM.
 
     python benchmarks/pretraining_pays.py --data=FOLDER --ours=runs/small_en [--tasks=sst2,trec] [--seeds=3]
-        [--train_examples=10000] [--epochs=3] [--png=docs/images/pretraining_pays.png] [--json=out.json]
+        [--train_examples=500,2000,10000] [--steps=300] [--png=docs/images/pretraining_pays.png] [--json=out.json]
 
 "From scratch" has the shape and the vocabulary of `--ours`, so that the difference between these two is what its
-pretraining knows. Both learn with `--learning_rate`, MiniLM with `--minilm_learning_rate`. Figures are of the last step
-on the set's held-out examples: mean, and sample standard deviation over the seeds.
+pretraining knows. All make the same number of steps, however few the examples. Each start tries its `--learning_rates`
+(MiniLM `--minilm_learning_rates`) and is shown with the one whose mean is best, which flatters all three alike. Figures
+are of the last step on the set's held-out examples: mean and sample standard deviation over the seeds, each of which
+also draws its model's new parameters and the order of its batches.
 """
 
 import argparse
 import importlib.util
 import json
 import math
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +28,10 @@ from bert_jax.tasks.scores import mean_and_sd
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
-_COLOURS = ("#b9c4d6", "#5b7db1", "#c0392b")
+_COLOURS = ("#9aa5b5", "#2f62a8", "#c0392b")
+_BATCH = 32
+_NEVER = 1_000_000_000  # steps
+Found = dict[str, dict[str, dict[int, list[float]]]]  # set → start → number of examples → one figure a seed
 
 
 class Start(NamedTuple):
@@ -33,6 +39,7 @@ class Start(NamedTuple):
 
     name: str
     settings: dict[str, Any]
+    rates: list[float]
 
 
 def main() -> None:
@@ -45,53 +52,65 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:
-    """Prints a line a set and start; writes the picture and the figures."""
+    """Prints a line a set, number of examples and start; writes the picture and the figures."""
     tasks = options.tasks.split(",")
     for task in tasks:
         if task not in SOURCES or SOURCES[task].family != "classification":
             raise UserError(f"--tasks={task} is not a set of texts with classes that finetune_data.py knows")
-    files = {task: write_files(task, Path(options.data), scratch / task, options.train_examples) for task in tasks}
     starts = _starts(options, scratch)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: Found = {task: {start.name: {} for start in starts} for task in tasks}
     chance: dict[str, float] = {}
     for task in tasks:
-        found[task] = {}
-        for number, start in enumerate(starts):
-            lines = _train(SOURCES[task], files[task], start, options, scratch / f"{task}{number}")
-            found[task][start.name] = [line[SOURCES[task].metric] for line in lines]
-            chance[task] = lines[0]["majority_accuracy"]
-            mean, sd = mean_and_sd(found[task][start.name])
-            print(f"{task:6} {start.name:36} {SOURCES[task].metric} {mean:.4f} ± {sd:.4f}", flush=True)
-        print(f"{task:6} {'always the commonest class':36} {SOURCES[task].metric} {chance[task]:.4f}", flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps({"options": vars(options), "found": found}, indent=1) + "\n")
+        source = SOURCES[task]
+        for limit in map(int, options.train_examples.split(",")):
+            files = write_files(task, Path(options.data), scratch / f"{task}_{limit}", limit)
+            examples = files.counts["train"]
+            for start in starts:
+                tried: dict[float, list[float]] = {}
+                for rate in start.rates:
+                    workdir = scratch / f"{task}_{limit}" / f"{start.name}_{rate}".replace(" ", "_")
+                    lines = _train(source, files, start.settings | {"optimizer.learning_rate": rate}, options, workdir)
+                    tried[rate] = [line[source.metric] for line in lines]
+                    chance[task] = lines[0]["majority_accuracy"]
+                best = max(tried, key=lambda rate: statistics.fmean(tried[rate]))
+                found[task][start.name][examples] = tried[best]
+                mean, sd = mean_and_sd(tried[best])
+                print(
+                    f"{task:6} {examples:6} {start.name:34} {source.metric} {mean:.4f} ± {sd:.4f} ({best:g})",
+                    flush=True,
+                )
+        print(f"{task:6} {'':6} {'always the commonest class':34} {source.metric} {chance[task]:.4f}", flush=True)
+        figures = {"options": vars(options), "found": found, "commonest_class": chance}
+        if options.json:
+            Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
     if options.png:
         plot(found, chance, Path(options.png))
 
 
-def plot(found: dict[str, dict[str, list[float]]], chance: dict[str, float], path: Path) -> None:
-    """One group of bars a set, one bar a start; every seed is a dot."""
+def plot(found: Found, chance: dict[str, float], path: Path) -> None:
+    """A panel a set: accuracy against the number of labelled examples, one line a start, every seed a dot."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(2.2 + 2.4 * len(found), 3.6))
-    names = list(next(iter(found.values())))
-    for group, (task, by_start) in enumerate(found.items()):
-        for place, (name, values) in enumerate(by_start.items()):
-            x = group + 0.27 * (place - 1)
-            mean = sum(values) / len(values)
-            axis.bar(x, mean, 0.25, color=_COLOURS[place], label=name if group == 0 else None)
-            axis.plot([x] * len(values), values, ".", color="black", markersize=4)
-            axis.text(x, max(values) + 0.012, f"{mean:.3f}", ha="center", fontsize=8)
-        axis.hlines(chance[task], group - 0.42, group + 0.42, color="#777777", linestyle="--", linewidth=1)
-        axis.text(group + 0.43, chance[task], "commonest\nclass", fontsize=7, color="#777777", va="center")
-    axis.set_xticks(range(len(found)), [_title(task) for task in found])
-    axis.set(ylabel="accuracy on held-out texts", ylim=(0, 1.06), xlim=(-0.5, len(found) - 0.3))
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="upper center", ncols=len(names), frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure, panels = plt.subplots(1, len(found), figsize=(4.4 * len(found), 3.6), squeeze=False)
+    for axis, (task, by_start) in zip(panels[0], found.items(), strict=True):
+        sizes = list(next(iter(by_start.values())))
+        for colour, (name, by_size) in zip(_COLOURS, by_start.items(), strict=True):
+            axis.plot(sizes, [statistics.fmean(by_size[n]) for n in sizes], color=colour, label=name, marker="o")
+            for size, values in by_size.items():
+                axis.plot([size] * len(values), values, ".", color=colour, markersize=3)
+        axis.axhline(chance[task], color="#777777", linestyle="--", linewidth=1, label="always the commonest class")
+        axis.set_xscale("log")
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
+        axis.set(title=_title(task), xlabel="labelled examples", ylabel="accuracy on held-out texts")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="upper center", ncols=2, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.89))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -113,23 +132,29 @@ def _starts(options: argparse.Namespace, scratch: Path) -> list[Start]:
     shape = bert_config(from_json_dict(run["config"]).model, tokenizer.vocab_size)
     scratch_settings: dict[str, Any] = {f"model.{name}": getattr(shape, name) for name in _SHAPE}
     scratch_settings |= {"data.vocab_file": exported / "vocab.txt"}
-    rate = {"optimizer.learning_rate": options.learning_rate}
+    rates = [float(rate) for rate in options.learning_rates.split(",")]
+    minilm_rates = [float(rate) for rate in options.minilm_learning_rates.split(",")]
     name = f"{shape.num_hidden_layers} layers, {shape.hidden_size} wide"
     return [
-        Start(f"{name}, from scratch", scratch_settings | rate),
-        Start(f"{name}, pretrained here", {"init_from": options.ours} | rate),
-        Start("MiniLM-L6", {"init_from": minilm, "optimizer.learning_rate": options.minilm_learning_rate}),
+        Start(f"{name}, from scratch", scratch_settings, rates),
+        Start(f"{name}, pretrained here", {"init_from": options.ours}, rates),
+        Start("MiniLM-L6", {"init_from": minilm}, minilm_rates),
     ]
 
 
-def _train(source: Source, files: Files, start: Start, options: argparse.Namespace, workdir: Path) -> list[dict]:
+def _train(
+    source: Source, files: Files, settings: dict[str, Any], options: argparse.Namespace, workdir: Path
+) -> list[dict]:
     """The last line of evaluation of each seed."""
-    settings = start.settings | {
+    settings = settings | {
+        "train.epochs": options.steps * _BATCH / files.counts["train"],
+        "train.batch_size": _BATCH,
+        "eval.every": _NEVER,  # but at the end
+        "checkpoint.every": _NEVER,
         "seeds": options.seeds,
         "data.train": files.train,
         "data.validation": files.validation,
         "data.sequence_length": source.length,
-        "train.epochs": options.epochs,
         "model.pooling": "cls",
     }
     command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/classify.py", f"--workdir={workdir}"]
@@ -160,10 +185,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minilm", default=_installed_minilm(), help="folder of Hugging Face files")
     parser.add_argument("--tasks", default="sst2,trec")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train_examples", type=int, default=10_000)
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
-    parser.add_argument("--minilm_learning_rate", type=float, default=1e-4)
+    parser.add_argument("--train_examples", default="500,2000,10000", help="0 = all there are")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learning_rates", default="3e-4,1e-3,3e-3")
+    parser.add_argument("--minilm_learning_rates", default="1e-4,3e-4")
     parser.add_argument("--scratch", default="", help="folder for files and runs [a temporary one]")
     parser.add_argument("--png", default="")
     parser.add_argument("--json", default="")
