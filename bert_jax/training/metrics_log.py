@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 
 class MetricsLog:
-    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are taken again, and so
-    is the test that ends every run.
+    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are taken again, and
+    so is the test that ends every run.
 
     A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
     """
