@@ -106,10 +106,11 @@ def test_one_compilation_a_shape_and_its_peak(caplog):
     assert sum("the limit is" in m for m in caplog.messages) == 1
     metrics = window.flush(4)
     assert metrics["loss"] == 2.0
-    assert metrics["peak_bytes"] == window.programs.peak_bytes(batch_of(4000)) > 4 * (1000 + 2 * 4000)
+    large, small = (window.programs.peak_bytes(batch_of(length)) or 0 for length in (4000, 4))
+    assert metrics["peak_bytes"] == large > 4 * (1000 + 2 * 4000)
     state, sums = window.launch(state, batch_of(4), jnp.float32(2))
     window.add(sums)
-    assert window.flush(5)["peak_bytes"] == window.programs.peak_bytes(batch_of(4)) < 4 * (1000 + 2 * 4000)
+    assert window.flush(5)["peak_bytes"] == small < 4 * (1000 + 2 * 4000)
 
 
 def test_neither_compiling_nor_evaluating_is_training_time():
