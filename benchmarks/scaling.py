@@ -57,7 +57,6 @@ FIT = ("seconds", "processor_seconds", "peak_bytes")
 flags.FLAGS.set_default("size", "mini")
 flags.FLAGS.set_default("batch", 16)
 flags.FLAGS.set_default("rounds", 5)
-flags.FLAGS.set_default("verbosity", -1)  # jax says at length what platforms there are not
 
 
 def main(_) -> None:
@@ -116,7 +115,7 @@ def _point(axis: str, value: int) -> dict[str, float]:
             virtual = f"--xla_force_host_platform_device_count={devices}"
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
         output = subprocess.PIPE if number == 0 else subprocess.DEVNULL
-        words = [*command, f"--point={json.dumps(point)}"]
+        words = [*command, "--verbosity=-1", f"--point={json.dumps(point)}"]  # jax says what platforms there are not
         started.append(subprocess.Popen(words, env=environment, stdout=output, text=True))
     outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
