@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Key, UInt32
 
@@ -140,9 +141,22 @@ def _transposed(x):
     return row_major(x) if jax.default_backend() == "cpu" else x
 
 
+@custom_partitioning
 def row_major(x):
     """`x`, written out in that order."""
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
+def _partition_row_major(mesh, arguments, result):
+    return mesh, row_major.fun, arguments[0].sharding, (arguments[0].sharding,)
+
+
+# A layout constraint by itself is opaque to the partitioner: each would gather its array on every device.
+row_major.def_partition(
+    partition=_partition_row_major,
+    infer_sharding_from_operands=lambda mesh, arguments, result: arguments[0].sharding,
+    sharding_rule="... -> ...",
+)
 
 
 class Linear(nnx.Module):

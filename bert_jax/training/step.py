@@ -106,9 +106,7 @@ def compiler_options() -> dict[str, Any]:
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
-def _fresh(
-    task: Task, optimizer: optax.GradientTransformation, key: Key[Array, ""], known: Parameters
-) -> TrainState:
+def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, ""], known: Parameters) -> TrainState:
     parameters = flatten(task.init(nnx.Rngs(params=key))) | known  # what `known` replaces is dead code
     return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
 

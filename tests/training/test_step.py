@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.data.prepare import prepare
+from bert_jax.lab.profile import collectives
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.parameters import flatten, unflatten
@@ -170,3 +171,17 @@ def test_perfect_and_uniform_predictions_have_known_metrics(small_config):
     np.testing.assert_allclose(metrics["mlm_perplexity"], np.exp(2))
     # Wilson's interval of 8 in 10, from the formula worked by hand: 0.490 to 0.943.
     np.testing.assert_allclose([metrics["nsp_accuracy_low"], metrics["nsp_accuracy_high"]], [0.490, 0.943], atol=5e-4)
+
+
+def test_devices_exchange_gradients_and_masks_only(small_config):
+    small_config.mesh.data = -1
+    trainer = Trainer(small_config)
+    batch = to_mesh(trainer.mesh, next(trainer.batches))
+    exchanged = collectives(trainer.step.lower(trainer.state, batch, trainer.key).compile().as_text())
+    bytes_of = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind, _ in exchanged}
+    assert bytes_of.keys() <= {"all-reduce", "all-gather"}
+    # Every gradient once, that of the tied table from both of its uses; besides a few sums of weights.
+    sizes = {name: x.nbytes for name, x in trainer.parameters().items()}
+    gradients = sum(sizes.values()) + sizes["embeddings/word/embedding"]
+    assert gradients <= bytes_of["all-reduce"] < gradients + 1000
+    assert bytes_of.get("all-gather", 0) <= 16 * 5 * 3 * 4  # row, column and token of what is masked, 5 in 16 rows each
