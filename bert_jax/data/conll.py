@@ -157,7 +157,7 @@ def _tags_of(row: Row, label: str, names: Sequence[str]) -> list[str]:
             f"{row.origin}: tags in column {label!r} are numbers from {min(tags)} to {max(tags)}, {known}: "
             "list all tags in their order, as in data.labels=O,B-PER,I-PER"
         )
-    return [names[tag] for tag in tags]
+    return [names[int(tag)] for tag in tags]
 
 
 def _tags_of_spans(origin: str, text: str, labels: Any) -> tuple[str, ...]:

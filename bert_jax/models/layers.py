@@ -9,6 +9,7 @@ Initialisation (source: google-research/bert, modeling.py):
 
 import math
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((*stack, size)))
 
     def __call__(self, x: Float[Array, "... D"], dtype: str) -> Float[Array, "... D"]:
-        y = _normalised(x.astype(jnp.float32), self.eps)
+        y = cast(Array, _normalised(x.astype(jnp.float32), self.eps))
         return (y * along_last(self.scale[...], y) + along_last(self.bias[...], y)).astype(dtype)
 
 
