@@ -153,7 +153,7 @@ def test_a_shape_that_saves_less_than_it_costs_is_not_made():
 def test_an_evaluation_uses_no_more_programs_than_pay():
     items = make_items([(8,)] * 16 + [(16,)] * 8 + [(32,)] * 4)
     shapes = [(1, 8), (1, 16), (1, 32), (1, 64)]  # that of 64 is of training only
-    # Batches of four, sorted: one of 32, two of 16, four of 8 tokens. Without the shape of 16 two cost 4 × 16 more each.
+    # Batches of four, sorted: one of 32, two of 16, four of 8 tokens. Without the shape of 16 two cost 64 more each.
     few = lambda worth: shapes_worth_their_programs(shapes, items, 4, worth=worth)  # noqa: E731
     assert few(0) == few(127) == [(1, 8), (1, 16), (1, 32)]
     assert few(129) == [(1, 8), (1, 32)]
