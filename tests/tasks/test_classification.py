@@ -134,12 +134,14 @@ def test_the_last_of_three_windows_decides(tmp_path):
             yield {"text": " ".join([*random.choice(WORDS[:26], 60), label]), "label": label}
 
     config = make_config(
-        train=write(tmp_path / "train.jsonl", rows(32, 0)),
+        train=write(tmp_path / "train.jsonl", rows(128, 0)),
         validation=write(tmp_path / "dev.jsonl", rows(24, 1)),
         long_texts="windows",
         window_stride=20,
         window_pooling="max",
     )
+    config.train.epochs = 15.0
+    config.optimizer.learning_rate = 2e-3  # 32 examples and 3e-3 generalise with some seeds only; this did with all tried
     task, finished = run(config, tmp_path / "run")
     assert {len(item.parts) for item in task.items["train"]} == {3}
     assert finished.metrics["accuracy"] == 1.0
