@@ -8,7 +8,7 @@ CoNLL columns: `data.text` and `data.label` are their numbers, -1 the last one. 
 BMES; scores and predictions are BIO. JSONL and Parquet with lists of words and tags, or a text and its spans as in
 CLUENER, have names there: --config.data.text=text --config.data.label=label. Sentences over `data.sequence_length`
 become overlapping windows, so every word is scored. A type of entity that only validation or test has is an error,
-unless `data.labels` names all types.
+unless `data.labels` names all types. Where tags are numbers it lists all tags in their order: O,B-PER,I-PER.
 
 Hardware and time: BERT-base on CoNLL-2003 wants a GPU of 16 GB and has not been timed with this code; an epoch of WNUT
 2017 with MiniLM takes 2 minutes on two cores, compiling and evaluation included. Expect entity F1 on the CoNLL-2003
