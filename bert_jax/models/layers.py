@@ -81,7 +81,8 @@ def accumulator(dtype: str) -> str:
 
 
 def _in_float32(x, w, dtype):
-    return dtype == "float32" or (jax.default_backend() == "cpu" and min(*x.shape[-2:], *w.shape[-2:]) < 16)
+    rows = x.size // x.shape[-1] if w.ndim == 2 else x.shape[-2]  # those of all leading dimensions are one product
+    return dtype == "float32" or (jax.default_backend() == "cpu" and min(rows, x.shape[-1], *w.shape[-2:]) < 16)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

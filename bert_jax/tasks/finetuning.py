@@ -205,10 +205,10 @@ class FineTuning(ABC):
 
     def _tokens_worth_a_program(self) -> float:
         """How many tokens are trained on in the time that it takes to compile the step for one more shape of a batch: a
-        rough figure, from one second a layer and a third of what a device reaches at best."""
+        rough figure, from one second a layer and half of what a device reaches at best."""
         length = self.config.data.sequence_length
         seconds = float(self.bert_config.num_hidden_layers)
-        flops = 2e11 if jax.default_backend() == "cpu" else 5e13
+        flops = 4e11 if jax.default_backend() == "cpu" else 5e13
         return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0)
 
     def _fingerprint(self) -> str:

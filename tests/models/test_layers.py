@@ -115,6 +115,16 @@ def test_layer_norm_epsilon_is_1e_12_under_the_root():
     np.testing.assert_allclose(norm(jnp.asarray([[0.0, 2e-6]]), "float32"), [[-(0.5**0.5), 0.5**0.5]], rtol=1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice is made on CPUs only")
+def test_short_rows_are_one_product_in_bfloat16():
+    x, w = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((4, 8, 32), (32, 16)))
+    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (x, w)]
+    np.testing.assert_allclose(dot(x, w, "bfloat16", "float32"), rounded[0] @ rounded[1], atol=1e-5)
+    batch = np.broadcast_to(w, (4, 32, 16))  # eight rows of a product of its own gain nothing: operands not rounded
+    np.testing.assert_allclose(dot(x, batch, "bfloat16", "float32"), x @ w, atol=1e-5)
+    assert np.abs(rounded[0] @ rounded[1] - x @ w).max() > 1e-3
+
+
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_layer_norm_is_that_of_numpy(offset):
     x = np.random.default_rng(0).standard_normal((5, 7, 64)) + offset
