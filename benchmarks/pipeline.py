@@ -31,10 +31,12 @@ from ml_collections import ConfigDict
 from timing import machine, spread
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item, Part, choose_shapes
+from bert_jax.data.batch_order import EpochOrder
 from bert_jax.data.batches import TrainBatches as ItemBatches
+from bert_jax.data.items import Item, Part
 from bert_jax.data.pipeline import Steps, TrainBatches
 from bert_jax.data.prepare import Prepared, prepare
+from bert_jax.data.shapes import packed_shapes, padded_shapes
 from bert_jax.huge_pages import restart_with_huge_pages
 from bert_jax.models.config import bert_config, training_flops
 from bert_jax.training.sharding import make_mesh, to_mesh
@@ -75,7 +77,7 @@ def compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
                 speed = _measure(TrainBatches(prepared[length], config), config, options.seconds)
                 rounds.setdefault(_pretraining(length, workers), []).append(speed)
             config.data.read_workers = 0
-            speed = _measure(_fine_tuning(items[length], config), config, options.seconds)
+            speed = _measure(_fine_tuning(items[length], config, packed=options.packing), config, options.seconds)
             rounds.setdefault(f"fine-tuning {length}, threads", []).append(speed)
     print(f"{'':30} {'rows/s':>26} {'tokens/s':>34}")
     for name, speeds in rounds.items():
@@ -112,10 +114,12 @@ def _items(prepared: Prepared) -> list[Item]:
     return items
 
 
-def _fine_tuning(items: Sequence[Item], config: ConfigDict) -> Steps:
+def _fine_tuning(items: Sequence[Item], config: ConfigDict, *, packed: bool) -> Steps:
     size = config.train.batch_size
-    shapes = choose_shapes(items, size, config.data.buckets, config.data.sequence_length)
-    return ItemBatches(items, shapes, config, fingerprint="")
+    order = EpochOrder(items, size, config.seed, dealt=packed)
+    choose = packed_shapes if packed else padded_shapes
+    shapes = choose(items, order.epoch(0), size, config.data.buckets, config.data.sequence_length)
+    return ItemBatches(items, shapes, order, config, fingerprint="")
 
 
 def _measure(steps: Steps, config: ConfigDict, seconds: float) -> Speed:

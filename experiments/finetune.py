@@ -14,6 +14,7 @@ def get_config(task: str, metric: str):
     """`metric` decides which checkpoint is the best one: the larger, the better."""
     config = base.get_config()
     config.task = task
+    config.data.packing = placeholder(bool)  # several texts in a row: where it pays
     config.optimizer.learning_rate = 5e-5
     config.optimizer.schedule = "hf"
     config.optimizer.warmup_share = 0.1

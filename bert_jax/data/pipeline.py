@@ -179,11 +179,16 @@ class Share:
                 f"use {-(-batch_size // process_count) * process_count}"
             )
         self._batch_size, self.size = batch_size, batch_size // process_count
-        self._first = process_index * self.size
+        self._process_index, self._process_count = process_index, process_count
 
     def positions(self, batch: int) -> range:
-        start = batch * self._batch_size + self._first
+        start = batch * self._batch_size + self._process_index * self.size
         return range(start, start + self.size)
+
+    def of(self, rows: int) -> slice:
+        """The same for a batch of another number of rows, which the processes divide."""
+        size = rows // self._process_count
+        return slice(self._process_index * size, (self._process_index + 1) * size)
 
 
 class _Batches:

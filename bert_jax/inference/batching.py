@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bert_jax.data.batches import Item, Shape, collate
+from bert_jax.data.batches import collate
+from bert_jax.data.items import Item
+from bert_jax.data.shapes import Shape
 
 _MOST_LENGTHS = 8
 _SHORTEST = 16  # tokens
@@ -25,7 +27,6 @@ _TOKENS_ON_CPU = 2048
 class _Batch(NamedTuple):
     items: list[int]  # their numbers
     shape: Shape
-    rows: int
 
 
 class Batching:
@@ -48,7 +49,10 @@ class Batching:
         for batch in [*self._batches(items), None]:
             started = None
             if batch is not None:
-                arrays = collate(items, np.asarray(batch.items), batch.shape, batch.rows)
+                empty = batch.shape.rows - len(batch.items)
+                arrays = collate(
+                    items, [*([number] for number in batch.items), *([] for _ in range(empty))], batch.shape
+                )
                 started = batch.items, program(arrays)
             if running is not None:  # fetched while the next batch runs
                 outputs = jax.device_get(running[1])
@@ -77,12 +81,12 @@ class Batching:
             while start < len(numbers):
                 longest = items[numbers[start]].length
                 if len(numbers) - start <= few:
-                    yield _Batch(numbers[start : start + 1], (parts, _fitting(self._alone, longest)), 1)
+                    yield _Batch(numbers[start : start + 1], Shape(1, parts, _fitting(self._alone, longest)))
                     start += 1
                     continue
                 length = _fitting(self.lengths, longest)
                 rows = self.rows(parts, length)
-                yield _Batch(numbers[start : start + rows], (parts, length), rows)
+                yield _Batch(numbers[start : start + rows], Shape(rows, parts, length))
                 start += rows
 
     def _choose(self, lengths: Sequence[int], parts: int) -> None:

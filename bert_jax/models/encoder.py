@@ -178,6 +178,6 @@ def _rematerialised(policy: str):
         return parameters(x, mask, seeds)
 
     if policy == "none":
-        return layer
+        return jax.jit(layer)
     policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
     return jax.checkpoint(layer, policy=policies[policy])

@@ -89,11 +89,19 @@ class BertForSequenceClassification(Bert):
         if window_pooling == "attention":
             self.window_query = Linear(config.hidden_size, 1, stddev=config.initializer_range, rngs=rngs)
 
-    def vector(self, hidden: Float[Array, "N L D"], sequence_ids: Int[Array, "N L"]) -> Float[Array, "N D"]:
-        """By `model.pooling`: the pooler's output, or the mean or largest of the row's tokens."""
+    def vector(
+        self,
+        hidden: Float[Array, "N L D"],
+        sequence_ids: Int[Array, "N L"],
+        first_tokens: Int[Array, "N K"] | None = None,
+    ) -> Float[Array, "N D"] | Float[Array, "N K D"]:
+        """By `model.pooling`: the pooler's output, or the mean or largest of the row's tokens; with `first_tokens`, of
+        each of the K sequences that share a row."""
         if self.config.pooling == "cls":
-            return self.pool(hidden)
-        return pool_tokens(hidden, sequence_ids, self.config.pooling)
+            return self.pool(hidden, first_tokens)
+        if first_tokens is None:
+            return pool_tokens(hidden, sequence_ids, self.config.pooling)
+        return pool_sequences(hidden, sequence_ids, first_tokens.shape[1], self.config.pooling)
 
     def pool_windows(self, vectors: Float[Array, "B S D"], weights: Float[Array, "B S"]) -> Float[Array, "B D"]:
         """Windows of weight 0 do not exist; a text without any gives zeros."""
@@ -135,9 +143,19 @@ class BertForQuestionAnswering(Bert):
 
 def pool_tokens(hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], how: str) -> Float[Array, "B D"]:
     """The mean or the largest ("max") of the vectors of a row's tokens, special ones included, padding not; float32."""
-    real = (sequence_ids > 0)[:, :, None]
+    return pool_sequences(hidden, jnp.minimum(sequence_ids, 1), 1, how)[:, 0]
+
+
+def pool_sequences(
+    hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], count: int, how: str
+) -> Float[Array, "B K D"]:
+    """The same of each of a row's `count` sequences; zeros of those that are not there."""
     hidden = hidden.astype(jnp.float32)
+    of_sequence = jax.nn.one_hot(sequence_ids - 1, count)
+    sizes = jnp.sum(of_sequence, axis=1)[:, :, None]
     if how == "max":
-        return jnp.max(jnp.where(real, hidden, jnp.finfo(jnp.float32).min), axis=1)
-    count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)
-    return jnp.sum(jnp.where(real, hidden, 0.0), axis=1) / count
+        lowest = jnp.finfo(jnp.float32).min
+        largest = [jnp.max(jnp.where(of_sequence[:, :, k, None] > 0, hidden, lowest), axis=1) for k in range(count)]
+        return jnp.where(sizes > 0, jnp.stack(largest, axis=1), 0.0)
+    totals = jnp.einsum("blk,bld->bkd", of_sequence, hidden, precision="highest")
+    return totals / jnp.maximum(sizes, 1)

@@ -12,14 +12,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item, Part
 from bert_jax.data.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.items import Item, Part
 from bert_jax.data.tables import Row, text_examples, text_in
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.windows import sliding, truncate
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores
-from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
+from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
 from bert_jax.tasks.pretraining import cross_entropy_sums
 from bert_jax.tasks.task import Batch, Sums
 
@@ -28,6 +28,7 @@ class Classification(FineTuning):
     """`data.label_kind`: single (softmax), multi (a sigmoid a label), regression (one output, squared error)."""
 
     head = "classifier/|window_query/"
+    shares_rows = True
     labels: list[str]
     thresholds: list[float]  # of several labels: the probability from which a label is given
 
@@ -126,11 +127,9 @@ class Classification(FineTuning):
 
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        inputs = trunk_inputs(batch)
-        vectors = model.vector(model.encode(*inputs, key=trunk_key).hidden, inputs[-1])
-        weights = batch["part_weights"]
+        vectors, weights = sequence_vectors(model, batch, trunk_key), batch["part_weights"]
         if weights.shape[1] > 1:
-            vectors = model.pool_windows(vectors.reshape(*weights.shape, -1), weights)
+            vectors = model.pool_windows(vectors, weights)[:, None]
         return {"logits": model.classify(vectors, key=head_key)}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
@@ -140,7 +139,7 @@ class Classification(FineTuning):
         logits, labels = outputs["logits"], batch["labels"]
         weights = batch["item_weights"] * batch["label_weights"]
         if self.kind == "regression":
-            return {"loss": (jnp.sum(jnp.square(logits[:, 0] - labels) * weights), jnp.sum(weights))}
+            return {"loss": (jnp.sum(jnp.square(logits[:, :, 0] - labels) * weights), jnp.sum(weights))}
         if self.kind == "multi":
             # log(1 + e^x) − y·x, the mean over the labels
             loss = jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)

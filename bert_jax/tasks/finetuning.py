@@ -7,7 +7,8 @@ what its head gives for a batch, its loss, and how the head's output becomes pre
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -18,16 +19,27 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data import batches
-from bert_jax.data.batches import Item, Shape
+from bert_jax.data.batch_order import EpochOrder, SortedOrder, steps_per_epoch
+from bert_jax.data.batches import TrainBatches, ordered_batches
+from bert_jax.data.items import Item
+from bert_jax.data.shapes import (
+    Shape,
+    epoch_cost,
+    mean_shape,
+    packed_shapes,
+    padded_shapes,
+    shapes_worth_their_programs,
+)
 from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
+from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.task import Batch, Rows, Sums
 
 Outputs = dict[str, Array]
 SPLITS = ("train", "validation", "test")
+_TRIED = 64  # batches that packing is tried on at least, of several epochs if one has fewer
 
 
 class FineTuning(ABC):
@@ -40,6 +52,8 @@ class FineTuning(ABC):
     objectives = ("loss",)
     head: ClassVar[str]  # regular expression of the head's parameters
     other_heads = "mlm/|nsp/|classifier/|span/|window_query/"
+    shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
+    token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry a token
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
         """`description`: of the checkpoint to start or predict from, if it was trained on this kind of task."""
@@ -89,7 +103,8 @@ class FineTuning(ABC):
 
     @abstractmethod
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        """What the head gives; needs no labels."""
+        """What the head gives, [N, K, …] for the items' places in the rows or, a token each, [N, 1, L, …] (`batches.py`
+        has the letters); needs no labels."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
@@ -99,7 +114,8 @@ class FineTuning(ABC):
     def predict(
         self, examples: Sequence[Any], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
     ) -> list[Any]:
-        """One prediction an example, JSON-able; `outputs` has one array an item, tokens of padding included."""
+        """One prediction an example, JSON-able; `outputs` has one array an item, without the leading two axes; those of
+        tokens may go on with padding."""
 
     @abstractmethod
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -121,33 +137,30 @@ class FineTuning(ABC):
         self.learn()
         self.items = {split: self.encode(examples) for split, examples in self.examples.items()}
         self.final_splits = tuple(split for split in ("test",) if split in self.items)
-        everything = [item for items in self.items.values() for item in items]
-        size = self.config.train.batch_size
-        worth = self._tokens_worth_a_program() / self._epochs(size)
-        self.shapes = batches.choose_shapes(everything, size, data.buckets, data.sequence_length, worth=worth)
-        self.eval_shapes = {
-            split: batches.shapes_worth_their_programs(self.shapes, items, self.config.eval.batch_size, worth=worth)
-            for split, items in self.items.items()
-        }
-        self.steps_per_epoch = batches.steps_per_epoch(len(self.items["train"]), size)
-        rows, length = batches.mean_shape(self.items["train"], self.shapes, size)
-        tokens = sum(len(part.ids) for item in self.items["train"] for part in item.parts)
+        train, size = self.items["train"], self.config.train.batch_size
+        self.steps_per_epoch = steps_per_epoch(len(train), size)
+        self.is_packed = self._packs()
+        self._choose_shapes()
+        batches = self._order(0).epoch(0)
+        rows, length = mean_shape(train, batches, self.shapes)
+        tokens = sum(len(part.ids) for item in train for part in item.parts)
         self.tokens_per_step = round(rows * length)
         self.flops_per_step = training_flops(self.bert_config, rows, length, predictions=0)
         self.bytes_per_step = training_bytes(
             self.bert_config, rows, length, fused_attention=use_cudnn(self.bert_config, training=True)
         )
-        shapes = ", ".join(f"{parts}×{length}" if parts > 1 else str(length) for parts, length in self.shapes)
         real = tokens / (self.steps_per_epoch * self.tokens_per_step)
         logging.info(
-            "%d steps an epoch of %d examples; rows of %s tokens, %.0f %% of them real",
-            *(self.steps_per_epoch, len(self.items["train"]), shapes, 100 * real),
+            "%d steps an epoch of %d examples; batches of %s%s tokens, %.0f %% of them real",
+            *(self.steps_per_epoch, len(train), ", ".join(map(str, self.shapes))),
+            *(" (rows are shared)" if self.is_packed else "", 100 * real),
         )
 
-    def train_batches(self, start_step: int, process_index: int, process_count: int) -> batches.TrainBatches:
-        return batches.TrainBatches(
+    def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
+        return TrainBatches(
             self.items["train"],
             self.shapes,
+            self._order(self.config.seed),
             self.config,
             fingerprint=self._fingerprint(),
             start_step=start_step,
@@ -159,14 +172,10 @@ class FineTuning(ABC):
         self.evaluated = split
         if split not in self.items:
             return iter(())
-        return self.batches_of(self.items[split], self.eval_shapes[split], process_index, process_count)
-
-    def batches_of(
-        self, items: Sequence[Item], shapes: Sequence[Shape], process_index: int = 0, process_count: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
-        return batches.ordered_batches(
-            items,
-            shapes,
+        return ordered_batches(
+            self.items[split],
+            self.eval_shapes[split],
+            self._eval_order(split),
             self.config.eval.batch_size,
             self.config.data,
             process_index=process_index,
@@ -185,13 +194,13 @@ class FineTuning(ABC):
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
         outputs = self.outputs(model, batch, None)
-        return self._sums(outputs, batch), outputs | {"item_ids": batch["item_ids"]}
+        return self._sums(outputs, batch), outputs | {name: batch[name] for name in ("item_ids", "first_tokens")}
 
     def metrics(self, sums: dict[str, tuple[Any, Any]], rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
         metrics = {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight) > 0}
         if rows:
             examples, items = self.examples[self.evaluated], self.items[self.evaluated]
-            self.predictions = self.predict(examples, items, by_item(rows, len(items)))
+            self.predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
             metrics |= self.score(examples, self.predictions)
         return metrics
 
@@ -199,21 +208,83 @@ class FineTuning(ABC):
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         return self.losses(outputs, batch) | {"real_tokens": (real, jnp.float32(batch["sequence_ids"].size))}
 
-    def _epochs(self, batch_size: int) -> float:
-        train = self.config.train
-        return train.epochs or train.steps / batches.steps_per_epoch(len(self.items["train"]), batch_size)
+    def _order(self, seed: int) -> EpochOrder:
+        return EpochOrder(self.items["train"], self.config.train.batch_size, seed, dealt=self.is_packed)
 
-    def _tokens_worth_a_program(self) -> float:
-        """How many tokens are trained on in the time that it takes to compile the step for one more shape of a batch: a
-        rough figure, from one second a layer and half of what a device reaches at best."""
-        length = self.config.data.sequence_length
+    def _eval_order(self, split: str) -> SortedOrder:
+        return SortedOrder(self.items[split], self.config.eval.batch_size, dealt=self.is_packed)
+
+    def _packs(self) -> bool:
+        """What data.packing says or, if it says nothing, what takes less on a CPU: a run that goes on on another device
+        must not get other batches."""
+        wanted, train, data = self.config.data.packing, self.items["train"], self.config.data
+        can = self.shares_rows and all(len(item.parts) == 1 for items in self.items.values() for item in items)
+        if wanted and not can:
+            raise UserError(
+                f"data.packing: task={self.config.task} needs rows of their own for its texts; leave it out"
+                if not self.shares_rows
+                else "data.packing: texts of several windows need rows of their own; leave it out, or choose "
+                "data.long_texts=head, tail or head+tail"
+            )
+        if wanted is not None or not can:
+            return bool(wanted)
+        size, reach, worth = self.config.train.batch_size, self._reach(), self._tokens_worth_a_program("cpu")
+        limits, costs = (size, data.buckets, data.sequence_length), []
+        for dealt in (True, False):
+            batches = EpochOrder(train, size, 0, dealt=dealt).epoch(0)
+            if dealt:
+                shapes = packed_shapes(train, batches, *limits, reach=reach, worth=worth)
+            else:
+                shapes = padded_shapes(train, batches, *limits, worth=worth)
+            costs.append(epoch_cost(train, batches, shapes, reach=reach, worth=worth))
+        return costs[0] < costs[1]
+
+    def _choose_shapes(self) -> None:
+        """The same for all seeds, which then share their programs."""
+        config, data, size = self.config, self.config.data, self.config.train.batch_size
+        worth = self._tokens_worth_a_program(jax.default_backend())
+        self.eval_shapes: dict[str, list[Shape]] = {}
+        if self.is_packed:
+            devices = jax.device_count() if config.mesh.data == -1 else config.mesh.data
+
+            choose = partial(packed_shapes, reach=self._reach(), worth=worth)
+            limits = data.buckets, data.sequence_length
+            train, order = self.items["train"], self._order(0)
+            epochs = max(1, _TRIED // self.steps_per_epoch)
+            batches = [batch for epoch in range(epochs) for batch in order.epoch(epoch)]
+            multiple = devices * config.train.accumulation
+            self.shapes = choose(train, batches, size, *limits, epochs=epochs, multiple=multiple)
+            for split, items in self.items.items():
+                order = self._eval_order(split)
+                batches, size = [order(number) for number in range(order.batches)], config.eval.batch_size
+                self.eval_shapes[split] = choose(items, batches, size, *limits, multiple=devices)
+            return
+        everything = [item for items in self.items.values() for item in items]
+        batches = EpochOrder(everything, size, 0, dealt=False).epoch(0)
+        self.shapes = padded_shapes(everything, batches, size, data.buckets, data.sequence_length, worth=worth)
+        shapes = [shape._replace(rows=config.eval.batch_size) for shape in self.shapes]
+        for split, items in self.items.items():
+            order = self._eval_order(split)
+            batches = [order(number) for number in range(order.batches)]
+            self.eval_shapes[split] = shapes_worth_their_programs(shapes, items, batches, worth=worth)
+
+    def _reach(self) -> float:
+        """Length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500."""
+        return self.bert_config.hidden_size**2 / (25 * self.bert_config.num_attention_heads)
+
+    def _tokens_worth_a_program(self, backend: str) -> float:
+        """How many tokens of an epoch are trained on in the time that it takes to compile the step for one more shape
+        of a batch, divided by the epochs: a rough figure, from one second a layer and half of what a device reaches at
+        best."""
+        train, length = self.config.train, self.config.data.sequence_length
+        epochs = train.epochs or train.steps / self.steps_per_epoch
         seconds = float(self.bert_config.num_hidden_layers)
-        flops = 4e11 if jax.default_backend() == "cpu" else 5e13
-        return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0)
+        flops = 4e11 if backend == "cpu" else 5e13
+        return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self) -> str:
         """Of everything that a training batch is made of."""
-        digest = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(b"packed" if self.is_packed else b"", digest_size=8)
         for item in self.items["train"]:
             for array in (
                 *(x for part in item.parts for x in (part.ids, part.type_ids)),
@@ -226,7 +297,7 @@ class FineTuning(ABC):
 
 
 def trunk_inputs(batch: Batch) -> tuple[Array, Array, Array, Array]:
-    """The parts of all items as rows: [B, S, L] → four of [B·S, L]."""
+    """The parts of all items as rows: [N, S, L] → four of [N·S, L]."""
     names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
     ids, types, positions, sequences = (batch[name].reshape(-1, batch[name].shape[-1]) for name in names)
     return ids, types, positions, sequences
@@ -239,15 +310,30 @@ def refuse_options_of_classes(config: ConfigDict) -> None:
             raise UserError(f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}")
 
 
-def by_item(rows: list[dict[str, np.ndarray]], count: int) -> dict[str, list[np.ndarray]]:
+def sequence_vectors(
+    model: BertForSequenceClassification, batch: Batch, key: Key[Array, ""] | None
+) -> Float[Array, "N P D"]:
+    """One vector for each part of an item, or for each of the items that share a row: P is S or K."""
+    inputs, first_tokens = trunk_inputs(batch), batch["first_tokens"]
+    hidden = model.encode(*inputs, key=key).hidden
+    if first_tokens.shape[1] > 1:
+        return model.vector(hidden, inputs[-1], first_tokens)
+    return model.vector(hidden, inputs[-1]).reshape(*batch["part_weights"].shape, -1)
+
+
+def by_item(
+    rows: list[dict[str, np.ndarray]], items: Sequence[Item], token_outputs: Collection[str] = ()
+) -> dict[str, list[np.ndarray]]:
     """Outputs of batches → for each name one array an item, in the items' order, each exactly once."""
-    numbers = np.concatenate([row["item_ids"] for row in rows])
-    real = np.flatnonzero(numbers >= 0)
-    if not np.array_equal(np.sort(numbers[real]), np.arange(count)):
-        raise AssertionError(f"{len(real)} evaluated rows for {count} items")
-    order = real[np.argsort(numbers[real])]
-    found = {}
-    for name in rows[0].keys() - {"item_ids"}:
-        values = [value for row in rows for value in row[name]]
-        found[name] = [values[i] for i in order]
+    found = {name: [np.empty(0)] * len(items) for name in rows[0].keys() - {"item_ids", "first_tokens"}}
+    seen = np.zeros(len(items), np.int64)
+    for batch in rows:
+        for row, place in np.argwhere(batch["item_ids"] >= 0).tolist():
+            number, start = (int(batch[name][row, place]) for name in ("item_ids", "first_tokens"))
+            seen[number] += 1
+            for name, values in found.items():
+                own = slice(start, start + items[number].length)
+                values[number] = batch[name][row, 0, own] if name in token_outputs else batch[name][row, place]
+    if np.any(seen != 1):
+        raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(items)} items were not evaluated once")
     return found

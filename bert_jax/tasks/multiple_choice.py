@@ -15,13 +15,13 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item
 from bert_jax.data.examples import ChoiceExample, TextExample, describe, format_report, warnings
+from bert_jax.data.items import Item
 from bert_jax.data.tables import Row, choice_examples, text_in, texts_in
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import encode_long
-from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
+from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
 from bert_jax.tasks.pretraining import cross_entropy_sums
 from bert_jax.tasks.task import Batch, Sums
 
@@ -107,10 +107,8 @@ class MultipleChoice(FineTuning):
 
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        inputs, weights = trunk_inputs(batch), batch["part_weights"]
-        vectors = model.vector(model.encode(*inputs, key=trunk_key).hidden, inputs[-1])
-        logits = model.classify(vectors, key=head_key).reshape(weights.shape)
-        return {"logits": jnp.where(weights > 0, logits, jnp.finfo(jnp.float32).min)}
+        logits = model.classify(sequence_vectors(model, batch, trunk_key), key=head_key)[:, :, 0]
+        return {"logits": jnp.where(batch["part_weights"] > 0, logits, jnp.finfo(jnp.float32).min)[:, None]}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         sums = cross_entropy_sums("choice", outputs["logits"], batch["labels"], batch["item_weights"])

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item, Part
 from bert_jax.data.encoding import Span
 from bert_jax.data.examples import QuestionExample
+from bert_jax.data.items import Item, Part
 from bert_jax.data.squad import check_answers, question_examples
 from bert_jax.data.tables import Row, text_in
 from bert_jax.data.tokenizer import Tokenizer
@@ -164,7 +164,7 @@ class SpanQA(FineTuning):
         logits = model.logits(model.encode(*inputs, key=key).hidden)
         # The original lets padding take part in the softmax; here its length depends on what else is in the batch.
         logits = jnp.where(inputs[-1][:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
-        return {"start_logits": logits[:, :, 0], "end_logits": logits[:, :, 1]}
+        return {"start_logits": logits[:, None, :, 0], "end_logits": logits[:, None, :, 1]}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"] * batch["label_weights"]), 1.0)}

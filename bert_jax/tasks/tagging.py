@@ -22,9 +22,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import Item, Part
 from bert_jax.data.conll import detect_scheme, repair, tagged_examples, to_bio
 from bert_jax.data.examples import TaggedExample
+from bert_jax.data.items import Item, Part
 from bert_jax.data.tables import Row, suffix_of, text_in, texts_in, value_in
 from bert_jax.data.windows import align_words, chunks_of_words, scored_words
 from bert_jax.data.words import text_and_spans, text_to_tag
@@ -39,6 +39,8 @@ class Tagging(FineTuning):
     """`labels` are "O", B-TYPE and I-TYPE of every type; tags of no such form (parts of speech) stay as they are."""
 
     head = "classifier/"
+    shares_rows = True
+    token_outputs = ("logits", "tag_ids", "tag_probabilities")
     labels: list[str]
     characters: bool  # words are single characters, as in Chinese: texts to predict are cut up like that
 
@@ -172,8 +174,8 @@ class Tagging(FineTuning):
         for item, tags, probabilities in zip(items, outputs["tag_ids"], outputs["tag_probabilities"], strict=True):
             place, numbers = int(item.values["example"]), item.token_values["word_numbers"]
             at = np.flatnonzero(numbers)
-            ids[place][numbers[at] - 1] = tags[0, at]
-            sure[place][numbers[at] - 1] = probabilities[0, at]
+            ids[place][numbers[at] - 1] = tags[at]
+            sure[place][numbers[at] - 1] = probabilities[at]
         if any((numbers < 0).any() for numbers in ids):
             raise AssertionError("a word was in no item")
         found = [[self.labels[i] for i in numbers] for numbers in ids]

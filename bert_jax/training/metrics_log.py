@@ -27,9 +27,7 @@ class MetricsLog:
             return
         if forget_after is not None:
             _forget_after(self.path, forget_after)
-        from tensorboardX import SummaryWriter  # heavy, and not needed by --help
-
-        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self.events = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
         self.bar = tqdm(
             total=total_steps,
@@ -80,6 +78,20 @@ _SHOWN += ("entity_f1", "exact_match", "tokens_per_second", "mfu", "wait_share")
 
 def _short(value: Any) -> float:
     return float(f"{float(value):.6g}")
+
+
+def _summary_writer() -> type:
+    """tensorboardX's; not needed by --help. Where PyTorch is installed it would import it, for tensors that never come
+    here, and that takes longer than all the rest."""
+    is_absent = "torch" not in sys.modules
+    if is_absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails, which tensorboardX allows for
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if is_absent:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _forget_after(path: Path, step: int) -> None:

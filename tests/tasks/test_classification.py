@@ -9,6 +9,7 @@ from flax import nnx
 
 from bert_jax.config import UserError
 from bert_jax.data.examples import TextExample
+from bert_jax.data.items import Item, Part
 from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import Classification, encode_long
@@ -201,13 +202,22 @@ def test_evaluation_is_the_same_on_one_and_on_eight_devices(tmp_path):
 
 
 def test_rows_come_back_in_the_order_of_the_items_each_once():
+    """Two items share the first row, of which the second begins at its third token."""
+    items = [Item((Part(np.zeros(n, np.int32), np.zeros(n, np.int32)),)) for n in (2, 4, 3, 1)]
     rows = [
-        {"item_ids": np.asarray([2, 0]), "logits": np.asarray([[2.0], [0.0]])},
-        {"item_ids": np.asarray([1, -1]), "logits": np.asarray([[1.0], [9.0]])},
+        {
+            "item_ids": np.asarray([[2, 0], [1, -1]]),
+            "first_tokens": np.asarray([[0, 3], [0, 0]]),
+            "logits": np.asarray([[[2.0], [0.0]], [[1.0], [9.0]]]),
+            "tags": np.asarray([[[20, 21, 22, 0, 1, -1]], [[10, 11, 12, 13, -1, -1]]]),
+        }
     ]
-    assert np.concatenate(by_item(rows, 3)["logits"]).tolist() == [0, 1, 2]
-    with pytest.raises(AssertionError, match="3 evaluated rows for 4 items"):
-        by_item(rows, 4)
+    found = by_item(rows, items[:3], ["tags"])
+    assert np.concatenate(found["logits"]).tolist() == [0, 1, 2]
+    assert [tags.tolist() for tags in found["tags"]] == [[0, 1], [10, 11, 12, 13], [20, 21, 22]]
+    for wrong in (rows * 2, rows):
+        with pytest.raises(AssertionError, match="were not evaluated once"):
+            by_item(wrong, items[: 3 if len(wrong) == 2 else 4], ["tags"])
 
 
 def test_class_weights_and_label_smoothing_against_numpy(tmp_path):
@@ -218,12 +228,13 @@ def test_class_weights_and_label_smoothing_against_numpy(tmp_path):
     weights = [float(item.values["label_weights"]) for item in task.items["train"]]
     np.testing.assert_allclose(weights, [8 / 12] * 6 + [8 / 4] * 2, rtol=1e-6)
     logits = np.asarray([[0.3, -1.2], [0.5, 2.0]], np.float32)
-    batch = {"labels": np.asarray([0, 1]), "item_weights": np.ones(2, np.float32)}
-    batch["label_weights"] = np.asarray(weights[5:7], np.float32)
-    loss, weight = task.losses({"logits": jax.numpy.asarray(logits)}, jax.tree.map(jax.numpy.asarray, batch))["loss"]
+    batch = {"labels": np.asarray([[0, 1]]), "item_weights": np.ones((1, 2), np.float32)}
+    batch["label_weights"] = np.asarray([weights[5:7]], np.float32)
+    outputs = {"logits": jax.numpy.asarray(logits[None])}
+    loss, weight = task.losses(outputs, jax.tree.map(jax.numpy.asarray, batch))["loss"]
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     each = -(0.9 * log_p[[0, 1], [0, 1]] + 0.1 * log_p.mean(1))
-    np.testing.assert_allclose(float(loss), each @ batch["label_weights"], rtol=1e-5)
+    np.testing.assert_allclose(float(loss), each @ batch["label_weights"][0], rtol=1e-5)
     np.testing.assert_allclose(float(weight), 8 / 12 + 2, rtol=1e-6)
 
 

@@ -11,6 +11,7 @@ import pytest
 from bert_jax.config import UserError
 from bert_jax.data.batches import collate
 from bert_jax.data.examples import ChoiceExample
+from bert_jax.data.shapes import Shape
 from bert_jax.data.tables import Row
 from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.tasks.multiple_choice import MultipleChoice
@@ -133,11 +134,12 @@ def test_a_question_has_as_many_choices_as_it_has():
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     found = {}
     for parts, numbers in ((2, [0]), (4, [0, 1])):
-        batch = collate(items, np.asarray(numbers), (parts, 16), 4)
+        rows = [[number] for number in numbers] + [[]] * (4 - len(numbers))
+        batch = collate(items, rows, Shape(4, parts, 16))
         (value, logits), grads = step(state.parameters, batch)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
         found[parts] = task.predict(
-            [two, four][: len(numbers)], items, {"logits": list(np.asarray(logits))[: len(numbers)]}
+            [two, four][: len(numbers)], items, {"logits": list(np.asarray(logits)[: len(numbers), 0])}
         )
         by_hand = [-np.log(p["probabilities"][e.label]) for p, e in zip(found[parts], (two, four), strict=False)]
         assert float(value) == pytest.approx(np.mean(by_hand), rel=1e-5)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bert_jax.config import UserError
 from bert_jax.data.batches import collate
 from bert_jax.data.examples import Answer, QuestionExample
+from bert_jax.data.shapes import Shape
 from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.data.wordpiece import make_wordpiece
@@ -319,10 +320,10 @@ def test_loss_by_hand_whatever_the_padding():
     outputs_of = jax.jit(lambda batch: task.outputs(model, batch, None))
     sums = {}
     for length in (8, 16):
-        batch = jax.tree.map(np.asarray, collate(windows, np.arange(2), (1, length), 4))
+        batch = jax.tree.map(np.asarray, collate(windows, [[0], [1], [], []], Shape(4, 1, length)))
         outputs = outputs_of(batch)
         sums[length] = jax.device_get(task.losses(outputs, batch))
-        logits = [np.asarray(outputs[name][0, :6], np.float64) for name in ("start_logits", "end_logits")]
+        logits = [np.asarray(outputs[name][0, 0, :6], np.float64) for name in ("start_logits", "end_logits")]
         # Only the first question's answer is where it says: token 4 of [CLS] a [SEP] c d [SEP]
         by_hand = sum(np.log(np.exp(x).sum()) - x[4] for x in logits) / 2
         assert sums[length]["loss"][0] == pytest.approx(by_hand, rel=1e-5)

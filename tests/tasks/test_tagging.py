@@ -15,6 +15,7 @@ from bert_jax.config import UserError
 from bert_jax.data.batches import collate
 from bert_jax.data.conll import repair
 from bert_jax.data.examples import TaggedExample
+from bert_jax.data.shapes import Shape
 from bert_jax.data.tables import Row
 from bert_jax.data.wordpiece import make_wordpiece
 from bert_jax.data.words import text_to_tag
@@ -95,8 +96,8 @@ def shape_of(task):
 def predicted(task, parameters, examples):
     items = task.encode(examples)
     step = jax.jit(lambda batch: task.evaluate(unflatten(shape_of(task), parameters), batch)[1])
-    rows = [jax.device_get(step(batch)) for batch in task.batches_of(items, [(1, 32)])]
-    return task.predict(examples, items, by_item(rows, len(items)))
+    rows = [jax.device_get(step(collate(items, [[i]], Shape(1, 1, 32)))) for i in range(len(items))]
+    return task.predict(examples, items, by_item(rows, items, task.token_outputs))
 
 
 def given_to_words(task, items, count):
@@ -228,7 +229,7 @@ def test_loss_is_the_mean_over_words(tmp_path):
     model = unflatten(shape_of(task), fresh(task))
     expected = []
     for item in task.items["train"]:
-        batch = collate([item], np.arange(1), (1, len(item.parts[0].ids)), 1)
+        batch = collate([item], [[0]], Shape(1, 1, item.length))
         logits = np.asarray(jax.jit(lambda batch: task.outputs(model, batch, None)["logits"])(batch), np.float64)[0, 0]
         for at in np.flatnonzero(item.token_values["word_numbers"]):
             chosen = logits[at, item.token_values["labels"][at]]
