@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from bert_jax.models.attention import SelfAttention
-from bert_jax.models.config import BertConfig
-from bert_jax.models.encoder import Bert, Encoded, Encoder, unstack
-from bert_jax.models.layers import Linear, dot, row_major
+from bert_jax.models.attention import SelfAttention, mask_of_places, take_places
+from bert_jax.models.encoder import Bert, Encoded, Encoder, is_scanned, unstack
+from bert_jax.models.layers import Linear, accumulator, along_last, dot, row_major
 
 _ONES = 16  # columns: a side under 16 would take the whole product off the fast path
 
@@ -43,23 +42,40 @@ class FusedSelfAttention(SelfAttention):
         self.projection.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts], axis=-1))
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seed: UInt32[Array, "2"] | None = None
-    ) -> Float[Array, "B L D"]:
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L L"],
+        seed: UInt32[Array, "2"] | None = None,
+        places: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
         if jax.default_backend() != "cpu" or self.config.dtype != "bfloat16":
-            return super().__call__(x, mask, seed)
-        heads = [part.reshape(*x.shape[:2], self.config.num_attention_heads, -1) for part in self._project(x)]
-        return self.output(attend_on_cpu(heads[0], heads[1], heads[2], mask).reshape(x.shape), "bfloat16")
+            return super().__call__(x, mask, seed, places)
+        query, key, value = self._heads(x, places)
+        context = attend_on_cpu(query, key, value, mask if places is None else mask_of_places(mask, places))
+        return self.output(context.reshape(*context.shape[:2], -1), "bfloat16")
 
-    def _project(self, x: Float[Array, "B L D"]) -> list[Float[Array, "B L D"]]:
-        return jnp.split(self.projection(x, self.config.dtype), 3, axis=-1)
+    def _heads(self, x, places):
+        size = x.shape[-1]
+        if places is None:
+            parts = jnp.split(self.projection(x, self.config.dtype), 3, axis=-1)
+        else:
+            query = self._columns(take_places(x, places), slice(size))
+            parts = [query, *jnp.split(self._columns(x, slice(size, None)), 2, axis=-1)]
+        return [part.reshape(*part.shape[:2], self.config.num_attention_heads, -1) for part in parts]
+
+    def _columns(self, x, columns: slice):
+        """Of the projection."""
+        dtype, bias = self.config.dtype, self.projection.bias[...][columns]
+        y = dot(x, self.projection.kernel[...][:, columns], dtype, accumulator(dtype)).astype(jnp.float32)
+        return (y + along_last(bias, y)).astype(dtype)
 
 
 def attend_on_cpu(
-    query: Float[Array, "B L H K"],
+    query: Float[Array, "B P H K"],
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
-    mask: Bool[Array, "B 1 L L"],
-) -> Float[Array, "B L H K"]:
+    mask: Bool[Array, "B 1 P L"],
+) -> Float[Array, "B P H K"]:
     """`models.attention.attend` in bfloat16 and without dropout, with fewer passes over the B·H·L·L weights.
 
     They are rounded before they are divided by their sum, which the same product gives, from a column of ones. All
@@ -84,13 +100,22 @@ class UnrolledEncoder(nnx.Module):
             self.layer_norm = encoder.layer_norm
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, all_layers: bool = False, **randomness: None
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L L"],
+        *,
+        seeds: None = None,
+        places: Int[Array, "B P"] | None = None,
+        all_layers: bool = False,
     ) -> Encoded:
-        assert not any(x is not None for x in randomness.values()), randomness.keys()
+        assert seeds is None
         outputs = []
-        for layer in self.layers:
-            x = layer(x, mask)
+        for i, layer in enumerate(self.layers):
+            is_last = i == len(self.layers) - 1
+            x = layer(x, mask, None, places if is_last and not all_layers else None)
             outputs.append(x)
+        if places is not None and all_layers:
+            x = take_places(x, places)
         if self.config.norm == "pre":
             x = self.layer_norm(x, self.config.dtype)
         return Encoded(x, outputs if all_layers else None)
@@ -106,14 +131,9 @@ def _prepared(model: nnx.Module) -> nnx.Module:
     if config.dtype == "bfloat16":
         for linear in (layers.attention.projection, layers.attention.output, layers.intermediate, layers.output):
             _round(linear)
-    if _is_unrolled(config):
+    if not is_scanned(config):
         model.encoder = UnrolledEncoder(model.encoder)  # type: ignore[assignment]
     return model
-
-
-def _is_unrolled(config: BertConfig) -> bool:
-    """As `Encoder` has it."""
-    return config.layers == "unroll" or (config.layers == "auto" and jax.default_backend() == "cpu")
 
 
 def _round(linear: Linear) -> None:

@@ -21,34 +21,56 @@ class SelfAttention(nnx.Module):
         self.output = Linear(size, size, **options)
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seed: UInt32[Array, "2"] | None = None
-    ) -> Float[Array, "B L D"]:
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L L"],
+        seed: UInt32[Array, "2"] | None = None,
+        places: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
+        """With `places`, only the tokens there look at others."""
         config = self.config
-        query, key_, value = (part.reshape(*x.shape[:2], config.num_attention_heads, -1) for part in self._project(x))
-        if use_cudnn(config, training=seed is not None):
+        query, key_, value = self._heads(x, places)
+        if places is not None:
+            mask = mask_of_places(mask, places)
+        if places is None and use_cudnn(config, training=seed is not None):
             context = jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation="cudnn")
         else:
             context = attend(query, key_, value, mask, config.attention_dropout, seed, config.dtype)
-        return self.output(context.reshape(x.shape), config.dtype)
+        return self.output(context.reshape(*context.shape[:2], -1), config.dtype)
 
-    def _project(self, x):
-        """One product for query, key and value: [B, L, D] → three of [B, L, D]."""
-        parts = (self.query, self.key, self.value)
+    def _heads(self, x, places):
+        """Query [B, L or P, H, K], key and value [B, L, H, K]."""
+        if places is None:
+            parts = self._project(x, self.query, self.key, self.value)
+        else:
+            parts = [*self._project(take_places(x, places), self.query), *self._project(x, self.key, self.value)]
+        return [part.reshape(*part.shape[:2], self.config.num_attention_heads, -1) for part in parts]
+
+    def _project(self, x, *parts: Linear):
+        """One product for all of them: [B, L, D] → so many of [B, L, D]."""
         kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=-1)
         bias = jnp.concatenate([part.bias[...] for part in parts], axis=-1)
         y = dot(x, kernel, self.config.dtype, accumulator(self.config.dtype)).astype(jnp.float32)
-        return jnp.split((y + along_last(bias, y)).astype(self.config.dtype), 3, axis=-1)
+        return jnp.split((y + along_last(bias, y)).astype(self.config.dtype), len(parts), axis=-1)
+
+
+def mask_of_places(mask: Bool[Array, "B 1 L L"], places: Int[Array, "B P"]) -> Bool[Array, "B 1 P L"]:
+    return jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
+
+
+def take_places(x: Float[Array, "B L D"], places: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+    return jnp.take_along_axis(x, places[:, :, None], axis=1)
 
 
 def attend(
-    query: Float[Array, "B L H K"],
+    query: Float[Array, "B P H K"],
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
-    mask: Bool[Array, "B 1 L L"],
+    mask: Bool[Array, "B 1 P L"],
     dropout_rate: float,
     dropout_seed: UInt32[Array, "2"] | None,
     dtype: str,
-) -> Float[Array, "B L H K"]:
+) -> Float[Array, "B P H K"]:
     """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)

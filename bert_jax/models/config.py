@@ -137,15 +137,20 @@ def check_length(config: BertConfig, length: int) -> None:
         )
 
 
-def training_flops(config: BertConfig, rows: float, length: float, predictions: int) -> float:
+def training_flops(
+    config: BertConfig, rows: float, length: float, predictions: int, places: float | None = None
+) -> float:
     """Floating-point operations of forward and backward passes over `rows` rows; a multiply-add is two.
 
-    Matrix products only; the backward pass counts twice the forward one; rematerialisation counts nothing.
+    Matrix products only; the backward pass counts twice the forward one; rematerialisation counts nothing. `places`: of
+    a row, that the last layer is computed at; None = all.
     """
     d, f, e = config.hidden_size, config.intermediate_size, config.embedding_size
-    per_token = config.num_hidden_layers * (4 * d * d + 2 * d * f + 2 * length * d)  # projections, FFN, attention
-    per_token += 0 if e == d else e * d
-    per_row = length * per_token + predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
+    per_place = 2 * d * d + 2 * d * f + 2 * length * d  # query, output, FFN, attention
+    per_layer = length * (2 * d * d + per_place)  # key and value of every token
+    skipped = 0 if places is None else (length - places) * per_place
+    per_row = config.num_hidden_layers * per_layer - skipped + (0 if e == d else length * e * d)
+    per_row += predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
     return 3 * 2 * rows * float(per_row)
 
 

@@ -8,15 +8,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bert_jax.models.attention import SelfAttention, attention_mask
+from bert_jax.models.attention import SelfAttention, attention_mask, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout, dropout_seeds
 
 
 class Encoded(NamedTuple):
-    """What comes out of the trunk. `layers` holds the output of every layer, the last one included, if asked for."""
+    """What comes out of the trunk, of every token or of the places asked for. `layers` holds the output of every layer,
+    the last one included, if asked for."""
 
-    hidden: Float[Array, "B L D"]
+    hidden: Float[Array, "B L D"] | Float[Array, "B P D"]
     layers: list[Float[Array, "B L D"]] | None
 
 
@@ -37,20 +38,26 @@ class Bert(nnx.Module):
         sequence_ids: Int[Array, "B L"],
         *,
         key: Key[Array, ""] | None = None,
+        places: Int[Array, "B P"] | None = None,
         all_layers: bool = False,
     ) -> Encoded:
-        """Hidden states of every token. `sequence_ids`: 0 = padding, k = k-th sequence packed in the row."""
+        """Hidden states of every token, or of those at `places` alone, for which the last layer has less to do.
+        `sequence_ids`: 0 = padding, k = k-th sequence packed in the row."""
         seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * self.config.num_hidden_layers)
         x = self.embeddings(input_ids, token_type_ids, position_ids, seed=None if seeds is None else seeds[0])
         mask = attention_mask(sequence_ids, self.config.causal)
-        return self.encoder(x, mask, seeds=None if seeds is None else seeds[1:], all_layers=all_layers)
+        seeds = None if seeds is None else seeds[1:]
+        return self.encoder(x, mask, seeds=seeds, places=places, all_layers=all_layers)
 
     def pool(
         self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
     ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
         """tanh(linear) of the hidden state of a row's first token, or of the first token of each of the S sequences
         that are packed in a row, at `first_tokens`; in float32."""
-        first = hidden[:, 0] if first_tokens is None else jnp.take_along_axis(hidden, first_tokens[:, :, None], axis=1)
+        return self.pooled(hidden[:, 0] if first_tokens is None else take_places(hidden, first_tokens))
+
+    def pooled(self, first: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        """tanh(linear) of hidden states of first tokens; in float32."""
         return jnp.tanh(self.pooler(first.astype(jnp.float32), "float32"))
 
 
@@ -93,13 +100,14 @@ class Encoder(nnx.Module):
             self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, seeds=None, all_layers=False
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, seeds=None, places=None, all_layers=False
     ) -> Encoded:
         config = self.config
         if seeds is not None:
             seeds = seeds.reshape(config.num_hidden_layers, Layer.DROPOUTS, 2)
         layer = _rematerialised(config.remat)
-        if config.layers == "scan" or (config.layers == "auto" and jax.default_backend() != "cpu"):
+        saves_places = places is not None and computes_places_only(config) and not all_layers
+        if is_scanned(config):
 
             def step(x, layer_and_seeds):
                 x = layer(layer_and_seeds[0], x, mask, layer_and_seeds[1])
@@ -110,8 +118,17 @@ class Encoder(nnx.Module):
         else:
             outputs = []
             for i, parameters in enumerate(unstack(self.layers, config.num_hidden_layers)):
-                x = layer(parameters, x, mask, None if seeds is None else seeds[i])
+                is_last = i == config.num_hidden_layers - 1
+                x = layer(
+                    parameters,
+                    x,
+                    mask,
+                    None if seeds is None else seeds[i],
+                    places if is_last and saves_places else None,
+                )
                 outputs.append(x)
+        if places is not None and not saves_places:
+            x = take_places(x, places)
         if config.norm == "pre":
             x = self.layer_norm(x, config.dtype)
         return Encoded(x, outputs if all_layers else None)
@@ -132,23 +149,41 @@ class Layer(nnx.Module):
         self.output = Linear(inner, size, **options)
         self.output_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
 
-    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], seeds=None) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L L"],
+        seeds=None,
+        places: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
+        """With `places`, the results of these alone, which look at all tokens."""
         if seeds is None:
             seeds = (None,) * self.DROPOUTS
         dtype, rate = self.config.dtype, self.config.hidden_dropout
 
         def attend(x):
-            return dropout(self.attention(x, mask, seeds[0]), rate, seeds[1])
+            return dropout(self.attention(x, mask, seeds[0], places), rate, seeds[1])
 
         def feed_forward(x):
             inner = GELU[self.config.hidden_act](self.intermediate(x, dtype).astype(jnp.float32))
             return dropout(self.output(inner.astype(dtype), dtype), rate, seeds[2])
 
+        kept = x if places is None else take_places(x, places)
         if self.config.norm == "pre":
-            x = x + attend(self.attention_layer_norm(x, dtype))
+            x = kept + attend(self.attention_layer_norm(x, dtype))
             return x + feed_forward(self.output_layer_norm(x, dtype))
-        x = self.attention_layer_norm(x + attend(x), dtype)
+        x = self.attention_layer_norm(kept + attend(x), dtype)
         return self.output_layer_norm(x + feed_forward(x), dtype)
+
+
+def is_scanned(config: BertConfig) -> bool:
+    """Whether layers are a loop of the program, or one after the other in it."""
+    return config.layers == "scan" or (config.layers == "auto" and jax.default_backend() != "cpu")
+
+
+def computes_places_only(config: BertConfig) -> bool:
+    """Whether `Bert.encode` has its last layer compute no more than the places asked for: one of a loop is like all."""
+    return not is_scanned(config)
 
 
 def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:
@@ -174,8 +209,10 @@ def _unstack(x, count):
 
 
 def _rematerialised(policy: str):
-    def layer(parameters, x, mask, seeds):
-        return parameters(x, mask, seeds)
+    """`Layer.__call__`, of which autodiff keeps what `policy` says; traced once for all layers that are alike."""
+
+    def layer(parameters, x, mask, seeds, places=None):
+        return parameters(x, mask, seeds, places)
 
     if policy == "none":
         return jax.jit(layer)

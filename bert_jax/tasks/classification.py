@@ -28,6 +28,7 @@ class Classification(FineTuning):
     """`data.label_kind`: single (softmax), multi (a sigmoid a label), regression (one output, squared error)."""
 
     head = "classifier/|window_query/"
+    reads_vectors = True
     shares_rows = True
     labels: list[str]
     thresholds: list[float]  # of several labels: the probability from which a label is given

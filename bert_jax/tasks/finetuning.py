@@ -34,6 +34,7 @@ from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
+from bert_jax.models.encoder import computes_places_only
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.task import Batch, Rows, Sums
 
@@ -52,6 +53,7 @@ class FineTuning(ABC):
     objectives = ("loss",)
     head: ClassVar[str]  # regular expression of the head's parameters
     other_heads = "mlm/|nsp/|classifier/|span/|window_query/"
+    reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry a token
 
@@ -145,7 +147,11 @@ class FineTuning(ABC):
         rows, length = mean_shape(train, batches, self.shapes)
         tokens = sum(len(part.ids) for item in train for part in item.parts)
         self.tokens_per_step = round(rows * length)
-        self.flops_per_step = training_flops(self.bert_config, rows, length, predictions=0)
+        reads_firsts = (
+            self.reads_vectors and self.bert_config.pooling == "cls" and computes_places_only(self.bert_config)
+        )
+        places = max(1.0, size / rows) if reads_firsts else None
+        self.flops_per_step = training_flops(self.bert_config, rows, length, 0, places)
         self.bytes_per_step = training_bytes(
             self.bert_config, rows, length, fused_attention=use_cudnn(self.bert_config, training=True)
         )
@@ -315,10 +321,13 @@ def sequence_vectors(
 ) -> Float[Array, "N P D"]:
     """One vector for each part of an item, or for each of the items that share a row: P is S or K."""
     inputs, first_tokens = trunk_inputs(batch), batch["first_tokens"]
-    hidden = model.encode(*inputs, key=key).hidden
-    if first_tokens.shape[1] > 1:
-        return model.vector(hidden, inputs[-1], first_tokens)
-    return model.vector(hidden, inputs[-1]).reshape(*batch["part_weights"].shape, -1)
+    is_shared = first_tokens.shape[1] > 1
+    if model.config.pooling == "cls":
+        places = first_tokens if is_shared else jnp.zeros_like(inputs[0][:, :1])
+        vectors = model.pooled(model.encode(*inputs, key=key, places=places).hidden)
+    else:
+        vectors = model.vector(model.encode(*inputs, key=key).hidden, inputs[-1], first_tokens if is_shared else None)
+    return vectors if is_shared else vectors.reshape(*batch["part_weights"].shape, -1)
 
 
 def by_item(

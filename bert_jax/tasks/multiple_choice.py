@@ -31,6 +31,7 @@ class MultipleChoice(FineTuning):
     endings, `data.label` the number of the right one. Examples may differ in how many choices they have."""
 
     head = "classifier/"
+    reads_vectors = True
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
         super().__init__(config, tokenizer, description)

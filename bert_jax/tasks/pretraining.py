@@ -16,6 +16,7 @@ from bert_jax.data.packing import Packing
 from bert_jax.data.prepare import Prepared
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
+from bert_jax.models.encoder import computes_places_only
 from bert_jax.models.heads import BertForPretraining, padded_decoder, vocabulary_logits
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import Batch, Rows, Sums
@@ -45,7 +46,9 @@ class Pretraining:
         pairs = rows * pipeline.pairs_per_row(prepared, config)
         self.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         self.tokens_per_step = rows * data.sequence_length
-        self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions)
+        pairs_a_row = 1 if self.packing is None else self.packing.sequences
+        places = predictions + pairs_a_row if computes_places_only(self.bert_config) else None
+        self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions, places)
         self.bytes_per_step = training_bytes(
             self.bert_config, rows, data.sequence_length, fused_attention=use_cudnn(self.bert_config, training=True)
         )
@@ -104,9 +107,12 @@ class Pretraining:
 
     def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
         trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
-        hidden = model.encode(*trunk, key=key).hidden
-        vectors = model.mlm_vectors(hidden, batch["masked_positions"])
-        nsp_logits = model.nsp_logits(hidden, batch.get("first_tokens"))
+        masked, first = batch["masked_positions"], batch.get("first_tokens")
+        places = jnp.concatenate([jnp.zeros_like(masked[:, :1]) if first is None else first, masked], axis=1)
+        hidden = model.encode(*trunk, key=key, places=places).hidden
+        of_pairs, of_masks = jnp.split(hidden, [places.shape[1] - masked.shape[1]], axis=1)
+        vectors = model.mlm.vectors(of_masks)
+        nsp_logits = model.nsp(model.pooled(of_pairs[:, 0] if first is None else of_pairs), "float32")
         table, bias = model.mlm_decoder()
         decoder = padded_decoder(table, bias, vocabulary_multiple())
         mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)

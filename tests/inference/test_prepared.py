@@ -31,8 +31,10 @@ def test_equals_the_model_it_was_made_of(dtype, norm, layers):
     places = np.tile(np.arange(24, dtype=np.int32), (3, 1))
 
     def outputs(model, ids, sequences):
-        encoded = model.encode(ids, jnp.zeros_like(ids), jnp.asarray(places), sequences, all_layers=True)
-        return model.logits(encoded.hidden), encoded.layers
+        inputs = ids, jnp.zeros_like(ids), jnp.asarray(places), sequences
+        encoded = model.encode(*inputs, all_layers=True)
+        few = jnp.asarray([[0], [23], [7]])
+        return model.logits(encoded.hidden), encoded.layers, model.logits(model.encode(*inputs, places=few).hidden)
 
     plain = jax.jit(outputs)(model, ids, sequences)
     found = Prepared(model).program(outputs)(ids, sequences)
@@ -45,6 +47,8 @@ def test_equals_the_model_it_was_made_of(dtype, norm, layers):
         expected = jax.jit(outputs)(exact, ids, sequences)[0]
         error, of_model = (float(jnp.sqrt(jnp.mean((x - expected) ** 2))) for x in (found[0], plain[0]))
         assert error <= 1.25 * of_model < 0.05 * np.std(expected)
+        of_places = expected[jnp.arange(3), jnp.asarray([0, 23, 7])]
+        assert float(jnp.sqrt(jnp.mean((found[2][:, 0] - of_places) ** 2))) < 0.05 * np.std(expected)
     assert np.ptp(np.asarray(plain[0])) > 1
     assert kernels["attention"].query.kernel.shape == (3, 32, 32), "the model that was given has not changed"
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from bert_jax.config import UserError
 from bert_jax.models.attention import attention_mask
-from bert_jax.models.config import BertConfig
+from bert_jax.models.config import BertConfig, training_flops
 from bert_jax.models.encoder import Bert, sinusoids
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
@@ -115,6 +115,38 @@ def test_all_layers_are_the_outputs_of_shorter_models(random_model, norm, layers
     if norm == "post":
         np.testing.assert_array_equal(outputs.layers[-1], outputs.hidden)
     assert _encode_compiled(model, ids, ids * 0, _positions(ids), ids * 0 + 1).layers is None
+
+
+@pytest.mark.parametrize("layers", ["unroll", "scan"])
+@pytest.mark.parametrize(("norm", "causal"), [("post", False), ("pre", True)])
+def test_hidden_states_of_some_places_are_those_of_all(random_model, layers, norm, causal):
+    """And so are the gradients; a place may be asked for twice, and rows may hold two sequences and padding."""
+    model = _bert(random_model, BertConfig(**(SMALL | {"layers": layers}), norm=norm, causal=causal, remat="full"))
+    ids, places = _ids(3, 12), jnp.asarray([[0, 5, 5, 11], [0, 1, 2, 3], [7, 0, 11, 6]])
+    sequences = jnp.asarray([[1] * 12, [1] * 5 + [2] * 7, [1] * 8 + [0] * 4])
+
+    def loss(model, only):
+        encoded = model.encode(ids, ids % 2, _positions(ids), sequences, places=places if only else None)
+        hidden = encoded.hidden if only else jnp.take_along_axis(encoded.hidden, places[:, :, None], axis=1)
+        return jnp.sum(jnp.sin(hidden * jnp.arange(4.0)[None, :, None])), hidden
+
+    graph = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=QUICK)
+    ((_, some), gradient), ((_, of_all), expected) = graph(model, True), graph(model, False)
+    np.testing.assert_allclose(some, of_all, atol=1e-5)
+    # Of the largest gradient: that of the keys' bias is 0, but for rounding.
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * scale)
+
+
+def test_the_last_layer_computes_no_more_than_is_asked_for(random_model):
+    """Of 64 places one: the products of its feed-forward part have one row a sequence."""
+    config = BertConfig(**(SMALL | {"layers": "unroll"}))
+    model, ids = _bert(random_model, config), _ids(2, 64)
+    encode = lambda places: model.encode(ids, ids * 0, _positions(ids) % 40, ids * 0 + 1, places=places).hidden  # noqa: E731
+    flops = [jax.jit(encode).lower(places).cost_analysis()["flops"] for places in (None, jnp.zeros((2, 1), jnp.int32))]
+    saved = (training_flops(config, 2, 64, 0) - training_flops(config, 2, 64, 0, places=1)) / 3
+    assert flops[0] - flops[1] == pytest.approx(saved, rel=0.1)
 
 
 def test_sinusoids_are_those_of_the_paper(random_model):
