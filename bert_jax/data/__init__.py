@@ -6,5 +6,6 @@
 chunks; `pairs.py` makes sentence pairs of chunks; `pipeline.py` reads shards into global batches.
 
 For fine-tuning, `tables.py`, `conll.py` and `squad.py` read files and TFDS names into the examples of `examples.py`,
-which also reports on them.
+which also reports on them. A task encodes an example as an `Item` (`items.py`); which items share a batch says
+`batch_order.py`, which shapes batches have `shapes.py`, and `batches.py` makes them.
 """
