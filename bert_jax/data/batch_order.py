@@ -1,7 +1,8 @@
 """Which items a batch has: of like length, to be padded little, or of all lengths, to share rows.
 
 Batches of all lengths are dealt: the items are sorted by length, cut into as many strata as a batch has items, and
-every batch gets one of each stratum. So any two batches have about as many tokens, which one shape then holds.
+every batch gets one of each stratum; the batch that has most so far gets the shortest of the next. So all batches have
+about as many tokens, which one shape then holds.
 """
 
 from collections.abc import Sequence
@@ -45,10 +46,8 @@ class EpochOrder:
         random = np.random.default_rng((self._seed, epoch))
         order = random.permutation(len(self._keys))
         if self._dealt:
-            order = order[np.argsort(-self._keys[order], kind="stable")]
-            count = self.batches_per_epoch
-            strata = [random.permutation(order[start : start + count]) for start in range(0, len(order), count)]
-            return [np.asarray([stratum[i] for stratum in strata if i < len(stratum)]) for i in range(count)]
+            batches = deal(order, self._keys, self.batches_per_epoch, random)
+            return [batches[i] for i in random.permutation(len(batches))]
         stretch = _SORTED_TOGETHER * self._batch_size
         batches = []
         for start in range(0, len(order), stretch):
@@ -59,17 +58,36 @@ class EpochOrder:
 
 
 class SortedOrder:
-    """The longest items first: the largest shape, and any lack of memory, comes with the first batch. `dealt`: every
-    batch has the longest of those left, and each so-many-th after it."""
+    """The longest items first: the largest shape, and any lack of memory, comes with the first batch. Or `dealt`."""
 
     def __init__(self, items: Sequence[Item], batch_size: int, *, dealt: bool):
-        self._order, self._batch_size, self._dealt = np.argsort(-_keys(items), kind="stable"), batch_size, dealt
+        keys = _keys(items)
         self.batches = steps_per_epoch(len(items), batch_size)
+        order = np.argsort(-keys, kind="stable")
+        cuts = range(0, len(order), batch_size)
+        self._of_batch = deal(order, keys, self.batches, None) if dealt else [order[i : i + batch_size] for i in cuts]
 
     def __call__(self, batch: int) -> Numbers:
-        if self._dealt:
-            return self._order[batch :: self.batches]
-        return self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        return self._of_batch[batch]
+
+
+def deal(
+    order: Numbers, lengths: Int[np.ndarray, " N"], count: int, random: np.random.Generator | None
+) -> list[Numbers]:
+    """`count` batches of the items in `order`, with about as many tokens each. Chance decides between batches that
+    differ by less than the items of a stratum do, so that items of rare lengths, too, meet others in every epoch."""
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    batches: list[list[int]] = [[] for _ in range(count)]
+    tokens = np.zeros(count, np.int64)
+    for start in range(0, len(order), count):
+        stratum = order[start : start + count]
+        spread = lengths[stratum[0]] - lengths[stratum[-1]]
+        chance = np.zeros(count) if random is None else random.uniform(0, spread + 1, count)
+        fewest = np.argsort(tokens + chance, kind="stable")[: len(stratum)]
+        for batch, item in zip(fewest.tolist(), stratum.tolist(), strict=True):
+            batches[batch].append(item)
+        tokens[fewest] += lengths[stratum]
+    return [np.asarray(batch) for batch in batches]
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
