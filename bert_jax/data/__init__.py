@@ -6,6 +6,6 @@
 chunks; `pairs.py` makes sentence pairs of chunks; `pipeline.py` reads shards into global batches.
 
 For fine-tuning, `tables.py`, `conll.py` and `squad.py` read files and TFDS names into the examples of `examples.py`,
-which also reports on them. A task encodes an example as an `Item` (`items.py`); which items share a batch says
-`batch_order.py`, which shapes batches have `shapes.py`, and `batches.py` makes them.
+which also reports on them. A task encodes an example as an `Item` (`items.py`). `batch_plan.py` decides how items
+become batches: which of them share one (`batch_order.py`), of which shape it is (`shapes.py`); `batches.py` makes them.
 """

@@ -8,7 +8,6 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -19,17 +18,10 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.batch_order import EpochOrder, SortedOrder, steps_per_epoch
+from bert_jax.data.batch_order import steps_per_epoch
+from bert_jax.data.batch_plan import BatchPlan
 from bert_jax.data.batches import TrainBatches, ordered_batches
 from bert_jax.data.items import Item
-from bert_jax.data.shapes import (
-    Shape,
-    epoch_cost,
-    mean_shape,
-    packed_shapes,
-    padded_shapes,
-    shapes_worth_their_programs,
-)
 from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
@@ -40,7 +32,6 @@ from bert_jax.tasks.task import Batch, Rows, Sums
 
 Outputs = dict[str, Array]
 SPLITS = ("train", "validation", "test")
-_TRIED = 64  # batches that packing is tried on at least, of several epochs if one has fewer
 
 
 class FineTuning(ABC):
@@ -139,34 +130,15 @@ class FineTuning(ABC):
         self.learn()
         self.items = {split: self.encode(examples) for split, examples in self.examples.items()}
         self.final_splits = tuple(split for split in ("test",) if split in self.items)
-        train, size = self.items["train"], self.config.train.batch_size
-        self.steps_per_epoch = steps_per_epoch(len(train), size)
-        self.is_packed = self._packs()
-        self._choose_shapes()
-        batches = self._order(0).epoch(0)
-        rows, length = mean_shape(train, batches, self.shapes)
-        tokens = sum(len(part.ids) for item in train for part in item.parts)
-        self.tokens_per_step = round(rows * length)
-        reads_firsts = (
-            self.reads_vectors and self.bert_config.pooling == "cls" and computes_places_only(self.bert_config)
-        )
-        places = max(1.0, size / rows) if reads_firsts else None
-        self.flops_per_step = training_flops(self.bert_config, rows, length, 0, places)
-        self.bytes_per_step = training_bytes(
-            self.bert_config, rows, length, fused_attention=use_cudnn(self.bert_config, training=True)
-        )
-        real = tokens / (self.steps_per_epoch * self.tokens_per_step)
-        logging.info(
-            "%d steps an epoch of %d examples; batches of %s%s tokens, %.0f %% of them real",
-            *(self.steps_per_epoch, len(train), ", ".join(map(str, self.shapes))),
-            *(" (rows are shared)" if self.is_packed else "", 100 * real),
-        )
+        self.plan = self._plan()
+        self.steps_per_epoch = self.plan.steps_per_epoch
+        self._count_step()
 
     def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
         return TrainBatches(
             self.items["train"],
-            self.shapes,
-            self._order(self.config.seed),
+            self.plan.shapes,
+            self.plan.order(self.config.seed),
             self.config,
             fingerprint=self._fingerprint(),
             start_step=start_step,
@@ -180,8 +152,8 @@ class FineTuning(ABC):
             return iter(())
         return ordered_batches(
             self.items[split],
-            self.eval_shapes[split],
-            self._eval_order(split),
+            self.plan.eval_shapes[split],
+            self.plan.eval_order(split),
             self.config.eval.batch_size,
             self.config.data,
             process_index=process_index,
@@ -214,65 +186,46 @@ class FineTuning(ABC):
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         return self.losses(outputs, batch) | {"real_tokens": (real, jnp.float32(batch["sequence_ids"].size))}
 
-    def _order(self, seed: int) -> EpochOrder:
-        return EpochOrder(self.items["train"], self.config.train.batch_size, seed, dealt=self.is_packed)
-
-    def _eval_order(self, split: str) -> SortedOrder:
-        return SortedOrder(self.items[split], self.config.eval.batch_size, dealt=self.is_packed)
-
-    def _packs(self) -> bool:
-        """What data.packing says or, if it says nothing, what takes less on a CPU: a run that goes on on another device
-        must not get other batches."""
-        wanted, train, data = self.config.data.packing, self.items["train"], self.config.data
-        can = self.shares_rows and all(len(item.parts) == 1 for items in self.items.values() for item in items)
-        if wanted and not can:
+    def _plan(self) -> BatchPlan:
+        config, data = self.config, self.config.data
+        can_pack = self.shares_rows and all(len(item.parts) == 1 for items in self.items.values() for item in items)
+        if data.packing and not self.shares_rows:
+            raise UserError(f"data.packing: task={config.task} needs rows of their own for its texts; leave it out")
+        if data.packing and not can_pack:
             raise UserError(
-                f"data.packing: task={self.config.task} needs rows of their own for its texts; leave it out"
-                if not self.shares_rows
-                else "data.packing: texts of several windows need rows of their own; leave it out, or choose "
+                "data.packing: texts of several windows need rows of their own; leave it out, or choose "
                 "data.long_texts=head, tail or head+tail"
             )
-        if wanted is not None or not can:
-            return bool(wanted)
-        size, reach, worth = self.config.train.batch_size, self._reach(), self._tokens_worth_a_program("cpu")
-        limits, costs = (size, data.buckets, data.sequence_length), []
-        for dealt in (True, False):
-            batches = EpochOrder(train, size, 0, dealt=dealt).epoch(0)
-            if dealt:
-                shapes = packed_shapes(train, batches, *limits, reach=reach, worth=worth)
-            else:
-                shapes = padded_shapes(train, batches, *limits, worth=worth)
-            costs.append(epoch_cost(train, batches, shapes, reach=reach, worth=worth))
-        return costs[0] < costs[1]
+        return BatchPlan(
+            self.items,
+            config.train.batch_size,
+            config.eval.batch_size,
+            max_shapes=data.buckets,
+            max_length=data.sequence_length,
+            is_packed=data.packing if can_pack else False,
+            devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
+            accumulation=config.train.accumulation,
+            reach=self._reach(),
+            worth=self._tokens_worth_a_program(jax.default_backend()),
+            worth_on_cpu=self._tokens_worth_a_program("cpu"),
+        )
 
-    def _choose_shapes(self) -> None:
-        """The same for all seeds, which then share their programs."""
-        config, data, size = self.config, self.config.data, self.config.train.batch_size
-        worth = self._tokens_worth_a_program(jax.default_backend())
-        self.eval_shapes: dict[str, list[Shape]] = {}
-        if self.is_packed:
-            devices = jax.device_count() if config.mesh.data == -1 else config.mesh.data
-
-            choose = partial(packed_shapes, reach=self._reach(), worth=worth)
-            limits = data.buckets, data.sequence_length
-            train, order = self.items["train"], self._order(0)
-            epochs = max(1, _TRIED // self.steps_per_epoch)
-            batches = [batch for epoch in range(epochs) for batch in order.epoch(epoch)]
-            multiple = devices * config.train.accumulation
-            self.shapes = choose(train, batches, size, *limits, epochs=epochs, multiple=multiple)
-            for split, items in self.items.items():
-                order = self._eval_order(split)
-                batches, size = [order(number) for number in range(order.batches)], config.eval.batch_size
-                self.eval_shapes[split] = choose(items, batches, size, *limits, multiple=devices)
-            return
-        everything = [item for items in self.items.values() for item in items]
-        batches = EpochOrder(everything, size, 0, dealt=False).epoch(0)
-        self.shapes = padded_shapes(everything, batches, size, data.buckets, data.sequence_length, worth=worth)
-        shapes = [shape._replace(rows=config.eval.batch_size) for shape in self.shapes]
-        for split, items in self.items.items():
-            order = self._eval_order(split)
-            batches = [order(number) for number in range(order.batches)]
-            self.eval_shapes[split] = shapes_worth_their_programs(shapes, items, batches, worth=worth)
+    def _count_step(self) -> None:
+        """What a step has to do, in the mean; logs the plan."""
+        train, model = self.items["train"], self.bert_config
+        rows, length = self.plan.mean_shape()
+        self.tokens_per_step = round(rows * length)
+        reads_firsts = self.reads_vectors and model.pooling == "cls" and computes_places_only(model)
+        places = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
+        self.flops_per_step = training_flops(model, rows, length, 0, places)
+        self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
+        tokens = sum(len(part.ids) for item in train for part in item.parts)
+        logging.info(
+            "%d steps an epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
+            *(self.steps_per_epoch, len(train), " or ".join(map(str, self.plan.shapes))),
+            " in rows that are shared" if self.plan.is_packed else "",
+            100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
+        )
 
     def _reach(self) -> float:
         """Length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500."""
@@ -283,14 +236,14 @@ class FineTuning(ABC):
         of a batch, divided by the epochs: a rough figure, from one second a layer and half of what a device reaches at
         best."""
         train, length = self.config.train, self.config.data.sequence_length
-        epochs = train.epochs or train.steps / self.steps_per_epoch
+        epochs = train.epochs or train.steps / steps_per_epoch(len(self.items["train"]), train.batch_size)
         seconds = float(self.bert_config.num_hidden_layers)
         flops = 4e11 if backend == "cpu" else 5e13
         return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self) -> str:
         """Of everything that a training batch is made of."""
-        digest = hashlib.blake2b(b"packed" if self.is_packed else b"", digest_size=8)
+        digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
         for item in self.items["train"]:
             for array in (
                 *(x for part in item.parts for x in (part.ids, part.type_ids)),

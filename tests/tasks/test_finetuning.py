@@ -100,10 +100,10 @@ def test_predictions_and_scores_are_those_of_rows_of_their_own(tmp_path, kind, p
     for packing, devices in ((False, 1), (True, 1), (True, 8)):
         task = load(tmp_path, kind, pooling, packing=packing)
         task.config.mesh.data = devices
-        task._choose_shapes()  # for so many devices
+        task.plan = task._plan()  # for so many devices
         if packing:
-            assert max(shape.items for shape in task.eval_shapes["validation"]) > 1
-            assert all(shape.rows % devices == 0 for shape in task.shapes)
+            assert max(shape.items for shape in task.plan.eval_shapes["validation"]) > 1
+            assert all(shape.rows % devices == 0 for shape in task.plan.shapes)
         graphdef, parameters = fresh(task)
         evaluate = make_evaluation(task, graphdef, task.config, make_mesh(task.config.mesh))
         metrics = evaluate(parameters, "validation")
@@ -120,7 +120,7 @@ def test_micro_batches_and_devices_add_up_to_the_same_step(tmp_path):
     for accumulation, devices in ((1, 1), (2, 1), (2, 4)):
         task = load(tmp_path, "single", packing=True)
         task.config.train.accumulation, task.config.mesh.data = accumulation, devices
-        task.shapes = [Shape(8, 1, 64, 8)]
+        task.plan.shapes = [Shape(8, 1, 64, 8)]
         optimizer, mesh = optax.sgd(1.0), make_mesh(task.config.mesh)
         graphdef, _ = abstract_state(task, optimizer)
         step = make_train_step(task, graphdef, optimizer, lambda _: 1.0, accumulation)
@@ -166,10 +166,10 @@ def test_who_has_rows_of_their_own(tmp_path):
 
 
 def test_rows_are_shared_where_that_takes_less(tmp_path):
-    assert load(tmp_path, "single").is_packed  # a few long texts would make every batch long
+    assert load(tmp_path, "single").plan.is_packed  # a few long texts would make every batch long
     rows = [{"text": " ".join(WORDS[:20]), "label": str(i % 2)} for i in range(64)]
     file = tmp_path / "same.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Classification(small(classify.get_config(), train=str(file), text="text", label="label"), TOKENIZER, None)
     task.load()
-    assert not task.is_packed  # all of one length: nothing to gain
+    assert not task.plan.is_packed  # all of one length: nothing to gain
