@@ -28,7 +28,8 @@ class Ordinal(Classification):
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         logits = outputs["logits"]
-        yes = (batch["labels"][..., None] > jnp.arange(logits.shape[-1])).astype(jnp.float32)
+        questions = jnp.arange(logits.shape[-1])[None, None]
+        yes = (batch["labels"][:, :, None] > questions).astype(jnp.float32)
         loss = jnp.sum(jax.nn.softplus(logits) - yes * logits, axis=-1)  # a cross-entropy a question, in nats
         weights = batch["item_weights"]
         return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
