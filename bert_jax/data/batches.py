@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from bert_jax.data.batch_order import EpochOrder, Order
 from bert_jax.data.items import Item
 from bert_jax.data.pipeline import ENDLESS, Batch, Share, Steps, read_ahead
-from bert_jax.data.shapes import Shape, arrange, shape_for
+from bert_jax.data.shapes import Shape, fit
 
 
 class TrainBatches(Steps):
@@ -78,9 +78,8 @@ class _Collate:
 
     def __call__(self, batch: int) -> Batch:
         numbers = self._order(batch)
-        items = [self._items[i] for i in numbers]
-        shape = shape_for(items, self._shapes)
-        rows = [[int(numbers[place]) for place in row] for row in arrange(items, shape) or ()]
+        shape, arranged = fit([self._items[i] for i in numbers], self._shapes)
+        rows = [[int(numbers[place]) for place in row] for row in arranged]
         return collate(self._items, rows[self._share.of(shape.rows)], shape)
 
 

@@ -98,6 +98,17 @@ def repair(tags: Sequence[str]) -> tuple[list[str], int]:
     return repaired, sum(old != new for old, new in zip(tags, repaired, strict=True))
 
 
+def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(type, first word, end) of the entities in valid BIO, end not included."""
+    start = None
+    for place, tag in enumerate([*tags, "O"]):
+        if start is not None and not tag.startswith("I-"):
+            yield tags[start][2:], start, place
+            start = None
+        if tag.startswith("B-"):
+            start = place
+
+
 def _number(column: str, path: Path) -> int:
     if not re.fullmatch(r"-?\d+", column):
         raise UserError(f"{path}: column {column!r}: CoNLL columns are numbered from 0, -1 is the last one")

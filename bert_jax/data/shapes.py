@@ -129,9 +129,9 @@ def packed_shapes(
     return [*sorted(chosen, key=lambda shape: shape.cost(reach)), last]
 
 
-def shape_for(items: Sequence[Item], shapes: Sequence[Shape]) -> Shape:
-    """The first of the shapes that holds these items."""
-    return next(shape for shape in shapes if arrange(items, shape) is not None)
+def fit(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[Shape, list[list[int]]]:
+    """The first of the shapes that holds these items, and how (`arrange`)."""
+    return next((shape, rows) for shape in shapes if (rows := arrange(items, shape)) is not None)
 
 
 def arrange(items: Sequence[Item], shape: Shape) -> list[list[int]] | None:
@@ -152,13 +152,13 @@ def epoch_cost(
     items: Sequence[Item], batches: Sequence[Numbers], shapes: Sequence[Shape], *, reach: float, worth: float
 ) -> float:
     """`Shape.cost` of all these batches, and `worth` for each shape that they use; by a sample."""
-    found = [shape_for([items[i] for i in batch], shapes) for batch in _sampled(batches)]
+    found = [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
     return float(np.mean([shape.cost(reach) for shape in found])) * len(batches) + worth * len({*found})
 
 
 def mean_shape(items: Sequence[Item], batches: Sequence[Numbers], shapes: Sequence[Shape]) -> tuple[float, float]:
     """Of these batches: sequences' rows (N × S) a batch, and tokens a row, padding included."""
-    found = [shape_for([items[i] for i in batch], shapes) for batch in _sampled(batches)]
+    found = [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
     rows = float(np.mean([shape.rows * shape.parts for shape in found]))
     return rows, float(np.mean([shape.cost() for shape in found])) / rows
 

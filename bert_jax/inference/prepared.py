@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
-from bert_jax.models.attention import SelfAttention, mask_of_places, take_places
+from bert_jax.models.attention import SelfAttention, take_places
 from bert_jax.models.encoder import Bert, Encoded, Encoder, is_scanned, unstack
 from bert_jax.models.layers import Linear, accumulator, along_last, dot, row_major
 
@@ -41,27 +41,17 @@ class FusedSelfAttention(SelfAttention):
         self.projection.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=-1))
         self.projection.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts], axis=-1))
 
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        mask: Bool[Array, "B 1 L L"],
-        seed: UInt32[Array, "2"] | None = None,
-        places: Int[Array, "B P"] | None = None,
-    ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
-        if jax.default_backend() != "cpu" or self.config.dtype != "bfloat16":
-            return super().__call__(x, mask, seed, places)
-        query, key, value = self._heads(x, places)
-        context = attend_on_cpu(query, key, value, mask if places is None else mask_of_places(mask, places))
-        return self.output(context.reshape(*context.shape[:2], -1), "bfloat16")
-
-    def _heads(self, x, places):
-        size = x.shape[-1]
+    def _parts(self, x, places):
         if places is None:
-            parts = jnp.split(self.projection(x, self.config.dtype), 3, axis=-1)
-        else:
-            query = self._columns(take_places(x, places), slice(size))
-            parts = [query, *jnp.split(self._columns(x, slice(size, None)), 2, axis=-1)]
-        return [part.reshape(*part.shape[:2], self.config.num_attention_heads, -1) for part in parts]
+            return jnp.split(self.projection(x, self.config.dtype), 3, axis=-1)
+        size = x.shape[-1]
+        query = self._columns(take_places(x, places), slice(size))
+        return [query, *jnp.split(self._columns(x, slice(size, None)), 2, axis=-1)]
+
+    def _attend(self, query, key_, value, mask, seed):
+        if jax.default_backend() != "cpu" or self.config.dtype != "bfloat16":
+            return super()._attend(query, key_, value, mask, seed)
+        return attend_on_cpu(query, key_, value, mask)
 
     def _columns(self, x, columns: slice):
         """Of the projection."""

@@ -29,22 +29,24 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
         """With `places`, only the tokens there look at others."""
         config = self.config
-        query, key_, value = self._heads(x, places)
+        parts = self._parts(x, places)
+        query, key_, value = (part.reshape(*part.shape[:2], config.num_attention_heads, -1) for part in parts)
         if places is not None:
-            mask = mask_of_places(mask, places)
-        if places is None and use_cudnn(config, training=seed is not None):
-            context = jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation="cudnn")
-        else:
-            context = attend(query, key_, value, mask, config.attention_dropout, seed, config.dtype)
+            mask = jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
+        context = self._attend(query, key_, value, mask, seed)
         return self.output(context.reshape(*context.shape[:2], -1), config.dtype)
 
-    def _heads(self, x, places):
-        """Query [B, L or P, H, K], key and value [B, L, H, K]."""
+    def _parts(self, x, places):
+        """Query [B, L or P, D], key and value [B, L, D]."""
         if places is None:
-            parts = self._project(x, self.query, self.key, self.value)
-        else:
-            parts = [*self._project(take_places(x, places), self.query), *self._project(x, self.key, self.value)]
-        return [part.reshape(*part.shape[:2], self.config.num_attention_heads, -1) for part in parts]
+            return self._project(x, self.query, self.key, self.value)
+        return [*self._project(take_places(x, places), self.query), *self._project(x, self.key, self.value)]
+
+    def _attend(self, query, key_, value, mask, seed):
+        config = self.config
+        if query.shape == key_.shape and use_cudnn(config, training=seed is not None):
+            return jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation="cudnn")
+        return attend(query, key_, value, mask, config.attention_dropout, seed, config.dtype)
 
     def _project(self, x, *parts: Linear):
         """One product for all of them: [B, L, D] → so many of [B, L, D]."""
@@ -52,10 +54,6 @@ class SelfAttention(nnx.Module):
         bias = jnp.concatenate([part.bias[...] for part in parts], axis=-1)
         y = dot(x, kernel, self.config.dtype, accumulator(self.config.dtype)).astype(jnp.float32)
         return jnp.split((y + along_last(bias, y)).astype(self.config.dtype), len(parts), axis=-1)
-
-
-def mask_of_places(mask: Bool[Array, "B 1 L L"], places: Int[Array, "B P"]) -> Bool[Array, "B 1 P L"]:
-    return jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
 
 
 def take_places(x: Float[Array, "B L D"], places: Int[Array, "B P"]) -> Float[Array, "B P D"]:

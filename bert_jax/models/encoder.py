@@ -106,7 +106,7 @@ class Encoder(nnx.Module):
         if seeds is not None:
             seeds = seeds.reshape(config.num_hidden_layers, Layer.DROPOUTS, 2)
         layer = _rematerialised(config.remat)
-        saves_places = places is not None and computes_places_only(config) and not all_layers
+        saves_places = places is not None and not is_scanned(config) and not all_layers
         if is_scanned(config):
 
             def step(x, layer_and_seeds):
@@ -177,13 +177,9 @@ class Layer(nnx.Module):
 
 
 def is_scanned(config: BertConfig) -> bool:
-    """Whether layers are a loop of the program, or one after the other in it."""
+    """Whether layers are a loop of the program, or one after the other in it. Of a loop the last is like all and
+    computes every place, whichever are asked for."""
     return config.layers == "scan" or (config.layers == "auto" and jax.default_backend() != "cpu")
-
-
-def computes_places_only(config: BertConfig) -> bool:
-    """Whether `Bert.encode` has its last layer compute no more than the places asked for: one of a loop is like all."""
-    return not is_scanned(config)
 
 
 def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:

@@ -26,7 +26,7 @@ from bert_jax.data.tables import Row
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
-from bert_jax.models.encoder import computes_places_only
+from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.task import Batch, Rows, Sums
 
@@ -215,7 +215,7 @@ class FineTuning(ABC):
         train, model = self.items["train"], self.bert_config
         rows, length = self.plan.mean_shape()
         self.tokens_per_step = round(rows * length)
-        reads_firsts = self.reads_vectors and model.pooling == "cls" and computes_places_only(model)
+        reads_firsts = self.reads_vectors and model.pooling == "cls" and not is_scanned(model)
         places = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
         self.flops_per_step = training_flops(model, rows, length, 0, places)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))

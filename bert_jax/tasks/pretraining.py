@@ -16,7 +16,7 @@ from bert_jax.data.packing import Packing
 from bert_jax.data.prepare import Prepared
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
-from bert_jax.models.encoder import computes_places_only
+from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import BertForPretraining, padded_decoder, vocabulary_logits
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import Batch, Rows, Sums
@@ -47,7 +47,7 @@ class Pretraining:
         self.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         self.tokens_per_step = rows * data.sequence_length
         pairs_a_row = 1 if self.packing is None else self.packing.sequences
-        places = predictions + pairs_a_row if computes_places_only(self.bert_config) else None
+        places = None if is_scanned(self.bert_config) else predictions + pairs_a_row
         self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions, places)
         self.bytes_per_step = training_bytes(
             self.bert_config, rows, data.sequence_length, fused_attention=use_cudnn(self.bert_config, training=True)

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.conll import detect_scheme, repair, tagged_examples, to_bio
+from bert_jax.data.conll import detect_scheme, entities_of, repair, tagged_examples, to_bio
 from bert_jax.data.examples import TaggedExample
 from bert_jax.data.items import Item, Part
 from bert_jax.data.tables import Row, suffix_of, text_in, texts_in, value_in
@@ -278,17 +278,6 @@ class Tagging(FineTuning):
             )
         words = list(example.words)
         return {"words": words, "tags": tags, "probabilities": sure.tolist(), "entities": entities}
-
-
-def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """(type, first word, end) of the entities in valid BIO, end not included."""
-    start = None
-    for place, tag in enumerate([*tags, "O"]):
-        if start is not None and not tag.startswith("I-"):
-            yield tags[start][2:], start, place
-            start = None
-        if tag.startswith("B-"):
-            start = place
 
 
 def _report(splits: dict[str, list[TaggedExample]], has_entities: bool) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bert_jax.data.batch_order import EpochOrder, SortedOrder
 from bert_jax.data.items import Item, Part
-from bert_jax.data.shapes import Shape, arrange, packed_shapes, padded_shapes, shape_for, shapes_worth_their_programs
+from bert_jax.data.shapes import Shape, arrange, fit, packed_shapes, padded_shapes, shapes_worth_their_programs
 
 
 def make_items(sizes):
@@ -89,7 +89,7 @@ def test_packed_shapes_hold_every_batch_and_suit_the_devices(lengths, batch_size
     assert 1 <= len(shapes) <= max_shapes and shapes[-1].items == 1 == shapes[-1].parts
     assert all(shape.rows % multiple == 0 and shape.tokens <= 60 for shape in shapes)
     for batch in [*batches, *EpochOrder(items, batch_size, 7, dealt=True).epoch(3)]:
-        shape_for([items[i] for i in batch], shapes)  # would raise StopIteration
+        fit([items[i] for i in batch], shapes)  # would raise StopIteration
 
 
 def test_texts_of_mixed_lengths_fill_their_rows():
@@ -99,6 +99,6 @@ def test_texts_of_mixed_lengths_fill_their_rows():
     items = make_items([(length,) for length in lengths.tolist()])
     batches = EpochOrder(items, 32, 0, dealt=True).epoch(0)
     shapes = packed_shapes(items, batches, 32, 8, 128, reach=500, worth=20_000)
-    used = [shape_for([items[i] for i in batch], shapes) for batch in EpochOrder(items, 32, 1, dealt=True).epoch(1)]
+    used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, dealt=True).epoch(1)]
     assert len(shapes) == 2 and used.count(shapes[-1]) <= 1  # one program for all of the next epoch, but for a stray
     assert lengths.sum() / sum(shape.cost() for shape in used) > 0.85
