@@ -33,7 +33,7 @@ from timing import Times, in_turns, machine, ratio_to_best, spread
 from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert, open_source
 from bert_jax.data.tables import read_rows
-from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.heap import restart_with_kept_heap
 from bert_jax.inference import Predictor
 from bert_jax.models.config import SHAPE
 from bert_jax.tasks.classification import Classification
@@ -239,5 +239,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # for all variants alike
+    restart_with_kept_heap()  # for all variants alike
     main()

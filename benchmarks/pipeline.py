@@ -37,7 +37,7 @@ from bert_jax.data.items import Item, Part
 from bert_jax.data.pipeline import Steps, TrainBatches
 from bert_jax.data.prepare import Prepared, prepare
 from bert_jax.data.shapes import packed_shapes, padded_shapes
-from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import bert_config, training_flops
 from bert_jax.training.sharding import make_mesh, to_mesh
 from experiments import base
@@ -190,5 +190,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    restart_with_kept_heap()
     main()

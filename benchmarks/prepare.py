@@ -37,7 +37,7 @@ from bert_jax.data.corpus import open_corpus
 from bert_jax.data.prepare import prepare
 from bert_jax.data.text_files import find_files
 from bert_jax.data.tokenizer import tokenizer_from_config
-from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.heap import restart_with_kept_heap
 from experiments import base
 
 _EVERY = 0.2  # seconds between two looks at the memory
@@ -247,5 +247,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # for all variants alike
+    restart_with_kept_heap()  # for all variants alike
     main()

@@ -31,7 +31,7 @@ from timing import machine
 from train_step import BATCH, LENGTH, PREDICTIONS, SIZE, VOCAB_SIZE, GivenBatches, random_batch
 
 from bert_jax.config import UserError
-from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.heap import restart_with_kept_heap
 from bert_jax.lab.profile import collectives
 from bert_jax.models.config import bert_config
 from bert_jax.training.optimizer import make_optimizer, make_schedule
@@ -190,5 +190,5 @@ def _corpus() -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    restart_with_kept_heap()
     app.run(main)

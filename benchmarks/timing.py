@@ -28,7 +28,7 @@ def machine(packages: Sequence[str]) -> dict[str, str]:
     return {
         "machine": f"{cpu}, {usable} cores, load {os.getloadavg()[0]:.1f} at the start",
         "versions": f"Python {platform.python_version()}, {versions}",
-        "huge pages": os.environ.get("GLIBC_TUNABLES", "as the kernel has them"),
+        "heap": os.environ.get("GLIBC_TUNABLES", "as the kernel has them"),
     }
 
 

@@ -21,7 +21,7 @@ from flax import nnx
 from timing import Times, in_turns, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
-from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.pretraining import Pretraining
@@ -192,5 +192,5 @@ def _import_torch():
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # for all variants alike
+    restart_with_kept_heap()  # for all variants alike
     app.run(main)

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from bert_jax import modes
 from bert_jax.config import UserError
-from bert_jax.huge_pages import restart_with_huge_pages
+from bert_jax.heap import restart_with_kept_heap
 from bert_jax.inference.glue_submission import FILES
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file, e.g. experiments/base.py", lock_config=True)
@@ -89,7 +89,7 @@ def _complain(error: BaseException) -> int:
 
 
 def run() -> None:
-    restart_with_huge_pages()
+    restart_with_kept_heap()
     app.run(main, flags_parser=_parse)
 
 

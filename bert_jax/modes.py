@@ -4,24 +4,19 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 """
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, differences, from_json_dict, read_config, validate
-from bert_jax.tasks import task_class
-
-if TYPE_CHECKING:
-    from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.config import UserError, differences
+from bert_jax.start import check_writable, keep_programs, make_task, prepared_data, start_run
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
-    logging.info("prepared: %s", _prepared(config, _start(config, workdir)).directory)
+    logging.info("prepared: %s", prepared_data(config, start_run(config, workdir)).directory)
     return 0
 
 
@@ -30,21 +25,21 @@ def train(
 ) -> int:
     """Prepares if need be, trains or resumes, draws the curves and, after fine-tuning, the page of results; with
     `config.seeds` over 1, a run a seed. `profile` steps are traced, see `lab/profile.py`."""
-    _writable(workdir)
+    check_writable(workdir)
     if config.seeds > 1:
         if profile:
             raise UserError(f"--profile={profile} is for one run; leave it out, or set --config.seeds=1")
         from bert_jax.lab.seeds import train_seeds
 
         return train_seeds(config, workdir, train)
-    source = _start(config, workdir)
+    source = start_run(config, workdir)
     import jax
 
     from bert_jax.lab.plots import plot_run
     from bert_jax.lab.profile import Profiler
     from bert_jax.training.loop import train as run_loop
 
-    task = _task(config, source)
+    task = make_task(config, source)
     profiler = Profiler(workdir / "profile", profile) if profile and jax.process_index() == 0 else None
     finished = run_loop(task, config, workdir, profiler)
     if profiler is not None:
@@ -63,12 +58,12 @@ def train(
 def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     """Metrics on the validation and test examples of the newest checkpoint, after fine-tuning of the best one; printed
     and added to metrics.jsonl."""
-    source = _start(config, workdir)
+    source = start_run(config, workdir)
     from bert_jax.training.checkpoint import find_checkpoint
     from bert_jax.training.metrics_log import MetricsLog
 
     folder = find_checkpoint(str(workdir), best=config.task != "pretraining")
-    run, step = _evaluation(_task(config, source), config, folder)
+    run, step = _evaluation(make_task(config, source), config, folder)
     log = MetricsLog(workdir, step, step)
     for split, name in (("validation", "eval"), ("test", "test")):
         metrics = run(split)
@@ -111,7 +106,7 @@ def predict(
         raise UserError("--mode=predict needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
     if output.endswith(".zip") != bool(glue):
         raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
-    _keep_programs(workdir)
+    keep_programs(workdir)
     from bert_jax.inference import glue_submission
     from bert_jax.inference.output import results, write_answers, write_jsonl
     from bert_jax.inference.predictor import Predictor
@@ -150,7 +145,7 @@ def embed(
         raise UserError("--mode=embed needs --input and --output=<name>.npy or <name>.parquet")
     if tokens and suffix == ".npy":
         raise UserError("vectors of tokens are as many as a text has tokens: --output=<name>.parquet")
-    _keep_programs(workdir)
+    keep_programs(workdir)
     from bert_jax.inference.embeddings import Embedder, write_npy, write_parquet
 
     names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts", "model.dtype": "dtype"}
@@ -176,32 +171,6 @@ MODES = {
     "predict": predict,
     "embed": embed,
 }
-
-
-class Source(NamedTuple):
-    """What a run takes from the checkpoint that it goes on or starts from, besides parameters and the model's shape."""
-
-    tokenizer: "Tokenizer"
-    task: str
-    description: dict  # of that task
-
-
-def _start(config: ConfigDict, workdir: Path) -> Source | None:
-    """Devices, and every mistake in the config that can be seen before any data is."""
-    task_class(config.task)
-    import jax
-
-    from bert_jax.models.config import SHAPE, bert_config, check_length
-
-    _keep_programs(workdir)
-    _join_processes(os.environ)
-    source = _inherit(config, workdir)
-    vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
-    model = bert_config(config.model, config.model.vocab_size or vocab_size)
-    config.model.update({key: getattr(model, key) for key in SHAPE})
-    check_length(model, config.data.sequence_length)
-    validate(config, jax.device_count())
-    return source
 
 
 def _evaluation(task, config: ConfigDict, folder: Path) -> tuple[Callable[[str], dict[str, float]], int]:
@@ -241,14 +210,6 @@ def _report(task, config: ConfigDict, workdir: Path, last_step: int, overrides: 
         write_report(task, config, workdir, overrides)
 
 
-def _keep_programs(workdir: Path) -> None:
-    """Programs compiled by one run are there for the next; jax's own setting goes first."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
-
-
 def _trained(config: ConfigDict, workdir: Path) -> str:
     """1. the checkpoints of the workdir; 2. those that `init_from` names."""
     from bert_jax.training.checkpoint import has_checkpoint
@@ -261,87 +222,3 @@ def _rows(source: str, text: str, text_pair: str, input_format: str):
 
     has_header = not any(column.removeprefix("-").isdigit() for column in (text, text_pair))
     return read_input(source, text=text, has_header=has_header, file_format=input_format)
-
-
-def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
-    """What the config leaves open is as in the run that this one continues, else as in `init_from`: the model's shape,
-    and what `Source` holds (None: nothing is inherited)."""
-    from bert_jax.models.config import bert_config, inherit_shape
-    from bert_jax.training.checkpoint import Damaged, describe_checkpoint, find_checkpoint, has_checkpoint
-
-    if (workdir / "config.json").is_file():
-        model = read_config(workdir / "config.json").model
-        inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
-    if not config.init_from:
-        return None
-    # A run that goes on no longer needs what it started from, unless its newest checkpoint is damaged.
-    own = [str(workdir)] if has_checkpoint(str(workdir)) else []
-    try:
-        run, tokenizer = describe_checkpoint(find_checkpoint((own or [config.init_from])[0]))
-    except Damaged:
-        if not own:
-            raise
-        run, tokenizer = describe_checkpoint(find_checkpoint(config.init_from))
-    saved = from_json_dict(run["config"])
-    inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
-    return Source(tokenizer, saved.task, run["task"])
-
-
-def _join_processes(environment: Mapping[str, str]) -> None:
-    """Makes one run of several processes where JAX_COORDINATOR_ADDRESS is set: to `auto` where jax can find out
-    by itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
-    import jax
-
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if address == "auto":
-        del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
-        jax.distributed.initialize()
-    elif address is not None:
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        if any(not environment.get(name, "").isdigit() for name in names):
-            raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
-        count, number = (int(environment[name]) for name in names)
-        jax.distributed.initialize(address, count, number)
-
-
-def _prepared(config: ConfigDict, source: Source | None):
-    from bert_jax.data.prepare import prepare as prepare_corpus
-
-    if config.data.corpus == "sample" and not config.data.files:
-        logging.warning(
-            "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
-            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
-        )
-    import jax
-    from jax.experimental import multihost_utils
-
-    # Of several processes the first prepares; the others find it done. Each machine needs the same folder.
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("prepared")
-    prepared = prepare_corpus(config.data, config.data.seed, source and source.tokenizer)
-    if jax.process_index() == 0 and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("prepared")
-    return prepared
-
-
-def _task(config: ConfigDict, source: Source | None):
-    make = task_class(config.task)
-    if config.task == "pretraining":
-        return make(config, _prepared(config, source))
-    from bert_jax.data.tokenizer import load_tokenizer
-
-    if source is None and not config.data.vocab_file:
-        raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
-    tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
-    same_task = source is not None and source.task == config.task
-    task = make(config, tokenizer, source.description if source is not None and same_task else None)
-    task.load()
-    return task
-
-
-def _writable(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as problem:
-        raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem

@@ -43,7 +43,7 @@ def test_ratio_is_of_medians_and_its_range_of_rounds():
 
 def test_the_machine_is_named():
     described = timing.machine(("jax", "numpy"))
-    assert described.keys() == {"machine", "versions", "huge pages"}
+    assert described.keys() == {"machine", "versions", "heap"}
     assert "cores, load" in described["machine"] and ", numpy 2" in described["versions"]
 
 

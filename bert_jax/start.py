@@ -1,0 +1,142 @@
+"""How a run starts: devices and processes, what it inherits from a checkpoint, its data and its task.
+
+Heavy imports are inside the functions, as in `modes.py`.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError, from_json_dict, read_config, validate
+from bert_jax.tasks import task_class
+
+if TYPE_CHECKING:
+    from bert_jax.data.tokenizer import Tokenizer
+
+
+class Source(NamedTuple):
+    """What a run takes from the checkpoint that it goes on or starts from, besides parameters and the model's shape."""
+
+    tokenizer: "Tokenizer"
+    task: str
+    description: dict  # of that task
+
+
+def start_run(config: ConfigDict, workdir: Path) -> Source | None:
+    """Devices, and every mistake in the config that can be seen before any data is."""
+    task_class(config.task)
+    import jax
+
+    from bert_jax.models.config import SHAPE, bert_config, check_length
+
+    keep_programs(workdir)
+    _join_processes(os.environ)
+    source = _inherit(config, workdir)
+    vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
+    model = bert_config(config.model, config.model.vocab_size or vocab_size)
+    config.model.update({key: getattr(model, key) for key in SHAPE})
+    check_length(model, config.data.sequence_length)
+    validate(config, jax.device_count())
+    return source
+
+
+def make_task(config: ConfigDict, source: Source | None):
+    """The task of the config with its data; what a checkpoint of the same task says of itself holds for it."""
+    make = task_class(config.task)
+    if config.task == "pretraining":
+        return make(config, prepared_data(config, source))
+    from bert_jax.data.tokenizer import load_tokenizer
+
+    if source is None and not config.data.vocab_file:
+        raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
+    tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
+    same_task = source is not None and source.task == config.task
+    task = make(config, tokenizer, source.description if source is not None and same_task else None)
+    task.load()
+    return task
+
+
+def prepared_data(config: ConfigDict, source: Source | None):
+    """The corpus of the config, prepared if it is not yet."""
+    from bert_jax.data.prepare import prepare as prepare_corpus
+
+    if config.data.corpus == "sample" and not config.data.files:
+        logging.warning(
+            "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
+            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
+        )
+    import jax
+    from jax.experimental import multihost_utils
+
+    # Of several processes the first prepares; the others find it done, or fail as it did. Each machine needs the same
+    # folder.
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("prepared")
+    try:
+        return prepare_corpus(config.data, config.data.seed, source and source.tokenizer)
+    finally:
+        if jax.process_index() == 0 and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("prepared")
+
+
+def keep_programs(workdir: Path) -> None:
+    """Programs compiled by one run are there for the next; jax's own setting goes first."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
+
+
+def check_writable(workdir: Path) -> None:
+    """Makes the folder. Raises UserError if it cannot be written to."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as problem:
+        raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
+
+
+def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
+    """What the config leaves open is as in the run that this one continues, else as in `init_from`: the model's shape,
+    and what `Source` holds (None: nothing is inherited)."""
+    from bert_jax.models.config import bert_config, inherit_shape
+    from bert_jax.training.checkpoint import Damaged, describe_checkpoint, find_checkpoint, has_checkpoint
+
+    if (workdir / "config.json").is_file():
+        model = read_config(workdir / "config.json").model
+        inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
+    if not config.init_from:
+        return None
+    # A run that goes on no longer needs what it started from, unless its newest checkpoint is damaged.
+    own = [str(workdir)] if has_checkpoint(str(workdir)) else []
+    try:
+        run, tokenizer = describe_checkpoint(find_checkpoint((own or [config.init_from])[0]))
+    except Damaged:
+        if not own:
+            raise
+        run, tokenizer = describe_checkpoint(find_checkpoint(config.init_from))
+    saved = from_json_dict(run["config"])
+    inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
+    return Source(tokenizer, saved.task, run["task"])
+
+
+def _join_processes(environment: Mapping[str, str]) -> None:
+    """Makes one run of several processes where JAX_COORDINATOR_ADDRESS is set: to `auto` where jax can find out
+    by itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    import jax
+
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if address == "auto":
+        del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
+        jax.distributed.initialize()
+    elif address is not None:
+        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        if any(not environment.get(name, "").isdigit() for name in names):
+            raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
+        count, number = (int(environment[name]) for name in names)
+        jax.distributed.initialize(address, count, number)

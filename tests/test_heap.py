@@ -1,0 +1,69 @@
+"""A program that starts again so that glibc keeps its memory, in huge pages."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bert_jax import heap
+
+# Three times 256 MB from a thread, as a step has it; prints the page faults of the first and of the last.
+PROGRAM = """
+import os, resource, sys, threading
+from bert_jax.heap import restart_with_kept_heap
+print("started", sys.argv[1:], flush=True)
+restart_with_kept_heap()
+import numpy as np
+faults = []
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = np.ones(1 << 28, np.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for _ in range(3):
+    thread = threading.Thread(target=step)
+    thread.start()
+    thread.join()
+print(faults[0], faults[-1], os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
+"""
+OFF = "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=0:glibc.malloc.mmap_max=65536:glibc.malloc.trim_threshold=131072"
+
+on_linux = pytest.mark.skipif(
+    not heap._useful_settings(), reason="the C library is not glibc, or there is a GPU or TPU"
+)
+
+
+def run(tmp_path, tunables=None, **variables):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    environment |= {"PYTHONPATH": os.getcwd()} | variables | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+    command = [sys.executable, str(tmp_path / "program.py"), "--flag=a b"]
+    *started, last = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    first, later, setting, arguments = last.split(" ", 3)
+    assert arguments == "['--flag=a b']"
+    return len(started), int(first), int(later), setting
+
+
+@on_linux
+def test_memory_stays_after_one_restart(tmp_path):
+    starts, first, later, setting = run(tmp_path)
+    assert starts == 2 and setting == ":".join(f"{name}={value}" for name, value in heap._useful_settings().items())
+    assert first < 10_000 or "hugetlb" not in setting  # 65,536 pages of 4 KB
+    assert later < 50
+
+
+@on_linux
+def test_what_the_user_has_set_stays(tmp_path):
+    starts, _, later, setting = run(tmp_path, OFF)
+    assert (starts, setting) == (1, OFF)
+    assert later > 100  # 128 pages of 2 MB, which NumPy asks for itself
+    starts, *_, setting = run(tmp_path, "glibc.malloc.hugetlb=0")
+    assert starts == 2 and setting.startswith("glibc.malloc.hugetlb=0:glibc.malloc.arena_max=1:")
+    assert setting.count("hugetlb") == 1
+
+
+@on_linux
+def test_a_run_on_an_accelerator_is_left_alone(tmp_path):
+    assert run(tmp_path, JAX_PLATFORMS="cuda")[::3] == (1, "None")
