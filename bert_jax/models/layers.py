@@ -98,7 +98,7 @@ def _bf16_dot_forward(x, w, out_dtype):
 
 def _bf16_dot_backward(out_dtype, saved, g):
     x, w, like_x, like_w = saved
-    dx = _product(g, _transposed(w), like_x.dtype)
+    dx = _product(g, jnp.swapaxes(w, -1, -2), like_x.dtype)  # reading a kernel across costs nothing
     if w.ndim == 2:  # shared by all rows: one product over every leading dimension
         x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     dw = _product(_transposed(x), g, like_w.dtype)
