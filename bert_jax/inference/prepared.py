@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bert_jax.models.attention import SelfAttention, take_places
 from bert_jax.models.encoder import Bert, Encoded, Encoder, is_scanned, unstack
-from bert_jax.models.layers import Linear, accumulator, along_last, dot, row_major
+from bert_jax.models.layers import Linear, accumulator, along_last, dot
 
 _ONES = 16  # columns: a side under 16 would take the whole product off the fast path
 
@@ -68,13 +68,12 @@ def attend_on_cpu(
 ) -> Float[Array, "B P H K"]:
     """`models.attention.attend` in bfloat16 and without dropout, with fewer passes over the B·H·L·L weights.
 
-    They are rounded before they are divided by their sum, which the same product gives, from a column of ones. All
-    operands are pinned row-major: XLA would multiply in float32 otherwise.
+    They are rounded before they are divided by their sum, which the same product gives, from a column of ones.
     """
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
-    query, key = row_major(query * query.shape[-1] ** -0.5), row_major(key.swapaxes(-1, -2))
-    scores = jnp.where(mask, dot(query, key, "bfloat16", "float32"), jnp.finfo(jnp.float32).min)
-    weights = row_major(jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)).astype(jnp.bfloat16))
+    scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), "bfloat16", "float32")
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)).astype(jnp.bfloat16)
     ones = jnp.ones((*value.shape[:-1], _ONES), jnp.bfloat16)
     sums = dot(weights, jnp.concatenate([value, ones], axis=-1), "bfloat16", "float32")
     return (sums[..., :-_ONES] / sums[..., -_ONES:][..., :1]).astype(jnp.bfloat16).swapaxes(1, 2)

@@ -132,6 +132,8 @@ _bf16_dot_transposed.defvjp(_bf16_dot_transposed_forward, _bf16_dot_transposed_b
 def _product(x, w, out_dtype):
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
     if jax.default_backend() == "cpu":
+        if w.ndim > 2:  # where the operands of a batch of products are read across, XLA widens them to float32
+            x, w = row_major(x), row_major(w)
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
         return row_major(y).astype(out_dtype)
     return jnp.matmul(x, w, preferred_element_type=out_dtype)  # the accumulator is float32 on GPU and TPU anyway
