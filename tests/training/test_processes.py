@@ -19,8 +19,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run(command, workdir, processes, devices_each):
-    """The command line of one run in `processes` processes on this machine; returns its metrics."""
+def finished(command, output_file, processes, devices_each):
+    """Status and output of every process of one run on this machine."""
     port = free_port()
     started = []
     for number in range(processes):
@@ -31,9 +31,10 @@ def run(command, workdir, processes, devices_each):
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(number),
             }
-        output = open(workdir.with_name(f"{workdir.name}.{number}"), "w+")  # noqa: SIM115 — closed below
+        output = open(f"{output_file}.{number}", "w+")  # noqa: SIM115 — closed below
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         started.append((process, output))
+    found = []
     for process, output in started:
         try:
             status = process.wait(timeout=240)
@@ -41,8 +42,14 @@ def run(command, workdir, processes, devices_each):
             process.kill()
             process.wait()
         output.seek(0)
-        text = output.read()
+        found.append((status, output.read()))
         output.close()
+    return found
+
+
+def run(command, workdir, processes, devices_each):
+    """The metrics of one run."""
+    for status, text in finished(command, workdir, processes, devices_each):
         assert status == 0, text[-3000:]
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -58,3 +65,15 @@ def test_two_processes_are_one_run(small_config, command_line, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-6), (a, b)
         assert a["mlm_accuracy"] == pytest.approx(b["mlm_accuracy"], abs=1e-6)
     assert read_checkpoint(find_checkpoint(str(tmp_path / "two"))).run["step"] == small_config.train.steps
+
+
+@pytest.mark.slow
+def test_every_process_says_what_is_wrong_with_the_corpus(small_config, command_line, tmp_path):
+    (tmp_path / "one.txt").write_text("One sentence here. And another one there.\n" * 50)
+    small_config.data.corpus, small_config.data.files = "text", str(tmp_path / "one.txt")
+    small_config.data.validation_share = small_config.data.test_share = 0.0
+    small_config.mesh.data = -1
+    command = command_line(small_config, tmp_path / "run")
+    for status, text in finished(command, tmp_path / "output", processes=2, devices_each=1):
+        assert status == 2, text[-3000:]
+        assert "1 training document" in text.splitlines()[-1]
