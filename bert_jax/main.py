@@ -83,6 +83,8 @@ def _asks_for_help() -> bool:
 def _complain(error: BaseException) -> int:
     if DEBUG.present and DEBUG.value:
         logging.error("", exc_info=error)
+    while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps one in another
+        error = error.args[0]
     text = str(error.args[0]) if isinstance(error, KeyError | AttributeError) and error.args else str(error)
     print("error:", " ".join(text.replace("\\n", " ").split()), file=sys.stderr)
     return 2

@@ -24,8 +24,14 @@ def last_line(result):
     [
         ([], "--config is missing, e.g. --config=experiments/base.py"),
         (["--config=experiments/bsae.py"], "config file experiments/bsae.py does not exist"),
-        (["--config=experiments/base.py", "--config.optimiser.name=lamb"], 'Did you mean "optimizer" instead'),
-        (["--config=experiments/base.py", "--config.train.batchsize=8"], 'Did you mean "batch_size" instead'),
+        (
+            ["--config=experiments/base.py", "--config.optimiser.name=lamb"],
+            "error: 'optimiser' Did you mean \"optimizer\"",
+        ),
+        (
+            ["--config=experiments/base.py", "--config.train.batchsize=8"],
+            "error: 'batchsize' Did you mean \"batch_size\"",
+        ),
         (["--config=experiments/base.py", "--config.train.steps=many"], "--config.train.steps=many: invalid literal"),
         (["--config=experiments/base.py", "--mode=pretrain"], "--mode=pretrain: value should be one of"),
         (["--config=experiments/base.py", "--modus=train"], "Unknown command line flag 'modus'. Did you mean: mode"),
