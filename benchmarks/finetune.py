@@ -6,7 +6,8 @@
 `--data` is where the archives of the sets were unpacked (finetune_data.py says which files are read). For each seed
 ours runs first, then the peer, each in a process of its own with the machine to itself. Both have the same weights,
 files, epochs, batches, linear schedule with warm-up over a tenth of the steps, decay, clipping and dropout; neither
-evaluates before its end, both save the model then; one metric code scores both sides' predictions.
+evaluates before its end, both save the model then; one metric code scores both sides' predictions. Our command sets
+glibc's allocator for itself (bert_jax/heap.py), Trainer has it as it comes; export GLIBC_TUNABLES for both.
 
 Whole process: from the command to its exit, with imports, reading, encoding, compilation, evaluation and saving.
 Training loop: without these, but with compilation. Our first seed of a task compiles everything (cold); the others find
