@@ -253,17 +253,19 @@ def _parallel(source: Iterator[Block], work: BlockWork, workers: int) -> Iterato
         for block in source:
             if len(processes) < workers:
                 connection, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+                process = context.Process(target=_serve, args=(theirs,), daemon=True)
                 process.start()
                 theirs.close()
                 processes[connection] = process
+                # Not as an argument: `start` would wait for good to hand over as much to a process that has died.
+                _send(work, connection, process, block.index)
             else:
                 connection: Any = next(iter(set(processes) - set(busy)), None)
                 if connection is None:
                     connection = wait(list(busy))[0]
                     yield _receive(connection, processes, busy)
-            connection.send(block)
             busy[connection] = block.index
+            _send(block, connection, processes[connection], block.index)
         while busy:
             for connection in wait(list(busy)):
                 yield _receive(connection, processes, busy)
@@ -274,25 +276,37 @@ def _parallel(source: Iterator[Block], work: BlockWork, workers: int) -> Iterato
             process.kill()
 
 
+def _send(what: Any, connection: Any, process: Any, index: int) -> None:
+    try:
+        connection.send(what)
+    except ConnectionError:
+        raise _died(process, index) from None
+
+
 def _receive(connection: Any, processes: dict[Any, Any], busy: dict[Any, int]) -> BlockResult:
     index = busy.pop(connection)
     try:
         result = connection.recv()
     except (EOFError, ConnectionError):
-        processes[connection].join(timeout=5)
-        raise UserError(
-            f"a worker died while preparing block {index} (exit code {processes[connection].exitcode}): "
-            "most likely out of memory; lower data.workers"
-        ) from None
+        raise _died(processes[connection], index) from None
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _serve(connection: Connection, work: BlockWork) -> None:
+def _died(process: Any, index: int) -> UserError:
+    process.join(timeout=5)
+    message = f"a worker died while preparing block {index} (exit code {process.exitcode}): "
+    if process.exitcode == 1:  # Python's for an exception: it never came as far as serving
+        return UserError(message + 'its error is above; a script needs `if __name__ == "__main__":` around this call')
+    return UserError(message + "most likely out of memory; lower data.workers")
+
+
+def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     try:
+        work = connection.recv()
         while True:
             block = connection.recv()
             try:

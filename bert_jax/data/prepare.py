@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import time
@@ -60,7 +61,11 @@ def prepare(data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, 
     """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError.
 
     Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus.
+    Its workers import the script that calls it, as those of `multiprocessing` do: there, call it under
+    `if __name__ == "__main__":`. RuntimeError in a worker whose script does not.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, still importing that script
+        raise RuntimeError("a worker cannot prepare what it is a worker for")
     corpus = open_corpus(data)
     tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
     settings = _settings(data, seed, corpus, tokenizer)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,6 +304,25 @@ def test_a_worker_that_dies_is_reported():
     block = chunks.Block(0, 0, [("train", Document("", "text", True))], 4)
     with pytest.raises(UserError, match=r"worker died .* block 0 .*-9.*workers"):
         list(chunks.run_blocks(iter([block]), work, 2))
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    """Its workers import it and call `prepare` themselves; what they are sent is more than a pipe holds."""
+    script = f"""
+from bert_jax.data.prepare import prepare
+from experiments import base
+data = base.get_config().data
+data.update(workers=2, prepared={os.fspath(tmp_path / "prepared")!r}, sequence_length=64)
+prepare(data, 0, progress=False)
+"""
+    (tmp_path / "script.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 1
+    assert re.search(r'UserError: a worker died .*exit code 1.*if __name__ == "__main__"', run.stderr), run.stderr
+    assert "cannot prepare what it is a worker for" in run.stderr
 
 
 class _Deadly(chunks.BlockWork):
