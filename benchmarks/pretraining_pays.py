@@ -3,11 +3,11 @@
     python benchmarks/pretraining_pays.py --data=FOLDER --ours=runs/small_en [--tasks=sst2,trec] [--seeds=3]
         [--train_examples=500,2000,10000] [--steps=300] [--png=docs/images/pretraining_pays.png] [--json=out.json]
 
-"From scratch" has the shape and the vocabulary of `--ours`, so that the difference between these two is what its
-pretraining knows. All make the same number of steps, however few the examples. Each start tries its `--learning_rates`
-(MiniLM `--minilm_learning_rates`) and is shown with the one whose mean is best, which flatters all three alike. Figures
-are of the last step on the set's held-out examples: mean and sample standard deviation over the seeds, each of which
-also draws its model's new parameters and the order of its batches.
+"From scratch" has the shape, the vocabulary and the spread of first parameters of `--ours`, so that the difference
+between these two is what its pretraining knows. All make the same number of steps, however few the examples. Each start
+tries its `--learning_rates` (MiniLM `--minilm_learning_rates`) and is shown with the one whose mean is best, which
+flatters all three alike. Figures are of the last step on the set's held-out examples: mean and sample standard
+deviation over the seeds, each of which also draws its model's new parameters and the order of its batches.
 """
 
 import argparse
@@ -129,9 +129,11 @@ def _starts(options: argparse.Namespace, scratch: Path) -> list[Start]:
     _convert(options.ours, exported, "--format=huggingface")  # for its vocabulary as a file
     _convert(options.minilm, minilm)
     run, tokenizer = describe_checkpoint(find_checkpoint(options.ours))
-    shape = bert_config(from_json_dict(run["config"]).model, tokenizer.vocab_size)
+    model = from_json_dict(run["config"]).model
+    shape = bert_config(model, tokenizer.vocab_size)
     scratch_settings: dict[str, Any] = {f"model.{name}": getattr(shape, name) for name in _SHAPE}
-    scratch_settings |= {"data.vocab_file": exported / "vocab.txt"}
+    scratch_settings["model.initializer_range"] = model.initializer_range
+    scratch_settings["data.vocab_file"] = exported / "vocab.txt"
     rates = [float(rate) for rate in options.learning_rates.split(",")]
     minilm_rates = [float(rate) for rate in options.minilm_learning_rates.split(",")]
     name = f"{shape.num_hidden_layers} layers, {shape.hidden_size} wide"
