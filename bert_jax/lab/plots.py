@@ -48,6 +48,7 @@ def series(records: list[dict], split: str, name: str) -> tuple[list[int], list[
 
 def _picture(path, records, title, names):
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     names = [name for name in names if any(name in record for record in records)]
     figure, axes = plt.subplots(1, max(len(names), 1), figsize=(4.6 * max(len(names), 1), 3.4), squeeze=False)
@@ -60,7 +61,9 @@ def _picture(path, records, title, names):
         label, level = _reference(records, name)
         if level is not None:
             axis.axhline(level, color=CHANCE_COLOUR, linestyle="--", linewidth=1, label=f"{label} ({level:.3g})")
-        axis.set(title=name.replace("_", " "), xlabel="step")
+        axis.set(title=name.replace("_", " ").replace("mlm", "MLM").replace("nsp", "NSP"), xlabel="step")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)

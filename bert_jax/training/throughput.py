@@ -161,12 +161,15 @@ class Window:
         self.waited += time.perf_counter() - start
 
     def launch(self, state: Any, batch: Batch, key: Any) -> tuple[Any, Sums]:
-        """The next step; it may still be running when this returns."""
+        """The next step; it may still be running when this returns. A CPU hands out its temporary memory at once, so
+        there it begins when the one before has ended: two of them would hold it twice."""
         if not self.programs.has(batch):
             self.wait()
             start = time.perf_counter()
             self.programs.compile(state, batch, key)
             self.started += time.perf_counter() - start
+        if jax.default_backend() == "cpu":
+            self.wait()
         self.launched_peak = self.programs.peak_bytes(batch)
         return self.programs.step(state, batch, key)
 
@@ -174,7 +177,7 @@ class Window:
         jax.block_until_ready(self.sums[-1:])
 
     def add(self, sums: Sums) -> None:
-        """Keeps the sums of the step just launched, and waits for the one before: at most one step is in flight."""
+        """Keeps the sums of the step just launched, and waits for the one before: at most two are in flight."""
         self.wait()
         self.sums.append(sums)
         self.peaks.append(self.launched_peak)
