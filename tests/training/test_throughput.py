@@ -134,6 +134,28 @@ def test_neither_compiling_nor_evaluating_is_training_time():
     assert window.flush(2).keys() == {"loss", "peak_bytes"}
 
 
+def test_a_step_on_a_cpu_begins_when_the_one_before_has_ended():
+    """Two at a time would hold their temporary memory twice."""
+
+    def slow(state, batch, key):
+        return step(jax.lax.fori_loop(0, 20_000, lambda _, x: jnp.sin(x), state), batch, key)
+
+    window, state = window_of(slow), jnp.zeros(1000)
+    state, sums = window.launch(state, batch_of(4), jnp.float32(1))
+    program, begun_early = window.programs.step, []
+
+    def launch(*arguments):
+        begun_early.append(not all(x.is_ready() for x in jax.tree.leaves(window.sums)))
+        return program(*arguments)
+
+    window.programs.step = launch  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(3):
+        window.add(sums)
+        state, sums = window.launch(state, batch_of(4), jnp.float32(1))
+        assert not sums["loss"][0].is_ready()  # this one goes on after its launch
+    assert begun_early == [False, False, False]
+
+
 def test_a_loss_that_is_no_number_is_said():
     window = window_of(step)
     _, sums = window.launch(jnp.zeros(3), batch_of(4), jnp.float32(np.nan))
