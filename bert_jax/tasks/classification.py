@@ -1,6 +1,7 @@
 """Texts and pairs of texts: one class, several classes, or a number each (Devlin et al. 2018, sections 3.2 and 4.1)."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -124,7 +125,10 @@ class Classification(FineTuning):
     def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
         pooling = self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
         outputs = 1 if self.kind == "regression" else len(self.labels)
-        return BertForSequenceClassification(self.bert_config, outputs, rngs=rngs, window_pooling=pooling)
+        model = BertForSequenceClassification(self.bert_config, outputs, rngs=rngs, window_pooling=pooling)
+        if self.kind == "multi" and "train" in self.examples:
+            model.classifier.bias = nnx.Param(jnp.asarray(self._log_odds()))
+        return model
 
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
@@ -196,6 +200,14 @@ class Classification(FineTuning):
         number = {label: i for i, label in enumerate(self.labels)}
         gold = np.asarray([number[str(example.label)] for example in examples])
         return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
+
+    def _log_odds(self) -> Float[np.ndarray, " C"]:
+        """Of each label over the training texts, one text added to either side. From 0, where every label is as likely as
+        not, the first hundreds of steps would only teach the model that most are rare (Lin et al. 2017, section 4.1)."""
+        train = self.examples["train"]
+        count = Counter(name for example in train for name in _names(example))
+        having = np.asarray([count[label] for label in self.labels], np.float32)
+        return np.log((having + 1) / (len(train) - having + 1))
 
     def _given_labels(self) -> list[str]:
         return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
