@@ -202,8 +202,8 @@ class Classification(FineTuning):
         return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
 
     def _log_odds(self) -> Float[np.ndarray, " C"]:
-        """Of each label over the training texts, one text added to either side. From 0, where every label is as likely as
-        not, the first hundreds of steps would only teach the model that most are rare (Lin et al. 2017, section 4.1)."""
+        """Of each label over the training texts, one text added to either side: from 0, where every label is as likely
+        as not, hundreds of steps would only teach that most are rare (Lin et al. 2017, section 4.1)."""
         train = self.examples["train"]
         count = Counter(name for example in train for name in _names(example))
         having = np.asarray([count[label] for label in self.labels], np.float32)

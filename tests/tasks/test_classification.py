@@ -109,6 +109,16 @@ def test_several_labels_with_thresholds_of_their_own(tmp_path):
     assert len(task.description()["thresholds"]) == 3 == len(task.predictions[0]["probabilities"])
 
 
+def test_a_new_head_of_several_labels_starts_at_their_shares(tmp_path):
+    """With 1 text added on either side, so that a label that training lacks is rare, not impossible."""
+    rows = [{"text": "a", "label": label} for label in ("common", "common|rare", "common", "")]
+    config = make_config("multi", train=write(tmp_path / "train.jsonl", rows), labels="common,rare,never")
+    bias = load(config).init(nnx.Rngs(params=0)).classifier.bias[...]
+    np.testing.assert_allclose(jax.nn.sigmoid(bias), [4 / 6, 2 / 6, 1 / 6], rtol=1e-6)
+    of_a_checkpoint = Classification(config, TOKENIZER, {"labels": ["a", "b"], "thresholds": [0.5, 0.5]})
+    assert not of_a_checkpoint.init(nnx.Rngs(params=0)).classifier.bias[...].any()
+
+
 def test_regression_of_the_number_of_good_words(tmp_path):
     def rows(count, seed):
         random = np.random.default_rng(seed)
