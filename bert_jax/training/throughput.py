@@ -177,7 +177,7 @@ class Window:
         jax.block_until_ready(self.sums[-1:])
 
     def add(self, sums: Sums) -> None:
-        """Keeps the sums of the step just launched, and waits for the one before: at most two are in flight, on a CPU one."""
+        """Keeps the sums of the step just launched, and waits for the one before: at most two run, on a CPU one."""
         self.wait()
         self.sums.append(sums)
         self.peaks.append(self.launched_peak)
