@@ -1,11 +1,12 @@
 """Which shapes the batches of a run have: few, since each is compiled, and with little padding.
 
 Padded: every item has a row of its own, as long as the longest of its batch; a batch takes the smallest of several
-lengths. Packed: items share rows; the longest item goes first, each into the row that has least in it, and a batch
-takes the cheapest shape that holds it so. The last shape of all holds any batch.
+lengths. Packed: items share rows, which may be longer than any of them; the longest item goes first, each into the row
+that has least in it, and a batch takes the cheapest shape that holds it so. The last shape of all holds any batch.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from bert_jax.data.items import Item
 _ROUNDED_TO = 4  # tokens: lengths are multiples of it
 _SAMPLE = 256  # batches that packing is tried on
 _QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0)  # of the lengths that batches need, tried for rows that are shared
+_LONGER = 1.5  # than the longest item, a row that is shared: where items fill more than half of it, two make a bad fit
 _ROOM = 2  # a row has places for so many times its even share of the batch's items
 
 
@@ -97,8 +99,9 @@ def packed_shapes(
 
     `multiple`: of devices, that the rows are spread over. `reach`: as in `Shape.cost`. `worth`: as in `padded_shapes`.
     """
-    longest = min(_rounded(max(item.length for item in items)), max_length)
-    last = Shape(batch_size, 1, longest)
+    longest = max(item.length for item in items)
+    last = Shape(batch_size, 1, min(_rounded(longest), max_length))
+    limit = _rounded(_LONGER * longest)
     sample = _sampled(batches)
     scale = len(batches) / len(sample) / epochs
     lengths = np.zeros((len(sample), batch_size), np.int64)
@@ -108,7 +111,7 @@ def packed_shapes(
     for rows in _row_counts(batch_size, multiple):
         places = _places(batch_size, rows)
         need = _deal(lengths, rows, places)[1].max(axis=1)
-        for length in {min(_rounded(n), max_length) for n in np.quantile(need, _QUANTILES, method="higher")}:
+        for length in {min(_rounded(n), limit) for n in np.quantile(need, _QUANTILES, method="higher")}:
             candidates[Shape(rows, 1, length, places)] = need <= length
     chosen: list[Shape] = []
 
@@ -251,5 +254,5 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _rounded(length: int) -> int:
-    return -(-int(length) // _ROUNDED_TO) * _ROUNDED_TO
+def _rounded(length: float) -> int:
+    return math.ceil(length / _ROUNDED_TO) * _ROUNDED_TO

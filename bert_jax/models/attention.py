@@ -1,5 +1,7 @@
 """Self-attention: fused projections, one mask, two implementations that agree."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -75,9 +77,33 @@ def attend(
     """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
-    weights = dropout(weights.astype(dtype), dropout_rate, dropout_seed)
-    return dot(weights, value, dtype).swapaxes(1, 2)
+    return _context(scores, mask, value, dropout_seed, dropout_rate, dtype).swapaxes(1, 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _context(scores, mask, value, seed, rate, dtype):
+    """dropout(softmax(scores)) · value. Of what is as large as the scores, only the softmax is kept, of `dtype`."""
+    return _context_forward(scores, mask, value, seed, rate, dtype)[0]
+
+
+def _context_forward(scores, mask, value, seed, rate, dtype):
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(dtype)
+    context = dot(dropout(weights, rate, seed), value, dtype)
+    return context, (weights, value, context, seed)
+
+
+def _context_backward(rate, dtype, saved, g):
+    """Softmax's gradient is weights · (d_weights − mean), mean = Σ weights · d_weights over the L keys: that is
+    Σ context · g over the K columns of a head, dropout or not (Dao et al. 2022, FlashAttention, appendix B.2)."""
+    weights, value, context, seed = saved
+    d_value = dot(dropout(weights, rate, seed).swapaxes(-1, -2), g, dtype).astype(value.dtype)
+    d_weights = dot(g, value.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
+    mean = jnp.sum(context.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
+    d_scores = weights.astype(jnp.float32) * (dropout(d_weights, rate, seed) - mean)
+    return d_scores, None, d_value, None
+
+
+_context.defvjp(_context_forward, _context_backward)
 
 
 def attention_mask(sequence_ids: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:

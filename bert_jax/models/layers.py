@@ -22,8 +22,12 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
     """x · Φ(x) (Hendrycks and Gimpel 2016), Φ by tanh if `approximate`. Of the forward pass only x is kept: autodiff
-    would keep what it computes on the way too, a quarter of the memory of a small model's step."""
-    return jax.nn.gelu(x, approximate=approximate)
+    would keep what it computes on the way too, a quarter of the memory of a small model's step.
+
+    Exact, Φ is (1 + erf(x / √2)) / 2 as in BERT's and PyTorch's code. `jax.nn.gelu` has erfc instead, which is right to
+    the last digit where Φ vanishes, and takes half as long again.
+    """
+    return jax.nn.gelu(x, approximate=True) if approximate else x * _normal_cdf(x)
 
 
 def _gelu_forward(x, approximate):
@@ -36,7 +40,11 @@ def _gelu_backward(approximate, x, g):
         slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * jnp.square(x))
         return (g * (0.5 * (1 + tanh) + 0.5 * x * (1 - jnp.square(tanh)) * slope),)
     density = jnp.exp(-0.5 * jnp.square(x)) * (2 * math.pi) ** -0.5
-    return (g * (0.5 * (1 + jax.lax.erf(x * 0.5**0.5)) + x * density),)
+    return (g * (_normal_cdf(x) + x * density),)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -246,7 +254,8 @@ def dropout(x: Float[Array, "B ..."], rate: float, seed: UInt32[Array, "2"] | No
     row, place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0), _place_in_row(x.shape)
     bits = _mix(_mix(place + seed[0]) ^ (row * jnp.uint32(0x9E3779B9) + seed[1]))
     keep = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+    scaled = x.astype(jnp.float32) * (1 / (1 - rate))  # in bfloat16 the factor itself would be 0.2 % off
+    return jnp.where(keep, scaled, 0.0).astype(x.dtype)
 
 
 def _mix(x):

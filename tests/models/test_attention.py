@@ -1,5 +1,7 @@
 """Self-attention against a NumPy reference, and what its mask lets through."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 from bert_jax.config import UserError
 from bert_jax.models.attention import SelfAttention, attend, attention_mask, use_cudnn
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import dropout_seeds
+from bert_jax.models.layers import dropout, dropout_seeds
 
 SMALL = {"vocab_size": 50, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96, "embedding_size": 48}
 SEQUENCES = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
@@ -50,6 +52,29 @@ def test_dropout_falls_on_the_probabilities():
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-6)
     assert (context == context[:, :1]).all()  # a key is dropped for all K numbers of a query's context
     assert len(np.unique(kept[:, 0])) > 1  # but not for all queries
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_gradient_is_that_of_autodiff(rate):
+    """Several sequences in a row, of which a query sees its own only, and the same keys dropped."""
+    q, k, v = (jax.random.normal(key, (2, 24, 3, 16)) for key in jax.random.split(jax.random.key(0), 3))
+    mask = attention_mask(jnp.asarray([[1] * 9 + [2] * 15, [1] * 20 + [0] * 4]), causal=False)
+    seed = dropout_seeds(jax.random.key(1))
+
+    def plain(q, k, v):
+        scores = jnp.where(mask, jnp.einsum("bphk,blhk->bhpl", q, k, precision="highest") / 4, -jnp.inf)
+        weights = dropout(jax.nn.softmax(scores), rate, seed)
+        return jnp.einsum("bhpl,blhk->bphk", weights, v, precision="highest")
+
+    def loss(f, *qkv):
+        return jnp.sum(jnp.sin(f(*qkv)))
+
+    ours, autodiff = (
+        jax.grad(partial(loss, f), (0, 1, 2))(q, k, v)
+        for f in (lambda *qkv: attend(*qkv, mask, rate, seed, "float32"), plain)
+    )
+    for grad, expected in zip(ours, autodiff, strict=True):
+        np.testing.assert_allclose(grad, expected, atol=1e-6 * float(jnp.abs(expected).max()))
 
 
 def test_gradient_of_bfloat16_attention_is_close_to_that_of_float32():

@@ -187,6 +187,8 @@ def test_dropout_rate_and_scale():
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.9)}
     # Standard error of a share of 0.1 in a million draws is 3e-4.
     assert abs((y == 0).mean() - 0.1) < 4 * np.sqrt(0.09 / n)
+    rounded = dropout(jnp.full((4, 8), 7, jnp.bfloat16), 0.1, dropout_seeds(jax.random.key(0)))
+    assert set(np.unique(np.asarray(rounded, np.float32))) == {0, float(jnp.bfloat16(7 / 0.9))}, "rounded once"
     assert dropout(jnp.ones((2, 2)), 0.1, None).sum() == 4
     assert dropout(jnp.ones((2, 2)), 0.0, dropout_seeds(jax.random.key(0))).sum() == 4
 

@@ -1,5 +1,6 @@
 """Fine-tuning metrics: worked examples, what is undefined, and counts made another way."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -131,36 +132,40 @@ def test_several_labels_by_hand():
 
 
 def test_thresholds_by_hand():
-    # a: 0.9 and 0.4 are right, 0.6 between them is not: 2/3, 1/2, then 4/5 with the first three.
-    # b: 0.6 right, 0.3 wrong, 0.2 right: 2/3, 1/2, 4/5. c never occurs.
+    # a: 0.9 and 0.4 are right, 0.6 between them is not. b: 0.6 right, 0.3 wrong, 0.2 right. c never occurs.
+    # Micro F1 of the first of a and b: 2·2/(2+4); of three of one and one of the other 2·3/(4+4); of three each 2·4/(6+4).
     assert tune_thresholds(GOLD, PROBABILITIES) == pytest.approx([(0.4 + 0.1) / 2, (0.2 + 0.1) / 2, 0.5])
     always = tune_thresholds(np.array([[True], [True]]), np.array([[0.2], [0.0]]))
     assert always == pytest.approx([0.0]), "nothing is below the lowest score"
     assert tune_thresholds(np.array([[True], [True]]), np.array([[0.8], [0.2]])) == pytest.approx([0.1])
 
 
-scored = st.lists(
-    st.tuples(st.booleans(), st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.75, 1.0]), st.floats(0, 1))),
-    min_size=1,
-    max_size=12,
-)
+def test_a_label_that_is_not_learned_is_given_to_nobody():
+    """Alone, label b has its best F1 when all six examples get it, which would cost micro F1 five errors for one hit."""
+    gold = np.array([[i < 3, i == 5] for i in range(6)])
+    scores = np.array([[0.9, 0.6], [0.8, 0.5], [0.7, 0.4], [0.3, 0.3], [0.2, 0.2], [0.1, 0.1]])
+    assert tune_thresholds(gold, scores) == pytest.approx([(0.7 + 0.3) / 2, (1.0 + 0.6) / 2])
+    certain = np.array([[0.9, 1.0], [0.8, 1.0], [0.7, 0.4], [0.3, 0.3], [0.2, 0.2], [0.1, 0.1]])
+    assert tune_thresholds(gold, certain)[1] > 1.0, "nor to one whose score is 1"
 
 
-@given(scored)
-@example([(True, 0.5), (False, float(np.nextafter(0.5, 0)))])
-def test_no_threshold_is_better(pairs):
-    gold, scores = np.array([g for g, _ in pairs]), np.array([s for _, s in pairs])
-    (threshold,) = tune_thresholds(gold[:, None], scores[:, None])
+some_scores = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.75, 1.0]), st.floats(0, 1))
 
-    def f1_at(limit: float) -> float:
-        given = scores >= limit
+
+@given(st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[st.tuples(st.booleans(), some_scores)] * n), min_size=1, max_size=5)))
+@example([((True, 0.5),), ((False, float(np.nextafter(0.5, 0))),)])
+def test_no_thresholds_are_better(rows):
+    gold, scores = (np.array([[pair[i] for pair in row] for row in rows]) for i in (0, 1))
+    found = tune_thresholds(gold, scores)
+
+    def micro_f1_at(limits) -> float:
+        given = scores >= limits
         return f1_of((given & gold).sum(), given.sum(), gold.sum())
 
-    if gold.any():
-        assert f1_at(threshold) == pytest.approx(max(f1_at(limit) for limit in scores))
-        assert 0 <= threshold <= 1
-    else:
-        assert threshold == 0.5
+    ways = itertools.product(*[[*column, 2.0] for column in scores.T])
+    assert (found[~gold.any(axis=0)] == 0.5).all()
+    used = np.where(gold.any(axis=0), found, 2.0)  # a label without example has its threshold by rule
+    assert micro_f1_at(used) == pytest.approx(max(micro_f1_at(limits) for limits in ways))
 
 
 def test_entities_by_hand():
