@@ -126,8 +126,8 @@ class Classification(FineTuning):
         pooling = self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
         outputs = 1 if self.kind == "regression" else len(self.labels)
         model = BertForSequenceClassification(self.bert_config, outputs, rngs=rngs, window_pooling=pooling)
-        if self.kind == "multi" and "train" in self.examples:
-            model.classifier.bias = nnx.Param(jnp.asarray(self._log_odds()))
+        if self.kind != "single" and "train" in self.examples:
+            model.classifier.bias = nnx.Param(jnp.asarray(self._first_bias()))
         return model
 
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
@@ -201,10 +201,13 @@ class Classification(FineTuning):
         gold = np.asarray([number[str(example.label)] for example in examples])
         return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
 
-    def _log_odds(self) -> Float[np.ndarray, " C"]:
-        """Of each label over the training texts, one text added to either side: from 0, where every label is as likely
-        as not, hundreds of steps would only teach that most are rare (Lin et al. 2017, section 4.1)."""
+    def _first_bias(self) -> Float[np.ndarray, " C"]:
+        """What the training texts' labels alone say: the mean of numbers, or each label's log-odds, one text added to
+        either side. From 0, where every label is as likely as not and every number is 0, hundreds of steps would only
+        teach that labels are rare (Lin et al. 2017, section 4.1) and numbers are not 0."""
         train = self.examples["train"]
+        if self.kind == "regression":
+            return np.asarray([np.mean([float(example.label) for example in train])], np.float32)
         count = Counter(name for example in train for name in _names(example))
         having = np.asarray([count[label] for label in self.labels], np.float32)
         return np.log((having + 1) / (len(train) - having + 1))

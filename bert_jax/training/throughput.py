@@ -232,15 +232,15 @@ def peak_bytes(program: Compiled) -> int | None:
 
 
 @cache
-def _measured_flops(repeats: int = 5) -> float:
+def _measured_flops(repeats: int = 3) -> float:
     size = 2048 if jax.default_backend() == "cpu" else 8192  # long enough for the launch not to count
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), jnp.bfloat16)
+    x = jnp.tile(jnp.asarray(np.random.default_rng(0).standard_normal((size // 16, size)), jnp.bfloat16), (16, 1))
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     return 2 * size**3 / _seconds(lambda: product(x), repeats)
 
 
 @cache
-def _measured_bandwidth(repeats: int = 5) -> float:
+def _measured_bandwidth(repeats: int = 3) -> float:
     """Each value is read and written in its place: fresh memory would be timed with the kernel's handing it out."""
     size = 128 << 20 if jax.default_backend() == "cpu" else 1 << 30  # over what caches hold
     held = [jnp.zeros(size // 4, jnp.float32)]

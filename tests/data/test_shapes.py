@@ -87,7 +87,8 @@ def test_packed_shapes_hold_every_batch_and_suit_the_devices(lengths, batch_size
     batches = EpochOrder(items, batch_size, 0, dealt=True).epoch(0)
     shapes = packed_shapes(items, batches, batch_size, max_shapes, 60, multiple=multiple)
     assert 1 <= len(shapes) <= max_shapes and shapes[-1].items == 1 == shapes[-1].parts
-    assert all(shape.rows % multiple == 0 and shape.tokens <= 60 for shape in shapes)
+    assert all(shape.rows % multiple == 0 and shape.tokens <= 1.5 * max(lengths) + 4 for shape in shapes)
+    assert shapes[-1].tokens <= 60
     for batch in [*batches, *EpochOrder(items, batch_size, 7, dealt=True).epoch(3)]:
         fit([items[i] for i in batch], shapes)  # would raise StopIteration
 
@@ -102,3 +103,14 @@ def test_texts_of_mixed_lengths_fill_their_rows():
     used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, dealt=True).epoch(1)]
     assert len(shapes) == 2 and used.count(shapes[-1]) <= 1  # one program for all of the next epoch, but for a stray
     assert lengths.sum() / sum(shape.cost() for shape in used) > 0.85
+
+
+def test_rows_are_longer_than_any_text_where_two_make_a_bad_fit():
+    """Rows of the longest, 128, would be 88 % real."""
+    lengths = np.random.default_rng(0).integers(40, 129, 2000)
+    items = make_items([(length,) for length in lengths.tolist()])
+    batches = EpochOrder(items, 32, 0, dealt=True).epoch(0)
+    shapes = packed_shapes(items, batches, 32, 8, 128, reach=500, worth=20_000)
+    used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, dealt=True).epoch(1)]
+    assert 128 < shapes[0].tokens <= 192 and used.count(shapes[-1]) <= 1
+    assert lengths.sum() / sum(shape.cost() for shape in used) > 0.95

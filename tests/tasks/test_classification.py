@@ -119,6 +119,12 @@ def test_a_new_head_of_several_labels_starts_at_their_shares(tmp_path):
     assert not of_a_checkpoint.init(nnx.Rngs(params=0)).classifier.bias[...].any()
 
 
+def test_a_new_head_of_numbers_starts_at_their_mean(tmp_path):
+    rows = [{"text": "a", "label": label} for label in (1.0, 2.5, 4.0, 4.5)]
+    config = make_config("regression", train=write(tmp_path / "train.jsonl", rows))
+    np.testing.assert_array_equal(load(config).init(nnx.Rngs(params=0)).classifier.bias[...], [3.0])
+
+
 def test_regression_of_the_number_of_good_words(tmp_path):
     def rows(count, seed):
         random = np.random.default_rng(seed)

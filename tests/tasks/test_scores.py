@@ -152,7 +152,11 @@ def test_a_label_that_is_not_learned_is_given_to_nobody():
 some_scores = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.75, 1.0]), st.floats(0, 1))
 
 
-@given(st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[st.tuples(st.booleans(), some_scores)] * n), min_size=1, max_size=5)))
+@given(
+    st.integers(1, 3).flatmap(
+        lambda n: st.lists(st.tuples(*[st.tuples(st.booleans(), some_scores)] * n), min_size=1, max_size=5)
+    )
+)
 @example([((True, 0.5),), ((False, float(np.nextafter(0.5, 0))),)])
 def test_no_thresholds_are_better(rows):
     gold, scores = (np.array([[pair[i] for pair in row] for row in rows]) for i in (0, 1))
