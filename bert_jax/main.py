@@ -94,8 +94,8 @@ def _complain(error: BaseException) -> int:
 
 def run() -> None:
     restart_with_kept_heap()
-    # Libraries and traces make a million objects that stay: looking for garbage among them takes a fifth of the imports'
-    # time, and half a second more at the end.
+    # Libraries and traces make a million objects that stay: to look for garbage among them takes a fifth of the
+    # imports' time, and half a second more at the end.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     app.run(main, flags_parser=_parse)

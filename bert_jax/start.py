@@ -85,11 +85,14 @@ def prepared_data(config: ConfigDict, source: Source | None):
 
 
 def keep_programs(workdir: Path) -> None:
-    """Programs compiled by one run are there for the next; jax's own setting goes first."""
+    """Programs compiled by one run are there for the next, also small ones: jax by itself keeps those that took a second,
+    which an evaluation's does not. jax's own settings go first."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute().parent / ".compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 def check_writable(workdir: Path) -> None:

@@ -103,12 +103,12 @@ def multilabel_scores(
 
 
 def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " C"]:
-    """For each label the threshold such that all of them together have the best micro F1; 0.5 for a label without example.
+    """A threshold for each label such that together they have the best micro F1; 0.5 for a label without example.
 
-    Exact, by Dinkelbach's method: F1 is a ratio of sums over the labels, and 2·found − F1·given is best for all where it
-    is best for each. Half-way between two scores, and of equal choices the highest. A label whose scores say nothing is
-    given to no example; the best F1 of each label alone would give it to most (Yang 2001, A study of thresholding
-    strategies for text categorization). Meant for the development set, on which the scores are then too good by a little.
+    Exact, by Dinkelbach's method: F1 is a ratio of sums over the labels, and 2·found − F1·given is best for all where
+    it is best for each. Half-way between two scores, and of equal choices the highest. A label whose scores say nothing
+    is given to no example; the best F1 of each label alone would give it to most (Yang 2001, A study of thresholding
+    strategies for text categorization). Meant for the development set, on which the scores are then a little too good.
     """
     _check_lengths(gold, probabilities)
     order = np.argsort(-probabilities, axis=0, kind="stable")

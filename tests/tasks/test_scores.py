@@ -133,7 +133,7 @@ def test_several_labels_by_hand():
 
 def test_thresholds_by_hand():
     # a: 0.9 and 0.4 are right, 0.6 between them is not. b: 0.6 right, 0.3 wrong, 0.2 right. c never occurs.
-    # Micro F1 of the first of a and b: 2·2/(2+4); of three of one and one of the other 2·3/(4+4); of three each 2·4/(6+4).
+    # Micro F1 with the first of either: 2·2/(2+4); with three of one, one of the other 2·3/(4+4); three each 2·4/(6+4).
     assert tune_thresholds(GOLD, PROBABILITIES) == pytest.approx([(0.4 + 0.1) / 2, (0.2 + 0.1) / 2, 0.5])
     always = tune_thresholds(np.array([[True], [True]]), np.array([[0.2], [0.0]]))
     assert always == pytest.approx([0.0]), "nothing is below the lowest score"
@@ -141,7 +141,7 @@ def test_thresholds_by_hand():
 
 
 def test_a_label_that_is_not_learned_is_given_to_nobody():
-    """Alone, label b has its best F1 when all six examples get it, which would cost micro F1 five errors for one hit."""
+    """Alone, label b has its best F1 when all six examples get it: for micro F1 five errors for one hit."""
     gold = np.array([[i < 3, i == 5] for i in range(6)])
     scores = np.array([[0.9, 0.6], [0.8, 0.5], [0.7, 0.4], [0.3, 0.3], [0.2, 0.2], [0.1, 0.1]])
     assert tune_thresholds(gold, scores) == pytest.approx([(0.7 + 0.3) / 2, (1.0 + 0.6) / 2])
