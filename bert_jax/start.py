@@ -85,7 +85,7 @@ def prepared_data(config: ConfigDict, source: Source | None):
 
 
 def keep_programs(workdir: Path) -> None:
-    """Programs compiled by one run are there for the next, also small ones: jax by itself keeps those that took a second,
+    """Programs compiled by one run are there for the next, small ones too: jax by itself keeps those that took a second,
     which an evaluation's does not. jax's own settings go first."""
     import jax
 
