@@ -85,8 +85,8 @@ def prepared_data(config: ConfigDict, source: Source | None):
 
 
 def keep_programs(workdir: Path) -> None:
-    """Programs compiled by one run are there for the next, small ones too: jax by itself keeps those that took a second,
-    which an evaluation's does not. jax's own settings go first."""
+    """Programs compiled by one run are there for the next, small ones too: by itself jax keeps what took a second, as
+    an evaluation's does not. jax's own settings go first."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
