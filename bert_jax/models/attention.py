@@ -1,6 +1,7 @@
 """Self-attention: fused projections, one mask, two implementations that agree."""
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def attend(
     """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
-    return _context(scores, mask, value, dropout_seed, dropout_rate, dtype).swapaxes(1, 2)
+    return cast(Array, _context(scores, mask, value, dropout_seed, dropout_rate, dtype)).swapaxes(1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
