@@ -25,7 +25,7 @@ def gelu(x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
     would keep what it computes on the way too, a quarter of the memory of a small model's step.
 
     Exact, Φ is (1 + erf(x / √2)) / 2 as in BERT's and PyTorch's code. `jax.nn.gelu` has erfc instead, which is right to
-    the last digit where Φ vanishes, and takes half as long again.
+    the last digit where Φ vanishes, and takes twice as long on a CPU.
     """
     return jax.nn.gelu(x, approximate=True) if approximate else x * _normal_cdf(x)
 
