@@ -72,7 +72,7 @@ def _make_checkpoint(folder: Path) -> None:
 
     from bert_jax.convert import huggingface
     from bert_jax.convert.mapping import Loaded, Report, parameter_shapes
-    from bert_jax.data.wordpiece import make_wordpiece
+    from bert_jax.data.tokenizers.wordpiece import make_wordpiece
     from bert_jax.models.config import BertConfig
 
     config = BertConfig(30_522, hidden_act="gelu", dtype="float32")

@@ -37,8 +37,8 @@ import numpy as np
 from finetune_data import SOURCES, Files, Row, Source, read_file, write_files
 
 from bert_jax.config import UserError
-from bert_jax.data.conll import repair
-from bert_jax.data.examples import Answer, QuestionExample
+from bert_jax.data.labelled.conll import repair
+from bert_jax.data.labelled.examples import Answer, QuestionExample
 from bert_jax.tasks import scores
 from bert_jax.tasks.squad_scores import squad_scores
 

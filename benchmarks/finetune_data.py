@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bert_jax.config import UserError
-from bert_jax.data.conll import repair, tagged_examples
-from bert_jax.data.squad import question_examples
-from bert_jax.data.tables import read_rows
+from bert_jax.data.labelled.conll import repair, tagged_examples
+from bert_jax.data.labelled.squad import question_examples
+from bert_jax.data.labelled.tables import read_rows
 
 Row = dict[str, Any]
 _SEED = 20_000  # of every shuffle in this file: files do not differ from run to run

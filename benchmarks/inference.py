@@ -32,7 +32,7 @@ from timing import Times, in_turns, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert, open_source
-from bert_jax.data.tables import read_rows
+from bert_jax.data.labelled.tables import read_rows
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.inference import Predictor
 from bert_jax.models.config import SHAPE

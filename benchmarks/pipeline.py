@@ -31,12 +31,12 @@ from ml_collections import ConfigDict
 from timing import machine, spread
 
 from bert_jax.config import UserError
-from bert_jax.data.batch_order import EpochOrder
-from bert_jax.data.batches import TrainBatches as ItemBatches
-from bert_jax.data.items import Item, Part
-from bert_jax.data.pipeline import Steps, TrainBatches
-from bert_jax.data.prepare import Prepared, prepare
-from bert_jax.data.shapes import packed_shapes, padded_shapes
+from bert_jax.data.batching.batch_order import EpochOrder
+from bert_jax.data.batching.batches import TrainBatches as ItemBatches
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.batching.shapes import packed_shapes, padded_shapes
+from bert_jax.data.pretraining.pipeline import Steps, TrainBatches
+from bert_jax.data.pretraining.prepare import Prepared, prepare
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import bert_config, training_flops
 from bert_jax.training.sharding import make_mesh, to_mesh

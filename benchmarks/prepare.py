@@ -33,10 +33,10 @@ import prepare_peers
 from timing import Ratio, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
-from bert_jax.data.corpus import open_corpus
-from bert_jax.data.prepare import prepare
-from bert_jax.data.text_files import find_files
-from bert_jax.data.tokenizer import tokenizer_from_config
+from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.data.text.corpus import open_corpus
+from bert_jax.data.text.text_files import find_files
+from bert_jax.data.tokenizers.tokenizer import tokenizer_from_config
 from bert_jax.heap import restart_with_kept_heap
 from experiments import base
 

@@ -7,10 +7,10 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 
-from bert_jax.data.corpus import open_corpus, split_sentences
-from bert_jax.data.original import Instance, OriginalSettings, create_instances
-from bert_jax.data.original_wordpiece import OriginalWordPiece
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
+from bert_jax.data.text.corpus import open_corpus, split_sentences
+from bert_jax.data.tokenizers.original_wordpiece import OriginalWordPiece
+from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 from experiments import base
 
 DUPE_FACTOR = 5  # as in the README of google-research/bert

@@ -16,7 +16,7 @@ from bert_jax.config import UserError, from_json_dict, read_config, validate
 from bert_jax.tasks import task_class
 
 if TYPE_CHECKING:
-    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.data.tokenizers.tokenizer import Tokenizer
 
 
 class Source(NamedTuple):
@@ -50,7 +50,7 @@ def make_task(config: ConfigDict, source: Source | None):
     make = task_class(config.task)
     if config.task == "pretraining":
         return make(config, prepared_data(config, source))
-    from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 
     if source is None and not config.data.vocab_file:
         raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
@@ -63,7 +63,7 @@ def make_task(config: ConfigDict, source: Source | None):
 
 def prepared_data(config: ConfigDict, source: Source | None):
     """The corpus of the config, prepared if it is not yet."""
-    from bert_jax.data.prepare import prepare as prepare_corpus
+    from bert_jax.data.pretraining.prepare import prepare as prepare_corpus
 
     if config.data.corpus == "sample" and not config.data.files:
         logging.warning(

@@ -12,9 +12,9 @@ from bert_jax.convert.mapping import Loaded, Tensors, from_tensors
 from bert_jax.convert.names import CONFIG_FIELDS, PRETRAINING_HEADS, TRUNK, google_names
 from bert_jax.convert.tensor_bundle import open_bundle
 from bert_jax.convert.tensor_files import read_json
-from bert_jax.data.tokenizer import WordPieceTokenizer
-from bert_jax.data.vocabulary import read_vocab_file
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.tokenizers.tokenizer import WordPieceTokenizer
+from bert_jax.data.tokenizers.vocabulary import read_vocab_file
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models.config import BertConfig
 
 OPTIMIZER = re.compile(r"global_step$|.*/(adam|lamb)_[mv]$")

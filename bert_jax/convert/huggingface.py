@@ -22,9 +22,9 @@ from bert_jax.convert.names import (
 )
 from bert_jax.convert.sentence_encoder import left_out_of
 from bert_jax.convert.tensor_files import open_tensors, read_json
-from bert_jax.data.encoding import write_json
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.data.wordpiece import WordPieceTokenizer
+from bert_jax.data.tokenizers.encoding import write_json
+from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.models.config import BertConfig
 
 # Stored besides by some versions: (what it must be equal to, or None for a buffer that is no parameter).

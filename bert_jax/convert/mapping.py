@@ -11,7 +11,7 @@ from flax import nnx
 
 from bert_jax.config import UserError
 from bert_jax.convert.names import TRUNK, Name
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import BertForPretraining
 

@@ -13,8 +13,8 @@ import tokenizers
 
 from bert_jax.config import UserError
 from bert_jax.convert.mapping import Arrays
-from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.data.wordpiece import WordPieceTokenizer
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 
 SLOT = re.compile(r"\[unused\d+\]$")  # left free in published vocabularies
 

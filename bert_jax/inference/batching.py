@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bert_jax.data.batches import collate
-from bert_jax.data.items import Item
-from bert_jax.data.shapes import Shape
+from bert_jax.data.batching.batches import collate
+from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.shapes import Shape
 
 _MOST_LENGTHS = 8
 _SHORTEST = 16  # tokens

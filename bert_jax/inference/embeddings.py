@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from bert_jax.config import UserError, from_json_dict
-from bert_jax.data.encoding import Encoding
-from bert_jax.data.items import Item, Part
-from bert_jax.data.tables import Row, text_in
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.tables import Row, text_in
+from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.input_rows import InputRow
 from bert_jax.inference.output import identity, results, whole_file

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config import UserError
-from bert_jax.data.squad import question_examples
-from bert_jax.data.tables import Row, read_rows, suffix_of
-from bert_jax.data.text_files import json_value, read_blocks
+from bert_jax.data.labelled.squad import question_examples
+from bert_jax.data.labelled.tables import Row, read_rows, suffix_of
+from bert_jax.data.text.text_files import json_value, read_blocks
 
 FORMATS = {"jsonl": "jsonl", "json": "jsonl", "csv": "csv", "tsv": "tsv", "txt": "txt"}  # of suffixes
 _BLOCK = 1 << 16  # bytes

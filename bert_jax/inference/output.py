@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bert_jax.config import UserError
-from bert_jax.data.tables import Row
+from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.input_rows import InputRow
 
 Stream = Callable[[Iterable[Row | UserError]], Iterator[Any]]

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from bert_jax.config import UserError, from_json_dict
-from bert_jax.data.tables import Row
+from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.prepared import Prepared
 from bert_jax.tasks import task_class

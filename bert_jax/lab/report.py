@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.data.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
+from bert_jax.data.labelled.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import report_plots
 from bert_jax.lab.plots import read_metrics
 from bert_jax.tasks import scores

@@ -13,11 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.examples import TextExample, describe, format_report, warnings
-from bert_jax.data.items import Item, Part
-from bert_jax.data.tables import Row, text_examples, text_in
-from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.data.windows import sliding, truncate
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.tables import Row, text_examples, text_in
+from bert_jax.data.labelled.windows import sliding, truncate
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors

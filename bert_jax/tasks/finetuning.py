@@ -18,12 +18,12 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.batch_order import steps_per_epoch
-from bert_jax.data.batch_plan import BatchPlan
-from bert_jax.data.batches import TrainBatches, ordered_batches
-from bert_jax.data.items import Item
-from bert_jax.data.tables import Row
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.batching.batch_order import steps_per_epoch
+from bert_jax.data.batching.batch_plan import BatchPlan
+from bert_jax.data.batching.batches import TrainBatches, ordered_batches
+from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.tables import Row
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned

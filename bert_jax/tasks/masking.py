@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bert_jax.data.packing import Packing, prediction_budgets
+from bert_jax.data.pretraining.packing import Packing, prediction_budgets
 
 MAX_SPAN = 10  # SpanBERT (Joshi et al. 2020): lengths from a geometric distribution, p = 0.2, cut off at 10
 SPAN_P = 0.2

@@ -15,10 +15,10 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.examples import ChoiceExample, TextExample, describe, format_report, warnings
-from bert_jax.data.items import Item
-from bert_jax.data.tables import Row, choice_examples, text_in, texts_in
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.examples import ChoiceExample, TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.tables import Row, choice_examples, text_in, texts_in
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import encode_long
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from bert_jax.data import pipeline
-from bert_jax.data.packing import Packing
-from bert_jax.data.prepare import Prepared
+from bert_jax.data.pretraining import pipeline
+from bert_jax.data.pretraining.packing import Packing
+from bert_jax.data.pretraining.prepare import Prepared
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned

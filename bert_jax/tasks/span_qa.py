@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.encoding import Span
-from bert_jax.data.examples import QuestionExample
-from bert_jax.data.items import Item, Part
-from bert_jax.data.squad import check_answers, question_examples
-from bert_jax.data.tables import Row, text_in
-from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.data.windows import char_span_to_tokens, max_context_mask, sliding
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.examples import QuestionExample
+from bert_jax.data.labelled.squad import check_answers, question_examples
+from bert_jax.data.labelled.tables import Row, text_in
+from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask, sliding
+from bert_jax.data.tokenizers.encoding import Span
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForQuestionAnswering
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
 from bert_jax.tasks.pretraining import cross_entropy_sums

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bert_jax.config import UserError
-from bert_jax.data.examples import QuestionExample
+from bert_jax.data.labelled.examples import QuestionExample
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII only: “ ” – stay

@@ -22,12 +22,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.conll import detect_scheme, entities_of, repair, tagged_examples, to_bio
-from bert_jax.data.examples import TaggedExample
-from bert_jax.data.items import Item, Part
-from bert_jax.data.tables import Row, suffix_of, text_in, texts_in, value_in
-from bert_jax.data.windows import align_words, chunks_of_words, scored_words
-from bert_jax.data.words import text_and_spans, text_to_tag
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.conll import detect_scheme, entities_of, repair, tagged_examples, to_bio
+from bert_jax.data.labelled.examples import TaggedExample
+from bert_jax.data.labelled.tables import Row, suffix_of, text_in, texts_in, value_in
+from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
+from bert_jax.data.labelled.words import text_and_spans, text_to_tag
 from bert_jax.models.heads import BertForTokenClassification
 from bert_jax.tasks import scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs

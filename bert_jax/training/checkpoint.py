@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.training.sharding import parameter_sharding, tree_shardings
 from bert_jax.training.step import TrainState
 

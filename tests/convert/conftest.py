@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.convert.mapping import Loaded, Report, parameter_shapes
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models import heads
 from bert_jax.models.config import BertConfig
 from bert_jax.training.parameters import unflatten

@@ -12,8 +12,8 @@ from bert_jax.config import UserError
 from bert_jax.convert import conversion, huggingface
 from bert_jax.convert.mapping import Loaded
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
-from bert_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from bert_jax.data.wordpiece import WordPieceTokenizer, make_wordpiece
+from bert_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer, make_wordpiece
 from experiments.base import get_config
 
 WORDS = ["Abba", "café", "unable", "a", "fad-ed", "漢字", "abba", "the", "cab", "bad", "dab"]

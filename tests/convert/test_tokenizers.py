@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizer import load_tokenizer
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.tokenizers.tokenizer import load_tokenizer
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from tests.convert.conftest import TOKENS
 
 FOLDERS = {"uncased": True, "cased": False, "chinese_L-12_H-768_A-12": True}

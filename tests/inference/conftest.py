@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.classification import Classification
 from bert_jax.training.checkpoint import write_checkpoint
 from bert_jax.training.loop import make_evaluation

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.data.items import Item, Part
+from bert_jax.data.batching.items import Item, Part
 from bert_jax.inference import batching
 from bert_jax.inference.batching import Batching, ladder
 

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from bert_jax import modes
 from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert
-from bert_jax.data.tables import Row
+from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.embeddings import Embedder
 
 from .conftest import sentences, write_rows

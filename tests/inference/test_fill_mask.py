@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.data.prepare import prepare
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.loop import train

@@ -14,7 +14,7 @@ import pytest
 
 from bert_jax import modes
 from bert_jax.config import UserError
-from bert_jax.data.tables import Row
+from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
 from bert_jax.inference.input_rows import read_input

@@ -7,7 +7,7 @@ from flax import nnx
 
 from bert_jax import modes
 from bert_jax.config import UserError
-from bert_jax.data.squad import question_examples
+from bert_jax.data.labelled.squad import question_examples
 from bert_jax.inference.input_rows import read_input
 from bert_jax.inference.predictor import Predictor
 from bert_jax.tasks.span_qa import SpanQA

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bert_jax import modes
 from bert_jax.config import UserError
-from bert_jax.data.prepare import prepare
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.lab import profile
 from bert_jax.lab.profile import IDLE, WAIT, Profiler, Span, break_down, collectives, read_program, share_time
 from bert_jax.tasks.pretraining import Pretraining

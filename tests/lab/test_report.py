@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bert_jax import modes
-from bert_jax.data.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
+from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import report_plots
 from bert_jax.lab.report import write_report
 from experiments import classify

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from bert_jax.config import UserError
-from bert_jax.data.examples import TextExample
-from bert_jax.data.items import Item, Part
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.examples import TextExample
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import Classification, encode_long
 from bert_jax.tasks.finetuning import by_item

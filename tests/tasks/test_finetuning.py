@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import collate
-from bert_jax.data.shapes import Shape
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.batching.batches import collate
+from bert_jax.data.batching.shapes import Shape
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.tagging import Tagging

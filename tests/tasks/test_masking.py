@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.packing import Packing, prediction_budgets
+from bert_jax.data.pretraining.packing import Packing, prediction_budgets
 from bert_jax.tasks.masking import Masking, mask_tokens
 
 PAD, CLS, SEP, MASK, V = 0, 2, 3, 4, 1000

@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import collate
-from bert_jax.data.examples import ChoiceExample
-from bert_jax.data.shapes import Shape
-from bert_jax.data.tables import Row
-from bert_jax.data.wordpiece import make_wordpiece
+from bert_jax.data.batching.batches import collate
+from bert_jax.data.batching.shapes import Shape
+from bert_jax.data.labelled.examples import ChoiceExample
+from bert_jax.data.labelled.tables import Row
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train

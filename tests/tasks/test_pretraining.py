@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bert_jax.data import pipeline
-from bert_jax.data.packing import PackedRows, Packing
-from bert_jax.data.pairs import PairSettings, instance
-from bert_jax.data.prepare import prepare
+from bert_jax.data.pretraining import pipeline
+from bert_jax.data.pretraining.packing import PackedRows, Packing
+from bert_jax.data.pretraining.pairs import PairSettings, instance
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
 from bert_jax.tasks import pretraining
 from bert_jax.tasks.pretraining import Pretraining, cross_entropy_sums

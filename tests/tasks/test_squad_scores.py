@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.examples import Answer, QuestionExample
+from bert_jax.data.labelled.examples import Answer, QuestionExample
 from bert_jax.tasks.squad_scores import best_threshold, normalize_answer, squad_scores
 
 Gold = list[list[str]]

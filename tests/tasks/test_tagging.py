@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.batches import collate
-from bert_jax.data.conll import entities_of, repair
-from bert_jax.data.examples import TaggedExample
-from bert_jax.data.shapes import Shape
-from bert_jax.data.tables import Row
-from bert_jax.data.wordpiece import make_wordpiece
-from bert_jax.data.words import text_to_tag
+from bert_jax.data.batching.batches import collate
+from bert_jax.data.batching.shapes import Shape
+from bert_jax.data.labelled.conll import entities_of, repair
+from bert_jax.data.labelled.examples import TaggedExample
+from bert_jax.data.labelled.tables import Row
+from bert_jax.data.labelled.words import text_to_tag
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint

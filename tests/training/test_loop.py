@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config import UserError, to_json
-from bert_jax.data.prepare import prepare
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import train

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bert_jax.data.prepare import prepare
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.lab.profile import collectives
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule

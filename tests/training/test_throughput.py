@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.data.prepare import prepare
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.config import BertConfig, training_bytes
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import throughput

@@ -1,0 +1,35 @@
+"""One example as the model sees it, before it is in a batch."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int32
+
+from bert_jax.data.tokenizers.encoding import Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Token ids and types of one sequence, special tokens included."""
+
+    ids: Int32[np.ndarray, " L"]
+    type_ids: Int32[np.ndarray, " L"]
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> "Part":
+        return cls(np.asarray(encoding.ids, np.int32), np.asarray(encoding.type_ids, np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One part (a text, a pair, a window with a question) or several (the windows of a long text, the choices of a
+    question). `values` are arrays of one shape for all items; `token_values` have one entry a token of the only part.
+    """
+
+    parts: tuple[Part, ...]
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    token_values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return max(len(part.ids) for part in self.parts)

@@ -1,0 +1,200 @@
+"""Tagged words: CoNLL columns, lists or character spans in rows; schemes of entity tags and their conversion to BIO."""
+
+import itertools
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bert_jax.config import UserError
+from bert_jax.data.labelled.examples import TaggedExample
+from bert_jax.data.labelled.tables import Row, find_data_files, read_rows, suffix_of, text_in, texts_in, value_in
+from bert_jax.data.text.text_files import read_lines
+
+Scheme = Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES", "plain"]
+
+_TABLES = (".jsonl", ".json", ".parquet")
+_TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
+# What tells a scheme from BIO; E is in two of them, and so is S.
+_OWN_LETTERS: dict[Scheme, frozenset[str]] = {
+    "BIOES": frozenset("ES"),
+    "BMES": frozenset("MES"),
+    "BILOU": frozenset("LU"),
+}
+_TO_BIO = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}
+
+
+def tagged_examples(spec: str, *, text: str, label: str, names: Sequence[str] = ()) -> Iterator[TaggedExample]:
+    """`spec` as in `tables.read_rows`; a file that is no .jsonl, .json or .parquet has CoNLL columns.
+
+    Columns: `text` and `label` are numbers ("0", "-1"); cells are between tabs if the line has one, else between
+    spaces. A blank line, or one of spaces and tabs only, ends a sentence; -DOCSTART- lines too.
+    Rows: `text` and `label` name lists of words and of tags, or a text and its spans, as in CLUENER: {"TYPE":
+    {"surface": [[first, last]]}} counts characters from 0, the last one included. Each character is then a word, and a
+    span that overlaps a longer one is dropped with a warning, as one tag a character cannot hold both. Tags that are
+    numbers, as in Hugging Face's data sets, count the `names` from 0.
+    `label=""`: the words have no tags. Words of white space or control characters count like others and are kept.
+    Raises UserError with file and line for ragged rows, a missing column or tag, spans that do not fit the text.
+    """
+    if spec.startswith("tfds:"):
+        yield from (_tagged_row(row, text, label, names) for row in read_rows(spec))
+        return
+    for path in find_data_files(spec):
+        if suffix_of(path) in _TABLES:
+            yield from (_tagged_row(row, text, label, names) for row in read_rows(str(path)))
+        else:
+            yield from _read_columns(path, _number(text, path), _number(label, path) if label else None)
+
+
+def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
+    """How the entities of all `sequences` are tagged; "plain" if tags have no such form (parts of speech).
+
+    Tags of B and I only are IOB1 if an I begins an entity and every B directly follows an entity of its type; else BIO,
+    where an I that begins an entity is a mistake (see `repair`). Raises UserError for a mixture.
+    """
+    tags, starts_with_i, b_out_of_iob1 = set(), False, False
+    for sequence in sequences:
+        before = "O"
+        for tag in sequence:
+            tags.add(tag)
+            same_type = before != "O" and before[2:] == tag[2:]
+            starts_with_i |= tag.startswith("I-") and not same_type
+            b_out_of_iob1 |= tag.startswith("B-") and not same_type
+            before = tag
+    foreign = sorted(tag for tag in tags if tag != "O" and not _TAG.fullmatch(tag))
+    entities = sorted(tag for tag in tags if _TAG.fullmatch(tag))
+    if foreign and any(tag.startswith("B-") for tag in entities):
+        raise UserError(f"tags {entities[0]!r} and {foreign[0]!r} belong to no one scheme: mend the tags")
+    if foreign:
+        return "plain"
+    letters = {tag[0] for tag in entities}
+    own = letters - {"B", "I"}
+    if not own:
+        return "IOB1" if starts_with_i and not b_out_of_iob1 else "BIO"
+    for scheme, allowed in _OWN_LETTERS.items():
+        if own <= allowed and not (scheme == "BMES" and "I" in letters):
+            return scheme
+    raise UserError(f"tags that begin with {', '.join(sorted(letters))} belong to no one scheme: mend the tags")
+
+
+def to_bio(tags: Sequence[str], scheme: Scheme) -> list[str]:
+    """BIO (IOB2) for the same entities. What is invalid in its scheme stays invalid, for `repair`, except that an I
+    after something else begins an entity in IOB1."""
+    if scheme in ("plain", "BIO"):
+        return list(tags)
+    if scheme == "IOB1":
+        return repair(tags)[0]
+    return [tag if tag == "O" else _TO_BIO[tag[0]] + tag[1:] for tag in tags]
+
+
+def repair(tags: Sequence[str]) -> tuple[list[str], int]:
+    """BIO in which an I that follows no entity of its type begins one (B); and how many were changed. This is how
+    conlleval reads such tags."""
+    repaired = [
+        f"B-{tag[2:]}" if tag.startswith("I-") and (before == "O" or before[2:] != tag[2:]) else tag
+        for before, tag in itertools.pairwise(["O", *tags])
+    ]
+    return repaired, sum(old != new for old, new in zip(tags, repaired, strict=True))
+
+
+def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(type, first word, end) of the entities in valid BIO, end not included."""
+    start = None
+    for place, tag in enumerate([*tags, "O"]):
+        if start is not None and not tag.startswith("I-"):
+            yield tags[start][2:], start, place
+            start = None
+        if tag.startswith("B-"):
+            start = place
+
+
+def _number(column: str, path: Path) -> int:
+    if not re.fullmatch(r"-?\d+", column):
+        raise UserError(f"{path}: column {column!r}: CoNLL columns are numbered from 0, -1 is the last one")
+    return int(column)
+
+
+def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedExample]:
+    width = first = 0
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate(itertools.chain(read_lines(path), [""]), 1):
+        visible = line.strip(" \t\r")
+        stray_mark = visible == "\ufeff" and width > 1  # a byte order mark, where files were joined (WNUT 2017)
+        if not visible or stray_mark or line.startswith("-DOCSTART-"):
+            if words:
+                yield TaggedExample(f"{path}:{first}", tuple(words), tuple(tags) if label is not None else None)
+                words, tags = [], []
+            continue
+        # Not split(): a no-break space, or a control character, can be a word.
+        cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+        width = width or len(cells)
+        if len(cells) != width:
+            raise UserError(
+                f"{path}:{number}: {len(cells)} columns, where the lines before have {width}: mend this line"
+            )
+        for column in (text, 0 if label is None else label):
+            if not -width <= column < width:
+                raise UserError(f"{path}:{number}: no column {column}: the line has {width}, numbered from 0")
+        first = first if words else number
+        words.append(cells[text])
+        if label is not None:
+            if not cells[label]:
+                raise UserError(f"{path}:{number}: no tag in column {label}: mend this line")
+            tags.append(cells[label])
+    if not width:
+        raise UserError(f"{path} has no words: mend or leave out this file")
+
+
+def _tagged_row(row: Row, text: str, label: str, names: Sequence[str]) -> TaggedExample:
+    if isinstance(value_in(row, text), str):
+        words = text_in(row, text)
+        tags = _tags_of_spans(row.origin, words, value_in(row, label)) if label else None
+        return TaggedExample(row.origin, tuple(words), tags, spaces_between=False)
+    words, tags = texts_in(row, text), _tags_of(row, label, names) if label else None
+    if tags is not None and len(tags) != len(words):
+        raise UserError(f"{row.origin}: {len(words)} words and {len(tags)} tags: mend this row")
+    return TaggedExample(row.origin, tuple(words), tuple(tags) if tags is not None else None)
+
+
+def _tags_of(row: Row, label: str, names: Sequence[str]) -> list[str]:
+    tags = value_in(row, label)
+    if not isinstance(tags, list) or not tags or not all(type(tag) is int for tag in tags):
+        return texts_in(row, label)
+    if not 0 <= min(tags) <= max(tags) < len(names):
+        known = f"data.labels names {len(names)}" if names else "their names are not known"
+        raise UserError(
+            f"{row.origin}: tags in column {label!r} are numbers from {min(tags)} to {max(tags)}, {known}: "
+            "list all tags in their order, as in data.labels=O,B-PER,I-PER"
+        )
+    return [names[int(tag)] for tag in tags]
+
+
+def _tags_of_spans(origin: str, text: str, labels: Any) -> tuple[str, ...]:
+    tags = ["O"] * len(text)
+    spans = sorted(_spans(origin, text, labels), key=lambda span: (span[1] - span[2], span))  # the longest first
+    for kind, first, last in spans:
+        if any(tag != "O" for tag in tags[first : last + 1]):
+            logging.warning("%s: %s %r overlaps a longer span: dropped", origin, kind, text[first : last + 1])
+            continue
+        tags[first : last + 1] = [f"B-{kind}", *[f"I-{kind}"] * (last - first)]
+    return tuple(tags)
+
+
+def _spans(origin: str, text: str, labels: Any) -> Iterator[tuple[str, int, int]]:
+    """(type, first, last), checked against the text."""
+    try:
+        found = [
+            (kind, surface, first, last)
+            for kind, surfaces in labels.items()
+            for surface, places in surfaces.items()
+            for first, last in places
+        ]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f'{origin}: spans must be {{"TYPE": {{"surface": [[first, last]]}}}}: mend this row') from error
+    for kind, surface, first, last in found:
+        inside = isinstance(first, int) and isinstance(last, int) and 0 <= first <= last < len(text)
+        if not inside or text[first : last + 1] != surface:
+            raise UserError(f"{origin}: {surface!r} is not at characters {first} to {last} of the text: mend this span")
+        yield kind, first, last

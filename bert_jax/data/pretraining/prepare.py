@@ -1,0 +1,348 @@
+"""Corpus → TFDS dataset in ArrayRecord shards, with tokenizer, manifest and report in the same folder.
+
+A dataset's folder is named after the corpus, the sequence length and a hash of everything its records depend
+on; if that folder is whole it is used again. It is written beside its place and moved there as the last act.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bert_jax.config import UserError
+from bert_jax.data.pretraining import chunks
+from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
+from bert_jax.data.pretraining.records import (
+    DATASET_NAME,
+    Records,
+    ShardWriter,
+    encode_record,
+    record_fields,
+    tfds_features,
+)
+from bert_jax.data.pretraining.report import Statistics, make_report, report_text
+from bert_jax.data.text.corpus import Corpus, open_corpus, split_sentences
+from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_config
+
+FORMAT_VERSION = 1
+_SMALL_CORPUS = 8 << 20  # bytes that one process prepares sooner than others start
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A complete prepared dataset."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
+
+    def source(self, split: str) -> Records:
+        """Random access to the records of "train", "validation" or "test"; UserError if the split is empty."""
+        if self.num_records(split) == 0:
+            raise UserError(
+                f"the {split} split of {self.directory} is empty: raise data.{split}_share or add documents"
+            )
+        return Records(self.directory, split, record_fields(self.manifest["masking"], self.tokenizer.vocab_size))
+
+    def num_records(self, split: str) -> int:
+        return sum(shard["records"] for shard in self.manifest["shards"] if shard["split"] == split)
+
+
+def prepare(data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, progress: bool = True) -> Prepared:
+    """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError.
+
+    Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus.
+    Its workers import the script that calls it, as those of `multiprocessing` do: there, call it under
+    `if __name__ == "__main__":`. RuntimeError in a worker whose script does not.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, still importing that script
+        raise RuntimeError("a worker cannot prepare what it is a worker for")
+    corpus = open_corpus(data)
+    tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
+    settings = _settings(data, seed, corpus, tokenizer)
+    key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+    directory = Path(data.prepared) / f"{corpus.name}-{data.sequence_length}-{key}"
+    if directory.exists():
+        try:
+            prepared = open_prepared(directory)
+            _log.info("using the prepared dataset %s", directory)
+            return _checked(prepared, data)
+        except _Incomplete as error:
+            _log.warning("preparing again: %s", error)
+    with _temporary_sibling(directory) as temporary:
+        tokenizer = tokenizer or tokenizer_from_config(data, corpus)
+        tokenizer.save(temporary / "tokenizer")
+        if data.masking == "static":
+            tokenizer = _original_rules(temporary / "tokenizer")
+        _build(temporary, data, seed, corpus, tokenizer, settings, progress)
+        _move_into_place(temporary, directory)
+    return _checked(open_prepared(directory), data)
+
+
+def open_prepared(directory: Path) -> Prepared:
+    """Opens a prepared dataset without its corpus. Raises UserError if it is not whole and unchanged."""
+    directory = Path(directory)
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        version, shards, content_hash = manifest["format"], manifest["shards"], manifest["tokenizer_hash"]
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{directory} is not a complete prepared dataset ({path.name}: {error}); prepare it (--mode=prepare)"
+        raise _Incomplete(message) from error
+    if version != FORMAT_VERSION:
+        raise _Incomplete(f"{directory} has format {version}, this program reads {FORMAT_VERSION}; prepare it again")
+    for shard in shards:
+        file = directory / shard["file"]
+        size = file.stat().st_size if file.exists() else None
+        if size != shard["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise _Incomplete(f"shard {file} {found}, the manifest says {shard['bytes']}; prepare it again")
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    if tokenizer.content_hash != content_hash:
+        raise _Incomplete(
+            f"the tokenizer in {directory / 'tokenizer'} has hash {tokenizer.content_hash}, the dataset was prepared "
+            f"with {content_hash}: its token ids mean something else; prepare it again"
+        )
+    return Prepared(directory, manifest, tokenizer)
+
+
+class _Incomplete(UserError):
+    """A folder that a new preparation may replace."""
+
+
+def _original_rules(folder: Path) -> Tokenizer:
+    """The saved tokenizer, switched to the original's WordPiece rules for good."""
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        raise UserError("data.masking=static is the original script, which knows WordPiece only: set data.tokenizer")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"original": True}, indent=2) + "\n", "utf-8")
+    return load_tokenizer(folder)
+
+
+def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Everything the records depend on. A vocabulary still to be trained is known by what it is trained with."""
+    names = ["corpus", "text_field", "sequence_length", "masking", "validation_share", "test_share"]
+    if tokenizer is None:
+        names += ["tokenizer", "vocab_size", "vocab_sample_megabytes", "lowercase", "strip_accents", "split_cjk"]
+    if data.masking == "static":
+        names += ["mask_unit", "mask_rate", "mask_share", "random_share", "keep_share", "dupe_factor"]
+        names += ["max_predictions_per_sequence", "random_next_rate", "short_sequence_rate"]
+    settings = {name: data[name] for name in names}
+    settings |= {"format": FORMAT_VERSION, "seed": seed, "fingerprint": corpus.fingerprint}
+    return settings | {"tokenizer_hash": tokenizer.content_hash if tokenizer else None}
+
+
+def _checked(prepared: Prepared, data: ConfigDict) -> Prepared:
+    """Raises UserError for a dataset that this config cannot train on."""
+    documents = prepared.manifest["splits"]["train"]["documents"]
+    if prepared.num_records("train") == 0:
+        raise UserError(f"corpus {data.corpus} {data.files!r} has no text to train on: check data.files")
+    if data.pairing == "nsp" and documents < 2:
+        raise UserError(
+            f"corpus {data.corpus} {data.files!r} has {documents} training document: nsp draws random sentences from "
+            "another one; separate documents by blank lines or set --config.data.pairing=sop (or none)"
+        )
+    return prepared
+
+
+def _build(
+    directory: Path,
+    data: ConfigDict,
+    seed: int,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    settings: dict[str, Any],
+    progress: bool,
+) -> None:
+    """Fills the folder: shards, TFDS metadata, report, and the manifest last."""
+    started = time.monotonic()
+    split = chunks.split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
+    bar = tqdm(total=corpus.num_bytes, unit="B", unit_scale=True, desc="preparing", disable=not progress)
+    write = _write_static if data.masking == "static" else _write_chunks
+    with bar:
+        statistics, shards = write(directory, data, seed, corpus, tokenizer, split, bar)
+    shards = _name_shards(directory, shards)
+    _write_metadata(directory, record_fields(data.masking, tokenizer.vocab_size), shards)
+    report = make_report(statistics)
+    (directory / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    (directory / "report.txt").write_text(report_text(report), "utf-8")
+    manifest = {
+        "format": FORMAT_VERSION,
+        "corpus": corpus.name,
+        "masking": data.masking,
+        "sequence_length": data.sequence_length,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_hash": tokenizer.content_hash,
+        "settings": settings,
+        "splits": report["splits"],
+        "shards": shards,
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    seconds = time.monotonic() - started
+    level = logging.WARNING if report["warnings"] else logging.INFO
+    tokens = sum(counts["tokens"] for counts in report["splits"].values())
+    _log.log(level, "prepared %.1f million tokens in %.1f s\n%s", tokens / 1e6, seconds, report_text(report))
+
+
+def _write_chunks(
+    directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
+) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
+    """Shards of chunks, made by the workers."""
+    dtype = record_fields(data.masking, tokenizer.vocab_size)["tokens"]
+    assert dtype is not None
+    work = chunks.BlockWork(tokenizer, data.sequence_length, dtype)
+    small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
+    workers = data.workers or (1 if small else os.cpu_count() or 1)
+    statistics = {name: Statistics() for name in chunks.SPLITS}
+    writer = ShardWriter(directory, _shard_bytes(corpus))
+    for result in chunks.run_blocks(chunks.blocks(split), work, workers):
+        for name, block_statistics in result.statistics.items():
+            statistics[name].merge(block_statistics)
+        for name, records in result.records.items():
+            writer.write(name, records)
+        bar.update(result.num_bytes)
+    writer.close()
+    return statistics, writer.shards
+
+
+def _shard_bytes(corpus: Corpus) -> int:
+    """About 1/64 of the records, which take half of the text's bytes; 128 KB to 8 MB, or 2 if the size is not known."""
+    return 1 << 21 if corpus.num_bytes is None else min(max(corpus.num_bytes // 128, 1 << 17), 1 << 23)
+
+
+def _write_static(
+    directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
+) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
+    """The original script's instances, each split on its own: with both shares 0, exactly its output for this seed."""
+    if data.pairing != "nsp" or data.mask_unit == "span":
+        raise UserError(
+            f"data.masking=static is the original script, which has no pairing={data.pairing} with "
+            f"mask_unit={data.mask_unit}: use pairing=nsp and mask_unit=token|word, or masking=dynamic"
+        )
+    vocabulary = [tokenizer.token(index) for index in range(tokenizer.vocab_size)]
+    statistics = {name: Statistics() for name in chunks.SPLITS}
+    documents: dict[str, list[list[list[str]]]] = {name: [] for name in chunks.SPLITS}
+    for name, document in split:
+        sentences = split_sentences(document)
+        statistics[name].add_lines(sentences)
+        ids = [sentence for sentence in tokenizer.encode_words(sentences) if sentence]
+        if ids:
+            statistics[name].add_document([len(s) for s in ids], [], sum(s.count(tokenizer.unk_id) for s in ids))
+            documents[name].append([[vocabulary[token] for token in sentence] for sentence in ids])
+        bar.update(len(document.text.encode("utf-8", "surrogatepass")))
+    fields = record_fields("static", tokenizer.vocab_size)
+    writer = ShardWriter(directory, _shard_bytes(corpus))
+    for name in chunks.SPLITS:
+        instances = create_instances(
+            documents.pop(name),
+            vocabulary,
+            Random(seed),
+            OriginalSettings.from_config(data),
+            store=lambda instance: _encode_instance(instance, tokenizer, fields),
+        )
+        writer.write(name, instances)
+    writer.close()
+    return statistics, writer.shards
+
+
+def _encode_instance(instance: Instance, tokenizer: Tokenizer, fields: dict[str, np.dtype | None]) -> bytes:
+    values = {
+        "input_ids": [tokenizer.id(token) for token in instance.tokens],
+        "segment_ids": instance.segment_ids,
+        "masked_lm_positions": instance.positions,
+        "masked_lm_ids": [tokenizer.id(token) for token in instance.labels],
+        "next_sentence_labels": int(instance.is_random_next),
+    }
+    return encode_record(
+        {name: value if isinstance(value, int) else np.asarray(value, fields[name]) for name, value in values.items()}
+    )
+
+
+def _name_shards(directory: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives the shards the names TFDS expects, now that their number is known, and makes them durable."""
+    named = []
+    for split in chunks.SPLITS:
+        files = [shard for shard in shards if shard["split"] == split]
+        for index, shard in enumerate(files):
+            name = f"{DATASET_NAME}-{split}.array_record-{index:05d}-of-{len(files):05d}"
+            os.rename(directory / shard["file"], directory / name)
+            named.append({**shard, "file": name, "bytes": (directory / name).stat().st_size})
+    return named
+
+
+def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards: list[dict[str, Any]]) -> None:
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    infos = []
+    for split in dict.fromkeys(shard["split"] for shard in shards):
+        files = [shard for shard in shards if shard["split"] == split]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=epath.Path(directory), dataset_name=DATASET_NAME, split=split, filetype_suffix="array_record"
+        )
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard["records"] for shard in files],
+                num_bytes=sum(shard["bytes"] for shard in files),
+                filename_template=template,
+            )
+        )
+    if infos:
+        tfds.folder_dataset.write_metadata(
+            data_dir=os.fspath(directory), features=tfds_features(fields), split_infos=infos, check_data=False
+        )
+
+
+@contextlib.contextmanager
+def _temporary_sibling(directory: Path) -> Iterator[Path]:
+    """A locked folder beside `directory`, removed at the end; those whose process was killed are removed first."""
+    prefix = f".{directory.name}.partial-"
+    temporary = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        for stale in directory.parent.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError), open(stale / "lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+                shutil.rmtree(stale)
+        temporary = directory.parent / f"{prefix}{uuid.uuid4().hex}"
+        temporary.mkdir()
+        with open(temporary / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield temporary
+    except OSError as error:
+        message = f"cannot write the prepared dataset {directory}: {error}; free the disk or set data.prepared"
+        raise UserError(message) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into_place(temporary: Path, directory: Path) -> None:
+    """Durable first, then one rename, so that no moment shows half a dataset under the final name."""
+    (temporary / "lock").unlink()
+    for path in [*temporary.rglob("*"), temporary]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(temporary, directory)
