@@ -175,13 +175,12 @@ MODES = {
 
 def _evaluation(task, config: ConfigDict, folder: Path) -> tuple[Callable[[str], dict[str, float]], int]:
     """What gives the metrics of a checkpoint on a split, and its step."""
-    import jax
     from flax import nnx
 
     from bert_jax.training.checkpoint import read_checkpoint
     from bert_jax.training.loop import make_evaluation
     from bert_jax.training.parameters import flatten, take_over
-    from bert_jax.training.sharding import make_mesh
+    from bert_jax.training.sharding import make_mesh, place
 
     saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
     differing = differences(saved.run["config"]["model"], config.model.to_dict())
@@ -191,9 +190,9 @@ def _evaluation(task, config: ConfigDict, folder: Path) -> tuple[Callable[[str],
     task.describe(saved.run["task"])
     model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
     parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
-    run = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
-    host = jax.device_get(parameters)
-    return (lambda split: run(host, split)), saved.run["step"]
+    mesh = make_mesh(config.mesh)
+    run, placed = make_evaluation(task, nnx.split(model)[0], config, mesh), place(mesh, parameters)
+    return (lambda split: run(placed, split)), saved.run["step"]
 
 
 def _report(task, config: ConfigDict, workdir: Path, last_step: int, overrides: Mapping[str, Any] | None) -> None:

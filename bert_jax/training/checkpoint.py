@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.training.sharding import parameter_sharding, tree_shardings
+from bert_jax.training.sharding import place, tree_shardings
 from bert_jax.training.step import TrainState
 
 ARRAYS = ("parameters", "optimizer")
@@ -106,8 +106,7 @@ class Checkpoints:
         if step is None:
             return None
         saved = read_checkpoint(self.directory / str(step))
-        parameters = saved.parameters.items()
-        return {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in parameters}, saved.run
+        return place(mesh, saved.parameters), saved.run
 
 
 class Damaged(UserError):

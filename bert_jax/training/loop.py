@@ -24,7 +24,7 @@ from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_chec
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, take_over
-from bert_jax.training.sharding import make_mesh, to_mesh
+from bert_jax.training.sharding import make_mesh, place, to_mesh
 from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from bert_jax.training.throughput import Programs, Window, roofline
 
@@ -229,7 +229,7 @@ def _first_state(
         shapes.parameters, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
     )
     logging.info("warm start from %s: %s", folder, report)
-    known = {name: source[name] for name in report.loaded}
+    known = place(mesh, {name: source[name] for name in report.loaded})
     top = config.train.reinitialise_layers
     if not top:
         return init_state(task, optimizer, config.seed, mesh, known), None

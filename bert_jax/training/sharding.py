@@ -1,6 +1,8 @@
 """Which device holds what: the mesh, and rules from parameter names to partitions."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +33,12 @@ def tree_shardings(mesh: Mesh, tree):
         return parameter_sharding(mesh, name) if name else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def place(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Parameters that every process holds whole, on the host or on one device, where the rules put them."""
+    host = ((name, np.asarray(x)) for name, x in parameters.items())
+    return {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in host}
 
 
 def to_mesh(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
