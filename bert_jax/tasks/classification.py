@@ -16,7 +16,7 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.examples import TextExample, describe, format_report, warnings
 from bert_jax.data.labelled.tables import Row, text_examples, text_in
-from bert_jax.data.labelled.windows import sliding, truncate
+from bert_jax.data.labelled.windows import sliding
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores
@@ -251,12 +251,10 @@ def encode_long(
     room = limit - (2 if b is None else 3)
     total = len(a) + len(b or ())
     if total <= room:
-        return (_part(tokenizer, a, b),), False
+        return (Part(*tokenizer.row(a, b)),), False
     if data.long_texts != "windows":
-        sizes = (room, 0) if b is None else tokenizer.truncated(len(a), len(b), room)
         how = "head" if data.long_texts == "error" else data.long_texts
-        a, b = _kept(a, sizes[0], how), None if b is None else _kept(b, sizes[1], how)
-        return (_part(tokenizer, a, b),), True
+        return (Part(*tokenizer.row(a, b, max_length=limit, how=how)),), True
     short = () if b is None else min(a, b, key=len)[: room // 2]
     long = a if b is None else max(a, b, key=len)
     windows = sliding(len(long), room - len(short), data.window_stride)
@@ -265,22 +263,10 @@ def encode_long(
     for start, size in windows[: data.max_windows]:
         window = long[start : start + size]
         if b is None:
-            parts.append(_part(tokenizer, window, None))
+            parts.append(Part(*tokenizer.row(window)))
         else:
-            parts.append(_part(tokenizer, *((window, list(short)) if long is a else (list(short), window))))
+            parts.append(Part(*tokenizer.row(*((window, short) if long is a else (short, window)))))
     return tuple(parts), dropped
-
-
-def _part(tokenizer: Tokenizer, a: list[int], b: list[int] | None) -> Part:
-    ids = [tokenizer.cls_id, *a, tokenizer.sep_id]
-    types = np.zeros(len(ids) + (0 if b is None else len(b) + 1), np.int32)
-    types[len(ids) :] = 1
-    return Part(np.asarray(ids if b is None else [*ids, *b, tokenizer.sep_id], np.int32), types)
-
-
-def _kept(ids: list[int], room: int, how: str) -> list[int]:
-    ranges = truncate(len(ids), room, how) if room else []
-    return [token for start, end in ranges for token in ids[start:end]]
 
 
 def _names(example: TextExample) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from bert_jax.data.labelled.examples import QuestionExample
 from bert_jax.data.labelled.squad import check_answers, question_examples
 from bert_jax.data.labelled.tables import Row, text_in
 from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask, sliding
-from bert_jax.data.tokenizers.encoding import Span
+from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForQuestionAnswering
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs

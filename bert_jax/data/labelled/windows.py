@@ -11,25 +11,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizers.encoding import Span, Tokenizer
+from bert_jax.data.tokenizers.encoding import Tokenizer
+from bert_jax.data.tokenizers.rows import Span
 
 Window = tuple[int, int]
-
-TRUNCATIONS = ("head", "tail", "head+tail")
-
-
-def truncate(length: int, room: int, how: str) -> list[Span]:
-    """The ranges `(start, end)`, end not included, that are kept of a text of `length` tokens: at most `room` in all.
-
-    "head+tail" is the split of Sun et al. (2019, arXiv:1905.05583, section 5.3.1), 128 + 382 of 510 tokens, in
-    proportion: `128 · room // 510` tokens of the beginning and the rest of the room from the end.
-    """
-    _check_room(room)
-    if how not in TRUNCATIONS:
-        raise UserError(f"truncation {how!r} is unknown: choose {', '.join(TRUNCATIONS)}")
-    head = {"head": room, "tail": 0, "head+tail": 128 * room // 510}[how]
-    ranges = [(0, length)] if length <= room else [(0, head), (length - (room - head), length)]
-    return [(start, end) for start, end in ranges if start < end]
 
 
 def sliding(length: int, room: int, stride: int) -> list[Window]:

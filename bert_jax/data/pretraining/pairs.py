@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.data.tokenizers.rows import pair_lengths, row_length, write_row, write_types
 
 _MASK64 = (1 << 64) - 1
 
@@ -64,7 +65,7 @@ class Pair(NamedTuple):
     @property
     def tokens(self) -> int:
         """Special ones included."""
-        return len(self.a) + 2 + (0 if self.b is None else len(self.b) + 1)
+        return row_length(len(self.a), None if self.b is None else len(self.b))
 
 
 def instance(source: Source, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
@@ -108,15 +109,9 @@ def make_pair(source: Source, settings: PairSettings, seed: int, position: int) 
 
 def write_pair(pair: Pair, settings: PairSettings, input_ids: np.ndarray, token_type_ids: np.ndarray) -> None:
     """Fills the first `pair.tokens` places of two arrays of zeros."""
-    end = len(pair.a) + 2
-    input_ids[0] = settings.cls_id
-    input_ids[1 : end - 1] = pair.a
-    input_ids[end - 1] = settings.sep_id
+    write_row(input_ids[: pair.tokens], pair.a, pair.b, settings.cls_id, settings.sep_id)
     if pair.b is not None:
-        b_end = pair.tokens
-        input_ids[end : b_end - 1] = pair.b
-        input_ids[b_end - 1] = settings.sep_id
-        token_type_ids[end:b_end] = 1
+        write_types(token_type_ids[: pair.tokens], len(pair.a))
 
 
 def check_ids(source: Source, settings: PairSettings, record: int, input_ids: np.ndarray) -> None:
@@ -230,18 +225,9 @@ def _ends(chunk: dict[str, Any]) -> list[int]:
 
 
 def _truncate(a: np.ndarray, b: np.ndarray, limit: int, draws: "_Draws") -> tuple[np.ndarray, np.ndarray]:
-    """As the original: while the pair is too long, the longer (B if equal) loses its first or last token."""
-    keep_a, keep_b = len(a), len(b)
-    excess = keep_a + keep_b - limit
-    if excess <= 0:
-        return a, b
-    level = min(excess, abs(keep_a - keep_b))
-    if keep_a > keep_b:
-        keep_a -= level
-    else:
-        keep_b -= level
-    keep_b -= (excess - level + 1) // 2
-    keep_a -= (excess - level) // 2
+    """Returns the parts as the original's loop leaves them, which takes the first or the last token of the longer one
+    (B if equal) while the pair is too long: its lengths, and as many tokens from either end as its coins would say."""
+    keep_a, keep_b = pair_lengths(len(a), len(b), limit, original=True)
     return _trim(a, keep_a, draws), _trim(b, keep_b, draws)
 
 

@@ -12,19 +12,27 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from bert_jax.config import UserError
+from bert_jax.data.tokenizers.rows import Span, kept, pair_lengths, row_length, write_row, write_types
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _OTHER_NAMES = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<s>", "[SEP]": "</s>", "[MASK]": "<mask>"}
 
-Span = tuple[int, int]
+Pieces = tuple[list[int], list[Span]]  # of a text: token ids, and the characters that each token shows
+
+
+class Row(NamedTuple):
+    """The tokens of one sequence, special tokens included, unpadded."""
+
+    ids: Int32[np.ndarray, " L"]
+    type_ids: Int32[np.ndarray, " L"]  # 0 for [CLS] a [SEP], 1 for b [SEP]
 
 
 class Encoding(NamedTuple):
-    """One row, unpadded; all lists have the same length. Offsets count characters of the text the token came from."""
+    """A row with its places in the texts: lists of one length. Offsets count characters of the text of the token."""
 
     ids: list[int]
     offsets: list[Span]  # (0, 0) for special tokens
-    type_ids: list[int]  # 0 for [CLS] A [SEP], 1 for B [SEP]
+    type_ids: list[int]  # as in `Row`
     special_tokens_mask: list[int]  # 1 for the [CLS] and [SEP] added here
 
 
@@ -70,15 +78,31 @@ class Tokenizer(ABC):
         """Writes the files that `load_tokenizer(directory)` reads."""
 
     @abstractmethod
-    def _pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]: ...
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """Returns the ids of each text and the (start, end) characters of each, no special tokens added."""
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None
     ) -> list[Encoding]:
-        """[CLS] A [SEP] or [CLS] A [SEP] B [SEP]; over `max_length` as in `truncated`."""
-        firsts = self._pieces(texts)
-        seconds = self._pieces(pairs) if pairs is not None else [None] * len(texts)
-        return [self._join(a, b, max_length) for a, b in zip(firsts, seconds, strict=True)]
+        """Returns [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with `pairs`, cut at the end to `max_length` tokens by the
+        rule of `truncated`. Raises UserError if `max_length` has no room for the special tokens."""
+        firsts = self.pieces(texts)
+        seconds = self.pieces(pairs) if pairs is not None else [None] * len(texts)
+        return [self._encoding(a, b, max_length) for a, b in zip(firsts, seconds, strict=True)]
+
+    def row(
+        self, a: Sequence[int], b: Sequence[int] | None = None, *, max_length: int | None = None, how: str = "head"
+    ) -> Row:
+        """Returns [CLS] a [SEP], or [CLS] a [SEP] b [SEP], of token ids without special tokens.
+
+        A longer row than `max_length` is cut by the rule of `truncated`; `how` says which ends remain (`TRUNCATIONS`).
+        """
+        length_a, length_b = self._lengths(len(a), None if b is None else len(b), max_length)
+        a, b = kept(a, length_a, how), None if b is None else kept(b, length_b, how)
+        ids, type_ids = np.zeros((2, row_length(len(a), None if b is None else len(b))), np.int32)
+        write_row(ids, a, b, self.cls_id, self.sep_id)
+        write_types(type_ids, len(a))
+        return Row(ids, type_ids)
 
     def token(self, token_id: int) -> str:
         return self._tokens[token_id]
@@ -88,36 +112,29 @@ class Tokenizer(ABC):
         return self._ids[token]
 
     def truncated(self, length_a: int, length_b: int, room: int) -> tuple[int, int]:
-        """Lengths of two parts after their ends were cut off so that together they fit into `room`: the longer first.
+        """Returns `pair_lengths` by the rule that belongs to this tokenizer."""
+        return pair_lengths(length_a, length_b, room, original=self.original)
 
-        Where both are cut and `room` is odd, Hugging Face's tokenizers give the odd token to the longer part (B if
-        equal), the original to A.
-        """
-        if length_a + length_b <= room:
-            return length_a, length_b
-        if self.original:
-            kept_b = min(length_b, max(room - length_a, room // 2))
-            return room - kept_b, kept_b
-        kept = min(length_a, length_b, room // 2)
-        return (kept, room - kept) if length_a <= length_b else (room - kept, kept)
+    def _lengths(self, length_a: int, length_b: int | None, max_length: int | None) -> tuple[int, int]:
+        if max_length is None:
+            return length_a, length_b or 0
+        room = max_length - row_length(0, None if length_b is None else 0)
+        if room < 0:
+            raise UserError(
+                f"max_length {max_length} has no room for [CLS] and [SEP]: give at least {max_length - room}"
+            )
+        return self.truncated(length_a, length_b or 0, room)
 
-    def _join(self, a: tuple[list[int], list[Span]], b: tuple[list[int], list[Span]] | None, limit: int | None):
-        if limit is not None:
-            room = limit - (2 if b is None else 3)
-            if room < 0:
-                raise UserError(f"max_length {limit} has no room for [CLS] and [SEP]: give at least {limit - room}")
-            length_a, length_b = self.truncated(len(a[0]), len(b[0]) if b else 0, room)
-            a = (a[0][:length_a], a[1][:length_a])
-            b = b and (b[0][:length_b], b[1][:length_b])
-        none = (0, 0)
-        ids, offsets = [self.cls_id, *a[0], self.sep_id], [none, *a[1], none]
-        types, special = [0] * len(ids), [1, *[0] * len(a[0]), 1]
-        if b is not None:
-            ids += [*b[0], self.sep_id]
-            offsets += [*b[1], none]
-            types += [1] * (len(b[0]) + 1)
-            special += [*[0] * len(b[0]), 1]
-        return Encoding(ids, offsets, types, special)
+    def _encoding(self, a: Pieces, b: Pieces | None, max_length: int | None) -> Encoding:
+        length_a, length_b = self._lengths(len(a[0]), None if b is None else len(b[0]), max_length)
+        ids, type_ids = self.row(a[0][:length_a], None if b is None else b[0][:length_b])
+        offsets, special = np.zeros((len(ids), 2), np.int64), np.zeros(len(ids), np.int64)
+        shown = [np.reshape(spans, (-1, 2)) for spans in (a[1][:length_a], b[1][:length_b] if b else [])]
+        write_row(offsets, shown[0], None if b is None else shown[1], 0, 0)
+        write_row(special, np.zeros(length_a), None if b is None else np.zeros(length_b), 1, 1)
+        return Encoding(
+            ids.tolist(), [(start, end) for start, end in offsets.tolist()], type_ids.tolist(), special.tolist()
+        )
 
 
 def special_id(ids: dict[str, int], name: str, origin: str) -> int:

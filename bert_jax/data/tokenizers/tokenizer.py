@@ -20,7 +20,8 @@ from tokenizers import normalizers
 
 from bert_jax.config import UserError
 from bert_jax.data.text.corpus import Corpus
-from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Encoding, Span, Tokenizer, write_json
+from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Encoding, Pieces, Tokenizer, write_json
+from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.vocabulary import read_vocab_file, train_sentencepiece, train_wordpiece
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer, bert_normalizer, make_wordpiece
 
@@ -71,7 +72,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __setstate__(self, model: bytes) -> None:
         self.__init__(model, "spm.model")
 
-    def _pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
         found = self._processor.encode(list(texts), return_type="offset_mapping", return_bytes=False)
         rows = zip(texts, found, strict=True)
         return [(row["ids"], [_without_spaces(text, *span) for span in row["offsets"]]) for text, row in rows]

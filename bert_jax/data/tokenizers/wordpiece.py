@@ -14,7 +14,7 @@ from jaxtyping import Int32, Int64
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Span, Tokenizer, special_id, write_json
+from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Pieces, Tokenizer, special_id, write_json
 from bert_jax.data.tokenizers.original_wordpiece import OriginalWordPiece
 from bert_jax.data.tokenizers.vocabulary import may_hold_cjk, separate_cjk
 
@@ -64,7 +64,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
         if self._cache is None:
-            return [ids for ids, _ in self._pieces(texts)]
+            return [ids for ids, _ in self.pieces(texts)]
         ids, lengths = self.encode_flat(texts)
         flat, ends = ids.tolist(), np.cumsum(lengths).tolist()
         return [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
@@ -121,7 +121,7 @@ class WordPieceTokenizer(Tokenizer):
     def __reduce__(self):
         return WordPieceTokenizer, (self._backend, "a copy", self.original)  # the cache does not travel
 
-    def _pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
         if self._rules is not None:
             return [self._rules.pieces(text) for text in texts]
         return [(e.ids, e.offsets) for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]

@@ -17,7 +17,6 @@ from bert_jax.data.labelled.windows import (
     scored_words,
     sliding,
     tokens_to_char_span,
-    truncate,
 )
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
@@ -31,29 +30,6 @@ any_windows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 300)), min_s
 def tokenizer() -> Tokenizer:
     special, pieces = "[PAD] [UNK] [CLS] [SEP] [MASK]", "un ##aff ##able a b ##b ( ) $ 5 ##0 e fox ##es"
     return make_wordpiece(f"{special} {pieces}".split(), "test", True, None, True)
-
-
-@pytest.mark.parametrize(
-    ("length", "room", "how", "kept"),
-    [
-        (511, 510, "head", [(0, 510)]),
-        (511, 510, "tail", [(1, 511)]),
-        (1000, 510, "head+tail", [(0, 128), (618, 1000)]),
-        (1000, 126, "head+tail", [(0, 31), (905, 1000)]),  # 128 · 126 / 510 = 31.6
-        (510, 510, "head+tail", [(0, 510)]),
-        (9, 1, "head+tail", [(8, 9)]),
-        (0, 5, "tail", []),
-    ],
-)
-def test_truncation_by_hand(length, room, how, kept):
-    assert truncate(length, room, how) == kept
-
-
-@given(lengths, rooms, st.sampled_from(["head", "tail", "head+tail"]))
-def test_truncation_fills_the_room_in_order(length, room, how):
-    kept = [i for start, end in truncate(length, room, how) for i in range(start, end)]
-    assert len(kept) == min(length, room) and kept == sorted(set(kept))
-    assert all(0 <= i < length for i in kept)
 
 
 def test_sliding_by_hand():
@@ -213,9 +189,7 @@ def test_spans_and_back(tokenizer, text, data):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: truncate(9, 0, "head"), "room for 0 tokens of text beside .* raise the maximum sequence length"),
-        (lambda: truncate(9, 4, "middle"), r"truncation 'middle' is unknown: choose head, tail, head\+tail"),
-        (lambda: sliding(9, -3, 1), "room for -3 tokens"),
+        (lambda: sliding(9, -3, 1), "room for -3 tokens of text beside .* raise the maximum sequence length"),
         (lambda: sliding(9, 4, 0), "doc_stride 0 never reaches the end"),
         (lambda: chunks_of_words([1], 0), "room for 0 tokens"),
     ],

@@ -109,7 +109,7 @@ def test_continuations(small):
 @given(st.lists(nasty_text, max_size=4), st.booleans())
 def test_the_word_cache_changes_nothing(texts, original):
     tokenizer = make_wordpiece(SPECIAL + PIECES, "test", True, None, True, original)
-    direct = [ids for ids, _ in tokenizer._pieces(texts)]
+    direct = [ids for ids, _ in tokenizer.pieces(texts)]
     assert tokenizer.encode_words(texts) == direct
     assert tokenizer.encode_words(texts) == direct  # from the cache
 
@@ -118,7 +118,7 @@ def test_the_word_cache_changes_nothing(texts, original):
 @given(nasty_text, st.booleans(), st.booleans(), st.booleans())
 def test_options_go_with_the_cache(text, lowercase, strip_accents, split_cjk):
     tokenizer = make_wordpiece(SPECIAL + PIECES, "test", lowercase, strip_accents, split_cjk)
-    assert tokenizer.encode_words([text, text]) == [ids for ids, _ in tokenizer._pieces([text, text])]
+    assert tokenizer.encode_words([text, text]) == [ids for ids, _ in tokenizer.pieces([text, text])]
 
 
 plain_words = st.lists(st.text(st.sampled_from("abelnrtuwABW1é"), max_size=45).filter(bool), max_size=8).map(" ".join)
@@ -129,7 +129,7 @@ plain_words = st.lists(st.text(st.sampled_from("abelnrtuwABW1é"), max_size=45).
 def test_plain_words_get_the_pieces_of_the_library(texts, lowercase, original):
     """Words of ASCII letters and digits do not go through it."""
     tokenizer = make_wordpiece(SPECIAL + PIECES, "test", lowercase, None, True, original)
-    direct = [ids for ids, _ in tokenizer._pieces(texts)]
+    direct = [ids for ids, _ in tokenizer.pieces(texts)]
     ids, lengths = tokenizer.encode_flat(texts)
     assert ids.tolist() == [i for row in direct for i in row]
     assert lengths.tolist() == [len(row) for row in direct]
@@ -145,7 +145,7 @@ def bare(text: str) -> str:
 @given(nasty_text)
 def test_original_offsets_point_at_their_characters(text):
     tokenizer = make_wordpiece(SPECIAL + PIECES, "test", True, None, True, original=True)
-    ((ids, offsets),) = tokenizer._pieces([text])
+    ((ids, offsets),) = tokenizer.pieces([text])
     assert all(0 <= start < end <= len(text) for start, end in offsets)
     for piece_id, (start, end) in zip(ids, offsets, strict=True):
         if piece_id != tokenizer.unk_id:
@@ -157,7 +157,7 @@ def test_the_cache_is_bounded(small, monkeypatch):
     tokenizer = make_wordpiece(SPECIAL + PIECES, "test", True, None, True)
     for start in range(0, 5000, 50):
         text = " ".join(f"a{i}" for i in range(start, start + 50)) + " the " + "b" * 60
-        assert tokenizer.encode_words([text]) == [tokenizer._pieces([text])[0][0]]
+        assert tokenizer.encode_words([text]) == [tokenizer.pieces([text])[0][0]]
         assert tokenizer._cache is not None and len(tokenizer._cache) <= 100
     assert b"a3" in tokenizer._cache and b"b" * 60 not in tokenizer._cache
 
