@@ -1,110 +1,79 @@
-"""From a config file and flags to a config that can be trusted: validation, comparison, JSON and back.
+"""The config of a run: checks of its values, comparison with an earlier one, JSON and back.
 
-`UserError` is how every room says that something is wrong which the user can mend; `main.py` turns it into
-one line and exit status 2.
+`UserError` is how every room reports what a user can correct; a command prints it as one line and ends with status 2.
+The options themselves are declared in `options.py`.
 """
 
+import difflib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.options import OPTIONS, RESTART, default_config, nearest
+
 
 class UserError(Exception):
-    """Something a user can mend: what is wrong, where, and what to do, in one line."""
+    """A mistake that a user can correct: what is wrong, where, and what to do, in one line."""
 
 
-# What may differ between two starts of one run: nothing here changes a bit of what is learned.
-FREE_TO_CHANGE = (
-    "data.prepared",
-    "data.workers",
-    "data.read_workers",
-    "data.prefetch",
-    "data.test",
-    "train.log_every",
-    "train.peak_tflops",
-    "eval.every",
-    "eval.at_start",
-    "eval.batch_size",
-    "eval.max_examples",
-    "checkpoint.every",
-    "checkpoint.keep",
-)
+def check_option(name: str, value: Any) -> None:
+    """Raises UserError unless the option `name` accepts the value."""
+    option = OPTIONS[name]
+    if problem := option.problem(value):
+        raise UserError(problem)
+    if "pattern" in option.marks:
+        pattern(name, value)
 
-CHOICES = {
-    "data.tokenizer": ("wordpiece", "unigram", "bpe"),
-    "data.pairing": ("nsp", "sop", "none"),
-    "data.masking": ("dynamic", "static"),
-    "data.mask_unit": ("token", "word", "span"),
-    "data.label_kind": ("single", "multi", "regression"),
-    "data.long_texts": ("head", "tail", "head+tail", "windows", "error"),
-    "data.window_pooling": ("mean", "max", "attention"),
-    "train.class_weights": ("none", "balanced"),
-    "optimizer.name": ("adamw", "lamb"),
-    "optimizer.schedule": ("bert", "hf", "electra", "cosine", "constant"),
-    "checkpoint.best_mode": ("min", "max"),
-}
 
-AT_LEAST = {
-    "data.vocab_size": 100,
-    "data.vocab_sample_megabytes": 1,
-    "data.sequence_length": 8,
-    "data.max_predictions_per_sequence": 1,
-    "data.dupe_factor": 1,
-    "data.workers": 1,
-    "data.read_workers": 0,
-    "data.prefetch": 1,
-    "data.window_stride": 1,
-    "data.max_windows": 1,
-    "data.max_query_length": 1,
-    "data.buckets": 1,
-    "optimizer.learning_rate": 0,
-    "optimizer.warmup_steps": 0,
-    "optimizer.decay_steps": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip_norm": 0,
-    "seeds": 1,
-    "train.steps": 1,
-    "train.batch_size": 1,
-    "train.accumulation": 1,
-    "train.log_every": 1,
-    "train.patience": 0,
-    "train.reinitialise_layers": 0,
-    "train.peak_tflops": 0,
-    "eval.every": 1,
-    "eval.batch_size": 1,
-    "eval.max_examples": 0,
-    "checkpoint.every": 1,
-    "checkpoint.keep": 1,
-}
+def check_options(config: ConfigDict) -> None:
+    """Raises UserError for a key that is not declared, for one that is missing, and for a value that is not accepted.
 
-SHARES = (
-    "data.random_next_rate",
-    "data.short_sequence_rate",
-    "data.mask_rate",
-    "data.mask_share",
-    "data.random_share",
-    "data.keep_share",
-    "data.validation_share",
-    "data.test_share",
-    "optimizer.layer_decay",
-    "train.label_smoothing",
-)
+    A task of the user's own (`module.Class`) may have keys of its own.
+    """
+    given = _flatten(config.to_dict())
+    for name in OPTIONS:
+        if name not in given:
+            raise UserError(f"{name} is missing; begin with bert_jax.options.default_config(), which has every option")
+        check_option(name, given[name])
+    unknown = [name for name in given if name not in OPTIONS]
+    if unknown and "." not in config.task:
+        raise UserError(f"{unknown[0]} is not an option; the nearest is {nearest(unknown[0])}")
+
+
+def pattern(name: str, text: str) -> re.Pattern[str]:
+    """Returns the compiled regular expression, whose `search` says whether it matches. Raises UserError naming it.
+
+    This is the one rule for patterns: they match anywhere in a name; `^` and `$` anchor them.
+    """
+    try:
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{name} is {text!r}, which is not a regular expression: {error}") from None
+
+
+def choose(argument: str | None, choices: Iterable[str], experiment: str) -> str:
+    """Returns the text behind the colon of `--config=FILE:argument`, or the first choice if there is none.
+
+    Raises UserError naming the choices for any other text.
+    """
+    names = list(choices)
+    if not argument:
+        return names[0]
+    if argument not in names:
+        near = difflib.get_close_matches(argument, names, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{experiment}.py:{argument} is not known; it can be {', '.join(names)}{hint}")
+    return argument
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:
     """Raises UserError for any value that could only fail later, with the numbers in the message."""
-    for key, allowed in CHOICES.items():
-        if _value(config, key) not in allowed:
-            raise UserError(f"{key} is '{_value(config, key)}'; it can be {', '.join(allowed)}")
-    for key, least in AT_LEAST.items():
-        if _value(config, key) is not None and not _value(config, key) >= least:
-            raise UserError(f"{key} is {_value(config, key)}; it must be at least {least}")
-    for key in SHARES:
-        if not 0 <= _value(config, key) <= 1:
-            raise UserError(f"{key} is {_value(config, key)}; a share is between 0 and 1")
-    data, train = config.data, config.train
+    check_options(config)
+    data, optimizer = config.data, config.optimizer
     shares = data.mask_share + data.random_share + data.keep_share
     if abs(shares - 1) > 1e-6:
         raise UserError(f"data.mask_share + data.random_share + data.keep_share is {shares:g}; it must be 1")
@@ -114,23 +83,37 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
     if data.masking == "static" and data.packing:
         raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
-    _validate_batches(config, num_devices)
-    if train.epochs is not None and not train.epochs > 0:
-        raise UserError(f"train.epochs is {train.epochs}; it must be over 0 (or None, for train.steps to count)")
-    if config.optimizer.warmup_share is not None:
-        if not 0 <= config.optimizer.warmup_share < 1:
-            raise UserError(f"optimizer.warmup_share is {config.optimizer.warmup_share}; it must be in [0, 1)")
-        return
-    steps = config.optimizer.decay_steps or train.steps
-    if config.optimizer.warmup_steps >= steps and config.optimizer.schedule != "constant":
-        raise UserError(f"optimizer.warmup_steps {config.optimizer.warmup_steps} leaves nothing of the {steps} steps")
+    _check_labels(data.labels)
+    _check_batches(config, num_devices)
+    if optimizer.decay_steps or config.train.epochs is None:  # else the steps are known once the data has been read
+        _check_warmup(config)
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    optimizer = config.optimizer
+    steps = optimizer.decay_steps or config.train.steps
+    if optimizer.warmup_share is None and optimizer.warmup_steps >= steps and optimizer.schedule != "constant":
+        raise UserError(
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, which leaves nothing of the {steps} steps for the "
+            "decay; lower it"
+        )
+
+
+def _check_labels(labels: str) -> None:
+    names = [name.strip() for name in labels.split(",")] if labels else []
+    for name in names:
+        if not name:
+            raise UserError(f"data.labels is {labels!r}; it contains an empty name between two commas")
+        if names.count(name) > 1:
+            raise UserError(f"data.labels contains {name!r} twice; each label needs a name of its own")
 
 
 def resolve_steps(config: ConfigDict, steps_per_epoch: int) -> None:
-    """Turns what counts in epochs or shares into steps: train, eval, checkpoint, warm-up."""
+    """Sets the steps of training, evaluation, checkpoints and warm-up that are given in epochs or as a share."""
     train, optimizer = config.train, config.optimizer
     if train.epochs is not None:
         train.steps = max(1, round(train.epochs * steps_per_epoch))
+        _check_warmup(config)
     if config.eval.every is None:
         config.eval.every = steps_per_epoch
     if config.checkpoint.every is None:
@@ -139,10 +122,10 @@ def resolve_steps(config: ConfigDict, steps_per_epoch: int) -> None:
         optimizer.warmup_steps = int(optimizer.warmup_share * (optimizer.decay_steps or train.steps))
 
 
-def _validate_batches(config, num_devices):
+def _check_batches(config: ConfigDict, num_devices: int) -> None:
     wanted = config.mesh.data
     if wanted != -1 and not 1 <= wanted <= num_devices:
-        raise UserError(f"mesh.data is {wanted}; this machine has {num_devices} devices (-1 takes all)")
+        raise UserError(f"mesh.data is {wanted}; it must be 1 to {num_devices}, the number of devices, or -1 for all")
     devices = num_devices if wanted == -1 else wanted
     for name, size, parts in (
         ("train.batch_size", config.train.batch_size, config.train.accumulation),
@@ -154,30 +137,48 @@ def _validate_batches(config, num_devices):
 
 
 def to_json(config: ConfigDict) -> str:
+    """Returns the config as it stands in `config.json`."""
     return json.dumps(config.to_dict(), indent=2)
 
 
-def from_json_dict(saved: dict) -> ConfigDict:
-    """The config that a checkpoint or `config.json` holds."""
-    return ConfigDict(saved)
+def from_json_dict(saved: Any) -> ConfigDict:
+    """Returns the config that a checkpoint or `config.json` holds, over today's defaults for keys added since.
+
+    Raises UserError naming the key whose value has another type.
+    """
+    if not isinstance(saved, dict):
+        raise UserError("the saved config is not a JSON object")
+    for name, value in _flatten(saved).items():
+        option = OPTIONS.get(name)
+        if option and value is not None and not option.has_type(value):
+            raise UserError(f"{name} is {value!r} in the saved config; it must be {option.allowed}")
+    config = default_config()
+    try:
+        with config.unlocked():  # tasks of the user's own have keys of their own
+            config.update(saved)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the saved config has another structure than today's: {error}") from None
+    return config
 
 
 def read_config(path: Path) -> ConfigDict:
-    """A workdir's `config.json`."""
+    """Returns the config in a workdir's `config.json`, over today's defaults."""
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        return from_json_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError:
         raise UserError(f"{path} is not JSON; restore it, or choose another --workdir") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}; restore it, or choose another --workdir") from None
 
 
 def write_or_compare(config: ConfigDict, path: Path) -> None:
-    """Writes `config.json` of a fresh workdir; of a used one, raises UserError naming every key that differs.
+    """Writes `config.json` of a fresh workdir; for a used one, raises UserError naming every key that differs.
 
-    More steps are allowed where that leaves the steps already taken as they were (`optimizer.decay_steps` given).
+    `train.steps` may grow if `optimizer.decay_steps` is given: the steps already taken stay the same then.
     """
     if path.exists():
         saved = read_config(path).to_dict()
-        free = (*FREE_TO_CHANGE, "train.steps") if config.optimizer.decay_steps else FREE_TO_CHANGE
+        free = (*RESTART, "train.steps") if config.optimizer.decay_steps else RESTART
         differing = [
             f"{key} was {old!r}, is {new!r}"
             for key, old, new in differences(saved, config.to_dict())
@@ -191,7 +192,7 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
 
 
 def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) for every dotted key in which two nested dicts differ."""
+    """Returns (key, old value, new value) for every dotted key in which two nested dicts differ."""
     before, after = _flatten(old), _flatten(new)
     absent = "(absent)"
     pairs = ((key, before.get(key, absent), after.get(key, absent)) for key in sorted({*before, *after}))
@@ -203,9 +204,3 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _value(config: ConfigDict, dotted: str) -> Any:
-    for key in dotted.split("."):
-        config = config[key]
-    return config

@@ -12,13 +12,14 @@ Hardware and time: MiniLM-L6 on 20,000 sentences takes minutes on two cores; BER
 docs/RESULTS.md has measured examples.
 """
 
+from bert_jax.config import choose
 from experiments import finetune
 
 METRICS = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
 
 
 def get_config(arg: str | None = None):
-    kind = arg or "single"
+    kind = choose(arg, METRICS, "classify")
     config = finetune.get_config("classification", METRICS[kind])
     config.data.label_kind = kind
     return config

@@ -13,6 +13,7 @@ on the development sets for BERT-base (google-research/bert and the Flax example
 SST-2 92.2, MRPC 89.0 F1 / 84.4, STS-B 88.9 Pearson, QQP 90.8 / 87.5 F1, MNLI 83.8, QNLI 90.8, RTE 64.8, WNLI 37–56 %.
 """
 
+from bert_jax.config import choose
 from experiments import finetune
 
 # Columns of TFDS: the text, the second one; the metric; the labels by number (the second is the one F1 is of).
@@ -30,9 +31,7 @@ TASKS = {
 
 
 def get_config(arg: str | None = None):
-    name = arg or "sst2"
-    if name not in TASKS:
-        raise ValueError(f"glue.py:{name} is not a task of GLUE; choose {', '.join(TASKS)}")
+    name = choose(arg or "sst2", TASKS, "glue")
     text, text_pair, metric, labels = TASKS[name]
     config = finetune.get_config("classification", metric)
     config.data.train = f"tfds:glue/{name}@train"

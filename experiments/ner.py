@@ -16,15 +16,14 @@ test set: BERT-base 92.4 in the paper (cased, document context, mean of five run
 sentence at a time, as here. Small models want learning rates of 1e-4 to 3e-4.
 """
 
+from bert_jax.config import choose
 from experiments import finetune
 
 METRICS = {"entities": "entity_f1", "plain": "accuracy"}
 
 
 def get_config(arg: str | None = None):
-    kind = arg or "entities"
-    if kind not in METRICS:
-        raise ValueError(f"ner.py:{kind} is no kind of tags; choose {', '.join(METRICS)}")
+    kind = choose(arg, METRICS, "ner")
     config = finetune.get_config("tagging", METRICS[kind])
     config.data.text, config.data.label = "0", "-1"
     config.data.long_texts = "windows"

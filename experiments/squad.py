@@ -14,15 +14,14 @@ the development sets: BERT-base 81.2 exact match and 88.4 F1 in v1 (google-resea
 (the Transformers project's run); BERT-large 84.1 and 90.9, 78.7 and 81.9 (Devlin et al. 2018, tables 2 and 3).
 """
 
+from bert_jax.config import choose
 from experiments import finetune
 
 RECIPES = {"v1": (3e-5, 12), "v2": (5e-5, 48)}
 
 
 def get_config(arg: str | None = None):
-    version = arg or "v1"
-    if version not in RECIPES:
-        raise ValueError(f"squad.py:{version} is not known; choose {', '.join(RECIPES)}")
+    version = choose(arg, RECIPES, "squad")
     config = finetune.get_config("span_qa", "f1")
     config.data.sequence_length = 384
     config.data.window_stride = 128

@@ -9,19 +9,31 @@ from bert_jax.models.config import bert_config
 from experiments.base import get_config
 
 BAD = [
-    ("data.short_sequence_rate", -0.1, "data.short_sequence_rate is -0.1; a share is between 0 and 1"),
+    (
+        "data.short_sequence_rate",
+        -0.1,
+        "data.short_sequence_rate is -0.1; it must be a number from 0 to 1",
+    ),
     ("data.pairing", "npp", "data.pairing is 'npp'; it can be nsp, sop, none"),
-    ("data.mask_rate", 1.5, "data.mask_rate is 1.5; a share is between 0 and 1"),
+    ("data.mask_rate", 1.5, "data.mask_rate is 1.5; it must be a number above 0 to 1"),
     ("data.keep_share", 0.2, "mask_share \\+ data.random_share \\+ data.keep_share is 1.1; it must be 1"),
     ("data.masking", "static", None),
     ("train.batch_size", 100, "train.batch_size 100 is not a multiple of 8 devices"),
     ("train.accumulation", 3, "train.batch_size 256 is not a multiple of 8 devices × 3 micro-batches"),
-    ("train.batch_size", 0, "train.batch_size is 0; it must be at least 1"),
+    ("train.batch_size", 0, "train.batch_size is 0; it must be a whole number from 1 to 16777216"),
     ("eval.batch_size", 12, "eval.batch_size 12 is not a multiple of 8 devices"),
-    ("mesh.data", 9, "mesh.data is 9; this machine has 8 devices"),
-    ("optimizer.warmup_steps", 1_000_000, "optimizer.warmup_steps 1000000 leaves nothing of the 1000000 steps"),
+    ("mesh.data", 9, "mesh.data is 9; it must be 1 to 8, the number of devices"),
+    (
+        "optimizer.warmup_steps",
+        1_000_000,
+        "warmup_steps is 1000000, which leaves nothing of the 1000000 steps",
+    ),
     ("optimizer.name", "sgd", "optimizer.name is 'sgd'; it can be adamw, lamb"),
-    ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate is nan; it must be at least 0"),
+    (
+        "optimizer.learning_rate",
+        float("nan"),
+        "optimizer.learning_rate is nan; it must be a number from 0 to 1000",
+    ),
     ("data.validation_share", 0.995, "leaves no documents to train on"),
 ]
 
@@ -60,9 +72,9 @@ def test_experiments_are_valid_and_declare_no_new_key(name):
         ("size", "huge", "model.size is 'huge'; it can be tiny, mini"),
         ("num_attention_heads", 5, "hidden_size 768 is not a multiple of model.num_attention_heads 5"),
         ("hidden_act", "relu", "model.hidden_act is 'relu'; it can be gelu_tanh, gelu"),
-        ("hidden_dropout", 1.0, "model.hidden_dropout is 1.0"),
+        ("hidden_dropout", 1.0, "model.hidden_dropout is 1.0; it must be a number from 0 to below 1"),
         ("vocab_size", 28_996, "model.vocab_size is 28996 but the tokenizer has 30522 pieces"),
-        ("num_hidden_layers", 0, "model.num_hidden_layers is 0"),
+        ("num_hidden_layers", 0, "model.num_hidden_layers is 0; it must be a whole number from 1 to 4096"),
     ],
 )
 def test_bad_models(key, value, message):

@@ -18,6 +18,7 @@ from bert_jax.convert.model_card import model_card
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
 from bert_jax.models.config import bert_config
 from bert_jax.models.layers import Linear
+from bert_jax.options import default_config
 from bert_jax.training.checkpoint import find_checkpoint, has_checkpoint, read_checkpoint, write_checkpoint
 from bert_jax.training.parameters import flatten
 
@@ -111,11 +112,9 @@ def _read_ours(source: str) -> Source:
 
 def _foreign(model: Loaded, source: str) -> Source:
     """With the config that a run of ours would have that ended with this model."""
-    from experiments.base import get_config
-
     if model.task in ("tagging", "span_qa"):
         model.parameters |= _unused_pooler(model)
-    config = get_config()
+    config = default_config()
     config.task = model.task
     # A head that was trained elsewhere predicts on texts of any length that it can take.
     longest = config.data.sequence_length if model.task == "pretraining" else 512

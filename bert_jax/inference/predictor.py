@@ -12,6 +12,7 @@ from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.prepared import Prepared
+from bert_jax.options import INFERENCE
 from bert_jax.tasks import task_class
 from bert_jax.training.checkpoint import Damaged, Saved, find_checkpoint, read_checkpoint
 from bert_jax.training.parameters import flatten, take_over, unflatten
@@ -19,19 +20,12 @@ from bert_jax.training.parameters import flatten, take_over, unflatten
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
 
-# Keys that may differ from the run's own: how the input looks, and what changes no parameter.
-MAY_DIFFER = (
-    *("data.text", "data.text_pair", "data.choices", "data.sequence_length"),
-    *("data.long_texts", "data.window_stride", "data.max_windows", "data.max_query_length"),
-    *("model.dtype", "model.attention", "model.layers"),
-)
-
 
 class Predictor:
     """`checkpoint` is a workdir (its best checkpoint is taken) or a checkpoint folder.
 
     Model, task and names of columns are those of the run; of `overrides`, {"data.text": "review", …}, the keys in
-    MAY_DIFFER count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
+    INFERENCE count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
     """
 
     def __init__(self, checkpoint: str, batch_size: int = 32, overrides: Mapping[str, Any] | None = None):
@@ -41,7 +35,7 @@ class Predictor:
         if "task" not in self.config or self.config.task == "pretraining":
             raise UserError(f"{folder} was not fine-tuned, so it predicts nothing; fine-tune it, or use --mode=embed")
         self.config.train.new_head = False  # the run began with a head of its own; now there is one
-        for key in MAY_DIFFER:
+        for key in INFERENCE:
             if overrides and key in overrides:
                 group, _, name = key.partition(".")
                 self.config[group][name] = overrides[key]

@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, check_option
+from bert_jax.options import SHAPE
 
 # hidden size, layers, heads: Devlin et al. (2018) for base and large, Turc et al. (2019) for the rest.
 SIZES = {
@@ -17,38 +18,10 @@ SIZES = {
     "large": (1024, 24, 16),
 }
 
-CHOICES = {
-    "hidden_act": ("gelu_tanh", "gelu"),
-    "position_embedding": ("learned", "sinusoidal"),
-    "norm": ("post", "pre"),
-    "pooling": ("cls", "mean", "max"),
-    "attention": ("auto", "xla", "cudnn"),
-    "layers": ("auto", "scan", "unroll"),
-    "remat": ("none", "dots", "full"),
-    "dtype": ("bfloat16", "float32"),
-}
-
-# What belongs to the parameters: a run that starts from a checkpoint takes it from there.
-SHAPE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "embedding_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "position_embedding",
-    "norm",
-    "causal",
-    "pooling",
-)
-
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Everything that `models/` needs to know; the meaning of each field is in `experiments/base.py`."""
+    """Everything that `models/` needs to know; the meaning and range of each field is in `options.py`."""
 
     vocab_size: int
     hidden_size: int = 768
@@ -73,22 +46,15 @@ class BertConfig:
     dtype: str = "bfloat16"
 
     def __post_init__(self):
+        for field in fields(self):
+            check_option(f"model.{field.name}", getattr(self, field.name))
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.hidden_size {self.hidden_size} is not a multiple of "
                 f"model.num_attention_heads {self.num_attention_heads}"
             )
-        for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(f"model.{field} is '{getattr(self, field)}'; it can be {', '.join(allowed)}")
         if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.attention_dropout > 0):
             raise UserError("model.attention=cudnn needs model.dtype=bfloat16 and model.attention_dropout=0")
-        for field in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"model.{field} is {getattr(self, field)}; a dropout rate is in [0, 1)")
-        for field in fields(self):
-            if field.type in (int, "int") and getattr(self, field.name) < 1:
-                raise UserError(f"model.{field.name} is {getattr(self, field.name)}; it must be at least 1")
 
     @property
     def head_size(self) -> int:
@@ -101,8 +67,7 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
     Raises UserError if the size has no name, or if `model.vocab_size` is given and is not `vocab_size`.
     """
     size = model.size or "base"
-    if size not in SIZES:
-        raise UserError(f"model.size is '{size}'; it can be {', '.join(SIZES)}")
+    check_option("model.size", size)
     if model.vocab_size not in (None, vocab_size):
         raise UserError(
             f"model.vocab_size is {model.vocab_size} but the tokenizer has {vocab_size} pieces; "

@@ -211,8 +211,8 @@ def test_token_types_and_positions_are_looked_up(random_model):
     [
         ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of model.num_attention_heads 5"),
         ({"hidden_act": "relu"}, "model.hidden_act is 'relu'; it can be gelu_tanh, gelu"),
-        ({"attention_dropout": 1.0}, "model.attention_dropout is 1.0; a dropout rate is in"),
-        ({"num_hidden_layers": 0}, "model.num_hidden_layers is 0; it must be at least 1"),
+        ({"attention_dropout": 1.0}, "model.attention_dropout is 1.0; it must be a number from 0 to below 1"),
+        ({"num_hidden_layers": 0}, "model.num_hidden_layers is 0; it must be a whole number from 1 to 4096"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -386,7 +386,7 @@ def test_what_is_refused(tmp_path):
     bad = [question("a b", "b", at=0, name=str(i)) for i in range(1)]
     with pytest.raises(UserError, match="1 of 1 answers are not in the context"):
         load(make_config(train=write(tmp_path / "b.json", bad)))
-    with pytest.raises(ValueError, match=r"squad.py:v3 is not known; choose v1, v2"):
+    with pytest.raises(UserError, match=r"squad.py:v3 is not known; it can be v1, v2"):
         squad.get_config("v3")
 
 

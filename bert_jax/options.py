@@ -1,0 +1,322 @@
+"""Every option of a run, declared once: its default, its range or choices, its meaning, and when it may change.
+
+    python -m bert_jax.options > docs/options.md
+
+`--config.NAME=VALUE` sets an option on the command line, `config.NAME = VALUE` in an experiment file. A default of None
+means that the value comes from elsewhere; the meaning says from where.
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+_MARKS = {
+    "optional": "None is a value",
+    "needed": "an empty text is not a value",
+    "pattern": "a regular expression",
+    "shape": "belongs to the parameters: a run that starts from a checkpoint takes it from there",
+    "restart": "may differ between two starts of one run: it changes nothing of what is learned",
+    "inference": "may differ between a run and a command that uses its checkpoint",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of the config, e.g. `train.steps`, with everything that the code and the docs need to know about it."""
+
+    name: str
+    type: type
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+    range: str = ""  # an interval of numbers: [ ] include the end, ( ) exclude it
+    marks: frozenset[str] = frozenset()  # of _MARKS
+
+    def problem(self, value: Any) -> str | None:
+        """Returns what is wrong with a value, as a sentence that names the option, or None."""
+        if value is None:
+            return None if "optional" in self.marks else f"{self.name} is None; it needs a value ({self.allowed})"
+        if not self.has_type(value):
+            return f"{self.name} is {_short(value)}; it must be {self.allowed}"
+        if self.choices and value not in self.choices:
+            near = difflib.get_close_matches(value, self.choices, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            return f"{self.name} is {_short(value)}; it can be {', '.join(self.choices)}{hint}"
+        if self.range and not _contains(self.range, value):
+            return f"{self.name} is {_short(value)}; it must be {self.allowed}"
+        if self.type is str and "\0" in value:
+            return f"{self.name} contains a NUL character; it must be {self.allowed}"
+        if "needed" in self.marks and not value.strip(" "):
+            return f"{self.name} is empty; it needs a value"
+        return None
+
+    def has_type(self, value: Any) -> bool:
+        """Returns whether a value that is not None has the option's type; whole numbers are numbers as well."""
+        kinds = (int, float) if self.type is float else (self.type,)
+        return isinstance(value, kinds) and (self.type is bool or not isinstance(value, bool))
+
+    def parse(self, text: str) -> Any:
+        """Returns the value that a text on the command line stands for. Raises ValueError with a sentence."""
+        if "optional" in self.marks and text == "None":
+            return None
+        try:
+            if self.type is bool:
+                return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            value = self.type(text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{self.name} is {_short(text)}; it must be {self.allowed}") from None
+        if problem := self.problem(value):
+            raise ValueError(problem)
+        return value
+
+    @property
+    def allowed(self) -> str:
+        """A phrase for the values that the option accepts."""
+        if self.choices:
+            return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
+        kind = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}[self.type]
+        return f"{kind} {_in_words(self.range)}" if self.range else kind
+
+
+def _option(
+    kind: type, name: str, default: Any, meaning: str, *marks: str, range: str = "", choices: str = ""
+) -> Option:
+    assert set(marks) <= set(_MARKS), marks
+    optional = {"optional"} if default is None else set()
+    names = tuple(choices.split(" | ")) if choices else ()
+    return Option(name, kind, default, meaning, names, range, frozenset(marks) | optional)
+
+
+def _integer(name: str, default: int | None, range: str, meaning: str, *marks: str) -> Option:
+    return _option(int, name, default, meaning, *marks, range=range)
+
+
+def _number(name: str, default: float | None, range: str, meaning: str, *marks: str) -> Option:
+    return _option(float, name, default, meaning, *marks, range=range)
+
+
+def _choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
+    return _option(str, name, default, meaning, *marks, choices=choices)
+
+
+def _switch(name: str, default: bool | None, meaning: str, *marks: str) -> Option:
+    return _option(bool, name, default, meaning, *marks)
+
+
+def _text(name: str, default: str, meaning: str, *marks: str) -> Option:
+    return _option(str, name, default, meaning, *marks)
+
+
+# fmt: off
+_OPTIONS = (
+    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice or a Class", "needed"),
+    _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
+    _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
+    _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
+
+    _choice("model.size", None, "tiny | mini | small | medium | base | large", "the five sizes below; None = base"),
+    _integer("model.hidden_size", None, "[1, 65536]", "width of a token's vector; None = by model.size", "shape"),
+    _integer("model.num_hidden_layers", None, "[1, 4096]", "None = by model.size", "shape"),
+    _integer("model.num_attention_heads", None, "[1, 4096]", "divides hidden_size; None = by model.size", "shape"),
+    _integer("model.intermediate_size", None, "[1, 2^20]", "feed-forward width; None = 4 × hidden_size", "shape"),
+    _integer("model.embedding_size", None, "[1, 65536]", "if smaller, factorised; None = hidden_size", "shape"),
+    _integer("model.max_position_embeddings", None, "[1, 2^20]", "the longest row, in tokens; None = 512", "shape"),
+    _integer("model.type_vocab_size", None, "[1, 65536]", "None = 2", "shape"),
+    _choice("model.hidden_act", None, "gelu_tanh | gelu", "gelu: erf; None = gelu_tanh, the original", "shape"),
+    _number("model.layer_norm_eps", None, "(0, 1]", "None = 1e-12", "shape"),
+    _choice("model.position_embedding", None, "learned | sinusoidal", "None = learned", "shape"),
+    _choice("model.norm", None, "post | pre", "LayerNorm after or before a sub-layer; None = post", "shape"),
+    _switch("model.causal", None, "True = left-to-right attention, the paper's ablation; None = False", "shape"),
+    _integer("model.vocab_size", None, "[1, 2^24]", "None = the tokenizer's; if given, the two must agree"),
+    _choice("model.pooling", None, "cls | mean | max", "how the vectors of tokens become one; None = cls", "shape"),
+    _number("model.hidden_dropout", 0.1, "[0, 1)", "share of activations that dropout zeroes", "inference"),
+    _number("model.attention_dropout", 0.1, "[0, 1)", "share of probabilities that dropout zeroes", "inference"),
+    _number("model.initializer_range", 0.02, "[0, 100]", "standard deviation of initial parameters"),
+    _choice("model.attention", "auto", "auto | xla | cudnn", "implementation of attention", "inference"),
+    _choice("model.layers", "auto", "auto | scan | unroll", "auto = unroll on a CPU, scan elsewhere", "inference"),
+    _choice("model.remat", "none", "none | dots | full", "recomputed activations; dots keeps products", "inference"),
+    _choice("model.dtype", "bfloat16", "bfloat16 | float32", "of products; parameters stay float32", "inference"),
+
+    _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
+    _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst"),
+    _text("data.text_field", "text", "of a JSONL line or of a TFDS example", "needed"),
+    _text("data.prepared", "prepared", "folder of the prepared datasets, one subfolder each", "needed", "restart"),
+    _choice("data.tokenizer", "wordpiece", "wordpiece | unigram | bpe", "the last two are SentencePiece models"),
+    _text("data.vocab_file", "", "vocab.txt, tokenizer.json or *.model; empty = trained on the corpus"),
+    _integer("data.vocab_size", 30_522, "[100, 2^24]", "of a trained vocabulary; fewer if the corpus is too small"),
+    _integer("data.vocab_sample_megabytes", 64, "[1, 2^20]", "megabytes of text that a vocabulary is trained on"),
+    _switch("data.lowercase", True, "whether the tokenizer lowercases"),
+    _switch("data.strip_accents", None, "None = as data.lowercase, like the original"),
+    _switch("data.split_cjk", True, "True = each CJK character is a word"),
+    _integer("data.sequence_length", 128, "[8, 2^20]", "tokens per row, [CLS] and [SEP] included", "inference"),
+    _choice("data.pairing", "nsp", "nsp | sop | none", "second sentences; none = rows are packed with full sentences"),
+    _number("data.random_next_rate", 0.5, "[0, 1]", "share of nsp pairs with a random second part"),
+    _number("data.short_sequence_rate", 0.1, "[0, 1]", "share of rows with a random shorter target length"),
+    _switch("data.packing", False, "sequences share rows; None (fine-tuning) = where it saves time", "optional"),
+    _choice("data.masking", "dynamic", "dynamic | static", "new masks in each step, or the original script's"),
+    _choice("data.mask_unit", "token", "token | word | span", "what is masked as a whole"),
+    _number("data.mask_rate", 0.15, "(0, 1]", "share of a row's tokens that are predicted"),
+    _number("data.mask_share", 0.8, "[0, 1]", "share of the predicted tokens that are shown as [MASK]"),
+    _number("data.random_share", 0.1, "[0, 1]", "share of the predicted tokens that are shown as a random token"),
+    _number("data.keep_share", 0.1, "[0, 1]", "share of the predicted tokens that are shown unchanged"),
+    _integer("data.max_predictions_per_sequence", 20, "[1, 2^20]", "predicted tokens per row, at most"),
+    _integer("data.dupe_factor", 10, "[1, 100000]", "static masking only: passes over the corpus"),
+    _integer("data.seed", 12_345, "[0, 2^32)", "of the split into train, validation and test; of static instances"),
+    _number("data.validation_share", 0.01, "[0, 1)", "share of the documents"),
+    _number("data.test_share", 0.01, "[0, 1)", "share of the documents"),
+    _integer("data.workers", None, "[1, 4096]", "processes that prepare the corpus; None = by the cores", "restart"),
+    _integer("data.read_workers", 0, "[0, 4096]", "processes that read during training; 0 = threads", "restart"),
+    _integer("data.prefetch", 8, "[1, 65536]", "batches that are kept ready", "restart"),
+    # Fine-tuning only.
+    _text("data.train", "", "labelled examples: a file, a glob, or tfds:NAME[/CONFIG][:VERSION]@SPLIT"),
+    _text("data.validation", "", "as data.train"),
+    _text("data.test", "", "as data.train; the best checkpoint is evaluated on it at the end", "restart"),
+    _text("data.text", "text", "a column: its name, or its number from 0 without a header", "needed", "inference"),
+    _text("data.text_pair", "", "column of the second text; empty = there is none", "inference"),
+    _text("data.label", "label", "column, or comma-separated columns, of the label", "needed"),
+    _text("data.choices", "", "multiple choice: columns of the endings, comma-separated", "inference"),
+    _text("data.labels", "", "names in the order of their numbers, comma-separated; empty = as found, sorted"),
+    _choice("data.label_kind", "single", "single | multi | regression", "a class, several classes or a number"),
+    _text("data.label_separator", "|", "between several labels in one column", "needed"),
+    _choice("data.long_texts", "head", "head | tail | head+tail | windows | error", "what is kept of one", "inference"),
+    _integer("data.window_stride", 128, "[1, 2^20]", "tokens between the starts of two windows", "inference"),
+    _choice("data.window_pooling", "mean", "mean | max | attention", "how the windows of one text become one vector"),
+    _integer("data.max_windows", 8, "[1, 65536]", "per text; the rest is cut off and counted", "inference"),
+    _integer("data.max_query_length", 64, "[1, 2^20]", "tokens of a question", "inference"),
+    _switch("data.repair_tags", True, "invalid BIO tags: True = repaired and counted, False = an error"),
+    _integer("data.buckets", 6, "[1, 1024]", "number of batch shapes"),
+
+    _choice("optimizer.name", "adamw", "adamw | lamb", "LAMB: You et al. 2020"),
+    _number("optimizer.learning_rate", 1e-4, "[0, 1000]", "at its peak"),
+    _choice("optimizer.schedule", "bert", "bert | hf | electra | cosine | constant", "formulas: training/optimizer.py"),
+    _integer("optimizer.warmup_steps", 10_000, "[0, 2^31)", "steps in which the learning rate rises to its peak"),
+    _number("optimizer.warmup_share", None, "[0, 1)", "share of all steps; None = warmup_steps counts"),
+    _integer("optimizer.decay_steps", 1_000_000, "[0, 2^31)", "length of the decay in steps; 0 = train.steps"),
+    _number("optimizer.b1", 0.9, "[0, 1)", "decay rate of Adam's first moment"),
+    _number("optimizer.b2", 0.999, "[0, 1)", "decay rate of Adam's second moment"),
+    _number("optimizer.eps", 1e-6, "(0, 1]", "added to the root of the second moment"),
+    _switch("optimizer.bias_correction", False, "of Adam's moments; False as in the original"),
+    _number("optimizer.weight_decay", 0.01, "[0, 1000]", "decoupled from the gradient"),
+    _text("optimizer.no_decay", r"(layer_norm/.*|bias)$", "names that do not decay", "pattern"),
+    _number("optimizer.clip_norm", 1.0, "[0, 2^30]", "global norm that the gradient is clipped to; 0 = off"),
+    _number("optimizer.layer_decay", 1.0, "[0, 1]", "learning rate of a layer relative to that of the layer above it"),
+    _text("optimizer.freeze", "", "names that do not change; layers have numbers: ^encoder/layers/3/", "pattern"),
+
+    _integer("train.steps", 900_000, "[1, 2^31)", "updates of the parameters"),
+    _number("train.epochs", None, "(0, 1000000]", "passes over the examples, in place of steps; None = steps count"),
+    _integer("train.batch_size", 256, "[1, 2^24]", "sequences per step, over all devices and micro-batches"),
+    _integer("train.accumulation", 1, "[1, 2^24]", "micro-batches per step"),
+    _integer("train.log_every", 100, "[1, 2^31)", "steps", "restart"),
+    _integer("train.patience", 0, "[0, 2^31)", "evaluations without a better best_metric that end the run; 0 = off"),
+    _integer("train.reinitialise_layers", 0, "[0, 4096]", "top layers (and pooler) that a warm start leaves out"),
+    _switch("train.new_head", False, "True = the head of init_from is left out: classes may differ"),
+    _choice("train.class_weights", "none", "none | balanced", "balanced = classes are weighted by inverse frequency"),
+    _number("train.label_smoothing", 0.0, "[0, 1)", "share of a label's probability that all classes divide"),
+    _number("train.peak_tflops", 0.0, "[0, 1000000]", "of one device; 0 = by its name, or measured", "restart"),
+
+    _integer("eval.every", 10_000, "[1, 2^31)", "steps; None = once per epoch", "optional", "restart"),
+    _switch("eval.at_start", True, "whether there is an evaluation before the first step", "restart"),
+    _integer("eval.batch_size", 256, "[1, 2^24]", "sequences", "restart"),
+    _integer("eval.max_examples", 10_000, "[0, 2^31)", "of the validation split; 0 = all", "restart"),
+    _integer("eval.seed", 12_345, "[0, 2^32)", "of the pairs and masks, which are the same in every evaluation"),
+
+    _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
+    _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),
+    _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
+    _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
+
+    _integer("mesh.data", -1, "[-1, 2^20]", "devices along the batch; -1 = all"),
+)
+# fmt: on
+OPTIONS = {option.name: option for option in _OPTIONS}
+SHAPE = tuple(name.removeprefix("model.") for name, option in OPTIONS.items() if "shape" in option.marks)
+RESTART = tuple(name for name, option in OPTIONS.items() if "restart" in option.marks)
+INFERENCE = tuple(name for name, option in OPTIONS.items() if "inference" in option.marks)
+
+
+def default_config() -> ConfigDict:
+    """Returns a config with every option at its default, locked: a key that is not declared here is an error."""
+    config = ConfigDict()
+    for name, option in OPTIONS.items():
+        group, _, key = name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        values = config[group] if group else config
+        values[key] = placeholder(option.type) if option.default is None else option.default
+    return config.lock()
+
+
+def nearest(name: str) -> str:
+    """Returns the declared option whose name is most like `name`, whose group may be wrong or missing."""
+    tail = name.rpartition(".")[2]
+    tails = {option.rpartition(".")[2]: option for option in reversed(OPTIONS)}
+    close = difflib.get_close_matches(name, OPTIONS, 1, 0.7)
+    close = close or [tails[match] for match in difflib.get_close_matches(tail, tails, 1, 0.7)]
+    return (close or difflib.get_close_matches(name, OPTIONS, 1, 0))[0]
+
+
+def table() -> str:
+    """Returns docs/options.md: one line per option, in the groups of the config."""
+    lines = [_INTRODUCTION]
+    seen = None
+    for name, option in OPTIONS.items():
+        group = name.rpartition(".")[0]
+        if group != seen:
+            lines += [f"\n## {group or 'run'}\n", "| option | default | values | meaning |", "|---|---|---|---|"]
+            seen = group
+        default = f"`{option.default!r}`" if isinstance(option.default, str) else str(option.default)
+        marks = " ".join(mark[0].upper() for mark in ("shape", "restart", "inference") if mark in option.marks)
+        values = f"{option.type.__name__}, {option.range}" if option.range else option.allowed
+        cells = (f"`{name}`" + (f" {marks}" if marks else ""), default, values, option.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_INTRODUCTION = """# Options
+
+Generated from `bert_jax/options.py` by `python -m bert_jax.options > docs/options.md`; do not edit it by hand.
+
+Set an option with `--config.NAME=VALUE`, or in an experiment file with `config.NAME = VALUE`. An unknown name, a wrong
+type and a value out of range are errors. The letters after a name say when its value may differ:
+
+- **S**: belongs to the model's shape. A run that starts from a checkpoint takes it from there.
+- **R**: may differ between two starts of one run. It changes nothing of what is learned.
+- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `embed`).
+
+Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, and `--allow` of `bert_jax.convert`)
+match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def _contains(interval: str, value: float) -> bool:
+    least, most = _ends(interval)
+    above = value > least if interval[0] == "(" else value >= least
+    below = value < most if interval[-1] == ")" else value <= most
+    return above and below
+
+
+def _in_words(interval: str) -> str:
+    least, most = (f"{end:g}" if abs(end) < 1e6 else str(end).removesuffix(".0") for end in _ends(interval))
+    lower = f"above {least}" if interval[0] == "(" else f"from {least}"
+    upper = f"below {most}" if interval[-1] == ")" else most
+    return f"{lower} to {upper}"
+
+
+def _ends(interval: str) -> tuple[float, float]:
+    least, most = (2.0 ** int(end[2:]) if end.startswith("2^") else float(end) for end in interval[1:-1].split(", "))
+    return least, most
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(__doc__)
+    else:
+        print(table(), end="")
