@@ -82,7 +82,7 @@ def test_unknown_and_missing_options_are_named():
     check_options(config)
     with config.unlocked():
         del config["mesh"]
-    with pytest.raises(UserError, match="mesh.data is missing"):
+    with pytest.raises(UserError, match=r"mesh.data is missing"):
         check_options(config)
 
 
@@ -106,7 +106,7 @@ def test_a_saved_config_gets_todays_defaults():
     config = from_json_dict(saved)
     assert (config.train.steps, config.train.new_head, config.mesh.data) == (7, False, -1)
     saved["train"]["steps"] = "7"
-    with pytest.raises(UserError, match="train.steps is '7' in the saved config; it must be a whole number"):
+    with pytest.raises(UserError, match=r"train.steps is '7' in the saved config; it must be a whole number"):
         from_json_dict(saved)
     for foreign in ([], {"train": 3}, {"model": {"size": {"a": 1}}}):
         with pytest.raises(UserError, match="saved config"):

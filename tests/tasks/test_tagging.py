@@ -318,7 +318,7 @@ def test_plain_tags(tmp_path):
     given = [tag for prediction in task.predictions for tag in prediction["tags"]]
     assert metrics["accuracy"] == np.mean([a == b for a, b in zip(gold, given, strict=True)])
     assert task.predictions[0].keys() == {"words", "tags", "probabilities"}
-    with pytest.raises(UserError, match="ner.py:chunks is not known; it can be entities, plain"):
+    with pytest.raises(UserError, match=r"ner.py:chunks is not known; it can be entities, plain"):
         ner.get_config("chunks")
 
 
