@@ -30,6 +30,7 @@ DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 OPTIONS = (
     flags.DEFINE_multi_string("text", [], "fill_mask: a text with [MASK] in it; may be given several times"),
     flags.DEFINE_integer("top_k", 5, "fill_mask: candidates a mask", lower_bound=1),
+    flags.DEFINE_string("checkpoint", "best", "evaluate, predict, embed, fill_mask: best, newest, a step, or a path"),
     flags.DEFINE_integer("profile", 0, "train: steps whose time is traced and broken down", lower_bound=0),
     flags.DEFINE_string("input", "", "predict, embed: a file, - for standard input, or tfds:NAME@SPLIT"),
     flags.DEFINE_enum("input_format", "", ["", "jsonl", "csv", "tsv", "txt"], "of --input [by its suffix]"),

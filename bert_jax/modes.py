@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, differences
+from bert_jax.config import UserError
 from bert_jax.start import check_writable, keep_programs, make_task, prepared_data, start_run
 
 
@@ -55,15 +55,13 @@ def train(
     return 0
 
 
-def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
-    """Metrics on the validation and test examples of the newest checkpoint, after fine-tuning of the best one; printed
-    and added to metrics.jsonl."""
+def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_) -> int:
+    """Prints the metrics of a checkpoint on the validation and test examples, and adds them to metrics.jsonl."""
     source = start_run(config, workdir)
-    from bert_jax.training.checkpoint import find_checkpoint
+    from bert_jax.inference.open import meant
     from bert_jax.training.metrics_log import MetricsLog
 
-    folder = find_checkpoint(str(workdir), best=config.task != "pretraining")
-    run, step = _evaluation(make_task(config, source), config, folder)
+    run, step = _evaluation(make_task(config, source), config, meant(workdir, config.init_from), checkpoint)
     log = MetricsLog(workdir, step, step)
     for split, name in (("validation", "eval"), ("test", "test")):
         metrics = run(split)
@@ -74,13 +72,14 @@ def evaluate(config: ConfigDict, workdir: Path, **_) -> int:
     return 0
 
 
-def fill_mask(config: ConfigDict, workdir: Path, *, text: list[str], top_k: int, **_) -> int:
+def fill_mask(config: ConfigDict, workdir: Path, *, text: list[str], top_k: int, checkpoint: str = "best", **_) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text."""
     if not text:
         raise UserError("--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.'")
     from bert_jax.inference.fill_mask import FillMask
+    from bert_jax.inference.open import meant
 
-    fill = FillMask(config.init_from or str(workdir))
+    fill = FillMask(meant(workdir, config.init_from), checkpoint)
     for one in text:
         print(one)
         for number, candidates in enumerate(fill(one, top_k), start=1):
@@ -98,6 +97,7 @@ def predict(
     bad_lines: str = "fail",
     glue: str = "",
     overrides: Mapping[str, Any] | None = None,
+    checkpoint: str = "best",
     **_,
 ) -> int:
     """A prediction for every row of `input`: lines of JSON, the answers of SQuAD, or one file of a submission to
@@ -108,10 +108,11 @@ def predict(
         raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
     keep_programs(workdir)
     from bert_jax.inference import glue_submission
+    from bert_jax.inference.open import meant
     from bert_jax.inference.output import results, write_answers, write_jsonl
     from bert_jax.inference.predictor import Predictor
 
-    predictor = Predictor(_trained(config, workdir), config.eval.batch_size, overrides)
+    predictor = Predictor(meant(workdir, config.init_from), config.eval.batch_size, overrides, checkpoint)
     rows = _rows(input, predictor.config.data.text, predictor.config.data.text_pair, input_format)
     if glue:
         predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
@@ -137,6 +138,7 @@ def embed(
     layer: str = "-1",
     normalize: bool = False,
     tokens: bool = False,
+    checkpoint: str = "best",
     **_,
 ) -> int:
     """The vector of every text of `input`, or those of its tokens, of any checkpoint."""
@@ -147,11 +149,12 @@ def embed(
         raise UserError("vectors of tokens are as many as a text has tokens: --output=<name>.parquet")
     keep_programs(workdir)
     from bert_jax.inference.embeddings import Embedder, write_npy, write_parquet
+    from bert_jax.inference.open import meant
 
     names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts", "model.dtype": "dtype"}
     given = {names[key]: value for key, value in (overrides or {}).items() if key in names}
-    given |= {"pooling": pooling, "layer": layer, "normalize": normalize}
-    embedder = Embedder(_trained(config, workdir), batch_size=config.eval.batch_size, **given)
+    given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint}
+    embedder = Embedder(meant(workdir, config.init_from), batch_size=config.eval.batch_size, **given)
     is_pretrained = embedder.run_config.task == "pretraining"  # and so says nothing of columns
     column = (config if is_pretrained or "data.text" in (overrides or {}) else embedder.run_config).data.text
     rows = _rows(input, column, "", input_format)
@@ -173,26 +176,24 @@ MODES = {
 }
 
 
-def _evaluation(task, config: ConfigDict, folder: Path) -> tuple[Callable[[str], dict[str, float]], int]:
+def _evaluation(task, config: ConfigDict, path: str, which: str) -> tuple[Callable[[str], dict[str, float]], int]:
     """What gives the metrics of a checkpoint on a split, and its step."""
-    from flax import nnx
-
-    from bert_jax.training.checkpoint import read_checkpoint
+    from bert_jax.inference.open import check_alike, open_model
     from bert_jax.training.loop import make_evaluation
-    from bert_jax.training.parameters import flatten, take_over
     from bert_jax.training.sharding import make_mesh, place
 
-    saved = read_checkpoint(folder, tokenizer_hash=task.tokenizer.content_hash)
-    differing = differences(saved.run["config"]["model"], config.model.to_dict())
-    if differing:
-        keys = "; ".join(f"model.{key} was {old!r}, is {new!r}" for key, old, new in differing)
-        raise UserError(f"{folder} holds another model ({keys}); give the config that it was trained with")
-    task.describe(saved.run["task"])
-    model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
-    parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
+    opened = open_model(path, which=which)
+    check_alike(opened.bert_config, {f"model.{key}": value for key, value in config.model.items()}, opened.path)
+    if opened.tokenizer.content_hash != task.tokenizer.content_hash:
+        raise UserError(
+            f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
+            "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
+        )
+    task.describe(opened.run["task"])
+    graphdef, parameters = opened.fit(task.init)
     mesh = make_mesh(config.mesh)
-    run, placed = make_evaluation(task, nnx.split(model)[0], config, mesh), place(mesh, parameters)
-    return (lambda split: run(placed, split)), saved.run["step"]
+    run, placed = make_evaluation(task, graphdef, config, mesh), place(mesh, parameters)
+    return (lambda split: run(placed, split)), opened.step
 
 
 def _report(task, config: ConfigDict, workdir: Path, last_step: int, overrides: Mapping[str, Any] | None) -> None:
@@ -200,20 +201,13 @@ def _report(task, config: ConfigDict, workdir: Path, last_step: int, overrides: 
     import jax
 
     from bert_jax.lab.report import write_report
-    from bert_jax.training.checkpoint import find_checkpoint
+    from bert_jax.training.checkpoint import choose_checkpoint
 
-    folder = find_checkpoint(str(workdir), best=True)
+    folder = choose_checkpoint(str(workdir))
     if task.evaluated != "validation" or int(folder.name) != last_step:
-        _evaluation(task, config, folder)[0]("validation")
+        _evaluation(task, config, str(folder), "best")[0]("validation")
     if jax.process_index() == 0:
         write_report(task, config, workdir, overrides)
-
-
-def _trained(config: ConfigDict, workdir: Path) -> str:
-    """1. the checkpoints of the workdir; 2. those that `init_from` names."""
-    from bert_jax.training.checkpoint import has_checkpoint
-
-    return config.init_from if config.init_from and not has_checkpoint(str(workdir)) else str(workdir)
 
 
 def _rows(source: str, text: str, text_pair: str, input_format: str):

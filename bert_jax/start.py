@@ -108,7 +108,13 @@ def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
     """What the config leaves open is as in the run that this one continues, else as in `init_from`: the model's shape,
     and what `Source` holds (None: nothing is inherited)."""
     from bert_jax.models.config import bert_config, inherit_shape
-    from bert_jax.training.checkpoint import Damaged, describe_checkpoint, find_checkpoint, has_checkpoint
+    from bert_jax.training.checkpoint import (
+        Damaged,
+        choose_checkpoint,
+        describe_checkpoint,
+        find_checkpoint,
+        has_checkpoint,
+    )
 
     if (workdir / "config.json").is_file():
         model = read_config(workdir / "config.json").model
@@ -116,13 +122,14 @@ def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
     if not config.init_from:
         return None
     # A run that goes on no longer needs what it started from, unless its newest checkpoint is damaged.
-    own = [str(workdir)] if has_checkpoint(str(workdir)) else []
+    has_own = has_checkpoint(str(workdir))
     try:
-        run, tokenizer = describe_checkpoint(find_checkpoint((own or [config.init_from])[0]))
+        folder = find_checkpoint(str(workdir)) if has_own else choose_checkpoint(config.init_from)
+        run, tokenizer = describe_checkpoint(folder)
     except Damaged:
-        if not own:
+        if not has_own:
             raise
-        run, tokenizer = describe_checkpoint(find_checkpoint(config.init_from))
+        run, tokenizer = describe_checkpoint(choose_checkpoint(config.init_from))
     saved = from_json_dict(run["config"])
     inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
     return Source(tokenizer, saved.task, run["task"])

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import UserError
 from bert_jax.convert import google_tf, hub, huggingface
 from bert_jax.convert.mapping import Arrays, Loaded, Report, to_host
 from bert_jax.convert.model_card import model_card
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
-from bert_jax.models.config import bert_config
+from bert_jax.inference.open import open_model
 from bert_jax.models.layers import Linear
 from bert_jax.options import default_config
-from bert_jax.training.checkpoint import find_checkpoint, has_checkpoint, read_checkpoint, write_checkpoint
+from bert_jax.training.checkpoint import has_checkpoint, write_checkpoint
 from bert_jax.training.parameters import flatten
 
 FORMATS = ("bert_jax", "huggingface")
@@ -99,13 +99,12 @@ def _refuse(architecture: str) -> None:
 
 
 def _read_ours(source: str) -> Source:
-    folder = find_checkpoint(source)
-    saved = read_checkpoint(folder)
-    config = bert_config(from_json_dict(saved.run["config"]).model, saved.tokenizer.vocab_size)
-    report = Report(loaded={name: name for name in saved.parameters})
-    task = saved.run["config"]["task"]
-    model = Loaded(config, to_host(saved.parameters), saved.tokenizer, task, saved.run["task"], report)
-    run = {name: value for name, value in saved.run.items() if name not in ("checksums", "data", "history")}
+    opened = open_model(source)
+    folder, saved = opened.path, opened.run
+    report = Report(loaded={name: name for name in opened.parameters})
+    parameters = to_host(opened.parameters)
+    model = Loaded(opened.bert_config, parameters, opened.tokenizer, opened.config.task, saved["task"], report)
+    run = {name: value for name, value in saved.items() if name not in ("checksums", "data", "history")}
     workdir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     return Source(model, run, workdir / "metrics.jsonl")
 

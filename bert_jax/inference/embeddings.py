@@ -6,26 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.tables import Row, text_in
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.input_rows import InputRow
+from bert_jax.inference.open import open_model
 from bert_jax.inference.output import identity, results, whole_file
-from bert_jax.inference.predictor import in_place_of_good, load, windows
+from bert_jax.inference.predictor import in_place_of_good, windows
 from bert_jax.inference.prepared import Prepared
-from bert_jax.models.config import bert_config, check_length
+from bert_jax.models.config import check_length
 from bert_jax.models.encoder import Bert, Encoded
 from bert_jax.models.heads import pool_tokens
-from bert_jax.training.checkpoint import find_checkpoint
-from bert_jax.training.parameters import flatten, take_over, unflatten
 
 POOLINGS = ("cls", "mean", "max")
 _HEADS = "(?!embeddings/|encoder/|pooler/)"  # whatever is not the trunk
@@ -42,7 +39,7 @@ class TokenVectors(NamedTuple):
 
 
 class Embedder:
-    """`checkpoint` is a workdir (its best checkpoint is taken) or a checkpoint folder.
+    """`checkpoint` is a workdir or a checkpoint folder; `which` of a workdir's, as in `choose_checkpoint`.
 
     `layer` is −1 for the last one, or another from −N to −1 or 1 to N; or "last4_sum", "last4_concat". `pooling` is the
     vector of [CLS], or the mean or largest of all tokens, [CLS] and [SEP] included (as sentence-transformers does).
@@ -60,14 +57,10 @@ class Embedder:
         long_texts: str = "head",
         dtype: str | None = None,
         batch_size: int = 32,
+        which: str = "best",
     ):
-        folder = find_checkpoint(checkpoint, best=True)
-        saved = load(folder)
-        self.tokenizer = saved.tokenizer
-        self.run_config = from_json_dict(saved.run["config"])
-        if dtype is not None:
-            self.run_config.model.dtype = dtype
-        config = bert_config(self.run_config.model, self.tokenizer.vocab_size)
+        opened = open_model(checkpoint, overrides={"model.dtype": dtype} if dtype else None, which=which)
+        self.tokenizer, self.run_config, config = opened.tokenizer, opened.config, opened.bert_config
         self.max_length = max_length or config.max_position_embeddings
         check_length(config, self.max_length)
         if pooling not in POOLINGS:
@@ -79,11 +72,8 @@ class Embedder:
         self._pooling, self._normalize, self._long_texts = pooling, normalize, long_texts
         self._hidden_size = config.hidden_size
         self._batching = Batching(self.max_length, batch_size)
-        model = nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(params=0)))
-        parameters, _ = take_over(flatten(model), saved.parameters, new="pooler/", dropped=_HEADS, origin=str(folder))
-        absent = {name for name, x in parameters.items() if isinstance(x, jax.ShapeDtypeStruct)}  # an unused pooler
-        parameters |= {name: jnp.zeros(parameters[name].shape) for name in absent}
-        prepared = Prepared(unflatten(nnx.split(model)[0], parameters))
+        trunk = opened.model(lambda rngs: Bert(config, rngs=rngs), absent="pooler/", dropped=_HEADS)
+        prepared = Prepared(trunk)
         self._sentences, self._tokens = prepared.program(self._of_sentences), prepared.program(self._of_tokens)
 
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:

@@ -3,31 +3,28 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import UserError
+from bert_jax.inference.open import open_model
 from bert_jax.inference.prepared import Prepared
-from bert_jax.models.config import bert_config
 from bert_jax.models.heads import BertForPretraining
-from bert_jax.training.checkpoint import Damaged, find_checkpoint, read_checkpoint
-from bert_jax.training.parameters import unflatten
+
+_OTHER_HEADS = "(?!embeddings/|encoder/|pooler/|mlm/|nsp/)"
 
 
 class FillMask:
     """Holds a checkpoint in memory; calling it with a text gives, for each [MASK], [(token, probability), …]."""
 
-    def __init__(self, checkpoint: str):
-        folder = find_checkpoint(checkpoint)
-        try:
-            saved = read_checkpoint(folder)
-        except Damaged as damage:
-            raise UserError(str(damage)) from damage
-        self.tokenizer = saved.tokenizer
-        self.config = bert_config(from_json_dict(saved.run["config"]).model, self.tokenizer.vocab_size)
-        if "mlm/bias" not in saved.parameters:
-            raise UserError(f"{folder} has no MLM head, which fills masks; it was made without one")
-        model = nnx.eval_shape(lambda: BertForPretraining(self.config, rngs=nnx.Rngs(params=0)))
-        self._logits = Prepared(unflatten(nnx.split(model)[0], saved.parameters)).program(_logits)
+    def __init__(self, checkpoint: str, which: str = "best"):
+        opened = open_model(checkpoint, which=which)
+        self.tokenizer, self.config = opened.tokenizer, opened.bert_config
+        if "mlm/bias" not in opened.parameters:
+            raise UserError(f"{opened.path} has no MLM head, which fills masks; it was made without one")
+        # Neither the pooler nor the head of sentence pairs takes part; a saved BertForMaskedLM has none.
+        model = opened.model(
+            lambda rngs: BertForPretraining(self.config, rngs=rngs), absent="nsp/|pooler/", dropped=_OTHER_HEADS
+        )
+        self._logits = Prepared(model).program(_logits)
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""

@@ -2,47 +2,38 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
-from flax import nnx
 
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
+from bert_jax.inference.open import open_model
 from bert_jax.inference.prepared import Prepared
-from bert_jax.options import INFERENCE
-from bert_jax.tasks import task_class
-from bert_jax.training.checkpoint import Damaged, Saved, find_checkpoint, read_checkpoint
-from bert_jax.training.parameters import flatten, take_over, unflatten
+from bert_jax.tasks.finetuning import FineTuning
 
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
 
 
 class Predictor:
-    """`checkpoint` is a workdir (its best checkpoint is taken) or a checkpoint folder.
+    """`checkpoint` is a workdir or a checkpoint folder; `which` of a workdir's, as in `choose_checkpoint`.
 
     Model, task and names of columns are those of the run; of `overrides`, {"data.text": "review", …}, the keys in
-    INFERENCE count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
+    `options.INFERENCE` count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
     """
 
-    def __init__(self, checkpoint: str, batch_size: int = 32, overrides: Mapping[str, Any] | None = None):
-        folder = find_checkpoint(checkpoint, best=True)
-        saved = load(folder)
-        self.config = from_json_dict(saved.run["config"])
+    def __init__(
+        self, checkpoint: str, batch_size: int = 32, overrides: Mapping[str, Any] | None = None, which: str = "best"
+    ):
+        opened = open_model(checkpoint, overrides=overrides, which=which)
+        self.config = opened.config
         if "task" not in self.config or self.config.task == "pretraining":
-            raise UserError(f"{folder} was not fine-tuned, so it predicts nothing; fine-tune it, or use --mode=embed")
+            raise UserError(f"{opened.path} was not fine-tuned and predicts nothing; fine-tune it, or use --mode=embed")
         self.config.train.new_head = False  # the run began with a head of its own; now there is one
-        for key in INFERENCE:
-            if overrides and key in overrides:
-                group, _, name = key.partition(".")
-                self.config[group][name] = overrides[key]
-        self.task = task_class(self.config.task)(self.config, saved.tokenizer, saved.run["task"])
-        model = nnx.eval_shape(lambda: self.task.init(nnx.Rngs(params=0)))
-        parameters, _ = take_over(flatten(model), saved.parameters, new="", dropped="", origin=str(folder))
-        self._rows = Prepared(unflatten(nnx.split(model)[0], parameters)).program(self._kept_rows)
+        self.task = cast(FineTuning, opened.task)
+        self._rows = Prepared(opened.model()).program(self._kept_rows)
         self._batching = Batching(self.config.data.sequence_length, batch_size)
 
     def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
@@ -87,13 +78,6 @@ class Predictor:
         except UserError as error:
             return error
         return example
-
-
-def load(folder: Path) -> Saved:
-    try:
-        return read_checkpoint(folder)
-    except Damaged as damage:
-        raise UserError(str(damage)) from damage
 
 
 def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[Any]]:

@@ -174,15 +174,35 @@ def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tok
         checkpointer.save(directory.absolute(), args=items)
 
 
-def find_checkpoint(path: str, best: bool = False) -> Path:
-    """The checkpoint folder meant by a workdir, a `checkpoints` folder (their newest one), or itself.
-
-    `best`: not the newest one but the best by its run's `checkpoint.best_metric`, where that was measured.
-    """
+def find_checkpoint(path: str) -> Path:
+    """The newest checkpoint of a workdir or a `checkpoints` folder; or `path` itself if it is a checkpoint."""
     found = _newest(Path(path))
     if found is None:
         raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
-    return _best_beside(found) if best and found != Path(path) else found
+    return found
+
+
+def choose_checkpoint(path: str, which: str = "best") -> Path:
+    """The checkpoint folder that is meant by a workdir, by a `checkpoints` folder, or by itself; logs the choice.
+
+    The one rule for whoever wants a trained model. `which` is "best" (by the run's `checkpoint.best_metric`; the
+    newest if none was evaluated), "newest", the number of a step, or another path. Raises UserError.
+    """
+    if which not in ("best", "newest") and not which.isdigit():
+        return choose_checkpoint(which)
+    newest = find_checkpoint(path)
+    if newest in (Path(path), Path(path) / "checkpoints"):  # the path of one checkpoint says everything
+        return newest
+    if which == "best":
+        return _best_beside(newest)
+    if which == "newest":
+        logging.info("%s: the newest checkpoint", newest)
+        return newest
+    folder = newest.parent / which
+    if not (folder / "run").is_dir():
+        steps = sorted(int(child.name) for child in newest.parent.iterdir() if child.name.isdigit())
+        raise UserError(f"{path} has no checkpoint of step {which}; it has {', '.join(map(str, steps))}")
+    return folder
 
 
 def has_checkpoint(path: str) -> bool:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from bert_jax import config as configs
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Sums, Task
-from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_checkpoint
+from bert_jax.training.checkpoint import Checkpoints, choose_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, take_over
@@ -216,7 +216,7 @@ def _first_state(
         return state, run
     if not config.init_from:
         return init_state(task, optimizer, config.seed, mesh), None
-    folder = find_checkpoint(config.init_from)
+    folder = choose_checkpoint(config.init_from)
     saved = read_checkpoint(folder)
     if saved.tokenizer.content_hash != task.tokenizer.content_hash:
         raise UserError(

@@ -301,7 +301,7 @@ def test_a_hub_name_is_fetched_without_files_that_are_not_needed(theirs, monkeyp
     with pytest.raises(UserError, match="has no weights"):
         conversion.convert("someone/bert", str(tmp_path / "x"))
     assert wanted(asked[2][1], "pytorch_model.bin")
-    read = conversion.read_checkpoint(tmp_path / "ours").run
+    read = read_checkpoint(tmp_path / "ours").run
     assert read["converted_from"] == "someone/bert"
 
 

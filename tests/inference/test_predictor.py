@@ -19,7 +19,7 @@ from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
 from bert_jax.inference.input_rows import read_input
 from bert_jax.inference.predictor import Predictor, windows
-from bert_jax.training.checkpoint import Checkpoints, find_checkpoint
+from bert_jax.training.checkpoint import Checkpoints, choose_checkpoint, find_checkpoint
 from bert_jax.training.step import TrainState
 from experiments import base
 
@@ -124,8 +124,14 @@ def test_the_best_checkpoint_is_found(tmp_path):
     best = checkpoints.manager.best_step()
     checkpoints.close()
     assert find_checkpoint(str(tmp_path)).name == "4"
-    assert find_checkpoint(str(tmp_path), best=True).name == str(best) == "3"
-    assert find_checkpoint(str(tmp_path / "checkpoints" / "2"), best=True).name == "2"
+    assert choose_checkpoint(str(tmp_path)).name == str(best) == "3"
+    assert choose_checkpoint(str(tmp_path / "checkpoints")).name == "3"
+    assert choose_checkpoint(str(tmp_path / "checkpoints" / "2")).name == "2"
+    assert choose_checkpoint(str(tmp_path), "newest").name == "4"
+    assert choose_checkpoint(str(tmp_path), "1").name == "1"
+    assert choose_checkpoint(str(tmp_path), str(tmp_path / "checkpoints" / "2")).name == "2"
+    with pytest.raises(UserError, match="has no checkpoint of step 7; it has 1, 2, 3, 4"):
+        choose_checkpoint(str(tmp_path), "7")
 
 
 def test_a_file_in_a_file_out(tuned, tmp_path):
