@@ -5,18 +5,27 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.start import check_writable, keep_programs, make_task, prepared_data, start_run
+from bert_jax.start import check_writable, keep_programs, start_run
+from bert_jax.tasks import task_class
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.task import Evaluation, Task
+    from bert_jax.training.loop import Finished
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
-    logging.info("prepared: %s", prepared_data(config, start_run(config, workdir)).directory)
+    source = start_run(config, workdir)
+    from bert_jax.tasks.pretraining import prepared_corpus
+
+    logging.info("prepared: %s", prepared_corpus(config, source).directory)
     return 0
 
 
@@ -39,15 +48,15 @@ def train(
     from bert_jax.lab.profile import Profiler
     from bert_jax.training.loop import train as run_loop
 
-    task = make_task(config, source)
+    task = task_class(config.task).with_data(config, source)
     profiler = Profiler(workdir / "profile", profile) if profile and jax.process_index() == 0 else None
     finished = run_loop(task, config, workdir, profiler)
     if profiler is not None:
         profiler.finish()
     if jax.process_index() == 0:
         plot_run(workdir)
-    if finished.signal is None and config.task != "pretraining" and "validation" in task.items:
-        _report(task, config, workdir, finished.step, overrides)
+    if finished.signal is None and task.makes_predictions and finished.evaluation:
+        _report(task, config, workdir, finished, overrides)
     if finished.signal is not None:
         logging.warning("stopped at step %d, saved in %s; the same command continues", finished.step, workdir)
         return 128 + finished.signal
@@ -61,13 +70,15 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
     from bert_jax.inference.open import meant
     from bert_jax.training.metrics_log import MetricsLog
 
-    run, step = _evaluation(make_task(config, source), config, meant(workdir, config.init_from), checkpoint)
+    task = task_class(config.task).with_data(config, source)
+    run, description, step = _evaluation(task, config, meant(workdir, config.init_from), checkpoint)
     log = MetricsLog(workdir, step, step)
     for split, name in (("validation", "eval"), ("test", "test")):
-        metrics = run(split)
-        if metrics:
-            log.record(step, name, metrics)
-            print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+        evaluation = run(split, description)
+        description |= evaluation.learned
+        if evaluation:
+            log.record(step, name, evaluation.metrics)
+            print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
     log.close()
     return 0
 
@@ -112,7 +123,8 @@ def predict(
     from bert_jax.inference.output import results, write_answers, write_jsonl
     from bert_jax.inference.predictor import Predictor
 
-    predictor = Predictor(meant(workdir, config.init_from), config.eval.batch_size, overrides, checkpoint)
+    path = meant(workdir, config.init_from)
+    predictor = Predictor(path, config.eval.batch_size, overrides, checkpoint, users_task=config.task)
     rows = _rows(input, predictor.config.data.text, predictor.config.data.text_pair, input_format)
     if glue:
         predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
@@ -176,38 +188,40 @@ MODES = {
 }
 
 
-def _evaluation(task, config: ConfigDict, path: str, which: str) -> tuple[Callable[[str], dict[str, float]], int]:
-    """What gives the metrics of a checkpoint on a split, and its step."""
+def _evaluation(
+    task: "Task", config: ConfigDict, path: str, which: str
+) -> tuple[Callable[[str, dict], "Evaluation"], dict[str, Any], int]:
+    """Returns the evaluation of a checkpoint as a function of (split, description), its description and its step."""
     from bert_jax.inference.open import check_alike, open_model
     from bert_jax.training.loop import make_evaluation
     from bert_jax.training.sharding import make_mesh, place
 
-    opened = open_model(path, which=which)
+    opened = open_model(path, which=which, users_task=config.task)
     check_alike(opened.bert_config, {f"model.{key}": value for key, value in config.model.items()}, opened.path)
     if opened.tokenizer.content_hash != task.tokenizer.content_hash:
         raise UserError(
             f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
-    task.describe(opened.run["task"])
     graphdef, parameters = opened.fit(task.init)
     mesh = make_mesh(config.mesh)
     run, placed = make_evaluation(task, graphdef, config, mesh), place(mesh, parameters)
-    return (lambda split: run(placed, split)), opened.step
+    return partial(run, placed), task.description() | opened.run["task"], opened.step
 
 
-def _report(task, config: ConfigDict, workdir: Path, last_step: int, overrides: Mapping[str, Any] | None) -> None:
-    """On the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
+def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished", overrides) -> None:
+    """Reports on the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
     import jax
 
     from bert_jax.lab.report import write_report
     from bert_jax.training.checkpoint import choose_checkpoint
 
-    folder = choose_checkpoint(str(workdir))
-    if task.evaluated != "validation" or int(folder.name) != last_step:
-        _evaluation(task, config, str(folder), "best")[0]("validation")
+    folder, evaluation = choose_checkpoint(str(workdir)), finished.evaluation
+    if int(folder.name) != finished.step:
+        run, description, _ = _evaluation(task, config, str(folder), "best")
+        evaluation = run("validation", description)
     if jax.process_index() == 0:
-        write_report(task, config, workdir, overrides)
+        write_report(task, evaluation, config, workdir, overrides)
 
 
 def _rows(source: str, text: str, text_pair: str, input_format: str):

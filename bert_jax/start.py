@@ -3,12 +3,11 @@
 Heavy imports are inside the functions, as in `modes.py`.
 """
 
-import logging
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
@@ -16,18 +15,10 @@ from bert_jax.config import UserError, from_json_dict, read_config, validate
 from bert_jax.tasks import task_class
 
 if TYPE_CHECKING:
-    from bert_jax.data.tokenizers.tokenizer import Tokenizer
+    from bert_jax.tasks.task import Source
 
 
-class Source(NamedTuple):
-    """What a run takes from the checkpoint that it goes on or starts from, besides parameters and the model's shape."""
-
-    tokenizer: "Tokenizer"
-    task: str
-    description: dict  # of that task
-
-
-def start_run(config: ConfigDict, workdir: Path) -> Source | None:
+def start_run(config: ConfigDict, workdir: Path) -> "Source | None":
     """Devices, and every mistake in the config that can be seen before any data is."""
     task_class(config.task)
     import jax
@@ -43,45 +34,6 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
     return source
-
-
-def make_task(config: ConfigDict, source: Source | None):
-    """The task of the config with its data; what a checkpoint of the same task says of itself holds for it."""
-    make = task_class(config.task)
-    if config.task == "pretraining":
-        return make(config, prepared_data(config, source))
-    from bert_jax.data.tokenizers.tokenizer import load_tokenizer
-
-    if source is None and not config.data.vocab_file:
-        raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
-    tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
-    same_task = source is not None and source.task == config.task
-    task = make(config, tokenizer, source.description if source is not None and same_task else None)
-    task.load()
-    return task
-
-
-def prepared_data(config: ConfigDict, source: Source | None):
-    """The corpus of the config, prepared if it is not yet."""
-    from bert_jax.data.pretraining.prepare import prepare as prepare_corpus
-
-    if config.data.corpus == "sample" and not config.data.files:
-        logging.warning(
-            "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
-            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
-        )
-    import jax
-    from jax.experimental import multihost_utils
-
-    # Of several processes the first prepares; the others find it done, or fail as it did. Each machine needs the same
-    # folder.
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("prepared")
-    try:
-        return prepare_corpus(config.data, config.data.seed, source and source.tokenizer)
-    finally:
-        if jax.process_index() == 0 and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("prepared")
 
 
 def keep_programs(workdir: Path) -> None:
@@ -104,10 +56,11 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
 
 
-def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
+def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
     """What the config leaves open is as in the run that this one continues, else as in `init_from`: the model's shape,
     and what `Source` holds (None: nothing is inherited)."""
     from bert_jax.models.config import bert_config, inherit_shape
+    from bert_jax.tasks.task import Source
     from bert_jax.training.checkpoint import (
         Damaged,
         choose_checkpoint,

@@ -43,9 +43,13 @@ class Ordinal(Classification):
             for k, p in predictions
         ]
 
-    def score(self, examples, predictions):
+    def score(self, examples, predictions, description):
         gold, given = self.numbers(examples, predictions)
-        return super().score(examples, predictions) | {"mean_absolute_error": float(np.mean(np.abs(gold - given)))}
+        error = float(np.mean(np.abs(gold - given)))
+        return super().score(examples, predictions, description) | {"mean_absolute_error": error}
+
+    def score_names(self, split):
+        return *super().score_names(split), "mean_absolute_error"
 
 
 def get_config():

@@ -17,7 +17,7 @@ from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.options import INFERENCE, SHAPE
-from bert_jax.tasks import task_class
+from bert_jax.tasks import known_task
 from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import Damaged, choose_checkpoint, has_checkpoint, read_checkpoint
 from bert_jax.training.parameters import Parameters, flatten, take_over, unflatten
@@ -33,6 +33,7 @@ class Opened:
     tokenizer: Tokenizer
     parameters: Parameters
     run: dict[str, Any]
+    users_task: str = ""
 
     @cached_property
     def bert_config(self) -> BertConfig:
@@ -41,7 +42,8 @@ class Opened:
     @cached_property
     def task(self) -> Task:
         """The task that the checkpoint was trained on, without data."""
-        return task_class(self.config.task)(self.config, self.tokenizer, self.run["task"])
+        make = known_task(self.config.get("task", "pretraining"), self.users_task, str(self.path))
+        return make(self.config, self.tokenizer, self.run.get("task"))
 
     @cached_property
     def graphdef(self) -> nnx.GraphDef:
@@ -70,10 +72,13 @@ class Opened:
         return unflatten(*self.fit(build or self.task.init, absent=absent, dropped=dropped))
 
 
-def open_model(path: str | Path, *, overrides: Mapping[str, Any] | None = None, which: str = "best") -> Opened:
+def open_model(
+    path: str | Path, *, overrides: Mapping[str, Any] | None = None, which: str = "best", users_task: str = ""
+) -> Opened:
     """Opens the checkpoint that `choose_checkpoint(path, which)` finds.
 
-    Its config is the run's own with those `overrides`, {"model.dtype": "float32", …}, that are in INFERENCE. Raises
+    Its config is the run's own with those `overrides`, {"model.dtype": "float32", …}, that are in INFERENCE.
+    `users_task` is the one class outside bert_jax that the checkpoint may name as its task. Raises
     UserError if there is no checkpoint, if it is damaged, and for overrides that ask for another model.
     """
     folder = choose_checkpoint(str(path), which)
@@ -87,7 +92,7 @@ def open_model(path: str | Path, *, overrides: Mapping[str, Any] | None = None, 
         if overrides and key in overrides:
             group, _, name = key.partition(".")
             config[group][name] = overrides[key]
-    return Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run)
+    return Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run, users_task)
 
 
 def meant(workdir: str | Path, init_from: str = "") -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 
@@ -11,7 +11,7 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import open_model
 from bert_jax.inference.prepared import Prepared
-from bert_jax.tasks.finetuning import FineTuning
+from bert_jax.tasks.task import Task
 
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
@@ -22,17 +22,22 @@ class Predictor:
 
     Model, task and names of columns are those of the run; of `overrides`, {"data.text": "review", …}, the keys in
     `options.INFERENCE` count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
+    `users_task` is as in `open_model`.
     """
 
     def __init__(
-        self, checkpoint: str, batch_size: int = 32, overrides: Mapping[str, Any] | None = None, which: str = "best"
+        self,
+        checkpoint: str,
+        batch_size: int = 32,
+        overrides: Mapping[str, Any] | None = None,
+        which: str = "best",
+        users_task: str = "",
     ):
-        opened = open_model(checkpoint, overrides=overrides, which=which)
+        opened = open_model(checkpoint, overrides=overrides, which=which, users_task=users_task)
         self.config = opened.config
-        if "task" not in self.config or self.config.task == "pretraining":
+        if not opened.task.makes_predictions:
             raise UserError(f"{opened.path} was not fine-tuned and predicts nothing; fine-tune it, or use --mode=embed")
-        self.config.train.new_head = False  # the run began with a head of its own; now there is one
-        self.task = cast(FineTuning, opened.task)
+        self.task: Task = opened.task
         self._rows = Prepared(opened.model()).program(self._kept_rows)
         self._batching = Batching(self.config.data.sequence_length, batch_size)
 
@@ -69,7 +74,7 @@ class Predictor:
 
     def _kept_rows(self, model: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What `task.predict` needs: of tags not the logits, which would be the largest thing to leave the device."""
-        rows = self.task.evaluate(model, batch)[1]
+        rows = self.task.evaluate(model, batch, {})[1]
         return {name: value[:, 0] for name, value in rows.items() if name not in ("item_ids", "first_tokens")}
 
     def _checked(self, example: Any) -> Any:

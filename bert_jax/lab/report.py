@@ -19,8 +19,8 @@ from bert_jax.data.labelled.examples import ChoiceExample, QuestionExample, Tagg
 from bert_jax.lab import report_plots
 from bert_jax.lab.plots import read_metrics
 from bert_jax.tasks import scores
-from bert_jax.tasks.finetuning import FineTuning
 from bert_jax.tasks.squad_scores import squad_scores
+from bert_jax.tasks.task import Evaluation
 
 _WORST = 20
 _CONFUSIONS = 10
@@ -41,14 +41,14 @@ mark { background: #fde2dd } b { color: #1c6b3c }
 """
 
 
-def write_report(task: FineTuning, config: Any, workdir: Path, overrides: Mapping[str, Any] | None = None) -> Path:
-    """Of the task's last evaluation, which must have been that of validation; gives the path of the page.
+def write_report(
+    task: Any, evaluation: Evaluation, config: Any, workdir: Path, overrides: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes the page of an evaluation of validation and returns its path.
 
     `overrides` are the keys set on the command line.
     """
-    if task.evaluated != "validation":
-        raise AssertionError(f"the last evaluation was of {task.evaluated}")
-    examples, predictions = task.examples["validation"], task.predictions
+    examples, predictions = task.examples[evaluation.split], evaluation.predictions
     folder = workdir / "predictions"
     folder.mkdir(exist_ok=True)
     with (folder / "validation.jsonl").open("w", encoding="utf-8") as file:
@@ -57,11 +57,10 @@ def write_report(task: FineTuning, config: Any, workdir: Path, overrides: Mappin
             fields: dict[str, Any] = asdict(example) if has_fields else {}  # type: ignore[arg-type]
             file.write(json.dumps(fields | {"prediction": prediction}, ensure_ascii=False) + "\n")
     records = read_metrics(workdir / "metrics.jsonl")
-    metrics = task.score(examples, predictions)
-    parts = [_summary(config, metrics, overrides or {})]
+    parts = [_summary(config, evaluation.metrics, overrides or {})]
     curve = report_plots.learning_curve(records, config.checkpoint.best_metric)
     parts += [_section("Learning curve", _picture(curve, "learning curve"))] if curve else []
-    parts += _family(task, examples, predictions)
+    parts += _family(task, examples, predictions, evaluation.learned)
     settings = html.escape(json.dumps(config.to_dict(), indent=2))
     parts.append(f"<h2>Config</h2><details><summary>all keys</summary><pre>{settings}</pre></details>")
     title = html.escape(f"{config.task}: {workdir.name}")
@@ -92,7 +91,7 @@ def _summary(config: Any, metrics: Mapping[str, float], overrides: Mapping[str, 
     )
 
 
-def _family(task: Any, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> list[str]:
+def _family(task: Any, examples: Sequence[Any], predictions: Sequence[Any], learned: dict[str, Any]) -> list[str]:
     if isinstance(examples[0], TaggedExample):
         return _tags(task, examples, predictions)
     if isinstance(examples[0], QuestionExample):
@@ -102,7 +101,9 @@ def _family(task: Any, examples: Sequence[Any], predictions: Sequence[dict[str, 
     if not isinstance(examples[0], TextExample):
         note = f"bert_jax/lab/report.py knows no page for examples of {type(examples[0]).__name__}."
         return [_section("Predictions", "", note)]
-    kinds = {"single": _classes, "multi": _label_sets, "regression": _numbers}
+    if task.config.data.label_kind == "multi":
+        return _label_sets(task, examples, predictions, learned["thresholds"])
+    kinds = {"single": _classes, "regression": _numbers}
     return kinds[task.config.data.label_kind](task, examples, predictions)
 
 
@@ -126,11 +127,13 @@ def _classes(task: Any, examples: Sequence[TextExample], predictions: Sequence[d
     return [*parts, _worst(len(wrong), len(gold), _table(header, rows, numbers={3, 5}), "least likely label first")]
 
 
-def _label_sets(task: Any, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> list[str]:
+def _label_sets(
+    task: Any, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]], tuned: Sequence[float]
+) -> list[str]:
     sets = [set(_label_names(example)) for example in examples]
     gold = np.asarray([[label in names for label in task.labels] for names in sets])
     probabilities = np.asarray([list(prediction["probabilities"].values()) for prediction in predictions])
-    thresholds = np.asarray(task.thresholds)
+    thresholds = np.asarray(tuned)
     given = probabilities >= thresholds
     table = scores.per_label_table(gold, given, task.labels)
     rows = [

@@ -1,9 +1,12 @@
-"""What is learned: examples to features, a head, a loss, metrics. One file a task family, one interface (`task.py`)."""
+"""What is learned: examples to features, heads, a loss, metrics. One file per family, one interface (`task.py`)."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bert_jax.config import UserError
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.task import Task
 
 # A new task family is a file beside this one and a line here.
 TASKS = {
@@ -15,9 +18,13 @@ TASKS = {
 }
 
 
-def task_class(name: str) -> Any:
-    """Of a name in `TASKS`, or of a class of your own as "module.Class". Imported when it is asked for: the families
-    need JAX, which takes a while. Raises UserError."""
+def task_class(name: str) -> "type[Task]":
+    """Returns the class of a name in `TASKS`, or a user's own class given as "module.Class".
+
+    `name` must come from the user (config file or flag), because its module is imported; `known_task` is for names in
+    files. The import happens here and not at the top, since the families need JAX, which takes a while to import.
+    Raises UserError.
+    """
     module, _, attribute = TASKS.get(name, name).rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -25,3 +32,14 @@ def task_class(name: str) -> Any:
         raise UserError(
             f"task is '{name}'; it can be {', '.join(TASKS)}, or the path of a class such as my_task.MyTask ({error})"
         ) from error
+
+
+def known_task(name: str, users_task: str, origin: str) -> "type[Task]":
+    """Returns the class of a task that a checkpoint names. Importing a module executes it, so a class outside `TASKS`
+    is loaded only if the user's own config names the same one. Raises UserError; `origin` is the checkpoint."""
+    if name not in TASKS and name != users_task:
+        raise UserError(
+            f"{origin}: its task is the class '{name}', which is code outside bert_jax; "
+            f"if you trust it, name it yourself: --config.task={name}"
+        )
+    return task_class(name)

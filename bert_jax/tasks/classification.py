@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
@@ -22,7 +22,7 @@ from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
 from bert_jax.tasks.pretraining import cross_entropy_sums
-from bert_jax.tasks.task import Batch, Sums
+from bert_jax.tasks.task import Batch, Description, Sums
 
 
 class Classification(FineTuning):
@@ -32,7 +32,7 @@ class Classification(FineTuning):
     reads_vectors = True
     shares_rows = True
     labels: list[str]
-    thresholds: list[float]  # of several labels: the probability from which a label is given
+    thresholds: list[float]  # of several labels: the probability from which a label is given; 0.5 until one is tuned
 
     def read(self, spec: str) -> Iterator[TextExample]:
         data = self.config.data
@@ -84,16 +84,25 @@ class Classification(FineTuning):
                 for name in _names(example):
                     if name not in known:
                         raise UserError(f"{example.origin}: label '{name}' is not among {_listed(self.labels)}")
-        self.thresholds = [0.5] * len(self.labels)
+        if not hasattr(self, "thresholds"):
+            self.thresholds = [0.5] * len(self.labels)
 
     @property
     def kind(self) -> str:
         return self.config.data.label_kind
 
-    def describe(self, description: dict[str, Any]) -> None:
+    def restore(self, description: Description) -> None:
+        kind = description.get("label_kind", self.kind)
+        if kind != self.kind:
+            raise UserError(
+                f"data.label_kind is {self.kind}, the checkpoint's head was trained with {kind}: "
+                f"set --config.data.label_kind={kind}, or train a head of its own with --config.train.new_head=True"
+            )
         self.labels, self.thresholds = description["labels"], description["thresholds"]
+        if self.kind == "multi" and not self.thresholds:
+            self.thresholds = [0.5] * len(self.labels)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         thresholds = self.thresholds if self.kind == "multi" else []
         return {"labels": self.labels, "thresholds": thresholds, "label_kind": self.kind}
 
@@ -163,7 +172,13 @@ class Classification(FineTuning):
             return [{"value": float(value)} for value in logits[:, 0]]
         if self.kind == "multi":
             probabilities = 1 / (1 + np.exp(-logits))
-            return [self._labels_of(row) for row in probabilities]
+            return [
+                {
+                    "labels": self._given(row, self.thresholds),
+                    "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
+                }
+                for row in probabilities
+            ]
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         return [
@@ -175,25 +190,43 @@ class Classification(FineTuning):
             for row in probabilities
         ]
 
-    def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def score(
+        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]], description: Description
+    ) -> dict[str, float]:
         if self.kind == "regression":
             return scores.regression_scores(
                 np.asarray([e.label for e in examples], np.float64), np.asarray([p["value"] for p in predictions])
             )
         if self.kind == "multi":
-            gold = np.asarray([[label in _names(example) for label in self.labels] for example in examples])
-            given = np.asarray([list(p["probabilities"].values()) for p in predictions])
-            if self.evaluated == "validation":
-                self.thresholds = scores.tune_thresholds(gold, given).tolist()
-                for prediction, row in zip(predictions, given, strict=True):
-                    prediction["labels"] = self._labels_of(row)["labels"]
+            gold, given = self._gold_sets(examples), _probabilities(predictions)
             half = scores.multilabel_scores(gold, given, np.full(len(self.labels), 0.5), self.labels)
-            tuned = scores.multilabel_scores(gold, given, np.asarray(self.thresholds), self.labels)
+            tuned = scores.multilabel_scores(gold, given, np.asarray(description["thresholds"]), self.labels)
             return half | {f"tuned_{name}": value for name, value in tuned.items()}
         gold, given = self.numbers(examples, predictions)
         return scores.classification_scores(gold, given, self.labels) | {
             "majority_accuracy": scores.majority_baseline(gold)
         }
+
+    def score_names(self, split: str) -> tuple[str, ...]:
+        if self.kind == "regression":
+            return "pearson", "spearman", "mse"
+        if self.kind == "multi":
+            names = ("micro_f1", "macro_f1", "subset_accuracy")
+            return *names, *(f"tuned_{name}" for name in names)
+        f1 = ("f1",) if len(self.labels) == 2 else ()
+        return "accuracy", "macro_f1", "micro_f1", "mcc", *f1, "majority_accuracy"
+
+    def tune(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> Description:
+        if self.kind != "multi":
+            return {}
+        tuned = scores.tune_thresholds(self._gold_sets(examples), _probabilities(predictions))
+        return {"thresholds": tuned.tolist()}
+
+    def decide(self, predictions: Sequence[dict[str, Any]], description: Description) -> Sequence[dict[str, Any]]:
+        if self.kind != "multi":
+            return predictions
+        rows, thresholds = _probabilities(predictions), description["thresholds"]
+        return [p | {"labels": self._given(row, thresholds)} for p, row in zip(predictions, rows, strict=True)]
 
     def numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
         """Right and predicted classes, counted from 0."""
@@ -222,9 +255,11 @@ class Classification(FineTuning):
             return replace(example, label=names[int(label)])
         return example
 
-    def _labels_of(self, probabilities: Float[np.ndarray, " C"]) -> dict[str, Any]:
-        given = [label for label, p, t in zip(self.labels, probabilities, self.thresholds, strict=True) if p >= t]
-        return {"labels": given, "probabilities": dict(zip(self.labels, probabilities.tolist(), strict=True))}
+    def _given(self, probabilities: Float[np.ndarray, " C"], thresholds: Sequence[float]) -> list[str]:
+        return [label for label, p, t in zip(self.labels, probabilities, thresholds, strict=True) if p >= t]
+
+    def _gold_sets(self, examples: Sequence[TextExample]) -> Bool[np.ndarray, "N C"]:
+        return np.asarray([[label in _names(example) for label in self.labels] for example in examples])
 
     def _values(self, examples: Sequence[TextExample]) -> dict[str, np.ndarray]:
         """Labels as arrays; zeros where there are none, as in texts to predict."""
@@ -242,6 +277,10 @@ class Classification(FineTuning):
                 counts = np.bincount(train, minlength=len(self.labels))
                 weights = (len(train) / (len(self.labels) * np.maximum(counts, 1)))[labels].astype(np.float32)
         return {"labels": labels, "label_weights": weights}
+
+
+def _probabilities(predictions: Sequence[dict[str, Any]]) -> Float[np.ndarray, "N C"]:
+    return np.asarray([list(prediction["probabilities"].values()) for prediction in predictions])
 
 
 def encode_long(

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,45 +23,61 @@ from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import TrainBatches, ordered_batches
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
-from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import BertForSequenceClassification
-from bert_jax.tasks.task import Batch, Rows, Sums
+from bert_jax.tasks.task import (
+    Batch,
+    Constants,
+    Description,
+    Evaluation,
+    HostSums,
+    Rows,
+    Source,
+    Sums,
+    Task,
+    mean_of_each,
+)
 
 Outputs = dict[str, Array]
 SPLITS = ("train", "validation", "test")
 
 
-class FineTuning(ABC):
-    """A `Task` over labelled examples in memory.
+class FineTuning(Task, ABC):
+    """A task over labelled examples in memory."""
 
-    Made for training by `load()`, which reads the splits; made for prediction from `description` alone, which is what
-    the checkpoint says of the task.
-    """
-
-    objectives = ("loss",)
+    objectives: ClassVar = {"loss": 1.0}
+    makes_predictions = True
     head: ClassVar[str]  # regular expression of the head's parameters
     other_heads = "mlm/|nsp/|classifier/|span/|window_query/"
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry a token
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
-        """`description`: of the checkpoint to start or predict from, if it was trained on this kind of task."""
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         self.config = config
         self.tokenizer = tokenizer
         self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         check_length(self.bert_config, config.data.sequence_length)
         self.new_parameters = f"{self.head}|pooler/"
         self.dropped_parameters = self.other_heads
-        self.renewed_parameters = self.head if config.train.new_head or description is None else ""
+        self.renewed_parameters = self.head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
-        self.evaluated = ""  # the split that `predictions` are of
-        if description is not None and not config.train.new_head:
-            self.describe(description)
+        if description is not None:
+            self.restore(description)
+
+    @classmethod
+    def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
+        if source is None and not config.data.vocab_file:
+            raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
+        tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
+        keeps_head = source is not None and source.task == config.task and not config.train.new_head
+        task = cls(config, tokenizer, source.description if source is not None and keeps_head else None)
+        task.load()
+        return task
 
     # What a family says
 
@@ -80,12 +96,8 @@ class FineTuning(ABC):
         the other splits against it; logs the data report."""
 
     @abstractmethod
-    def describe(self, description: dict[str, Any]) -> None:
-        """Takes over what `description()` of a trained task gave."""
-
-    @abstractmethod
-    def description(self) -> dict[str, Any]:
-        """JSON: what prediction needs besides config and tokenizer."""
+    def restore(self, description: Description) -> None:
+        """Sets what `description()` of a trained task returned. Raises UserError if the config contradicts it."""
 
     @abstractmethod
     def encode(self, examples: Sequence[Any]) -> list[Item]:
@@ -111,8 +123,21 @@ class FineTuning(ABC):
         tokens may go on with padding."""
 
     @abstractmethod
-    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        """The metrics of the field, by their usual names."""
+    def score(self, examples: Sequence[Any], predictions: Sequence[Any], description: Description) -> dict[str, float]:
+        """Returns the metrics of the field, by their usual names."""
+
+    @abstractmethod
+    def score_names(self, split: str) -> tuple[str, ...]:
+        """Returns the names of the metrics that `losses` and `score` give for a split, `loss` left out."""
+
+    def tune(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Description:
+        """Returns what validation teaches beyond the parameters, such as thresholds: entries of the description."""
+        return {}
+
+    def decide(self, predictions: Sequence[Any], description: Description) -> Sequence[Any]:
+        """Returns the predictions under the thresholds of `description`; `predict` follows those of the
+        constructor's."""
+        return predictions
 
     # What follows from it
 
@@ -147,7 +172,6 @@ class FineTuning(ABC):
         )
 
     def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
-        self.evaluated = split
         if split not in self.items:
             return iter(())
         return ordered_batches(
@@ -160,27 +184,32 @@ class FineTuning(ABC):
             process_count=process_count,
         )
 
-    def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        return batch
-
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Examples weigh alike, whatever the micro-batch; a family whose loss counts otherwise says so here."""
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"]), 1.0)}
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
+    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         return self._sums(self.outputs(model, batch, key), batch)
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         outputs = self.outputs(model, batch, None)
         return self._sums(outputs, batch), outputs | {name: batch[name] for name in ("item_ids", "first_tokens")}
 
-    def metrics(self, sums: dict[str, tuple[Any, Any]], rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        metrics = {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight) > 0}
-        if rows:
-            examples, items = self.examples[self.evaluated], self.items[self.evaluated]
-            self.predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
-            metrics |= self.score(examples, self.predictions)
-        return metrics
+    def means(self, sums: HostSums) -> dict[str, float]:
+        return mean_of_each(sums)
+
+    def evaluation(
+        self, split: str, sums: HostSums, rows: Sequence[dict[str, np.ndarray]], description: Description
+    ) -> Evaluation:
+        examples, items = self.examples[split], self.items[split]
+        predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
+        learned = self.tune(examples, predictions) if split == "validation" else {}
+        predictions = self.decide(predictions, description | learned)
+        metrics = self.means(sums) | self.score(examples, predictions, description | learned)
+        return Evaluation(split, metrics, predictions, learned)
+
+    def metric_names(self, split: str) -> tuple[str, ...]:
+        return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
 
     def _sums(self, outputs: Outputs, batch: Batch) -> Sums:
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
@@ -284,7 +313,7 @@ def sequence_vectors(
 
 
 def by_item(
-    rows: list[dict[str, np.ndarray]], items: Sequence[Item], token_outputs: Collection[str] = ()
+    rows: Sequence[dict[str, np.ndarray]], items: Sequence[Item], token_outputs: Collection[str] = ()
 ) -> dict[str, list[np.ndarray]]:
     """Outputs of batches → for each name one array an item, in the items' order, each exactly once."""
     found = {name: [np.empty(0)] * len(items) for name in rows[0].keys() - {"item_ids", "first_tokens"}}

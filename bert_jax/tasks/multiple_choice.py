@@ -23,7 +23,7 @@ from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import encode_long
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
 from bert_jax.tasks.pretraining import cross_entropy_sums
-from bert_jax.tasks.task import Batch, Sums
+from bert_jax.tasks.task import Batch, Description, Sums
 
 
 class MultipleChoice(FineTuning):
@@ -70,10 +70,10 @@ class MultipleChoice(FineTuning):
         for warning in warnings(report):
             logging.warning("%s", warning)
 
-    def describe(self, description: dict[str, Any]) -> None:
+    def restore(self, description: Description) -> None:
         pass  # the config and the tokenizer say everything
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         return {}
 
     def encode(self, examples: Sequence[ChoiceExample]) -> list[Item]:
@@ -133,11 +133,16 @@ class MultipleChoice(FineTuning):
             )
         return predictions
 
-    def score(self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def score(
+        self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]], description: Description
+    ) -> dict[str, float]:
         right = [
             prediction["choice"] == example.label for example, prediction in zip(examples, predictions, strict=True)
         ]
         return {"accuracy": float(np.mean(right))}
+
+    def score_names(self, split: str) -> tuple[str, ...]:
+        return "choice_accuracy", "accuracy"
 
 
 def _endings(example: ChoiceExample) -> list[str]:

@@ -1,41 +1,57 @@
 """Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
 
+import logging
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
-from bert_jax.data.pretraining.prepare import Prepared
+from bert_jax.data.pretraining.prepare import Prepared, prepare
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import BertForPretraining, padded_decoder, vocabulary_logits
 from bert_jax.tasks.masking import Masking, mask_tokens
-from bert_jax.tasks.task import Batch, Rows, Sums
+from bert_jax.tasks.task import (
+    Batch,
+    Constants,
+    Description,
+    Evaluation,
+    HostSums,
+    Rows,
+    Source,
+    Sums,
+    Task,
+    mean_of_each,
+)
 
 
-class Pretraining:
-    """A `Task` over a prepared corpus. With data.pairing=none the second objective has weight 0 everywhere."""
+class Pretraining(Task):
+    """Both objectives of BERT over a prepared corpus. With data.pairing=none the second one has weight 0 everywhere."""
 
-    objectives = ("mlm_loss", "nsp_loss")
+    objectives: ClassVar = {"mlm_loss": 1.0, "nsp_loss": 1.0}
+    makes_predictions = False
     new_parameters = "mlm/|nsp/|pooler/"
     dropped_parameters = "classifier/|span/|window_query/"
     renewed_parameters = ""
     final_splits = ()
+    prepared: Prepared  # only of a task with data
 
-    def __init__(self, config: ConfigDict, prepared: Prepared):
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
         self.config = config
-        self.prepared = prepared
-        self.tokenizer = prepared.tokenizer
-        self.bert_config = bert_config(config.model, prepared.tokenizer.vocab_size)
+        self.tokenizer = tokenizer
+        self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         data = config.data
         check_length(self.bert_config, data.sequence_length)
         self.packing = Packing.from_config(data) if data.packing else None
@@ -43,8 +59,6 @@ class Pretraining:
         if self.packing is not None:
             predictions = self.packing.predictions
         rows = config.train.batch_size
-        pairs = rows * pipeline.pairs_per_row(prepared, config)
-        self.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         self.tokens_per_step = rows * data.sequence_length
         pairs_a_row = 1 if self.packing is None else self.packing.sequences
         places = None if is_scanned(self.bert_config) else predictions + pairs_a_row
@@ -63,11 +77,21 @@ class Pretraining:
             vocab_size=self.tokenizer.vocab_size,
         )
 
-    def description(self) -> dict[str, Any]:
-        return {}
+    @classmethod
+    def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
+        return cls.over(config, prepared_corpus(config, source))
 
-    def describe(self, description: dict[str, Any]) -> None:
-        pass  # the config and the tokenizer say everything
+    @classmethod
+    def over(cls, config: ConfigDict, prepared: Prepared) -> Self:
+        """Returns the task over a corpus that is prepared already."""
+        task = cls(config, prepared.tokenizer, None)
+        task.prepared = prepared
+        pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
+        task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
+        return task
+
+    def description(self) -> Description:
+        return {}  # the config and the tokenizer say everything
 
     def init(self, rngs: nnx.Rngs) -> BertForPretraining:
         return BertForPretraining(self.bert_config, rngs=rngs)
@@ -89,14 +113,22 @@ class Pretraining:
         )
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Masks tokens, unless the corpus was prepared with static masks."""
+        """Masks tokens, unless the corpus was prepared with static masks.
+
+        In an evaluation every record has a key of its own, so that its masks depend on (eval.seed, record) alone and
+        not on which other records share its batch.
+        """
         if "masked_positions" in batch:
             return batch
-        packing = self.packing if "first_tokens" in batch else None  # an evaluation's rows are not packed
-        is_continuation = self.tokenizer.is_continuation
-        return batch | mask_tokens(
-            batch["input_ids"], batch["sequence_ids"], is_continuation, self.masking, key, packing=packing
-        )
+        mask = partial(mask_tokens, is_continuation=self.tokenizer.is_continuation, masking=self.masking)
+        if "records" not in batch:
+            return batch | mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=self.packing)
+
+        def mask_record(ids, sequences, record):
+            masked = mask(ids[None], sequences[None], key=jax.random.fold_in(key, record))
+            return {name: value[0] for name, value in masked.items()}
+
+        return batch | jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         # The 1e-5 is the original's, which so divides by zero nowhere.
@@ -105,7 +137,7 @@ class Pretraining:
             "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
         }
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
+    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
         masked, first = batch["masked_positions"], batch.get("first_tokens")
         places = jnp.concatenate([jnp.zeros_like(masked[:, :1]) if first is None else first, masked], axis=1)
@@ -120,31 +152,32 @@ class Pretraining:
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
-        if key is None:  # of an evaluation, also what a guesser without context would reach
+        if key is None:  # an evaluation: also count the labels, for the metrics of a guesser without context
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
-        return self.sums(model, batch, None), {}
+    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+        return self.sums(model, batch, None, constants), {}
 
-    def metrics(self, sums: dict[str, tuple[Any, Any]], rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        """Means, and of an evaluation also:
+    def means(self, sums: HostSums) -> dict[str, float]:
+        metrics = mean_of_each({name: value for name, value in sums.items() if name != "label_counts"})
+        metrics["loss"] = sum(weight * metrics[name] for name, weight in self.objectives.items() if name in metrics)
+        return metrics
 
-        mlm_perplexity       exp(mlm_loss)
-        unigram_entropy      loss in nats of the best guesser without context: entropy of the predicted tokens
-        majority_accuracy    accuracy of always guessing their most frequent one
+    def evaluation(
+        self, split: str, sums: HostSums, rows: Sequence[dict[str, np.ndarray]], description: Description
+    ) -> Evaluation:
+        """Adds to the means:
+
+        mlm_perplexity            exp(mlm_loss)
+        unigram_entropy           loss in nats of the best guesser without context: entropy of the predicted tokens
+        majority_accuracy         accuracy of always guessing the most frequent of them
         nsp_accuracy_low, _high   95 % Wilson interval
         """
-        counts = sums["label_counts"][0] if "label_counts" in sums else None  # of an evaluation only
-        metrics = {
-            name: float(total) / float(weight)
-            for name, (total, weight) in sums.items()
-            if name != "label_counts" and float(weight) > 0
-        }
-        metrics["loss"] = sum(metrics[name] for name in self.objectives if name in metrics)
-        if counts is not None and metrics.keys() >= {"mlm_loss"}:
-            share = np.asarray(counts, np.float64) / np.sum(counts)
+        metrics = self.means(sums)
+        if "mlm_loss" in metrics:
+            share = np.asarray(sums["label_counts"][0], np.float64) / np.sum(sums["label_counts"][0])
             share = share[share > 0]
             metrics["mlm_perplexity"] = float(np.exp(metrics["mlm_loss"]))
             metrics["unigram_entropy"] = float(-np.sum(share * np.log(share)))
@@ -152,7 +185,33 @@ class Pretraining:
             if "nsp_accuracy" in metrics:
                 low, high = wilson_interval(metrics["nsp_accuracy"], float(sums["nsp_accuracy"][1]))
                 metrics |= {"nsp_accuracy_low": low, "nsp_accuracy_high": high}
-        return metrics
+        return Evaluation(split, metrics)
+
+    def metric_names(self, split: str) -> tuple[str, ...]:
+        if self.prepared.num_records(split) == 0:
+            return ()
+        names = ("loss", "mlm_loss", "mlm_accuracy", "mlm_perplexity", "unigram_entropy", "majority_accuracy")
+        if self.config.data.pairing != "none":
+            names += ("nsp_loss", "nsp_accuracy", "nsp_accuracy_low", "nsp_accuracy_high")
+        return (*names, "real_tokens")
+
+
+def prepared_corpus(config: ConfigDict, source: Source | None) -> Prepared:
+    """Returns the corpus of the config, which is prepared first unless it was before."""
+    if config.data.corpus == "sample" and not config.data.files:
+        logging.warning(
+            "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
+            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
+        )
+    # The first of several processes prepares; the others wait, then find it done or fail for the same reason. The
+    # folder must be visible to every machine.
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("prepared")
+    try:
+        return prepare(config.data, config.data.seed, source and source.tokenizer)
+    finally:
+        if jax.process_index() == 0 and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("prepared")
 
 
 def vocabulary_multiple() -> int:

@@ -28,7 +28,7 @@ from bert_jax.models.heads import BertForQuestionAnswering
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
 from bert_jax.tasks.pretraining import cross_entropy_sums
 from bert_jax.tasks.squad_scores import best_threshold, squad_scores
-from bert_jax.tasks.task import Batch, Sums
+from bert_jax.tasks.task import Batch, Description, Sums
 
 # As in google-research/bert, run_squad.py
 N_BEST = 20  # starts and ends of a window that are paired, and answers of a question that are kept
@@ -107,10 +107,10 @@ class SpanQA(FineTuning):
             logging.warning("%d questions are not trained on: no answer of theirs is in place", left_out)
         self.examples["train"] = train
 
-    def describe(self, description: dict[str, Any]) -> None:
+    def restore(self, description: Description) -> None:
         self.may_have_no_answer, self.threshold = description["may_have_no_answer"], description["threshold"]
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         return {"may_have_no_answer": self.may_have_no_answer, "threshold": self.threshold}
 
     def encode(self, examples: Sequence[QuestionExample]) -> list[Item]:
@@ -198,20 +198,36 @@ class SpanQA(FineTuning):
         rows = zip(examples, candidates, null_scores.tolist(), strict=True)
         return [self._prediction(example, found, null) for example, found, null in rows]
 
-    def score(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """With questions without answer, validation finds the threshold, and the answers given follow it."""
+    def score(
+        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]], description: Description
+    ) -> dict[str, float]:
+        """Returns exact_match and f1 of the answers given; of a model that may say "no answer" also those under the
+        threshold 0 and the threshold itself."""
+        scores = _without_totals(squad_scores(examples, {p["id"]: p["answer"] for p in predictions}))
         if not self.may_have_no_answer:
-            return _without_totals(squad_scores(examples, {p["id"]: p["answer"] for p in predictions}))
+            return scores
+        at_zero = {p["id"]: _best_text(p) if p["null_odds"] <= 0 else "" for p in predictions}
+        plain = squad_scores(examples, at_zero)
+        scores |= {f"{name}_at_0": plain[name] for name in ("exact_match", "f1")}
+        return scores | {"null_threshold": description["threshold"]}
+
+    def score_names(self, split: str) -> tuple[str, ...]:
+        has_answer = {bool(example.answers) for example in self.examples[split]}
+        names = ["start_accuracy", "end_accuracy", "exact_match", "f1"]
+        if False in has_answer:
+            kinds = [kind for kind, is_there in (("HasAns", True in has_answer), ("NoAns", True)) if is_there]
+            names += [f"{kind}_{name}" for kind in kinds for name in ("exact", "f1")]
+        return *names, *(("exact_match_at_0", "f1_at_0", "null_threshold") if self.may_have_no_answer else ())
+
+    def tune(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> Description:
+        if not self.may_have_no_answer:
+            return {}
+        best = {p["id"]: _best_text(p) for p in predictions}
         odds = {p["id"]: p["null_odds"] for p in predictions}
-        best = {p["id"]: p["n_best"][0]["text"] if p["n_best"] else "" for p in predictions}
-        if self.evaluated == "validation":
-            self.threshold = best_threshold(examples, best, odds)["best_f1_thresh"]
-            for prediction in predictions:
-                prediction |= _decide(prediction, self.threshold)
-        scores = squad_scores(examples, {p["id"]: p["answer"] for p in predictions})
-        plain = squad_scores(examples, {name: text if odds[name] <= 0 else "" for name, text in best.items()})
-        at_zero = {f"{name}_at_0": plain[name] for name in ("exact_match", "f1")}
-        return _without_totals(scores) | at_zero | {"null_threshold": self.threshold}
+        return {"threshold": best_threshold(examples, best, odds)["best_f1_thresh"]}
+
+    def decide(self, predictions: Sequence[dict[str, Any]], description: Description) -> Sequence[dict[str, Any]]:
+        return [prediction | _decide(prediction, description["threshold"]) for prediction in predictions]
 
     def _prediction(self, example: QuestionExample, found: list[tuple[float, Span]], null: float) -> dict[str, Any]:
         kept: dict[str, tuple[float, Span]] = {}
@@ -295,6 +311,10 @@ def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
         return {"answer": "", "probability": prediction["null_probability"], "start": None, "end": None}
     best = prediction["n_best"][0]
     return {"answer": best["text"], **{name: best[name] for name in ("probability", "start", "end")}}
+
+
+def _best_text(prediction: dict[str, Any]) -> str:
+    return prediction["n_best"][0]["text"] if prediction["n_best"] else ""
 
 
 def _softmax(scores: list[float]) -> list[float]:

@@ -32,7 +32,7 @@ from bert_jax.models.heads import BertForTokenClassification
 from bert_jax.tasks import scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
 from bert_jax.tasks.pretraining import cross_entropy_sums
-from bert_jax.tasks.task import Batch, Rows, Sums
+from bert_jax.tasks.task import Batch, Constants, Description, Rows, Sums
 
 
 class Tagging(FineTuning):
@@ -98,10 +98,10 @@ class Tagging(FineTuning):
     def has_entities(self) -> bool:
         return any(label.startswith("B-") for label in self.labels)
 
-    def describe(self, description: dict[str, Any]) -> None:
+    def restore(self, description: Description) -> None:
         self.labels, self.characters = description["labels"], description["characters"]
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         return {"labels": self.labels, "characters": self.characters}
 
     def encode(self, examples: Sequence[TaggedExample]) -> list[Item]:
@@ -145,9 +145,9 @@ class Tagging(FineTuning):
             "tag_probabilities": jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1)),
         }
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         """Without the logits, which nothing on the host needs: of a large set they would fill its memory."""
-        sums, rows = super().evaluate(model, batch)
+        sums, rows = super().evaluate(model, batch, constants)
         return sums, {name: value for name, value in rows.items() if name != "logits"}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
@@ -181,7 +181,9 @@ class Tagging(FineTuning):
         found = [[self.labels[i] for i in numbers] for numbers in ids]
         return [self._prediction(*of_one) for of_one in zip(examples, found, sure, strict=True)]
 
-    def score(self, examples: Sequence[TaggedExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def score(
+        self, examples: Sequence[TaggedExample], predictions: Sequence[dict[str, Any]], description: Description
+    ) -> dict[str, float]:
         gold = [list(_tags(example)) for example in examples]
         given = [prediction["tags"] for prediction in predictions]
         if self.has_entities:
@@ -189,6 +191,11 @@ class Tagging(FineTuning):
         number = {label: i for i, label in enumerate(self.labels)}
         flat = [np.asarray([number[tag] for tags in lists for tag in tags]) for lists in (gold, given)]
         return scores.classification_scores(flat[0], flat[1], self.labels)
+
+    def score_names(self, split: str) -> tuple[str, ...]:
+        if self.has_entities:
+            return "entity_precision", "entity_recall", "entity_f1", "accuracy"
+        return "accuracy", "macro_f1", "micro_f1", "mcc", *(("f1",) if len(self.labels) == 2 else ())
 
     def _named(self) -> list[str]:
         return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]

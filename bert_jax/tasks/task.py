@@ -1,88 +1,175 @@
-"""The interface between what is learned and the one training loop."""
+"""The interface between what is learned and everything that trains, evaluates, reports or serves it."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
+from ml_collections import ConfigDict
 
+from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.config import BertConfig
 
 Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]  # metric name → (weighted sum, weight); both are added up before they are divided
-Rows = dict[str, Array]  # what evaluation keeps of every row of a batch
+HostSums = Mapping[str, tuple[Any, Any]]  # the same on the host, in float64
+Rows = dict[str, Array]  # what an evaluation keeps of every row of a batch
+Description = dict[str, Any]  # JSON: what prediction needs besides config and tokenizer, such as names of labels
+Constants = PyTree[Array]
+
+
+class Source(NamedTuple):
+    """What a run takes from the checkpoint that it continues or starts from, besides its parameters."""
+
+    tokenizer: Tokenizer
+    task: str  # `config.task` of the run that wrote the checkpoint
+    description: Description  # of that task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of one evaluation of a split. It is false if the split has no examples."""
+
+    split: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    predictions: Sequence[Any] = ()  # one per example, in the order of the split; JSON-able; () if the task makes none
+    learned: Description = field(default_factory=dict)  # e.g. thresholds; belongs into the checkpoint's description
+
+    def __bool__(self) -> bool:
+        return bool(self.metrics)
 
 
 class TrainBatches(Protocol):
-    """An endless iterator that knows where it is."""
+    """An endless iterator over a process's share of the training batches, which knows its position."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """Returns JSON that says where the next batch starts and which data it comes from."""
+        ...
 
     def close(self) -> None: ...
 
 
 class Task(Protocol):
-    """All that `training/` knows about what it trains.
+    """All that the rest of the program knows about what is learned.
 
-    A loss is never a mean of means: `sums` gives sums, `weights` what they are divided by, and the loop divides
-    once, after all devices, micro-batches and processes have been added up.
+    The constructor reads no data: it is enough for a model and for prediction. `with_data` makes a task that can also
+    train and evaluate. A task does not change afterwards; what an evaluation learns is in the `Evaluation`.
+
+    A loss is never a mean of means: `sums` gives sums, `weights` gives their divisors, and the loop divides once, after
+    all devices, micro-batches and processes have been added up.
     """
 
+    objectives: ClassVar[Mapping[str, float]]  # names in `sums` → weights; the weighted means add up to the loss
+    makes_predictions: ClassVar[bool]  # whether it has predictions for single examples
+
+    config: ConfigDict
     tokenizer: Tokenizer
     bert_config: BertConfig
-    steps_per_epoch: int
-    final_splits: tuple[str, ...]  # evaluated with the best checkpoint when training ends
-    tokens_per_step: int  # places in a global batch, padding included
-    flops_per_step: float  # of forward and backward passes over it
-    bytes_per_step: float  # of activations that they read and write at the least
-    objectives: tuple[str, ...]  # the names in `sums` whose means add up to the loss
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
+    # Only of a task with data
+    steps_per_epoch: int
+    final_splits: tuple[str, ...]  # evaluated with the best checkpoint when training ends
+    tokens_per_step: int  # positions in a global batch, padding included
+    flops_per_step: float  # floating-point operations of its forward and backward passes
+    bytes_per_step: float  # a lower bound on the bytes of activations that these passes read and write
 
-    def description(self) -> dict[str, Any]:
-        """What prediction needs besides config and tokenizer, such as names of labels; saved with every checkpoint."""
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
+        """`description` is that of the checkpoint to start or predict from if it was trained on this task, else None.
+
+        Raises UserError if the description contradicts the config.
+        """
         ...
 
-    def describe(self, description: dict[str, Any]) -> None:
-        """Takes over what `description()` gave when a checkpoint of this task was saved."""
+    @classmethod
+    def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
+        """Returns the task with its data and tokenizer. Raises UserError for anything that is wrong with the data."""
+        ...
+
+    def description(self) -> Description:
+        """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
         ...
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
-        """A freshly initialised model."""
+        """Returns a freshly initialised model."""
         ...
 
+    def constants(self) -> Constants:
+        """Returns arrays that `sums` and `evaluate` need but that are not trained, such as a teacher's parameters."""
+        return {}
+
     def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
-        """This process's part of every global batch from `start_step` on."""
+        """Returns this process's part of every global batch from `start_step` on."""
         ...
 
     def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
-        """Every example of a split once; rows that fill up the last batch weigh nothing."""
+        """Yields every example of a split once; rows that fill up the last batch have weight 0."""
         ...
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """What is done to a whole batch on the device before the model sees it; `key` is made of (seed, step)."""
-        ...
+        """Returns the batch as the model sees it; runs on the device, on the whole batch at once.
+
+        `key` is made of (seed, step) in training and of eval.seed in an evaluation.
+        """
+        return batch
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """For each objective, what the batch's sum is divided by."""
+        """Returns the divisor of each objective's sum over the whole batch."""
         ...
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Sums:
-        """Runs the model. `key` is for dropout; None means evaluation."""
+    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+        """Runs the model. `key` is for dropout; None means evaluation. `constants` are those of `constants()`."""
         ...
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Sums, Rows]:
-        """The sums without dropout, and for metrics that are no sums what they need of each row; {} if none are."""
+    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+        """Returns the sums without dropout and, for metrics that are not sums, what they need of each row ({} if
+        none)."""
         ...
 
-    def metrics(self, sums: dict[str, tuple[Any, Any]], rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        """Divides: the sums of many batches → the figures that are reported, `loss` among them.
+    def means(self, sums: HostSums) -> dict[str, float]:
+        """Divides the sums of one or more batches into metrics, `loss` among them; a metric without weight is left
+        out."""
+        ...
 
-        `rows` has one entry for each batch of an evaluation, and none while training.
+    def evaluation(
+        self, split: str, sums: HostSums, rows: Sequence[dict[str, np.ndarray]], description: Description
+    ) -> Evaluation:
+        """Returns the evaluation of a split from the sums over its batches and the rows of each batch.
+
+        `description` belongs to the parameters that were evaluated: `description()` merged with what earlier
+        evaluations learned.
         """
         ...
+
+    def metric_names(self, split: str) -> tuple[str, ...]:
+        """Returns the names of the metrics of `evaluation`; () if the split has no examples."""
+        ...
+
+    # Only of a task that makes predictions
+
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Any]:
+        """Yields for each row, in order, an example without label, or the UserError that says what is wrong with it."""
+        ...
+
+    def encode(self, examples: Sequence[Any]) -> list[Item]:
+        """Returns the items of the examples, in their order; one example may give several items."""
+        ...
+
+    def predict(
+        self, examples: Sequence[Any], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
+    ) -> list[Any]:
+        """Returns one JSON-able prediction per example from the rows that `evaluate` keeps: one array per item, without
+        its leading two axes; arrays with one entry per token may be longer than the item, by padding."""
+        ...
+
+
+def mean_of_each(sums: HostSums) -> dict[str, float]:
+    """Divides every sum by its weight, where that is not 0."""
+    return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight) > 0}

@@ -1,6 +1,7 @@
 """The one loop: a `Task` and a config in, checkpoints and metrics out."""
 
 import contextlib
+import difflib
 import logging
 import re
 import signal
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.tasks.task import Sums, Task
+from bert_jax.tasks.task import Description, Evaluation, HostSums, Sums, Task
 from bert_jax.training.checkpoint import Checkpoints, choose_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
@@ -28,14 +29,22 @@ from bert_jax.training.sharding import make_mesh, place, to_mesh
 from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from bert_jax.training.throughput import Programs, Window, roofline
 
+# Ends of the names of metrics that are better when lower; all others are better when higher.
+LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
+
 
 @dataclass(frozen=True)
 class Finished:
     """How a call of `train` ended. `signal` is the one that stopped it before its last step, or None."""
 
     step: int
-    metrics: dict[str, float]  # of the last evaluation
+    evaluation: Evaluation  # the last one of validation
+    final: dict[str, Evaluation]  # split → evaluation of the best checkpoint
     signal: int | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.evaluation.metrics
 
 
 class StepProfiler(Protocol):
@@ -56,6 +65,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, profiler: StepProfiler 
     # Phase 1: what could fail, before anything is compiled
     configs.resolve_steps(config, task.steps_per_epoch)
     configs.validate(config, jax.device_count())
+    check_best_metric(config, task)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         configs.write_or_compare(config, workdir / "config.json")
@@ -81,20 +91,21 @@ def train(task: Task, config: ConfigDict, workdir: Path, profiler: StepProfiler 
         batches = resources.enter_context(
             contextlib.closing(task.train_batches(first, jax.process_index(), jax.process_count()))
         )
+        description = task.description()
         if resumed is not None:
             _check_data(resumed["data"], batches.state(), workdir)
-            task.describe(resumed["task"])
+            description |= resumed["task"]
         log = resources.enter_context(
             contextlib.closing(MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1))
         )
         window = Window(task, config.train.batch_size, Programs(train_step, roofline(task, state, config)))
-        metrics: dict[str, float] = {}
+        evaluation = Evaluation("validation")
         history: list[float] = resumed["history"] if resumed else []  # checkpoint.best_metric, one an evaluation
         if not resumed and config.eval.at_start:
-            metrics = evaluate(state.parameters, "validation")
-            if metrics:
-                _best_metric(config, metrics)
-                log.record(first, "eval", metrics)
+            evaluation = evaluate(state.parameters, "validation", description)
+            description |= evaluation.learned
+            if evaluation:
+                log.record(first, "eval", evaluation.metrics)
             else:
                 logging.warning("NO VALIDATION EXAMPLES: nothing is evaluated, and no checkpoint is the best")
 
@@ -124,43 +135,48 @@ def train(task: Task, config: ConfigDict, workdir: Path, profiler: StepProfiler 
                     log.record(step, "train", window.flush(step))
                     report_due = False
                 if eval_due:
-                    metrics = evaluate(state.parameters, "validation")
-                    if metrics:
-                        history.append(_best_metric(config, metrics))
-                        log.record(step, "eval", metrics)
+                    evaluation = evaluate(state.parameters, "validation", description)
+                    description |= evaluation.learned
+                    if evaluation:
+                        history.append(evaluation.metrics[config.checkpoint.best_metric])
+                        log.record(step, "eval", evaluation.metrics)
                 if save_due:
                     run = {"data": batches.state(), "config": config.to_dict()}
-                    # A copy of the history: it is written in the background, while the list grows.
-                    run |= {"task": task.description(), "history": [*history]}
-                    checkpoints.save(state, run, task.tokenizer, metrics if eval_due else {})
+                    # Copies: they are written in the background, while the originals change.
+                    run |= {"task": {**description}, "history": [*history]}
+                    checkpoints.save(state, run, task.tokenizer, evaluation.metrics if eval_due else {})
                 if eval_due or save_due:
                     window.restart_clock()
 
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
         checkpoints.wait()
+        final: dict[str, Evaluation] = {}
         if stopped_by is None and task.final_splits:
-            parameters = _best_parameters(state, task, checkpoints, mesh)
+            best = checkpoints.best(mesh)  # None if no checkpoint was evaluated
+            parameters = state.parameters if best is None else best[0]
+            description = description if best is None else description | best[1]["task"]
             for split in task.final_splits:
-                log.record(step, split, evaluate(parameters, split))
-    return Finished(step, metrics, stopped_by)
+                final[split] = evaluate(parameters, split, description)
+                log.record(step, split, final[split].metrics)
+    return Finished(step, evaluation, final, stopped_by)
 
 
 def make_evaluation(
     task: Task, graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh
-) -> Callable[[dict, str], dict[str, float]]:
-    """(parameters, split) → metrics over every example of the split; {} if it has none."""
+) -> Callable[[Parameters, str, Description], Evaluation]:
+    """(parameters, split, the description that belongs to them) → evaluation over every example of the split."""
     eval_step = make_eval_step(task, graphdef, config.eval.seed, mesh)
 
-    def evaluate(parameters: dict, split: str) -> dict[str, float]:
-        totals: dict | None = None
+    def evaluate(parameters: Parameters, split: str, description: Description) -> Evaluation:
+        totals: HostSums | None = None
         kept = []
-        for number, batch in enumerate(task.eval_batches(split, jax.process_index(), jax.process_count())):
-            sums, rows = jax.device_get(eval_step(parameters, to_mesh(mesh, batch), number))
+        for batch in task.eval_batches(split, jax.process_index(), jax.process_count()):
+            sums, rows = jax.device_get(eval_step(parameters, to_mesh(mesh, batch)))
             # float64 on the host: the sums of many batches outgrow float32
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             kept += [rows] if rows else []
-        return {} if totals is None else task.metrics(totals, kept)
+        return Evaluation(split) if totals is None else task.evaluation(split, totals, kept, description)
 
     return evaluate
 
@@ -173,21 +189,19 @@ def _check_data(saved: dict, now: dict, workdir: Path) -> None:
         )
 
 
-def _best_parameters(state: TrainState, task: Task, checkpoints: Checkpoints, mesh: Mesh) -> Parameters:
-    """Of the best checkpoint, with what the task knew then; of the last step if none was evaluated."""
-    best = checkpoints.best(mesh)
-    if best is None:
-        return state.parameters
-    parameters, run = best
-    task.describe(run["task"])  # thresholds found since then are not for these parameters
-    return parameters
-
-
-def _best_metric(config: ConfigDict, metrics: dict[str, float]) -> float:
-    name = config.checkpoint.best_metric
-    if name not in metrics:
-        raise UserError(f"checkpoint.best_metric is '{name}'; it can be {', '.join(metrics)}")
-    return metrics[name]
+def check_best_metric(config: ConfigDict, task: Task) -> None:
+    """Raises UserError if no evaluation of the task gives checkpoint.best_metric; warns of a mode that looks wrong."""
+    name, names = config.checkpoint.best_metric, task.metric_names("validation")
+    if names and name not in names:
+        near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.0)
+        raise UserError(f"checkpoint.best_metric is '{name}'; of task={config.task} it can be {', '.join(near)}")
+    right = "min" if name.endswith(LOWER_IS_BETTER) else "max"
+    if names and config.checkpoint.best_mode != right:
+        logging.warning(
+            "checkpoint.best_mode is %s, so the best checkpoint is the one with the %s %s; usual is %s",
+            *(config.checkpoint.best_mode, {"min": "lowest", "max": "highest"}[config.checkpoint.best_mode]),
+            *(name, right),
+        )
 
 
 def _out_of_patience(history: list[float], config: ConfigDict) -> bool:

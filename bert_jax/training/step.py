@@ -63,6 +63,7 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
+        constants = task.constants()
         key = jax.random.fold_in(key, state.step)
         batch = task.features(batch, jax.random.fold_in(key, MASKING))
         weights = task.weights(batch)
@@ -70,8 +71,8 @@ def make_train_step(
 
         def loss(parameters, micro_batch, key):
             parameters = {n: jax.lax.stop_gradient(x) if n in frozen else x for n, x in parameters.items()}
-            sums = task.sums(unflatten(graphdef, parameters), micro_batch, key)
-            return sum(sums[name][0] / weights[name] for name in task.objectives), sums
+            sums = task.sums(unflatten(graphdef, parameters), micro_batch, key, constants)
+            return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums
 
         grads, sums = _gradients(loss, state.parameters, batch, dropout_key, accumulation)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.parameters)
@@ -85,16 +86,13 @@ def make_train_step(
 
 def make_eval_step(
     task: Task, graphdef: nnx.GraphDef, seed: int, mesh: Mesh
-) -> Callable[[Parameters, Batch, int], tuple[Sums, Rows]]:
-    """(parameters, batch, number of the batch) → sums of the metrics, and what is kept of every row, on every process.
-
-    The masks depend on (seed, number) only.
-    """
+) -> Callable[[Parameters, Batch], tuple[Sums, Rows]]:
+    """(parameters, batch) → sums of the metrics, and what is kept of every row, on every process."""
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def step(parameters: Parameters, batch: Batch, number: Int[Array, ""]) -> tuple[Sums, Rows]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), MASKING)
-        sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key))
+    def step(parameters: Parameters, batch: Batch) -> tuple[Sums, Rows]:
+        key = jax.random.fold_in(jax.random.key(seed), MASKING)
+        sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key), task.constants())
         return sums, jax.lax.with_sharding_constraint(rows, everywhere)
 
     return jax.jit(step, compiler_options=compiler_options())

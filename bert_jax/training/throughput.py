@@ -192,7 +192,7 @@ class Window:
         sums = jax.device_get(self.sums)
         seconds, steps = time.perf_counter() - self.started, len(sums) - self.timed_from
         totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
-        metrics = self.task.metrics(totals, [])
+        metrics = self.task.means(totals)
         if not np.isfinite(metrics["loss"]):
             raise UserError(
                 f"the loss is {metrics['loss']} at step {step}; the last checkpoint is whole: "

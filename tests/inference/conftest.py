@@ -54,7 +54,8 @@ def tuned(tmp_path_factory):
     task = Classification(config, TOKENIZER, None)
     task.load()
     model = task.init(nnx.Rngs(params=0))
-    metrics = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))(flatten(model), "validation")
+    evaluate = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
+    metrics = evaluate(flatten(model), "validation", task.description()).metrics
     run = {"step": 7, "config": config.to_dict(), "task": task.description()}
     write_checkpoint(folder / "run" / "checkpoints" / "7", flatten(model), run, TOKENIZER)
     return config, folder / "run", rows, metrics

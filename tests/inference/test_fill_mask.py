@@ -14,7 +14,7 @@ from bert_jax.training.loop import train
 def fill(small_config, tmp_path):
     small_config.train.steps = 2
     small_config.optimizer.decay_steps = 50
-    task = Pretraining(small_config, prepare(small_config.data, small_config.data.seed, progress=False))
+    task = Pretraining.over(small_config, prepare(small_config.data, small_config.data.seed, progress=False))
     train(task, small_config, tmp_path)
     return FillMask(str(tmp_path))
 

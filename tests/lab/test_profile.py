@@ -160,7 +160,7 @@ def test_a_trace_without_operations_is_said():
 
 
 def run(config, workdir, profiler):
-    task = Pretraining(config, prepare(config.data, 0, progress=False))
+    task = Pretraining.over(config, prepare(config.data, 0, progress=False))
     train(task, config, workdir, profiler)  # pyright: ignore[reportArgumentType]
 
 

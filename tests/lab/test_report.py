@@ -12,6 +12,7 @@ from bert_jax import modes
 from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import report_plots
 from bert_jax.lab.report import write_report
+from bert_jax.tasks.task import Evaluation
 from experiments import classify
 
 EVIL = '<script>alert("x")</script> & <b>bold</b>'
@@ -56,15 +57,10 @@ def make_config(kind="single"):
 
 
 def report(tmp_path, config, examples, predictions, *, metrics=None, overrides=None, **more):
-    task = SimpleNamespace(
-        evaluated="validation",
-        examples={"validation": examples},
-        predictions=predictions,
-        score=lambda examples, predictions: metrics or {"accuracy": 0.5},
-        config=config,
-        **more,
-    )
-    text = write_report(task, config, tmp_path, overrides).read_text()
+    task = SimpleNamespace(examples={"validation": examples}, config=config, **more)
+    learned = {"thresholds": more.get("thresholds")}
+    evaluation = Evaluation("validation", metrics or {"accuracy": 0.5}, predictions, learned)
+    text = write_report(task, evaluation, config, tmp_path, overrides).read_text()
     page = Page(text)
     assert "http" not in text and "url(" not in text
     assert "script" not in page.seen

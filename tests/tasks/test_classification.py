@@ -14,6 +14,7 @@ from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks.classification import Classification, encode_long
 from bert_jax.tasks.finetuning import by_item
+from bert_jax.tasks.task import Source
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import train
 from experiments import classify
@@ -67,9 +68,9 @@ def test_overfits_32_examples_and_scores_every_one_of_the_others(tmp_path):
         validation=write(tmp_path / "dev.jsonl", sentences(32)),
         test=write(tmp_path / "test.jsonl", sentences(11, seed=2)),
     )
-    task, finished = run(config, tmp_path / "run")
+    _, finished = run(config, tmp_path / "run")
     assert finished.metrics["accuracy"] == 1.0 == finished.metrics["macro_f1"]
-    assert len(task.predictions) == 11  # of the split evaluated last
+    assert len(finished.final["test"].predictions) == 11 and len(finished.evaluation.predictions) == 32
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines][-2:] == ["eval", "test"] and 0 < lines[-1]["accuracy"] < 1
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run")))
@@ -106,7 +107,11 @@ def test_several_labels_with_thresholds_of_their_own(tmp_path):
     config.model.pooling = "mean"
     task, finished = run(config, tmp_path / "run")
     assert finished.metrics["micro_f1"] == 1.0 and finished.metrics["tuned_micro_f1"] == 1.0
-    assert len(task.description()["thresholds"]) == 3 == len(task.predictions[0]["probabilities"])
+    assert set(finished.metrics) == set(task.metric_names("validation"))
+    assert len(finished.evaluation.predictions[0]["probabilities"]) == 3
+    saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
+    assert saved["thresholds"] == finished.evaluation.learned["thresholds"] != [0.5] * 3
+    assert task.description()["thresholds"] == [0.5] * 3  # a task does not change
 
 
 def test_a_new_head_of_several_labels_starts_at_their_shares(tmp_path):
@@ -210,8 +215,8 @@ def test_evaluation_is_the_same_on_one_and_on_eight_devices(tmp_path):
         )
         config.mesh.data = devices
         config.train.epochs = 2.0
-        task, finished = run(config, tmp_path / f"run{devices}")
-        found.append((finished.metrics, [prediction["probabilities"]["good"] for prediction in task.predictions]))
+        _, finished = run(config, tmp_path / f"run{devices}")
+        found.append((finished.metrics, [p["probabilities"]["good"] for p in finished.evaluation.predictions]))
     assert found[0][0]["accuracy"] == found[1][0]["accuracy"]
     np.testing.assert_allclose(found[0][0]["loss"], found[1][0]["loss"], rtol=1e-4)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
@@ -286,8 +291,17 @@ def test_classes_that_differ_from_those_of_the_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"knows the labels no, yes, the data has bad, good; .*new_head=True"):
         load(config, description)
     config.train.new_head = True
-    task = load(config, description)
+    task = Classification.with_data(config, Source(TOKENIZER, "classification", description))
     assert task.labels == ["bad", "good"] and task.renewed_parameters == task.head
+
+
+@pytest.mark.parametrize(("was", "now"), [("single", "multi"), ("multi", "regression"), ("regression", "single")])
+def test_a_head_is_not_continued_as_another_kind(was, now):
+    """A softmax that continues as sigmoids would give wrong probabilities without a word."""
+    description = {"labels": ["a", "b"] if was != "regression" else [], "thresholds": [], "label_kind": was}
+    with pytest.raises(UserError, match=rf"data.label_kind is {now}, .* trained with {was}: .*new_head=True"):
+        Classification(make_config(now), TOKENIZER, description)
+    assert Classification(make_config(was), TOKENIZER, description).description()["label_kind"] == was
 
 
 def test_files_may_number_the_labels_that_the_config_names(tmp_path):
@@ -304,9 +318,7 @@ def test_labels_follow_the_thresholds_that_validation_finds():
     examples = [TextExample("x:1", "", label=("a",)), TextExample("x:2", "", label=("b",))]
     predictions = task.predict(examples, [], {"logits": [np.asarray([-1.0, -2.0]), np.asarray([-2.0, 3.0])]})
     assert [prediction["labels"] for prediction in predictions] == [[], ["b"]]
-    task.evaluated = "test"
-    task.score(examples, predictions)
-    assert [prediction["labels"] for prediction in predictions] == [[], ["b"]]
-    task.evaluated = "validation"
-    task.score(examples, predictions)
-    assert [prediction["labels"] for prediction in predictions] == [["a"], ["b"]]
+    learned = task.tune(examples, predictions)
+    assert [prediction["labels"] for prediction in task.decide(predictions, learned)] == [["a"], ["b"]]
+    assert task.score(examples, predictions, learned)["tuned_micro_f1"] == 1.0
+    assert task.score(examples, predictions, task.description())["tuned_micro_f1"] == pytest.approx(2 / 3)

@@ -68,7 +68,7 @@ def test_overfits_32_questions(tmp_path):
     task = load(config)
     finished = train(task, config, tmp_path / "run")
     assert finished.metrics["accuracy"] == finished.metrics["choice_accuracy"] == 1.0
-    for row, prediction in zip(rows_of(32), task.predictions, strict=True):
+    for row, prediction in zip(rows_of(32), finished.evaluation.predictions, strict=True):
         assert prediction["choice"] == row["label"] and prediction["text"] == row[f"ending{row['label']}"]
         assert prediction["probability"] == max(prediction["probabilities"]) > 0.5
     assert read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"] == {}
@@ -157,8 +157,8 @@ def test_eight_devices_score_like_one(tmp_path):
         task, mesh = load(config), make_mesh(config.mesh)
         graphdef, _ = abstract_state(task, optax.sgd(0.1))
         state = init_state(task, optax.sgd(0.1), 0, mesh)
-        metrics = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation")
-        found.append((metrics, [p["probabilities"] for p in task.predictions]))
+        evaluation = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation", {})
+        found.append((evaluation.metrics, [p["probabilities"] for p in evaluation.predictions]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
 

@@ -41,7 +41,7 @@ def packed_config(small_config, tmp_path):
 
 @pytest.fixture
 def task(packed_config) -> Pretraining:
-    return Pretraining(packed_config, prepare(packed_config.data, packed_config.data.seed, progress=False))
+    return Pretraining.over(packed_config, prepare(packed_config.data, packed_config.data.seed, progress=False))
 
 
 def packed_and_unpacked(task: Pretraining, rows: int) -> tuple[dict, dict]:
@@ -80,7 +80,7 @@ def loss_sums_and_gradients(task: Pretraining, model, batch: dict):
     @jax.jit
     def run(state):
         def loss(state):
-            sums = task.sums(nnx.merge(graphdef, state), batch, None)
+            sums = task.sums(nnx.merge(graphdef, state), batch, None, {})
             return sum(sums[name][0] / weights[name] for name in task.objectives), sums
 
         return jax.value_and_grad(loss, has_aux=True)(state)

@@ -112,8 +112,9 @@ def test_overfits_32_questions_and_tests_with_the_others(tmp_path):
     assert finished.metrics.keys() == {
         "exact_match", "f1", "loss", "start_accuracy", "end_accuracy", "real_tokens"
     }  # fmt: skip
-    assert [p["id"] for p in task.predictions] == [f"2-{i}" for i in range(5)]
-    for example, prediction in zip(letters(5, seed=2), task.predictions, strict=True):
+    predictions = finished.final["test"].predictions
+    assert [p["id"] for p in predictions] == [f"2-{i}" for i in range(5)]
+    for example, prediction in zip(letters(5, seed=2), predictions, strict=True):
         assert prediction["answer"] == example.context[prediction["start"] : prediction["end"]]
         assert sum(answer["probability"] for answer in prediction["n_best"]) == pytest.approx(1)
         assert prediction["probability"] == prediction["n_best"][0]["probability"]
@@ -131,15 +132,18 @@ def test_questions_without_answer_and_the_threshold_in_the_checkpoint(tmp_path):
     finished = train(task, config, tmp_path / "run")
     for name in ("exact_match", "f1", "exact_match_at_0", "f1_at_0", "HasAns_f1", "NoAns_exact"):
         assert finished.metrics[name] == 100, name
-    assert [p["answer"] == "" for p in task.predictions] == [True] * 16 + [False] * 16
-    assert task.predictions[0]["start"] is None and task.predictions[0]["null_probability"] > 0.5
+    assert set(finished.metrics) == set(task.metric_names("validation"))
+    predictions = finished.evaluation.predictions
+    assert [p["answer"] == "" for p in predictions] == [True] * 16 + [False] * 16
+    assert predictions[0]["start"] is None and predictions[0]["null_probability"] > 0.5
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
     assert saved == {"may_have_no_answer": True, "threshold": finished.metrics["null_threshold"]}
     again = SpanQA(config, TOKENIZER, saved)
     examples = list(letters(32, impossible_share=0.5))
     windows = again.encode(examples)
     outputs = random_outputs(windows, 0)
-    assert again.predict(examples, windows, outputs) == task.predict(examples, windows, outputs)
+    expected = task.decide(task.predict(examples, windows, outputs), saved)
+    assert again.predict(examples, windows, outputs) == expected
     assert again.description() == saved
 
 
@@ -156,11 +160,8 @@ def test_the_best_checkpoint_is_tested_with_its_own_threshold(tmp_path):
     assert lines[-1]["split"] == "test" and worst["null_threshold"] != evaluations[-1]["null_threshold"]
     for name in ("null_threshold", "f1", "loss"):
         assert lines[-1][name] == pytest.approx(worst[name], rel=1e-4), name
-    config.data.test = ""
-    again = load(config)
-    train(again, config, tmp_path / "run")  # has nothing left to do
-    saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
-    assert again.description() == saved and saved["threshold"] != 0
+    again = train(load(config), config, tmp_path / "run")  # has nothing left to do
+    assert again.final["test"].metrics["null_threshold"] == pytest.approx(lines[-1]["null_threshold"], abs=1e-6)
 
 
 def test_windows_and_gold_places_by_hand():
@@ -279,16 +280,16 @@ def test_validation_finds_the_threshold_and_test_keeps_it():
     ]
     odds = {"c": -1.0, "d": 1.0, "e": 2.0, "none": 3.0}
     make = lambda: [prediction(name, name if name != "none" else "c", value) for name, value in odds.items()]  # noqa: E731
-    task.evaluated, predictions = "validation", make()
-    scores = task.score(examples, predictions)
-    assert scores["null_threshold"] == task.threshold == 2.0
+    learned = task.tune(examples, make())
+    predictions = task.decide(make(), learned)
+    scores = task.score(examples, predictions, learned)
+    assert scores["null_threshold"] == learned["threshold"] == 2.0 and task.threshold == 0.0
     assert scores["exact_match"] == scores["f1"] == scores["NoAns_f1"] == 100
     assert scores["exact_match_at_0"] == scores["f1_at_0"] == 50
     assert [p["answer"] for p in predictions] == ["c", "d", "e", ""]
     assert predictions[3]["probability"] == 0.4 and predictions[3]["end"] is None
-    task.evaluated, task.threshold = "test", 1.0
-    predictions = [p | ({"answer": ""} if p["null_odds"] > 1 else {}) for p in make()]
-    assert task.score(examples, predictions)["exact_match"] == 75 and task.threshold == 1.0
+    known = {"threshold": 1.0}  # as in the test of a checkpoint
+    assert task.score(examples, task.decide(make(), known), known)["exact_match"] == 75
 
 
 def test_misplaced_answers_are_counted_and_not_trained_on(tmp_path, caplog):
@@ -340,8 +341,8 @@ def test_eight_devices_score_like_one(tmp_path):
         task, mesh = load(config), make_mesh(config.mesh)
         graphdef, _ = abstract_state(task, optax.sgd(0.1))
         state = init_state(task, optax.sgd(0.1), 0, mesh)
-        metrics = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation")
-        found.append((metrics, task.predictions))
+        evaluation = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation", task.description())
+        found.append((evaluation.metrics, evaluation.predictions))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for one, eight in zip(found[0][1], found[1][1], strict=True):
         assert one["answer"] == eight["answer"] and one["null_odds"] == pytest.approx(eight["null_odds"], abs=1e-5)
@@ -407,7 +408,7 @@ def test_gold_places_give_the_answers_of_squad_back(shared_data):
     vocab = shared_data("bert_assets") / "bert_assets" / "uncased" / "vocab.txt"
     config = squad.get_config("v1")
     task = SpanQA(config, load_tokenizer(vocab), None)
-    task.may_have_no_answer, task.evaluated = False, "validation"
+    task.may_have_no_answer = False
     examples = list(task.read(str(path)))[::40]
     windows = task.encode(examples)
     outputs = {}
@@ -416,5 +417,5 @@ def test_gold_places_give_the_answers_of_squad_back(shared_data):
         places = [int(window.values[f"{name}_positions"]) for window in windows]
         rows[np.arange(len(windows)), places] = 9
         outputs[f"{name}_logits"] = list(rows)
-    scores = task.score(examples, task.predict(examples, windows, outputs))
+    scores = task.score(examples, task.predict(examples, windows, outputs), {})
     assert scores["f1"] > 99 and scores["exact_match"] > 98

@@ -21,6 +21,7 @@ from bert_jax.data.labelled.words import text_to_tag
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.tagging import Tagging
+from bert_jax.tasks.task import Source
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import flatten, unflatten
@@ -80,9 +81,10 @@ def loaded(tmp_path, train, validation=None, description=None, **keys):
 
 
 def evaluated(task, parameters=None):
-    """The metrics of a model, untrained unless its parameters are given; `task.predictions` afterwards."""
+    """Returns the evaluation of a model, untrained unless its parameters are given."""
     parameters = fresh(task) if parameters is None else parameters
-    return make_evaluation(task, shape_of(task), task.config, make_mesh(task.config.mesh))(parameters, "validation")
+    evaluate = make_evaluation(task, shape_of(task), task.config, make_mesh(task.config.mesh))
+    return evaluate(parameters, "validation", task.description())
 
 
 def fresh(task):
@@ -95,7 +97,7 @@ def shape_of(task):
 
 def predicted(task, parameters, examples):
     items = task.encode(examples)
-    step = jax.jit(lambda batch: task.evaluate(unflatten(shape_of(task), parameters), batch)[1])
+    step = jax.jit(lambda batch: task.evaluate(unflatten(shape_of(task), parameters), batch, {})[1])
     rows = [jax.device_get(step(collate(items, [[i]], Shape(1, 1, 32)))) for i in range(len(items))]
     return task.predict(examples, items, by_item(rows, items, task.token_outputs))
 
@@ -183,14 +185,14 @@ def test_long_sentences_are_scored_in_full(tmp_path):
     gold = [*sentences(5, length=150), [("q" * 45, "B-LOC")], [("\u0001", "O")]]
     task = loaded(tmp_path, sentences(3), gold)
     assert len(task.items["validation"]) > 5 * 150 / 30
-    metrics = evaluated(task)
+    evaluation = evaluated(task)
     pairs = [
         (tag, given)
-        for sentence, p in zip(gold, task.predictions, strict=True)
+        for sentence, p in zip(gold, evaluation.predictions, strict=True)
         for (_, tag), given in zip(sentence, p["tags"], strict=True)
     ]
     assert len(pairs) == sum(map(len, gold)) >= 752
-    assert metrics["accuracy"] == pytest.approx(np.mean([tag == given for tag, given in pairs]))
+    assert evaluation.metrics["accuracy"] == pytest.approx(np.mean([tag == given for tag, given in pairs]))
 
 
 def test_windows_agree_with_one_row_where_words_are_tagged_by_themselves(tmp_path):
@@ -204,8 +206,8 @@ def test_windows_agree_with_one_row_where_words_are_tagged_by_themselves(tmp_pat
     }
     given = []
     for one in (task, whole):
-        metrics = evaluated(one, blind)
-        given.append((one.predictions, metrics["loss"]))
+        evaluation = evaluated(one, blind)
+        given.append((evaluation.predictions, evaluation.metrics["loss"]))
     assert [p["tags"] for p in given[0][0]] == [p["tags"] for p in given[1][0]]
     assert len({tag for p in given[0][0] for tag in p["tags"]}) > 1
     assert given[0][1] == pytest.approx(given[1][1], rel=1e-5)
@@ -214,13 +216,11 @@ def test_windows_agree_with_one_row_where_words_are_tagged_by_themselves(tmp_pat
 def test_evaluation_is_the_same_on_one_device_and_eight(tmp_path):
     task = loaded(tmp_path, sentences(19, length=40))
     one = evaluated(task)
-    predictions = task.predictions
     task.config.mesh.data = 8
     eight = evaluated(task)
-    assert one.keys() == eight.keys()
-    assert all(one[name] == pytest.approx(eight[name], rel=1e-5) for name in one)
-    assert [p["tags"] for p in predictions] == [p["tags"] for p in task.predictions]
-    assert len(predictions) == 19
+    assert one.metrics == pytest.approx(eight.metrics, rel=1e-5)
+    assert [p["tags"] for p in one.predictions] == [p["tags"] for p in eight.predictions]
+    assert len(one.predictions) == 19
 
 
 def test_loss_is_the_mean_over_words(tmp_path):
@@ -235,7 +235,7 @@ def test_loss_is_the_mean_over_words(tmp_path):
             chosen = logits[at, item.token_values["labels"][at]]
             expected.append(np.log(np.exp(logits[at]).sum()) - chosen)
     assert len(expected) == 4
-    assert evaluated(task)["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert evaluated(task).metrics["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_balanced_weights_and_smoothing(tmp_path):
@@ -313,11 +313,12 @@ def test_plain_tags(tmp_path):
     path = write(tmp_path / "t", tags)
     task = load(make_config("plain", train=path, validation=path))
     assert task.labels == ["O", "DET", "NOUN"]
-    metrics = evaluated(task)
+    evaluation = evaluated(task)
     gold = ["DET", "NOUN", "O", "NOUN"]
-    given = [tag for prediction in task.predictions for tag in prediction["tags"]]
-    assert metrics["accuracy"] == np.mean([a == b for a, b in zip(gold, given, strict=True)])
-    assert task.predictions[0].keys() == {"words", "tags", "probabilities"}
+    given = [tag for prediction in evaluation.predictions for tag in prediction["tags"]]
+    assert evaluation.metrics["accuracy"] == np.mean([a == b for a, b in zip(gold, given, strict=True)])
+    assert set(evaluation.metrics) == set(task.metric_names("validation"))
+    assert evaluation.predictions[0].keys() == {"words", "tags", "probabilities"}
     with pytest.raises(UserError, match=r"ner.py:chunks is not known; it can be entities, plain"):
         ner.get_config("chunks")
 
@@ -379,7 +380,7 @@ def test_going_on_from_a_checkpoint(tmp_path):
     assert loaded(tmp_path, one_type, description=description, labels="X,Y").labels == description["labels"]
     config = make_config(train=write(tmp_path / "t", one_type))
     config.train.new_head = True
-    task = load(config, description)
+    task = Tagging.with_data(config, Source(TOKENIZER, "tagging", description))
     assert task.labels == ["O", "B-X", "I-X"] and task.renewed_parameters == "classifier/"
 
 

@@ -23,7 +23,7 @@ TIMES = ("tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wa
 
 
 def run(config, workdir):
-    return train(Pretraining(config, prepare(config.data, config.data.seed, progress=False)), config, workdir)
+    return train(Pretraining.over(config, prepare(config.data, config.data.seed, progress=False)), config, workdir)
 
 
 def curve(workdir):
@@ -194,7 +194,7 @@ def test_a_corpus_changed_in_place_is_not_resumed_on(small_config, tmp_path):
 
 def test_an_unknown_best_metric_is_said_before_the_first_step(small_config, tmp_path):
     small_config.checkpoint.best_metric = "f1"
-    with pytest.raises(UserError, match=r"checkpoint.best_metric is 'f1'; it can be .*nsp_accuracy"):
+    with pytest.raises(UserError, match=r"best_metric is 'f1'; of task=pretraining it can be .*nsp_accuracy"):
         run(small_config, tmp_path)
 
 

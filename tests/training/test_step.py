@@ -25,7 +25,7 @@ class Trainer:
 
     def __init__(self, config):
         self.config = config
-        self.task = Pretraining(config, prepare(config.data, config.data.seed, progress=False))
+        self.task = Pretraining.over(config, prepare(config.data, config.data.seed, progress=False))
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
         self.mesh = make_mesh(config.mesh)
@@ -40,7 +40,7 @@ class Trainer:
         for _ in range(steps):
             self.state, sums = self.step(self.state, to_mesh(self.mesh, next(self.batches)), self.key)
             all_sums.append(jax.device_get(sums))
-        return [self.task.metrics(sums, [])["loss"] for sums in all_sums]
+        return [self.task.means(sums)["loss"] for sums in all_sums]
 
     def parameters(self):
         return jax.device_get(self.state.parameters)
@@ -98,7 +98,7 @@ def test_one_update_against_numpy(small_config):
     features = trainer.task.features(jax.tree.map(jnp.asarray, batch), key)
 
     def loss(parameters):
-        sums = trainer.task.sums(unflatten(trainer.graphdef, parameters), features, None)
+        sums = trainer.task.sums(unflatten(trainer.graphdef, parameters), features, None, {})
         weights = trainer.task.weights(features)
         return sums["mlm_loss"][0] / weights["mlm_loss"] + sums["nsp_loss"][0] / weights["nsp_loss"]
 
@@ -125,7 +125,7 @@ def test_overfits_one_batch(small_config):
     batch = jax.device_get(trainer.task.features(jax.tree.map(jnp.asarray, batch), jax.random.key(0)))
     for _ in range(120):
         trainer.state, sums = trainer.step(trainer.state, to_mesh(trainer.mesh, batch), trainer.key)
-    metrics = trainer.task.metrics(jax.device_get(sums), [])
+    metrics = trainer.task.means(jax.device_get(sums))
     assert metrics["mlm_accuracy"] == 1 and metrics["nsp_accuracy"] == 1
     assert metrics["loss"] < 0.1
 
@@ -138,8 +138,8 @@ def test_evaluation_counts_rows_of_the_last_batch_once(small_config):
         config.eval.batch_size = size
         step = make_eval_step(trainer.task, trainer.graphdef, config.eval.seed, make_mesh(config.mesh))
         total = 0.0
-        for number, batch in enumerate(trainer.task.eval_batches("validation", 0, 1)):
-            total += float(step(trainer.state.parameters, batch, number)[0]["nsp_loss"][1])
+        for batch in trainer.task.eval_batches("validation", 0, 1):
+            total += float(step(trainer.state.parameters, batch)[0]["nsp_loss"][1])
         evaluated[size] = total
     assert len(set(evaluated.values())) == 1 and evaluated[8] == trainer.task.prepared.num_records("validation")
 
@@ -164,7 +164,7 @@ def test_perfect_and_uniform_predictions_have_known_metrics(small_config):
         "nsp_accuracy": (8.0, 10.0),
         "label_counts": (counts, 40.0),
     }
-    metrics = task.metrics(sums, [])
+    metrics = task.evaluation("validation", sums, [], {}).metrics
     assert metrics["loss"] == 2.7
     assert metrics["majority_accuracy"] == 0.75
     np.testing.assert_allclose(metrics["unigram_entropy"], -0.75 * np.log(0.75) - 0.25 * np.log(0.25))

@@ -76,7 +76,7 @@ class Counting:
 
     tokens_per_step, flops_per_step = 32, 2e11
 
-    def metrics(self, sums, rows):
+    def means(self, sums):
         return {"loss": float(sums["loss"][0] / sums["loss"][1])}
 
 
@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number_is_said():
 def test_a_run_logs_its_peak_and_its_limit(small_config, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     small_config.train.steps = 2
-    task = Pretraining(small_config, prepare(small_config.data, 0, progress=False))
+    task = Pretraining.over(small_config, prepare(small_config.data, 0, progress=False))
     train(task, small_config, tmp_path)  # pyright: ignore[reportArgumentType]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     train_line = next(line for line in lines if line["split"] == "train")

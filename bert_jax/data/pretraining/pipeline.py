@@ -207,6 +207,8 @@ class _Batches:
             stacked[key] = np.zeros((self._share.size, *value.shape), value.dtype)
             if real:
                 np.stack([row[key] for row in rows], out=stacked[key][: len(rows)])
+        if self._stop is not None:  # an evaluation: the number of each record, which its masks depend on
+            stacked["records"] = np.asarray(positions, np.int32)
         return stacked
 
 
