@@ -117,16 +117,19 @@ def predict(
         raise UserError("--mode=predict needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
     if output.endswith(".zip") != bool(glue):
         raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
+    from bert_jax.inference.output import check_output, results, write_answers, write_jsonl
+
+    check_output(output, (".jsonl", ".json", ".zip"), [input, *_records(workdir)])
     keep_programs(workdir)
     from bert_jax.inference import glue_submission
     from bert_jax.inference.open import meant
-    from bert_jax.inference.output import results, write_answers, write_jsonl
     from bert_jax.inference.predictor import Predictor
 
     path = meant(workdir, config.init_from)
     predictor = Predictor(path, config.eval.batch_size, overrides, checkpoint, users_task=config.task)
     rows = _rows(input, predictor.config.data.text, predictor.config.data.text_pair, input_format)
     if glue:
+        glue_submission.check_submission(Path(output), glue, predictor.task.description())
         predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
         glue_submission.add_to_submission(Path(output), glue, predictions, predictor.task.description()["labels"])
         return 0
@@ -158,14 +161,17 @@ def embed(
     if not input or suffix not in (".npy", ".parquet"):
         raise UserError("--mode=embed needs --input and --output=<name>.npy or <name>.parquet")
     if tokens and suffix == ".npy":
-        raise UserError("vectors of tokens are as many as a text has tokens: --output=<name>.parquet")
+        raise UserError("--tokens: each text has its own number of vectors; give --output=<name>.parquet")
+    from bert_jax.inference.output import check_output
+
+    check_output(output, (".npy", ".parquet"), [input, *_records(workdir)])
     keep_programs(workdir)
     from bert_jax.inference.embeddings import Embedder, write_npy, write_parquet
     from bert_jax.inference.open import meant
 
     names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts", "model.dtype": "dtype"}
     given = {names[key]: value for key, value in (overrides or {}).items() if key in names}
-    given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint}
+    given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint, "overrides": overrides}
     embedder = Embedder(meant(workdir, config.init_from), batch_size=config.eval.batch_size, **given)
     is_pretrained = embedder.run_config.task == "pretraining"  # and so says nothing of columns
     column = (config if is_pretrained or "data.text" in (overrides or {}) else embedder.run_config).data.text
@@ -222,6 +228,11 @@ def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished
         evaluation = run("validation", description)
     if jax.process_index() == 0:
         write_report(task, evaluation, config, workdir, overrides)
+
+
+def _records(workdir: Path) -> list[Path]:
+    """Returns the files of a run that no output may replace."""
+    return [workdir / "config.json", workdir / "metrics.jsonl"]
 
 
 def _rows(source: str, text: str, text_pair: str, input_format: str):

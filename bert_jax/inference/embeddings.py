@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -58,8 +58,10 @@ class Embedder:
         dtype: str | None = None,
         batch_size: int = 32,
         which: str = "best",
+        overrides: Mapping[str, Any] | None = None,
     ):
-        opened = open_model(checkpoint, overrides={"model.dtype": dtype} if dtype else None, which=which)
+        given = dict(overrides or {}) | ({"model.dtype": dtype} if dtype else {})
+        opened = open_model(checkpoint, overrides=given, which=which)
         self.tokenizer, self.run_config, config = opened.tokenizer, opened.config, opened.bert_config
         self.max_length = max_length or config.max_position_embeddings
         check_length(config, self.max_length)
@@ -165,7 +167,7 @@ def write_npy(rows: Iterable[InputRow], embedder: Embedder, column: str, output:
             file.write((nothing if isinstance(vector, UserError) else vector).astype("<f4").tobytes())
             count += 1
         file.seek(0)
-        _write_header(file, count, embedder.size)
+        _write_header(file, count, embedder.size)  # the number of rows is known only now
 
 
 def write_parquet(
@@ -189,8 +191,10 @@ def write_parquet(
 
 
 def _record(row: InputRow, result: Any, tokens: bool) -> dict[str, Any]:
-    name = identity(row)
-    record: dict[str, Any] = {"line": row.line, "id": str(name["id"]) if name else None}
+    name = identity(row).get("id")
+    # Parquet holds UTF-8 only, and an id from JSON may hold half of a surrogate pair.
+    given = None if name is None else str(name).encode(errors="replace").decode()
+    record: dict[str, Any] = {"line": row.line, "id": given}
     if isinstance(result, UserError):
         return record | {"error": str(result)}
     return record | (result._asdict() | {"vectors": list(result.vectors)} if tokens else {"vector": result})

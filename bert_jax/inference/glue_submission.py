@@ -4,10 +4,13 @@ A submission is a zip with one file a test set: a header, then index and predict
 them to be accepted, so each call adds one to the zip, or replaces the one that is there.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,30 @@ FILES: dict[str, tuple[tuple[str, ...], int]] = {
     "WNLI": (("0", "1"), 146),
     "AX": (_NLI, 1_104),
 }
+_MEMBERS = {f"{name}.tsv" for name in FILES}
+_MOST_BYTES = 1 << 26  # of a file; the largest, QQP, has 4 million
+
+
+def check_submission(archive: Path, name: str, description: dict[str, Any]) -> None:
+    """Raises UserError, before anything is predicted, if the zip cannot be added to, or if the model that is described
+    was trained on another task than the one of the file."""
+    names, _ = FILES[name]
+    kind = description.get("label_kind")
+    if kind != ("single" if names else "regression"):
+        takes = "one class per text" if names else "numbers"
+        raise UserError(f"--glue={name} takes {takes}, which this model does not predict; give the model of this task")
+    if names:
+        _spelling(name, names, description["labels"])
+    _read(archive)
 
 
 def add_to_submission(archive: Path, name: str, predictions: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     """Puts `<name>.tsv` into the zip. `labels` are the model's, in their order: the second of two is the server's 1.
 
-    Raises UserError if model and file do not go together, or if the zip is none.
+    Raises UserError if model and file do not go together, or if the zip is not a submission.
     """
+    from bert_jax.inference.output import whole_file  # main.py imports this file for its flags, and must stay light
+
     names, official = FILES[name]
     if len(predictions) != official:
         logging.warning("%s: %d rows, where the official test set has %d", name, len(predictions), official)
@@ -45,15 +65,14 @@ def add_to_submission(archive: Path, name: str, predictions: Sequence[dict[str, 
         values = [spelling[prediction["label"]] for prediction in predictions]
     else:
         if any("value" not in prediction for prediction in predictions):
-            raise UserError(f"{name} takes numbers, and this model gives classes: predict with its regression model")
+            raise UserError(f"{name} takes numbers, and this model gives classes; predict with its regression model")
         values = [f"{min(max(prediction['value'], 0.0), 5.0):.3f}" for prediction in predictions]
     lines = ["index\tprediction", *(f"{index}\t{value}" for index, value in enumerate(values))]
-    files = _read(archive) | {f"{name}.tsv": ("\n".join(lines) + "\n").encode()}
-    partial = archive.with_name(f"{archive.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in sorted(files):
-            file.writestr(path, files[path])
-    os.replace(partial, archive)
+    with _alone_in(archive.absolute().parent):  # several commands may add to one zip at a time
+        files = _read(archive) | {f"{name}.tsv": ("\n".join(lines) + "\n").encode()}
+        with whole_file(archive) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+            for path in sorted(files):
+                new.writestr(path, files[path])
     missing = [f"{other}.tsv" for other in FILES if f"{other}.tsv" not in files]
     logging.info("%s holds %s.tsv; still missing: %s", archive, name, ", ".join(missing) or "nothing")
 
@@ -71,10 +90,29 @@ def _spelling(name: str, names: Sequence[str], labels: Sequence[str]) -> dict[st
 
 
 def _read(archive: Path) -> dict[str, bytes]:
+    """Returns the files of the zip that is there, which may come from anywhere: only those of a submission count."""
     if not archive.exists():
         return {}
+    remedy = "remove it, or choose another --output"
     try:
         with zipfile.ZipFile(archive) as file:
+            for member in file.infolist():
+                if member.filename not in _MEMBERS:
+                    raise UserError(f"{archive} holds {member.filename[:80]!r}, which no submission does; {remedy}")
+                if member.file_size > _MOST_BYTES:
+                    raise UserError(f"{archive}: {member.filename} has {member.file_size:,} bytes, too many; {remedy}")
             return {name: file.read(name) for name in file.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{archive} is no zip that can be added to ({error}); remove it") from error
+    # RuntimeError: encrypted; NotImplementedError: an unknown compression; zlib.error, EOFError: cut off or damaged
+    except (zipfile.BadZipFile, OSError, RuntimeError, zlib.error, EOFError) as error:
+        raise UserError(f"{archive} is no zip that can be added to ({error}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other command of this kind writes into the folder; the lock ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

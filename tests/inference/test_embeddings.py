@@ -147,7 +147,10 @@ def test_a_skipped_line_leaves_its_place(tuned, tmp_path):
     [
         ({"input": "", "output": "v.npy"}, "--mode=embed needs --input and --output"),
         ({"input": "a.txt", "output": "v.csv"}, "--mode=embed needs --input and --output"),
-        ({"input": "a.txt", "output": "v.npy", "tokens": True}, "vectors of tokens .* --output=<name>.parquet"),
+        (
+            {"input": "a.txt", "output": "v.npy", "tokens": True},
+            "each text has its own number .* --output=<name>.parquet",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(tuned, options, message):
