@@ -226,8 +226,9 @@ def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished
     if int(folder.name) != finished.step:
         run, description, _ = _evaluation(task, config, str(folder), "best")
         evaluation = run("validation", description)
-    if jax.process_index() == 0:
-        write_report(task, evaluation, config, workdir, overrides)
+    report = task.report(evaluation)
+    if report is not None and jax.process_index() == 0:
+        write_report(report, evaluation.metrics, config, workdir, overrides)
 
 
 def _records(workdir: Path) -> list[Path]:

@@ -19,10 +19,10 @@ from bert_jax.data.labelled.tables import Row, text_examples, text_in
 from bert_jax.data.labelled.windows import sliding
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
-from bert_jax.tasks import scores
+from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
 from bert_jax.tasks.pretraining import cross_entropy_sums
-from bert_jax.tasks.task import Batch, Description, Sums
+from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 
 
 class Classification(FineTuning):
@@ -227,6 +227,16 @@ class Classification(FineTuning):
             return predictions
         rows, thresholds = _probabilities(predictions), description["thresholds"]
         return [p | {"labels": self._given(row, thresholds)} for p, row in zip(predictions, rows, strict=True)]
+
+    def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
+        examples, predictions = self.examples[evaluation.split], evaluation.predictions
+        if self.kind == "regression":
+            return sections.numbers(examples, predictions)
+        if self.kind == "single":
+            return sections.classes(self.labels, examples, predictions)
+        thresholds = (self.description() | evaluation.learned)["thresholds"]
+        gold, given = self._gold_sets(examples), _probabilities(predictions)
+        return sections.label_sets(self.labels, thresholds, examples, gold, given)
 
     def numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
         """Right and predicted classes, counted from 0."""

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
 import jax
@@ -28,6 +29,7 @@ from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import (
     Batch,
     Constants,
@@ -207,6 +209,16 @@ class FineTuning(Task, ABC):
         predictions = self.decide(predictions, description | learned)
         metrics = self.means(sums) | self.score(examples, predictions, description | learned)
         return Evaluation(split, metrics, predictions, learned)
+
+    def report(self, evaluation: Evaluation) -> Report:
+        pairs = zip(self.examples[evaluation.split], evaluation.predictions, strict=True)
+        # Examples of a user's own task need not be dataclasses.
+        records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
+        return Report(records, self.report_sections(evaluation))
+
+    def report_sections(self, evaluation: Evaluation) -> list[Section]:
+        """Returns the family's sections of the report page."""
+        return []
 
     def metric_names(self, split: str) -> tuple[str, ...]:
         return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()

@@ -20,10 +20,11 @@ from bert_jax.data.labelled.examples import ChoiceExample, TextExample, describe
 from bert_jax.data.labelled.tables import Row, choice_examples, text_in, texts_in
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.tasks import sections
 from bert_jax.tasks.classification import encode_long
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
 from bert_jax.tasks.pretraining import cross_entropy_sums
-from bert_jax.tasks.task import Batch, Description, Sums
+from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 
 
 class MultipleChoice(FineTuning):
@@ -140,6 +141,9 @@ class MultipleChoice(FineTuning):
             prediction["choice"] == example.label for example, prediction in zip(examples, predictions, strict=True)
         ]
         return {"accuracy": float(np.mean(right))}
+
+    def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
+        return sections.choices(self.examples[evaluation.split], evaluation.predictions)
 
     def score_names(self, split: str) -> tuple[str, ...]:
         return "choice_accuracy", "accuracy"

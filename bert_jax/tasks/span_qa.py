@@ -25,10 +25,11 @@ from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForQuestionAnswering
+from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
 from bert_jax.tasks.pretraining import cross_entropy_sums
 from bert_jax.tasks.squad_scores import best_threshold, squad_scores
-from bert_jax.tasks.task import Batch, Description, Sums
+from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 
 # As in google-research/bert, run_squad.py
 N_BEST = 20  # starts and ends of a window that are paired, and answers of a question that are kept
@@ -228,6 +229,9 @@ class SpanQA(FineTuning):
 
     def decide(self, predictions: Sequence[dict[str, Any]], description: Description) -> Sequence[dict[str, Any]]:
         return [prediction | _decide(prediction, description["threshold"]) for prediction in predictions]
+
+    def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
+        return sections.questions(self.examples[evaluation.split], evaluation.predictions)
 
     def _prediction(self, example: QuestionExample, found: list[tuple[float, Span]], null: float) -> dict[str, Any]:
         kept: dict[str, tuple[float, Span]] = {}

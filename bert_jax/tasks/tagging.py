@@ -29,10 +29,10 @@ from bert_jax.data.labelled.tables import Row, suffix_of, text_in, texts_in, val
 from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
 from bert_jax.data.labelled.words import text_and_spans, text_to_tag
 from bert_jax.models.heads import BertForTokenClassification
-from bert_jax.tasks import scores
+from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
 from bert_jax.tasks.pretraining import cross_entropy_sums
-from bert_jax.tasks.task import Batch, Constants, Description, Rows, Sums
+from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Rows, Sums
 
 
 class Tagging(FineTuning):
@@ -196,6 +196,9 @@ class Tagging(FineTuning):
         if self.has_entities:
             return "entity_precision", "entity_recall", "entity_f1", "accuracy"
         return "accuracy", "macro_f1", "micro_f1", "mcc", *(("f1",) if len(self.labels) == 2 else ())
+
+    def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
+        return sections.tags(self.labels, self.examples[evaluation.split], evaluation.predictions, self.has_entities)
 
     def _named(self) -> list[str]:
         return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]

@@ -13,6 +13,7 @@ from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.config import BertConfig
+from bert_jax.tasks.sections import Report
 
 Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]  # metric name → (weighted sum, weight); both are added up before they are divided
@@ -151,6 +152,10 @@ class Task(Protocol):
     def metric_names(self, split: str) -> tuple[str, ...]:
         """Returns the names of the metrics of `evaluation`; () if the split has no examples."""
         ...
+
+    def report(self, evaluation: Evaluation) -> Report | None:
+        """Returns the task's part of the report of an evaluation; None if there is nothing to show."""
+        return None
 
     # Only of a task that makes predictions
 

@@ -3,7 +3,6 @@
 import base64
 import json
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from bert_jax import modes
 from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import report_plots
 from bert_jax.lab.report import write_report
-from bert_jax.tasks.task import Evaluation
+from bert_jax.tasks import sections
+from bert_jax.tasks.sections import Report
 from experiments import classify
 
 EVIL = '<script>alert("x")</script> & <b>bold</b>'
@@ -56,19 +56,14 @@ def make_config(kind="single"):
     return config
 
 
-def report(tmp_path, config, examples, predictions, *, metrics=None, overrides=None, **more):
-    task = SimpleNamespace(examples={"validation": examples}, config=config, **more)
-    learned = {"thresholds": more.get("thresholds")}
-    evaluation = Evaluation("validation", metrics or {"accuracy": 0.5}, predictions, learned)
-    text = write_report(task, evaluation, config, tmp_path, overrides).read_text()
+def report(tmp_path, config, found, records=(), *, overrides=None):
+    text = write_report(Report(records, found), {"accuracy": 0.5}, config, tmp_path, overrides).read_text()
     page = Page(text)
     assert "http" not in text and "url(" not in text
     assert "script" not in page.seen
     for source in page.images:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
     assert page.links == page.images
-    lines = (tmp_path / "predictions" / "validation.jsonl").read_text().splitlines()
-    assert [json.loads(line)["prediction"] for line in lines] == predictions
     return page
 
 
@@ -89,9 +84,8 @@ def test_classes(tmp_path):
         [("fine", "yes"), ("mild error", "yes"), (EVIL, "no"), ("ok", "no")], 1
     )]  # fmt: skip
     predictions = [of_class("yes", 0.9), of_class("no", 0.6), of_class("yes", 0.8), of_class("no", 0.7)]
-    page = report(
-        tmp_path, make_config(), examples, predictions, labels=["no", "yes"], overrides={"data.train": "<a>.csv"}
-    )
+    found = sections.classes(["no", "yes"], examples, predictions)
+    page = report(tmp_path, make_config(), found, overrides={"data.train": "<a>.csv"})
     assert len(page.images) == 2  # learning curve, confusion matrix
     assert ["accuracy", "0.5000"] in page.rows
     assert ["yes", "0.500", "0.500", "0.500", "2"] in page.rows
@@ -108,9 +102,8 @@ def test_labels_of_their_own_thresholds(tmp_path):
         TextExample("dev:2", "both", label=("a", "b")),
         TextExample("dev:3", "none", label=()),
     ]
-    scores = [{"a": 0.9, "b": 0.1}, {"a": 0.8, "b": 0.3}, {"a": 0.75, "b": 0.01}]
-    predictions = [{"labels": [], "probabilities": one} for one in scores]
-    page = report(tmp_path, make_config("multi"), examples, predictions, labels=labels, thresholds=[0.7, 0.2])
+    gold, probabilities = np.asarray([[1, 0], [1, 1], [0, 0]], bool), np.asarray([[0.9, 0.1], [0.8, 0.3], [0.75, 0.01]])
+    page = report(tmp_path, make_config(), sections.label_sets(labels, [0.7, 0.2], examples, gold, probabilities))
     assert ["a", "0.667", "1.000", "0.800", "2", "0.700"] in page.rows
     assert ["b", "1.000", "1.000", "1.000", "1", "0.200"] in page.rows
     loss = -(np.log(0.25) + np.log(0.99)) / 2
@@ -119,7 +112,7 @@ def test_labels_of_their_own_thresholds(tmp_path):
 
 def test_numbers(tmp_path):
     examples = [TextExample("dev:1", "x", "y", 1.0), TextExample("dev:2", "x", "z", 3.5)]
-    page = report(tmp_path, make_config("regression"), examples, [{"value": 1.25}, {"value": 2.0}])
+    page = report(tmp_path, make_config(), sections.numbers(examples, [{"value": 1.25}, {"value": 2.0}]))
     assert page.rows[-2:] == [["dev:2", "x ‖ z", "3.500", "2.000"], ["dev:1", "x ‖ y", "1.000", "1.250"]]
     assert len(page.images) == 1
 
@@ -133,7 +126,7 @@ def test_entities(tmp_path):
         {"tags": ["B-PER", "O", "O"], "probabilities": [0.9, 0.9, 0.6]},
         {"tags": ["B-PER"], "probabilities": [0.8]},
     ]
-    page = report(tmp_path, make_config(), examples, predictions, has_entities=True)
+    page = report(tmp_path, make_config(), sections.tags([], examples, predictions, has_entities=True))
     assert ["PER", "0.500", "0.500", "0.500", "2"] in page.rows
     assert page.rows[-2:] == [["dev:5", "Rome/B-LOC/B-PER"], ["dev:1", "Ada met <Bob>/B-PER/O"]]
 
@@ -141,7 +134,8 @@ def test_entities(tmp_path):
 def test_tags_that_are_no_entities(tmp_path):
     examples = [TaggedExample("dev:1", ("a", "b"), ("DET", "NOUN"))]
     predictions = [{"tags": ["DET", "DET"], "probabilities": [0.9, 0.9]}]
-    page = report(tmp_path, make_config(), examples, predictions, has_entities=False, labels=["DET", "NOUN"])
+    found = sections.tags(["DET", "NOUN"], examples, predictions, has_entities=False)
+    page = report(tmp_path, make_config(), found)
     assert ["DET", "0.500", "1.000", "0.667", "1"] in page.rows
 
 
@@ -159,7 +153,7 @@ def test_questions(tmp_path):
 
     predictions = [prediction("q1", "Ada", "Ada", -3.0), prediction("q2", "1843", "1843", -1.0)]
     predictions.append(prediction("q3", "", "it", 2.0))
-    page = report(tmp_path, make_config(), examples, predictions)
+    page = report(tmp_path, make_config(), sections.questions(examples, predictions))
     assert len(page.images) == 1
     assert page.rows[-1] == ["q2", "When?", "in 1843", "1843", "0.900", "67", context]
     assert page.rows[-2][0] == "id"  # one error only
@@ -167,14 +161,15 @@ def test_questions(tmp_path):
 
 def test_choices(tmp_path):
     examples = [ChoiceExample("dev:1", None, "He", "then", ("ran", "<slept>"), 0)]
-    page = report(tmp_path, make_config(), examples, [{"choice": 1, "text": "<slept>", "probability": 0.75}])
+    found = sections.choices(examples, [{"choice": 1, "text": "<slept>", "probability": 0.75}])
+    page = report(tmp_path, make_config(), found)
     assert page.rows[-1] == ["dev:1", "He then", "ran", "<slept>", "0.750"]
 
 
 def test_the_worst_come_first_and_are_twenty(tmp_path):
     examples = [TextExample(f"dev:{i}", "x" * 2000, label="no") for i in range(40)]
     predictions = [of_class("yes", 0.5 + i / 100) for i in range(40)]
-    page = report(tmp_path, make_config(), examples, predictions, labels=["no", "yes"])
+    page = report(tmp_path, make_config(), sections.classes(["no", "yes"], examples, predictions))
     worst = [row for row in page.rows if row[0].startswith("dev:")]
     assert [row[0] for row in worst] == [f"dev:{39 - i}" for i in range(20)]
     assert worst[0][1] == "x" * 1000 + " …"
@@ -188,9 +183,9 @@ def test_many_labels_are_cut_to_the_commonest():
 
 
 def test_a_task_of_ones_own_gets_the_rest_of_the_page(tmp_path):
-    page = report(tmp_path, make_config(), [object()], [{"x": 1}])
+    page = report(tmp_path, make_config(), [], [{"prediction": {"x": 1}}])
     assert ["accuracy", "0.5000"] in page.rows
-    assert "knows no page for examples of object" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "predictions" / "validation.jsonl").read_text() == '{"prediction": {"x": 1}}\n'
 
 
 def test_training_ends_with_a_report(tmp_path, monkeypatch):
