@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 # The same small programs are compiled again and again, also by the processes that tests start: keep them for the
-# length of the run. The folder is named by the run, so that parallel workers share it.
+# length of the run. The folder is named by the run, so that parallel workers share it. A folder that the caller names
+# in BERT_JAX_TEST_CACHE outlives the run: the next one then compiles only what changed.
 _RUN = os.environ.setdefault("BERT_JAX_TEST_RUN", str(os.getpid()))
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"bert_jax_tests_{_RUN}")
+_CACHE = os.environ.get("BERT_JAX_TEST_CACHE") or os.path.join(tempfile.gettempdir(), f"bert_jax_tests_{_RUN}")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
@@ -29,8 +31,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # not in a parallel worker: the others may still be running
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    is_worker = hasattr(config, "workerinput")  # the other parallel workers may still be running
+    if not is_worker and "BERT_JAX_TEST_CACHE" not in os.environ:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 
 from bert_jax.config import UserError
 from bert_jax.convert import google_tf, hub, huggingface
@@ -23,6 +25,11 @@ from bert_jax.training.checkpoint import has_checkpoint, write_checkpoint
 from bert_jax.training.parameters import flatten
 
 FORMATS = ("bert_jax", "huggingface")
+CARD = "README.md"
+_MOST_POSITIONS = 1 << 20
+# What a converted checkpoint of ours consists of. One that was trained has an optimizer or metrics besides, and is not
+# replaced by one that lacks them.
+WRITTEN = {"parameters", "run", "tokenizer", "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 @dataclass
@@ -54,6 +61,10 @@ def convert(
         re.compile(allow)
     except re.error as error:
         raise UserError(f"--allow='{allow}' is no regular expression: {error}") from None
+    if format not in FORMATS:
+        raise UserError(f"--format is '{format}'; it can be {', '.join(FORMATS)}")
+    if not 0 <= max_position_embeddings <= _MOST_POSITIONS:
+        raise UserError(f"--max_position_embeddings is {max_position_embeddings}; it can be 1 to {_MOST_POSITIONS}")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
     _check_target(Path(target), source, overwrite)
     opened = open_source(source, architecture="" if format == "huggingface" else architecture, allow=allow)
@@ -105,6 +116,7 @@ def _read_ours(source: str) -> Source:
     parameters = to_host(opened.parameters)
     model = Loaded(opened.bert_config, parameters, opened.tokenizer, opened.config.task, saved["task"], report)
     run = {name: value for name, value in saved.items() if name not in ("checksums", "data", "history")}
+    run["config"] = without_private_paths(run["config"])
     workdir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     return Source(model, run, workdir / "metrics.jsonl")
 
@@ -126,8 +138,22 @@ def _foreign(model: Loaded, source: str) -> Source:
 
 
 def _public_name(source: str) -> str:
-    """Of a folder its own name: where it lay is nobody's business."""
+    """Returns the name of a folder without where it lies, which is private; the name of a model of the Hub as it is."""
     return Path(source).resolve().name if Path(source).exists() else source
+
+
+def without_private_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config in which files and folders have their names only, without where they lie."""
+    data = config["data"]
+    named = {key: _names_only(data[key]) for key in ("files", "vocab_file", "prepared", "train", "validation", "test")}
+    start = config["init_from"]
+    return config | {"init_from": start if hub.is_name(start) else Path(start).name, "data": data | named}
+
+
+def _names_only(paths: str) -> str:
+    """Returns comma-separated paths and globs by their last parts; names of TFDS stay as they are."""
+    parts = (part.strip() for part in paths.split(","))
+    return ",".join(part if part.startswith("tfds:") else Path(part).name for part in parts)
 
 
 def _unused_pooler(model: Loaded) -> Arrays:
@@ -170,16 +196,19 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
         return
     if Path(source).exists() and (target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents)):
         raise UserError(f"--to={target} holds --from={source}; choose another folder")
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
     if not overwrite:
         raise UserError(f"--to={target} exists; choose another folder, or replace it with --overwrite")
-    if not target.is_dir() or not (_is_ours_alone(target) or (target / "model.safetensors").is_file()):
-        if target.is_dir() and not any(target.iterdir()):
-            return
-        raise UserError(f"--to={target} is no converted checkpoint, and nothing else is replaced; remove it by hand")
-
-
-def _is_ours_alone(folder: Path) -> bool:
-    return (folder / "run").is_dir() and (folder / "parameters").is_dir()
+    if target.is_symlink() or not target.is_dir():
+        raise UserError(f"--to={target} is not a folder, and nothing else is replaced; remove it by hand")
+    names = {path.name for path in target.iterdir()}
+    written = WRITTEN if "run" in names else huggingface.WRITTEN
+    if not names & {"run", "model.safetensors"} or not names <= written:
+        others = ", ".join(sorted(names - written)[:3]) or "no checkpoint"
+        raise UserError(
+            f"--to={target} holds what a conversion does not write ({others}); move it away, or choose another folder"
+        )
 
 
 @contextlib.contextmanager
@@ -188,9 +217,18 @@ def _replacing(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            yield Path(scratch) / "new"
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            yield new
             if target.exists():
-                target.rename(Path(scratch) / "old")
-            (Path(scratch) / "new").rename(target)
-    except OSError as problem:
-        raise UserError(f"--to={target} cannot be written ({problem.strerror or problem})") from problem
+                if (target / CARD).is_file():  # it is meant to be completed by hand
+                    shutil.copyfile(target / CARD, new / CARD)
+                target.rename(old)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+    except (OSError, SafetensorError) as problem:
+        cause = getattr(problem, "strerror", None) or "the disk may be full"
+        raise UserError(f"--to={target} cannot be written ({cause}); what was there is as it was") from problem

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 from bert_jax.config import UserError
+from bert_jax.convert.foreign_json import field, model_fields, read_json
 from bert_jax.convert.huggingface import check_vocabulary
 from bert_jax.convert.mapping import Loaded, Tensors, from_tensors
 from bert_jax.convert.names import CONFIG_FIELDS, PRETRAINING_HEADS, TRUNK, google_names
 from bert_jax.convert.tensor_bundle import open_bundle
-from bert_jax.convert.tensor_files import read_json
 from bert_jax.data.tokenizers.tokenizer import WordPieceTokenizer
 from bert_jax.data.tokenizers.vocabulary import read_vocab_file
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
@@ -32,7 +32,7 @@ def read(path: str | Path, *, allow: str = "") -> Loaded:
     tensors, slots = _without_optimizer(_canonical(open_bundle(prefix)))
     head, num_labels = "", 1
     if "output_bias" in tensors:  # of run_classifier.py
-        head, num_labels = "classifier", len(tensors["output_bias"]())
+        head, num_labels = "classifier", tensors["output_bias"]().size
     elif "cls/squad/output_bias" in tensors:
         head = "span"
     parts = (*TRUNK, "pooler", *((head,) if head else PRETRAINING_HEADS))
@@ -71,16 +71,15 @@ def _config(path: Path) -> BertConfig:
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}; put it beside the checkpoint")
     settings = read_json(path)
-    absent = [name for name in CONFIG_FIELDS.values() if name not in settings]
+    absent = [name for name in CONFIG_FIELDS.values() if settings.get(name) is None]
     if absent:
         raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
-    if settings.get("hidden_act") != "gelu":
+    if field(settings, "hidden_act", str, path, "") != "gelu":
         raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; only 'gelu' can be read")
     if settings.get("directionality", "bidi") != "bidi":
         raise UserError(f"{path}: directionality is {settings['directionality']!r}; only 'bidi' can be read")
-    given = {ours: settings[theirs] for ours, theirs in CONFIG_FIELDS.items()} | {
-        "embedding_size": settings["hidden_size"]
-    }
+    given = model_fields(settings, CONFIG_FIELDS, path)
+    given["embedding_size"] = given["hidden_size"]
     try:
         return BertConfig(**given, hidden_act="gelu_tanh", dtype="float32")
     except (UserError, TypeError) as error:

@@ -1,6 +1,7 @@
 """Hugging Face folders: config.json, model.safetensors (one file or shards) and tokenizer files ↔ a `Loaded`."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
+from bert_jax.convert.foreign_json import field, model_fields, read_json, refuse
 from bert_jax.convert.mapping import Loaded, Report, Tensors, from_tensors, to_tensors
 from bert_jax.convert.names import (
     ARCHITECTURES,
@@ -21,7 +23,7 @@ from bert_jax.convert.names import (
     huggingface_names,
 )
 from bert_jax.convert.sentence_encoder import left_out_of
-from bert_jax.convert.tensor_files import open_tensors, read_json
+from bert_jax.convert.tensor_files import open_tensors
 from bert_jax.data.tokenizers.encoding import write_json
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
@@ -46,6 +48,10 @@ FIXED = {
     "tie_word_embeddings": True,
     "pruned_heads": {},
 }
+_MAX_LABELS = 1_000_000
+# The files of a folder that `write` makes, with those of either kind of tokenizer.
+WRITTEN = {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
+WRITTEN |= {"vocab.txt", "tokenizer.json", "spm.model"}
 ABSENT = ("auto_map", "quantization_config")  # code of its own; weights that are not plain numbers
 LABEL_KINDS = {
     "regression": "regression",
@@ -102,6 +108,8 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", dict(sorted(settings.items())))
+    # safetensors makes its file readable by its owner alone; the others have what the umask lets.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
     model.tokenizer.save(folder)
     options_file = folder / "tokenizer_config.json"
     options = json.loads(options_file.read_text("utf-8"))
@@ -136,16 +144,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in ABSENT:
         if settings.get(name):
             raise UserError(f"{path}: {name} is set; a model with that cannot be read")
-    if settings.get("hidden_act") not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; it can be {', '.join(ACTIVATIONS)}")
-    absent = [name for name in REQUIRED if name not in settings]
+    absent = [name for name in REQUIRED if settings.get(name) is None]
     if absent:
         raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
+    if field(settings, "hidden_act", str, path, "") not in ACTIVATIONS:
+        raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; it can be {', '.join(ACTIVATIONS)}")
     return settings
 
 
 def model_config(settings: dict[str, Any], path: Path) -> BertConfig:
-    given = {ours: settings[name] for ours, name in CONFIG.items() if name in settings}
+    given = model_fields(settings, CONFIG, path)
     given |= {"embedding_size": given["hidden_size"], "hidden_act": ACTIVATIONS[settings["hidden_act"]]}
     try:
         return BertConfig(**given, dtype="float32")
@@ -162,8 +170,9 @@ def check_vocabulary(config: BertConfig, tokenizer: Tokenizer, origin: str) -> N
 
 
 def _architecture(settings: dict[str, Any], given: str, path: Path) -> str:
-    listed = settings.get("architectures") or ["BertModel"]
-    name = given or READ_AS.get(listed[0], listed[0])
+    listed = field(settings, "architectures", list, path, []) or ["BertModel"]
+    name = given or str(listed[0])
+    name = READ_AS.get(name, name)
     if name not in ARCHITECTURES:
         raise UserError(f"{path}: architecture {name} is not known; --architecture can be {', '.join(ARCHITECTURES)}")
     return name
@@ -182,14 +191,11 @@ def _task(settings: dict[str, Any], architecture: str, path: Path) -> tuple[str,
         return task, {"may_have_no_answer": False, "threshold": 0.0}, 1
     if task not in ("classification", "tagging"):
         return task, {}, 1
-    labels = settings.get("id2label") or {i: f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
-    by_id = {int(number): str(label) for number, label in labels.items()}
-    if sorted(by_id) != list(range(len(by_id))):
-        raise UserError(f"{path}: id2label has the numbers {sorted(by_id)}; they must be 0 to {len(by_id) - 1}")
-    names = [by_id[i] for i in range(len(by_id))]
+    names = _label_names(settings, path)
     if task == "tagging":
         return task, {"labels": names, "characters": False}, len(names)
-    kind = settings.get("problem_type") or ("regression" if len(names) == 1 else "single_label_classification")
+    usual = "regression" if len(names) == 1 else "single_label_classification"
+    kind = field(settings, "problem_type", str, path, usual)
     if kind not in LABEL_KINDS:
         raise UserError(f"{path}: problem_type is {kind!r}; it can be {', '.join(LABEL_KINDS)}")
     if kind == "regression" and len(names) > 1:
@@ -197,6 +203,26 @@ def _task(settings: dict[str, Any], architecture: str, path: Path) -> tuple[str,
     thresholds = [0.5] * len(names) if LABEL_KINDS[kind] == "multi" else []
     labels = [] if kind == "regression" else names
     return task, {"labels": labels, "thresholds": thresholds, "label_kind": LABEL_KINDS[kind]}, len(names)
+
+
+def _label_names(settings: dict[str, Any], path: Path) -> list[str]:
+    """Returns the names of the labels in the order of their numbers."""
+    labels = field(settings, "id2label", dict, path, {})
+    if not labels:
+        count = field(settings, "num_labels", int, path, 2)
+        if not 0 < count <= _MAX_LABELS:
+            refuse(count, "num_labels", f"an integer from 1 to {_MAX_LABELS}", path)
+        labels = {str(i): f"LABEL_{i}" for i in range(count)}
+    numbers = [str(i) for i in range(len(labels))]
+    if labels.keys() != set(numbers):
+        raise UserError(f"{path}: id2label must have the numbers 0 to {len(labels) - 1} as keys")
+    names = [labels[number] for number in numbers]
+    for name in names:
+        if not isinstance(name, str):
+            refuse(name, "a label of id2label", "a string", path)
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: id2label has the same label for two numbers; give each a name of its own")
+    return names
 
 
 def _canonical(tensors: Tensors, origin: str) -> dict[str, Callable[[], np.ndarray]]:

@@ -145,15 +145,23 @@ def to_host(parameters: Mapping[str, jax.Array]) -> Arrays:
 
 def _read(sources: Tensors, name: Name, shape: tuple[int, ...], origin: str, report: Report) -> np.ndarray:
     """Straight into the array that is kept, so that no more than one tensor is in memory twice."""
-    value = np.empty(shape, np.float32)
-    targets = value if name.stacked else value[None]
-    for target, (their, read) in zip(targets, sources.items(), strict=True):
+    one = shape[1:] if name.stacked else shape
+    wanted = one[::-1] if name.transposed else one
+    value = None
+    for i, (their, read) in enumerate(sources.items()):
         tensor = read()
-        report.widened += [their] if tensor.dtype != np.float32 else []
-        found, wanted = tensor.shape, target.shape[::-1] if name.transposed else target.shape
-        if found != wanted:
-            raise UserError(f"{origin}: {their} is {_shape(found)}, but by the config {_shape(wanted)}")
+        if tensor.shape != wanted:
+            raise UserError(f"{origin}: {their} is {_shape(tensor.shape)}, but by the config {_shape(wanted)}")
+        if tensor.dtype.kind not in "fV":  # V: bfloat16
+            raise UserError(f"{origin}: {their} is of {tensor.dtype}; weights must be floating-point numbers")
+        if value is None:  # not before a tensor has shown that there is so much to hold
+            value = np.empty(shape, np.float32)
+        target = value[i] if name.stacked else value
         target[...] = tensor.T if name.transposed else tensor
+        if not np.isfinite(target).all():
+            raise UserError(f"{origin}: {their} has values that are not finite; fetch or train it again")
+        report.widened += [their] if tensor.dtype != np.float32 else []
+    assert value is not None
     return value
 
 

@@ -65,6 +65,8 @@ def _last_evaluation(path: Path, step: int) -> dict[str, dict[str, Any]]:
             figures = json.loads(line)
         except ValueError:  # a killed run can leave half a line
             continue
+        if not isinstance(figures, dict) or not figures.keys() >= {"split", "step"}:
+            continue
         if figures["split"] != "train" and figures["step"] <= step:
             found[figures["split"]] = figures
     return found

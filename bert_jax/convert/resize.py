@@ -21,6 +21,8 @@ SLOT = re.compile(r"\[unused\d+\]$")  # left free in published vocabularies
 
 def read_words(path: Path) -> list[str]:
     """One word a line, in order; empty lines count for nothing."""
+    if not path.is_file():
+        raise UserError(f"--extend_vocab={path} cannot be read (it is not a file)")
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:

@@ -1,10 +1,10 @@
 """Folders of Sentence Transformers: a BERT with modules behind it that make one vector of a text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
+from bert_jax.convert.foreign_json import field, read_json
 
 POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 LEFT_OUT = {
@@ -21,8 +21,7 @@ def left_out_of(folder: Path) -> tuple[Path, str, list[str]]:
     listing = folder / "modules.json"
     if not listing.is_file():
         return folder, "cls", []
-    modules = _json(listing)
-    kinds = [(str(module["type"]).rsplit(".", 1)[-1], folder / module["path"]) for module in modules]
+    kinds = [_module(module, listing) for module in read_json(listing, list)]
     transformer = next((path for kind, path in kinds if kind == "Transformer"), None)
     if transformer is None:
         raise UserError(f"{listing} lists no Transformer, only {', '.join(kind for kind, _ in kinds)}")
@@ -37,7 +36,7 @@ def left_out_of(folder: Path) -> tuple[Path, str, list[str]]:
 
 
 def _pooling(path: Path) -> tuple[str, str]:
-    settings = _json(path)
+    settings = read_json(path)
     on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     if len(on) == 1 and on[0] in POOLING:
         kept = POOLING[on[0]]
@@ -47,8 +46,11 @@ def _pooling(path: Path) -> tuple[str, str]:
     return "cls", f"Pooling by {' + '.join(on) or 'an unknown mode'} is left out; model.pooling is cls"
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch the checkpoint again") from None
+def _module(module: Any, listing: Path) -> tuple[str, Path]:
+    """Returns the kind of a module and its folder, which must lie inside that of modules.json."""
+    if not isinstance(module, dict):
+        raise UserError(f"{listing}: a module is {module!r}; it must be a JSON object")
+    kind, path = field(module, "type", str, listing, ""), field(module, "path", str, listing, "")
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UserError(f"{listing}: the path of a module is {path!r}, outside this folder; fetch the checkpoint again")
+    return kind.rsplit(".", 1)[-1], listing.parent / path

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bert_jax.config import UserError
+from bert_jax.convert.foreign_json import read_json
 
 DTYPES = {  # of safetensors
     "F64": np.dtype(np.float64),
@@ -37,22 +38,16 @@ def open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     raise UserError(f"{folder} has no weights: neither {single.name} nor {sharded.name} nor {pickled.name}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; fetch the checkpoint again")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; fetch the checkpoint again")
-    return content
-
-
 def _open_shards(index: Path, open_file: Callable[[Path], dict]) -> dict[str, Callable[[], np.ndarray]]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map; fetch it again")
+    for name, file in weight_map.items():
+        # Shards lie beside their index. A name from a file must not lead out of the folder.
+        if not isinstance(file, str) or Path(file).name != file or not file.strip("."):
+            raise UserError(
+                f"{index}: weight_map puts {name} into {file!r}, which is no file of this folder; fetch it again"
+            )
     shards = {file: open_file(index.parent / file) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in shards[file]:
@@ -104,6 +99,9 @@ def _open_pickle(path: Path) -> dict[str, Callable[[], np.ndarray]]:
             f"{path} is damaged, or holds more than plain tensors and could run code: refused; "
             "fetch it again, or model.safetensors in its place"
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
+        for name, value in tensors.items()
+    ):
         raise UserError(f"{path} is not a file of plain tensors by name; refused")
     return {name: (lambda tensor=tensor: tensor.float().numpy()) for name, tensor in tensors.items()}

@@ -191,7 +191,7 @@ MISTAKES = {
     "target exists": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'full'}"], "full exists; choose another folder"),
     "not ours": (
         lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'full'}", "--overwrite"],
-        "full is no converted checkpoint, and nothing else is replaced",
+        "full holds what a conversion does not write",
     ),
     "itself": (
         lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'theirs'}", "--overwrite"],
