@@ -1,19 +1,15 @@
-"""Checkpoints: written in the background, whole or not at all, checked when they are read.
+"""One checkpoint: which folder is meant, reading it onto any devices, writing one of parameters alone.
 
 A checkpoint is a folder `checkpoints/<step>` with four items: `parameters` and `optimizer` (arrays under flat
-names), `run` (step, data position, resolved config, what the task learned of its data such as names of labels,
+names), `run` (step, data position, resolved config, what the task learned from its data such as names of labels,
 checksums) and `tokenizer` (its files): alone it is enough to predict, fine-tune or export. A converted one has no
-optimizer.
+optimizer. `checkpoint_format.py` has the details, `saving.py` the checkpoints of a run.
 """
 
-import base64
 import contextlib
-import errno
 import json
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,115 +18,72 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.training.sharding import place, tree_shardings
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.training.checkpoint_format import (
+    Damaged,
+    Trouble,
+    check_run,
+    checksums,
+    key,
+    not_finite,
+    pack,
+    seal,
+    unpack,
+)
+from bert_jax.training.parameters import Parameters
+from bert_jax.training.sharding import tree_shardings
 from bert_jax.training.step import TrainState
 
-ARRAYS = ("parameters", "optimizer")
-
-
-class Checkpoints:
-    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`."""
-
-    def __init__(self, directory: Path, checkpoint: ConfigDict):
-        self.directory = directory
-        self.metric = checkpoint.best_metric
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics[self.metric],
-            reverse=checkpoint.best_mode == "min",
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        self.manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [checkpoint_managers.LatestN(checkpoint.keep), best]
-                ),
-                best_fn=lambda metrics: metrics[self.metric],
-                best_mode=checkpoint.best_mode,
-            ),
-        )
-
-    def save(self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict) -> None:
-        """Starts to write in the background; first waits for the one before, whose failure is raised here.
-
-        `run` goes into the item of that name: data position, config, the task's description.
-        """
-        step = int(state.step)
-        if step in self.manager.all_steps():
-            return
-        items = _items({"parameters": state.parameters, "optimizer": state.optimizer}, {"step": step} | run, tokenizer)
-        known = {self.metric: metrics[self.metric]} if self.metric in metrics else None
-        with _explained(self):
-            self.manager.save(step, args=items, metrics=known)
-
-    def wait(self) -> None:
-        with _explained(self):
-            self.manager.wait_until_finished()
-
-    def close(self) -> None:
-        self.manager.close()
-
-    def restore_latest(self, abstract: TrainState, mesh: Mesh, tokenizer_hash: str) -> tuple[TrainState, dict] | None:
-        """The newest checkpoint that is whole, with its `run` item; None if there is none at all.
-
-        A damaged one is set aside under `damaged/` beside the others, loudly. Raises UserError if all are damaged,
-        or if one was trained with another tokenizer than the data has now.
-        """
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                saved = read_checkpoint(self.directory / str(step), abstract, mesh, tokenizer_hash)
-            except Damaged as damage:
-                kept = self.directory.parent / "damaged" / str(step)
-                kept.parent.mkdir(exist_ok=True)
-                shutil.move(self.directory / str(step), kept)
-                logging.warning("%s; moved to %s, trying the one before", damage, kept)
-                self.manager.reload()
-                continue
-            state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
-            return state, saved.run
-        if steps:
-            raise UserError(f"all {len(steps)} checkpoints in {self.directory} are damaged; choose another --workdir")
-        return None
-
-    def best(self, mesh: Mesh) -> tuple[dict[str, jax.Array], dict] | None:
-        """Parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if no checkpoint has it."""
-        step = self.manager.best_step()
-        if step is None:
-            return None
-        saved = read_checkpoint(self.directory / str(step))
-        return place(mesh, saved.parameters), saved.run
-
-
-class Damaged(UserError):
-    """A checkpoint that cannot be read back as it was written."""
+Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What `read_checkpoint` gives back; `optimizer` is None if it was not asked for."""
+    """The content of a checkpoint. `optimizer` is None unless it was asked for; `run` has its config over today's
+    defaults."""
 
-    parameters: dict[str, jax.Array]
+    parameters: Parameters
     optimizer: Any
-    run: dict
+    run: dict[str, Any]
     tokenizer: Tokenizer
 
 
-def read_checkpoint(
-    directory: Path, abstract: TrainState | None = None, mesh: Mesh | None = None, tokenizer_hash: str | None = None
-) -> Saved:
-    """Reads one checkpoint folder, onto `mesh` in the shapes of `abstract`; without them, the parameters only, onto
-    one device, whatever mesh they were saved from.
+def on_one_device(tree: Any) -> Any:
+    """Shardings that put every array whole onto this process's first device."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: one, tree)
 
-    Raises Damaged if it cannot be read or an array's checksum is not the one it was saved with; UserError if its
-    tokenizer has another hash than `tokenizer_hash`.
+
+def on_mesh(mesh: Mesh) -> Shardings:
+    """Returns the shardings that the rules of `sharding.py` give."""
+    return lambda tree: tree_shardings(mesh, tree)
+
+
+def on_host(tree: Any) -> Any:
+    """Shardings that stand for NumPy arrays: nothing is put onto a device."""
+    return jax.tree.map(lambda _: _HOST, tree)
+
+
+_HOST = "host"
+
+
+def read_checkpoint(
+    directory: Path,
+    *,
+    shardings: Shardings = on_one_device,
+    expected: TrainState | None = None,
+    tokenizer_hash: str | None = None,
+) -> Saved:
+    """Reads one checkpoint folder; every array goes directly where `shardings` wants it, whatever mesh it was saved
+    from. With `expected`, the optimizer's state is read too.
+
+    Raises Damaged if it does not hold what was written (or parameters that are not finite), Trouble if something else
+    prevents reading; UserError if its arrays are not those of `expected`, or its tokenizer has another hash than
+    `tokenizer_hash`. Of several processes that share the arrays, all raise if one does.
     """
     run, tokenizer = describe_checkpoint(directory)
     if tokenizer_hash is not None and tokenizer.content_hash != tokenizer_hash:
@@ -138,44 +91,102 @@ def read_checkpoint(
             f"{directory} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
-    with _reading(directory) as checkpointer:
-        if abstract is None:
-            items = {"parameters": ocp.args.StandardRestore(_on_one_device(directory / "parameters"))}
-        else:
-            trees = {"parameters": abstract.parameters, "optimizer": abstract.optimizer}
-            items = {name: ocp.args.StandardRestore(_with_sharding(tree, mesh)) for name, tree in trees.items()}
-        restored = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
-    for item in ARRAYS:
-        if item in items and _checksums(restored[item]) != run["checksums"][item]:
+    with guarded(directory):
+        trees = {"parameters": _abstract_parameters(directory, run)}
+    if expected is not None:
+        _check_structure(expected, trees["parameters"], run, directory)
+        trees["optimizer"] = expected.optimizer
+    targets = {item: jax.tree.map(_target, tree, shardings(tree)) for item, tree in trees.items()}
+    restored = _agreed(directory, lambda: {item: _restore(directory / item, tree) for item, tree in targets.items()}, targets)
+    for item, tree in restored.items():
+        saved = run["checksums"][item]
+        if any(saved[name] != number for name, number in checksums(tree).items()):
             raise Damaged(f"checkpoint {directory}: {item} differ from what was saved")
-    optimizer = restored["optimizer"] if "optimizer" in items else None
-    return Saved(restored["parameters"], optimizer, run, tokenizer)
+    if names := not_finite(restored["parameters"]):
+        raise Damaged(f"checkpoint {directory}: {len(names)} parameters are not finite, among them {names[0]}")
+    return Saved(restored["parameters"], restored.get("optimizer"), run, tokenizer)
 
 
-def describe_checkpoint(directory: Path) -> tuple[dict, Tokenizer]:
-    """The `run` item and the tokenizer, without any array. Raises Damaged."""
-    with _reading(directory) as checkpointer:
-        items = {"run": ocp.args.JsonRestore(), "tokenizer": ocp.args.JsonRestore()}
-        described = checkpointer.restore(directory.absolute(), args=ocp.args.Composite(**items))
-        return described["run"], _unpack(described["tokenizer"])
+def describe_checkpoint(directory: Path) -> tuple[dict[str, Any], Tokenizer]:
+    """Returns the `run` item and the tokenizer, without any array. Raises Damaged, Trouble or UserError."""
+    with guarded(directory):
+        # JSON files under the name that Orbax's JSON handler gives them
+        run = json.loads((directory / "run" / "metadata").read_bytes())
+        files = json.loads((directory / "tokenizer" / "metadata").read_bytes())
+    run = check_run(run, directory)
+    return run, unpack(files, run, directory)
 
 
 def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tokenizer: Tokenizer) -> None:
-    """A checkpoint of parameters alone, such as a converted one, that `init_from=<directory>` can name.
+    """Writes a checkpoint of parameters alone, such as a converted one, that `init_from=<directory>` can name.
 
     `run` needs `step`, `config` (with the group `model`) and `task`, as `describe_checkpoint` gives them. `parameters`
     is emptied: array by array it becomes JAX's, of which Orbax makes one copy less than of NumPy's.
     """
-    sums = _checksums(parameters)
+    sums = checksums(parameters)
     parameters = {name: jnp.asarray(parameters.pop(name)) for name in list(parameters)}
-    items = _items({"parameters": parameters}, run | {"checksums": {"parameters": sums}}, tokenizer)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     with contextlib.closing(checkpointer):
-        checkpointer.save(directory.absolute(), args=items)
+        checkpointer.save(directory.absolute(), args=items({"parameters": parameters}, run, tokenizer, {"parameters": sums}))
+
+
+def items(
+    arrays: dict[str, Any], run: dict[str, Any], tokenizer: Tokenizer, sums: dict[str, dict[str, int]] | None = None
+) -> ocp.args.Composite:
+    """Returns what Orbax is to write. `sums` are the checksums of the arrays if they are known."""
+    sums = sums or {name: checksums(tree) for name, tree in arrays.items()}
+    files = pack(tokenizer)
+    return ocp.args.Composite(
+        **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+        run=ocp.args.JsonSave(seal(run, sums, files)),
+        tokenizer=ocp.args.JsonSave(files),
+    )
+
+
+@contextlib.contextmanager
+def guarded(directory: Path) -> Iterator[None]:
+    """Turns whatever reading raises into Damaged or Trouble."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause
+        if is_trouble(problem):
+            raise Trouble(
+                f"checkpoint {directory} cannot be read now ({first_line(problem)}); it was left as it is: "
+                "remove the cause and start the same command again"
+            ) from problem
+        raise Damaged(f"checkpoint {directory} is damaged ({first_line(problem)})") from problem
+
+
+def is_trouble(problem: BaseException) -> bool:
+    """Returns True unless the exception says that the files do not hold what was written.
+
+    What is unknown counts as trouble, because trouble changes nothing on disk.
+    """
+    if isinstance(problem, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return False
+    text = str(problem)
+    if isinstance(problem, OSError | MemoryError) or any(sign in text for sign in _TROUBLE):
+        return True
+    return not isinstance(problem, _DAMAGE) and not any(sign in text for sign in _DAMAGE_SIGNS)
+
+
+# TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
+_TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+_TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
+_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, ArithmeticError, RecursionError)
+_DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
+
+
+def first_line(problem: BaseException) -> str:
+    """Returns the first line of the exception's text, for a message of one line."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
 
 
 def find_checkpoint(path: str) -> Path:
-    """The newest checkpoint of a workdir or a `checkpoints` folder; or `path` itself if it is a checkpoint."""
+    """Returns the newest checkpoint of a workdir or a `checkpoints` folder; or `path` itself if it is a checkpoint."""
     found = _newest(Path(path))
     if found is None:
         raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
@@ -206,6 +217,7 @@ def choose_checkpoint(path: str, which: str = "best") -> Path:
 
 
 def has_checkpoint(path: str) -> bool:
+    """Returns True if `find_checkpoint` would find one."""
     return _newest(Path(path)) is not None
 
 
@@ -220,10 +232,7 @@ def _newest(root: Path) -> Path | None:
 
 
 def _best_beside(newest: Path) -> Path:
-    try:
-        rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
-    except Damaged as damage:
-        raise UserError(str(damage)) from damage
+    rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
     figures = {}
     for file in newest.parent.glob("[0-9]*/metrics/metrics"):  # where Orbax keeps what `Checkpoints.save` gave it
         if file.parents[1].name.isdigit():  # one that is being written has a longer name
@@ -237,128 +246,79 @@ def _best_beside(newest: Path) -> Path:
     return best
 
 
-def _items(arrays: dict[str, Any], run: dict, tokenizer: Tokenizer) -> ocp.args.Composite:
-    items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-    if "checksums" not in run:
-        run = run | {"checksums": {name: _checksums(tree) for name, tree in arrays.items()}}
-    return ocp.args.Composite(**items, run=ocp.args.JsonSave(run), tokenizer=ocp.args.JsonSave(_pack(tokenizer)))
-
-
-@contextlib.contextmanager
-def _reading(directory: Path) -> Iterator[ocp.Checkpointer]:
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    try:
-        yield checkpointer
-    except UserError:
-        raise
-    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause: the files are not as written
-        raise Damaged(f"checkpoint {directory} cannot be read ({_first_line(problem)})") from problem
-    finally:
-        checkpointer.close()
-
-
-@jax.jit
-def _sums_of_bits(tree):
-    def of(x):
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
-        bits = bits.reshape(-1)
-        places = jax.lax.iota(jnp.uint32, bits.size)  # weighted by odd numbers, so that exchanged values show
-        return jnp.sum(bits * (2 * places + 1), dtype=jnp.uint32)
-
-    return jax.tree.map(of, tree)
-
-
-def _checksums(tree: Any) -> dict[str, int]:
-    """A sum modulo 2³² over the bits of each array: the same on any mesh, at the speed of memory."""
-    arrays = jax.tree.leaves(tree)
-    if all(isinstance(x, np.ndarray) or (x.is_fully_addressable and _is_on_cpu(x)) for x in arrays):
-        sums = _numpy_sums_of_bits(jax.tree.map(np.asarray, tree))  # as fast as on the device, and nothing to compile
-    else:
-        sums = _sums_of_bits(tree)
-    leaves = jax.tree_util.tree_flatten_with_path(sums)[0]
-    return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
-
-
-def _is_on_cpu(x: jax.Array) -> bool:
-    return all(device.platform == "cpu" for device in x.devices())
-
-
-def _numpy_sums_of_bits(tree):
-    """The same sums without a compiler and without a copy: piece by piece."""
-
-    def of(x):
-        bits = x.reshape(-1).view(np.uint32) if x.dtype.itemsize == 4 else x.reshape(-1).astype(np.uint32)
-        total, piece = 0, 1 << 20
-        for start in range(0, bits.size, piece):
-            part = bits[start : start + piece]
-            places = np.arange(start, start + part.size).astype(np.uint32)
-            total += int(np.sum(part * (2 * places + 1), dtype=np.uint32))
-        return total % 2**32
-
-    return jax.tree.map(of, tree)
-
-
-def _on_one_device(directory: Path):
-    """Shapes of the saved arrays, to be restored to this process's first device."""
-    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        metadata = checkpointer.metadata(directory.absolute()).item_metadata
+def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the saved parameters. Their names must be those of the checksums, which are protected."""
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        metadata = handler.metadata((directory / "parameters").absolute())
     if metadata is None:
-        raise FileNotFoundError(f"no description of the arrays in {directory}")
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), metadata.tree)
+        raise FileNotFoundError(f"no description of the arrays in {directory / 'parameters'}")
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in metadata.tree.items()}
+    if {key(name) for name in shapes} != run["checksums"]["parameters"].keys():
+        raise Damaged(f"checkpoint {directory}: parameters have other names than those that were saved")
+    return shapes
 
 
-def _with_sharding(tree, mesh):
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, tree_shardings(mesh, tree)
-    )
-
-
-def _pack(tokenizer: Tokenizer) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        return {path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
-
-
-def _unpack(files: dict[str, str]) -> Tokenizer:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(base64.b64decode(content))
-        return load_tokenizer(folder)
-
-
-class _explained:
-    """Turns a failure to write into a UserError that says what is left."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self.checkpoints = checkpoints
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, _, problem, __):
-        if problem is None or not _is_about_storage(problem):
-            return
-        latest = self.checkpoints.manager.latest_step()
-        left = "no checkpoint was finished before" if latest is None else f"the checkpoint of step {latest} is whole"
+def _check_structure(expected: TrainState, shapes: dict, run: dict[str, Any], directory: Path) -> None:
+    """Raises UserError if the run's state has other arrays than `expected`: an option was changed, nothing is lost."""
+    saved = {name: x.shape for name, x in shapes.items()}
+    wanted = {name: x.shape for name, x in expected.parameters.items()}
+    differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
+    if differing:
+        name = differing[0]
         raise UserError(
-            f"cannot write a checkpoint to {self.checkpoints.directory} ({_first_line(problem)}); {left}: "
-            "free some space and start the same command again"
-        ) from problem
+            f"{directory} holds another model than the config describes ({name}: {saved.get(name, 'absent')} there, "
+            f"{wanted.get(name, 'absent')} here); restore the config of its run, or choose another --workdir"
+        )
+    sums = run["checksums"].get("optimizer")
+    if sums is None:
+        raise UserError(f"{directory} has no optimizer state; start from it with --config.init_from in another --workdir")
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected.optimizer)[0]]
+    # Runs of format 1 kept moments of frozen parameters too; these are left behind.
+    surplus = [] if run.get("format", 1) == 1 else sorted(sums.keys() - set(paths))
+    absent = sorted(set(paths) - sums.keys())
+    if absent or surplus:
+        was = run["config"]["optimizer"]
+        change = f"it lacks {absent[0]}" if absent else f"it has {surplus[0]} besides"
+        raise UserError(
+            f"{directory} was trained with another optimizer than the config describes ({change}); its run had "
+            f"optimizer.name={was['name']} and optimizer.freeze={was['freeze']!r}: restore them, or start from it with "
+            "--config.init_from in another --workdir"
+        )
 
 
-def _is_about_storage(problem: BaseException) -> bool:
-    if isinstance(problem, OSError) and problem.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EIO,
-    ):
-        return True
-    text = str(problem)
-    return any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system"))
+def _target(x: Any, sharding: Sharding | str) -> Any:
+    if isinstance(sharding, str):
+        return np.broadcast_to(np.zeros((), x.dtype), x.shape)  # Orbax asks for an example of the type; takes no memory
+    sharding.shard_shape(x.shape)  # raises what would otherwise pass for damage
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
+def _restore(directory: Path, target: Any) -> Any:
+    # The handler alone, not a Checkpointer: that waits for the other processes, of which one may have failed.
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        how = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=how, partial_restore=True)
+        return handler.restore(directory.absolute(), args=args)
+
+
+def _agreed(directory: Path, read: Callable[[], Any], targets: Any) -> Any:
+    """Returns what `read` returns, or raises on every process what it raised on one, Trouble before Damaged.
+
+    Without that the others would wait for ever for the one that failed, or take another checkpoint than it does.
+    """
+    problem, restored = None, None
+    try:
+        with guarded(directory):
+            restored = read()
+    except (Damaged, Trouble) as raised:
+        problem = raised
+    shared = any(isinstance(x, jax.ShapeDtypeStruct) and not x.sharding.is_fully_addressable for x in jax.tree.leaves(targets))
+    if shared:
+        code = 2 if isinstance(problem, Trouble) else 1 if problem else 0
+        worst = int(np.max(multihost_utils.process_allgather(np.int32(code))))
+        if worst and code < worst:
+            kind, what = (Trouble, "cannot be read") if worst == 2 else (Damaged, "is damaged")
+            raise kind(f"checkpoint {directory} {what} on another process, whose output says why")
+    if problem is not None:
+        raise problem
+    return restored

@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 from bert_jax import config as configs
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Description, Evaluation, HostSums, Sums, Task
-from bert_jax.training.checkpoint import Checkpoints, choose_checkpoint, read_checkpoint
+from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, take_over
 from bert_jax.training.sharding import make_mesh, place, to_mesh
+from bert_jax.training.saving import Checkpoints
 from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from bert_jax.training.throughput import Programs, Window, roofline
 
@@ -231,7 +232,7 @@ def _first_state(
     if not config.init_from:
         return init_state(task, optimizer, config.seed, mesh), None
     folder = choose_checkpoint(config.init_from)
-    saved = read_checkpoint(folder)
+    saved = read_checkpoint(folder, shardings=on_mesh(mesh))
     if saved.tokenizer.content_hash != task.tokenizer.content_hash:
         raise UserError(
             f"init_from: {folder} was trained with another vocabulary than this run's data has; "
@@ -243,7 +244,7 @@ def _first_state(
         shapes.parameters, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder)
     )
     logging.info("warm start from %s: %s", folder, report)
-    known = place(mesh, {name: source[name] for name in report.loaded})
+    known = {name: source[name] for name in report.loaded}
     top = config.train.reinitialise_layers
     if not top:
         return init_state(task, optimizer, config.seed, mesh, known), None

@@ -19,7 +19,8 @@ from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
 from bert_jax.inference.input_rows import read_input
 from bert_jax.inference.predictor import Predictor, windows
-from bert_jax.training.checkpoint import Checkpoints, choose_checkpoint, find_checkpoint
+from bert_jax.training.checkpoint import choose_checkpoint, find_checkpoint
+from bert_jax.training.saving import Checkpoints
 from bert_jax.training.step import TrainState
 from experiments import base
 

@@ -74,8 +74,14 @@ class Tokenizer(ABC):
         """Text of the ids, without [PAD], [CLS] and [SEP]."""
 
     @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Returns the files that `load_tokenizer` and `tokenizer_from_files` read, by name."""
+
     def save(self, directory: Path) -> None:
         """Writes the files that `load_tokenizer(directory)` reads."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (directory / name).write_bytes(content)
 
     @abstractmethod
     def pieces(self, texts: Sequence[str]) -> list[Pieces]:
@@ -145,4 +151,8 @@ def special_id(ids: dict[str, int], name: str, origin: str) -> int:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_bytes(to_json(content))
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

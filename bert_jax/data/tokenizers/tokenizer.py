@@ -8,7 +8,7 @@ tokens [PAD] [UNK] [CLS] [SEP] [MASK] = 0 … 4; loaded ones keep theirs.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,24 @@ from tokenizers import normalizers
 
 from bert_jax.config import UserError
 from bert_jax.data.text.corpus import Corpus
-from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Encoding, Pieces, Tokenizer, write_json
+from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Encoding, Pieces, Tokenizer, to_json
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.vocabulary import read_vocab_file, train_sentencepiece, train_wordpiece
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer, bert_normalizer, make_wordpiece
 
 __all__ = [
+    "FILES",
     "Encoding",
     "SentencePieceTokenizer",
     "Tokenizer",
     "WordPieceTokenizer",
     "load_tokenizer",
     "tokenizer_from_config",
+    "tokenizer_from_files",
     "train_tokenizer",
 ]
+
+FILES = ("spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.txt")  # of `Tokenizer.files`
 
 _log = logging.getLogger(__name__)
 _ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")  # fields of an added token
@@ -61,10 +65,8 @@ class SentencePieceTokenizer(Tokenizer):
         hidden = (self.pad_id, self.cls_id, self.sep_id)
         return self._processor.decode([i for i in map(int, ids) if i not in hidden])
 
-    def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "spm.model").write_bytes(self._model)
-        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "SentencePiece"})
+    def files(self) -> dict[str, bytes]:
+        return {"spm.model": self._model, "tokenizer_config.json": to_json({"tokenizer_class": "SentencePiece"})}
 
     def __getstate__(self) -> bytes:
         return self._model
@@ -96,6 +98,20 @@ def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenize
         return WordPieceTokenizer(_read_backend(path), str(path))
     options = (True, None, True) if data is None else (data.lowercase, data.strip_accents, data.split_cjk)
     return make_wordpiece(read_vocab_file(path), str(path), *options)
+
+
+def tokenizer_from_files(files: Mapping[str, bytes], origin: str) -> Tokenizer:
+    """Returns the tokenizer whose `files()` these are, without touching a disk. Raises UserError naming `origin`."""
+    if "spm.model" in files:
+        return SentencePieceTokenizer(files["spm.model"], origin)
+    if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
+        raise UserError(f"{origin}: neither spm.model nor tokenizer.json with tokenizer_config.json is among its files")
+    try:
+        options = json.loads(files["tokenizer_config.json"])
+        backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as error:  # the Rust parser raises nothing narrower
+        raise UserError(f"{origin}: {' '.join(str(error).split())}") from error
+    return WordPieceTokenizer(backend, origin, isinstance(options, dict) and bool(options.get("original")))
 
 
 def train_tokenizer(data: ConfigDict, texts: Iterator[str], *, progress: bool = False) -> Tokenizer:

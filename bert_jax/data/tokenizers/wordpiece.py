@@ -5,7 +5,6 @@ import re
 import string
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Int32, Int64
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Pieces, Tokenizer, special_id, write_json
+from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Pieces, Tokenizer, special_id, to_json
 from bert_jax.data.tokenizers.original_wordpiece import OriginalWordPiece
 from bert_jax.data.tokenizers.vocabulary import may_hold_cjk, separate_cjk
 
@@ -89,10 +88,7 @@ class WordPieceTokenizer(Tokenizer):
         hidden = (self.pad_id, self.cls_id, self.sep_id)
         return self._backend.decode([i for i in map(int, ids) if i not in hidden], skip_special_tokens=False)
 
-    def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in self._tokens), "utf-8", newline="\n")
-        self._backend.save(str(directory / "tokenizer.json"))
+    def files(self) -> dict[str, bytes]:
         names = zip(("pad", "unk", "cls", "sep", "mask"), self.special_ids, strict=True)
         options = {
             "tokenizer_class": "BertTokenizer",
@@ -102,7 +98,11 @@ class WordPieceTokenizer(Tokenizer):
             "original": self.original,
             **{f"{name}_token": self._tokens[index] for name, index in names},
         }
-        write_json(directory / "tokenizer_config.json", options)
+        return {
+            "vocab.txt": "".join(f"{token}\n" for token in self._tokens).encode(),
+            "tokenizer.json": self._backend.to_str(pretty=True).encode(),
+            "tokenizer_config.json": to_json(options),
+        }
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
