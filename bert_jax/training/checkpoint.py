@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 
@@ -97,7 +98,7 @@ def read_checkpoint(
         _check_structure(expected, trees["parameters"], run, directory)
         trees["optimizer"] = expected.optimizer
     targets = {item: jax.tree.map(_target, tree, shardings(tree)) for item, tree in trees.items()}
-    restored = _agreed(directory, lambda: {item: _restore(directory / item, tree) for item, tree in targets.items()}, targets)
+    restored = _agreed(directory, targets)
     for item, tree in restored.items():
         saved = run["checksums"][item]
         if any(saved[name] != number for name, number in checksums(tree).items()):
@@ -127,7 +128,9 @@ def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tok
     parameters = {name: jnp.asarray(parameters.pop(name)) for name in list(parameters)}
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     with contextlib.closing(checkpointer):
-        checkpointer.save(directory.absolute(), args=items({"parameters": parameters}, run, tokenizer, {"parameters": sums}))
+        checkpointer.save(
+            directory.absolute(), args=items({"parameters": parameters}, run, tokenizer, {"parameters": sums})
+        )
 
 
 def items(
@@ -160,29 +163,43 @@ def guarded(directory: Path) -> Iterator[None]:
 
 
 def is_trouble(problem: BaseException) -> bool:
-    """Returns True unless the exception says that the files do not hold what was written.
+    """Returns True unless the exception, or one that it came from, says that the files do not hold what was written.
 
     What is unknown counts as trouble, because trouble changes nothing on disk.
     """
-    if isinstance(problem, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return False
-    text = str(problem)
-    if isinstance(problem, OSError | MemoryError) or any(sign in text for sign in _TROUBLE):
+    chain, cause = [problem], problem.__cause__ or problem.__context__
+    while cause is not None and len(chain) < 20:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(map(str, chain))
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    outside = any(isinstance(one, OSError | MemoryError) and not isinstance(one, absent) for one in chain)
+    if outside or any(sign in text for sign in _TROUBLE):
         return True
-    return not isinstance(problem, _DAMAGE) and not any(sign in text for sign in _DAMAGE_SIGNS)
+    return not any(isinstance(one, (*absent, *_DAMAGE)) for one in chain) and not any(s in text for s in _DAMAGE_SIGNS)
 
 
 # TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
 _TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 _TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
 _TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, ArithmeticError, RecursionError)
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    ArithmeticError,
+    RecursionError,
+)
 _DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 
 
 def first_line(problem: BaseException) -> str:
     """Returns the first line of the exception's text, for a message of one line."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
+    text = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    return text.partition(" See full TensorStore details")[0][:200]
 
 
 def find_checkpoint(path: str) -> Path:
@@ -249,7 +266,7 @@ def _best_beside(newest: Path) -> Path:
 def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the saved parameters. Their names must be those of the checksums, which are protected."""
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        metadata = handler.metadata((directory / "parameters").absolute())
+        metadata = handler.metadata(epath.Path(directory.absolute()) / "parameters")
     if metadata is None:
         raise FileNotFoundError(f"no description of the arrays in {directory / 'parameters'}")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in metadata.tree.items()}
@@ -271,7 +288,9 @@ def _check_structure(expected: TrainState, shapes: dict, run: dict[str, Any], di
         )
     sums = run["checksums"].get("optimizer")
     if sums is None:
-        raise UserError(f"{directory} has no optimizer state; start from it with --config.init_from in another --workdir")
+        raise UserError(
+            f"{directory} has no optimizer state; start from it with --config.init_from in another --workdir"
+        )
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected.optimizer)[0]]
     # Runs of format 1 kept moments of frozen parameters too; these are left behind.
     surplus = [] if run.get("format", 1) == 1 else sorted(sums.keys() - set(paths))
@@ -298,21 +317,23 @@ def _restore(directory: Path, target: Any) -> Any:
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         how = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(item=target, restore_args=how, partial_restore=True)
-        return handler.restore(directory.absolute(), args=args)
+        return handler.restore(epath.Path(directory.absolute()), args=args)
 
 
-def _agreed(directory: Path, read: Callable[[], Any], targets: Any) -> Any:
-    """Returns what `read` returns, or raises on every process what it raised on one, Trouble before Damaged.
+def _agreed(directory: Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """Returns the restored items, or raises on every process if reading fails on one, Trouble before Damaged.
 
     Without that the others would wait for ever for the one that failed, or take another checkpoint than it does.
     """
-    problem, restored = None, None
+    problem, restored = None, {}
     try:
         with guarded(directory):
-            restored = read()
+            restored = {item: _restore(directory / item, target) for item, target in targets.items()}
     except (Damaged, Trouble) as raised:
         problem = raised
-    shared = any(isinstance(x, jax.ShapeDtypeStruct) and not x.sharding.is_fully_addressable for x in jax.tree.leaves(targets))
+    shared = any(
+        isinstance(x, jax.ShapeDtypeStruct) and not x.sharding.is_fully_addressable for x in jax.tree.leaves(targets)
+    )
     if shared:
         code = 2 if isinstance(problem, Trouble) else 1 if problem else 0
         worst = int(np.max(multihost_utils.process_allgather(np.int32(code))))

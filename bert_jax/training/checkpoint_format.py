@@ -125,7 +125,11 @@ def _are_checksums(x: Any) -> bool:
 _FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("format", "a whole number from 1", lambda x: x is None or (type(x) is int and x >= 1)),
     ("step", "a whole number from 0", lambda x: type(x) is int and 0 <= x < 2**31),
-    ("config", "a JSON object with the group model", lambda x: isinstance(x, dict) and isinstance(x.get("model"), dict)),
+    (
+        "config",
+        "a JSON object with the group model",
+        lambda x: isinstance(x, dict) and isinstance(x.get("model"), dict),
+    ),
     ("task", "a JSON object", lambda x: isinstance(x, dict)),
     ("checksums", "the checksums of every item", _are_checksums),
     ("history", "a list of numbers", lambda x: isinstance(x, list) and all(map(_is_number, x))),

@@ -25,8 +25,8 @@ from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkp
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.optimizer import is_frozen, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, take_over
-from bert_jax.training.sharding import make_mesh, place, to_mesh
 from bert_jax.training.saving import Checkpoints
+from bert_jax.training.sharding import make_mesh, to_mesh
 from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from bert_jax.training.throughput import Programs, Window, roofline
 

@@ -76,17 +76,20 @@ class Checkpoints:
         while (step := self._newest()) is not None:
             try:
                 saved = read_checkpoint(
-                    self.directory / str(step), shardings=on_mesh(mesh), expected=abstract, tokenizer_hash=tokenizer_hash
+                    self.directory / str(step),
+                    shardings=on_mesh(mesh),
+                    expected=abstract,
+                    tokenizer_hash=tokenizer_hash,
                 )
             except Damaged as damage:
                 self._set_aside(step, damage)
                 continue
             state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
             return state, saved.run
-        if self.damaged.is_dir() and any(self.damaged.iterdir()):
+        if count := len(list(self.damaged.glob("*"))):
             raise UserError(
-                f"all checkpoints of {self.directory.parent} are damaged and lie in {self.damaged}; choose another "
-                "--workdir, or delete that folder to start from the beginning"
+                f"all {count} checkpoints of {self.directory.parent} are damaged and lie in {self.damaged}; choose "
+                "another --workdir, or delete that folder to start from the beginning"
             )
         return None
 
