@@ -183,16 +183,7 @@ def is_trouble(problem: BaseException) -> bool:
 _TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 _TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
 _TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
-_DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    ArithmeticError,
-    RecursionError,
-)
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError)
 _DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 
 
