@@ -31,11 +31,12 @@ from ml_collections import ConfigDict
 from timing import machine, spread
 
 from bert_jax.config import UserError
+from bert_jax.data.batching import batches
 from bert_jax.data.batching.batch_order import EpochOrder
-from bert_jax.data.batching.batches import TrainBatches as ItemBatches
 from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import packed_shapes, padded_shapes
-from bert_jax.data.pretraining.pipeline import Steps, TrainBatches
+from bert_jax.data.pretraining.pipeline import train_batches
 from bert_jax.data.pretraining.prepare import Prepared, prepare
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import bert_config, training_flops
@@ -74,7 +75,7 @@ def compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
         for length, config in configs.items():
             for workers in options.read_workers:
                 config.data.read_workers = workers
-                speed = _measure(TrainBatches(prepared[length], config), config, options.seconds)
+                speed = _measure(train_batches(prepared[length], config), config, options.seconds)
                 rounds.setdefault(_pretraining(length, workers), []).append(speed)
             config.data.read_workers = 0
             speed = _measure(_fine_tuning(items[length], config, packed=options.packing), config, options.seconds)
@@ -114,15 +115,15 @@ def _items(prepared: Prepared) -> list[Item]:
     return items
 
 
-def _fine_tuning(items: Sequence[Item], config: ConfigDict, *, packed: bool) -> Steps:
+def _fine_tuning(items: Sequence[Item], config: ConfigDict, *, packed: bool) -> TrainBatches:
     size = config.train.batch_size
     order = EpochOrder(items, size, config.seed, dealt=packed)
     choose = packed_shapes if packed else padded_shapes
     shapes = choose(items, order.epoch(0), size, config.data.buckets, config.data.sequence_length)
-    return ItemBatches(items, shapes, order, config, fingerprint="")
+    return batches.train_batches(items, shapes, order, config, fingerprint="")
 
 
-def _measure(steps: Steps, config: ConfigDict, seconds: float) -> Speed:
+def _measure(steps: TrainBatches, config: ConfigDict, seconds: float) -> Speed:
     """From the first batch that is not among those that were waiting, to the arrays on the device."""
     mesh = make_mesh(config.mesh)
     for _ in range(config.data.prefetch + 2 * config.data.read_workers):

@@ -107,8 +107,9 @@ def random_batch(rows: int, length: int, predictions: int) -> dict[str, np.ndarr
         "masked_positions": positions.astype(np.int32),
         "masked_labels": rng.integers(1000, VOCAB_SIZE, (rows, predictions), dtype=np.int32),
         "masked_weights": np.ones((rows, predictions), np.float32),
-        "next_sentence_labels": rng.integers(0, 2, rows, dtype=np.int32),
-        "next_sentence_weights": np.ones(rows, np.float32),
+        "first_tokens": np.zeros((rows, 1), np.int32),
+        "next_sentence_labels": rng.integers(0, 2, (rows, 1), dtype=np.int32),
+        "next_sentence_weights": np.ones((rows, 1), np.float32),
     }
 
 
@@ -165,7 +166,7 @@ def _peer_step(torch, batch, mode: str, dtype: str) -> Step:
         "input_ids": batch["input_ids"].astype(np.int64),
         "token_type_ids": batch["token_type_ids"].astype(np.int64),
         "labels": labels,
-        "next_sentence_label": batch["next_sentence_labels"].astype(np.int64),
+        "next_sentence_label": batch["next_sentence_labels"][:, 0].astype(np.int64),
     }
     inputs = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
 

@@ -143,8 +143,7 @@ class Embedder:
         return {"vectors": self._normalized(self._hidden(model, batch)[0])}
 
     def _hidden(self, model: Bert, batch: dict[str, Array]) -> tuple[Float[Array, "B L D"], Array]:
-        names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-        inputs = [batch[name][:, 0] for name in names]  # a text is one part
+        inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")]
         encoded: Encoded = model.encode(*inputs, all_layers=True)
         assert encoded.layers is not None
         outputs = [*encoded.layers[:-1], encoded.hidden]  # the last one as the heads see it, also of a pre-norm model

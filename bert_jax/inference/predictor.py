@@ -75,7 +75,8 @@ class Predictor:
     def _kept_rows(self, model: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What `task.predict` needs: of tags not the logits, which would be the largest thing to leave the device."""
         rows = self.task.evaluate(model, batch, {})[1]
-        return {name: value[:, 0] for name, value in rows.items() if name not in ("item_ids", "first_tokens")}
+        rows = {name: value for name, value in rows.items() if name not in ("item_ids", "first_tokens")}
+        return {name: x if name in self.task.token_outputs else x[:, 0] for name, x in rows.items()}
 
     def _checked(self, example: Any) -> Any:
         try:

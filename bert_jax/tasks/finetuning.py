@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
-from bert_jax.data.batching.batches import TrainBatches, ordered_batches
+from bert_jax.data.batching.batches import ordered_batches, train_batches
 from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
@@ -110,8 +111,8 @@ class FineTuning(Task, ABC):
 
     @abstractmethod
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        """What the head gives, [N, K, …] for the items' places in the rows or, a token each, [N, 1, L, …] (`batches.py`
-        has the letters); needs no labels."""
+        """What the head gives, [G, S, …] for items or, of `token_outputs`, [B, L, …] (`batches.py` has the letters);
+        needs no labels."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
@@ -122,7 +123,7 @@ class FineTuning(Task, ABC):
         self, examples: Sequence[Any], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
     ) -> list[Any]:
         """One prediction an example, JSON-able; `outputs` has one array an item, without the leading two axes; those of
-        tokens may go on with padding."""
+        tokens may continue with padding."""
 
     @abstractmethod
     def score(self, examples: Sequence[Any], predictions: Sequence[Any], description: Description) -> dict[str, float]:
@@ -162,7 +163,7 @@ class FineTuning(Task, ABC):
         self._count_step()
 
     def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
-        return TrainBatches(
+        return train_batches(
             self.items["train"],
             self.plan.shapes,
             self.plan.order(self.config.seed),
@@ -297,10 +298,7 @@ class FineTuning(Task, ABC):
 
 
 def trunk_inputs(batch: Batch) -> tuple[Array, Array, Array, Array]:
-    """The parts of all items as rows: [N, S, L] → four of [N·S, L]."""
-    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-    ids, types, positions, sequences = (batch[name].reshape(-1, batch[name].shape[-1]) for name in names)
-    return ids, types, positions, sequences
+    return batch["input_ids"], batch["token_type_ids"], batch["position_ids"], batch["sequence_ids"]
 
 
 def refuse_options_of_classes(config: ConfigDict) -> None:
@@ -312,8 +310,8 @@ def refuse_options_of_classes(config: ConfigDict) -> None:
 
 def sequence_vectors(
     model: BertForSequenceClassification, batch: Batch, key: Key[Array, ""] | None
-) -> Float[Array, "N P D"]:
-    """One vector for each part of an item, or for each of the items that share a row: P is S or K."""
+) -> Float[Array, "G P D"]:
+    """One vector for each part of an item, or for each of the items that share a row: P is W or S."""
     inputs, first_tokens = trunk_inputs(batch), batch["first_tokens"]
     is_shared = first_tokens.shape[1] > 1
     if model.config.pooling == "cls":
@@ -336,7 +334,7 @@ def by_item(
             seen[number] += 1
             for name, values in found.items():
                 own = slice(start, start + items[number].length)
-                values[number] = batch[name][row, 0, own] if name in token_outputs else batch[name][row, place]
+                values[number] = batch[name][row, own] if name in token_outputs else batch[name][row, place]
     if np.any(seen != 1):
         raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(items)} items were not evaluated once")
     return found

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
 from bert_jax.data.pretraining.prepare import Prepared, prepare
@@ -96,8 +97,8 @@ class Pretraining(Task):
     def init(self, rngs: nnx.Rngs) -> BertForPretraining:
         return BertForPretraining(self.bert_config, rngs=rngs)
 
-    def train_batches(self, start_step: int, process_index: int, process_count: int) -> pipeline.TrainBatches:
-        return pipeline.TrainBatches(
+    def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
+        return pipeline.train_batches(
             self.prepared,
             self.config,
             start_step=start_step,
@@ -139,12 +140,13 @@ class Pretraining(Task):
 
     def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
-        masked, first = batch["masked_positions"], batch.get("first_tokens")
-        places = jnp.concatenate([jnp.zeros_like(masked[:, :1]) if first is None else first, masked], axis=1)
-        hidden = model.encode(*trunk, key=key, places=places).hidden
-        of_pairs, of_masks = jnp.split(hidden, [places.shape[1] - masked.shape[1]], axis=1)
+        masked, first = batch["masked_positions"], batch["first_tokens"]
+        hidden = model.encode(*trunk, key=key, places=jnp.concatenate([first, masked], axis=1)).hidden
+        of_pairs, of_masks = jnp.split(hidden, [first.shape[1]], axis=1)
         vectors = model.mlm.vectors(of_masks)
-        nsp_logits = model.nsp(model.pooled(of_pairs[:, 0] if first is None else of_pairs), "float32")
+        # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
+        vectors_of_pairs = model.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
+        nsp_logits = model.nsp(vectors_of_pairs, "float32").reshape(*first.shape, 2)
         table, bias = model.mlm_decoder()
         decoder = padded_decoder(table, bias, vocabulary_multiple())
         mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)

@@ -137,7 +137,7 @@ class Tagging(FineTuning):
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         hidden = model.encode(*trunk_inputs(batch), key=trunk_key).hidden
-        logits = model.logits(hidden, key=head_key).reshape(*batch["input_ids"].shape, -1)
+        logits = model.logits(hidden, key=head_key)
         largest = jnp.max(logits, axis=-1)
         return {
             "logits": logits,

@@ -114,8 +114,15 @@ def _gradients(loss, parameters, batch, key, accumulation) -> tuple[Float[Array,
     if accumulation == 1:
         (_, sums), grads = value_and_grad(parameters, batch, key)
         return grads, sums
-    # Micro-batch a takes rows a, a + A, a + 2A, …: each device's rows then split evenly, and none has to move.
-    micro = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+    # Micro-batch a takes groups a, a + A, a + 2A, …: each device's rows then split evenly, and none has to move. A
+    # group has one row, or several that belong together (`data/batching/batches.py`).
+    groups = min(x.shape[0] for x in jax.tree.leaves(batch))
+
+    def split(x):
+        parts = x.reshape(groups // accumulation, accumulation, x.shape[0] // groups, *x.shape[1:]).swapaxes(0, 1)
+        return parts.reshape(accumulation, -1, *x.shape[1:])
+
+    micro = jax.tree.map(split, batch)
     keys = jax.random.split(key, accumulation)
     add = lambda a, b: jax.tree.map(jnp.add, a, b)  # noqa: E731
 

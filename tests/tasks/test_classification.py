@@ -230,7 +230,7 @@ def test_rows_come_back_in_the_order_of_the_items_each_once():
             "item_ids": np.asarray([[2, 0], [1, -1]]),
             "first_tokens": np.asarray([[0, 3], [0, 0]]),
             "logits": np.asarray([[[2.0], [0.0]], [[1.0], [9.0]]]),
-            "tags": np.asarray([[[20, 21, 22, 0, 1, -1]], [[10, 11, 12, 13, -1, -1]]]),
+            "tags": np.asarray([[20, 21, 22, 0, 1, -1], [10, 11, 12, 13, -1, -1]]),
         }
     ]
     found = by_item(rows, items[:3], ["tags"])

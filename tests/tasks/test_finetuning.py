@@ -114,19 +114,28 @@ def test_predictions_and_scores_are_those_of_rows_of_their_own(tmp_path, kind, p
         np.testing.assert_allclose(numbers, found[0][1], atol=1e-4)
 
 
-def test_micro_batches_and_devices_add_up_to_the_same_step(tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (Shape(8, 1, 64, 8), {"packing": True}),
+        (Shape(16, 3, 16), {"long_texts": "windows", "sequence_length": 16, "window_stride": 12, "max_windows": 3}),
+    ],
+)
+def test_micro_batches_and_devices_add_up_to_the_same_step(tmp_path, shape, options):
+    """The windows of a text, too, stay in one micro-batch and on one device."""
     results = []
     for accumulation, devices in ((1, 1), (2, 1), (2, 4)):
-        task = load(tmp_path, "single", packing=True)
+        task = load(tmp_path, "single", **options)
         task.config.train.accumulation, task.config.mesh.data = accumulation, devices
-        task.plan.shapes = [Shape(8, 1, 64, 8)]
+        task.plan.shapes = [shape]
         optimizer, mesh = optax.sgd(1.0), make_mesh(task.config.mesh)
         graphdef, _ = abstract_state(task, optimizer)
         step = make_train_step(task, graphdef, optimizer, lambda _: 1.0, accumulation)
         batches = task.train_batches(0, 0, 1)
         batch = next(batches)
         batches.close()
-        assert batch["item_weights"].shape == (8, 8) and batch["item_weights"].sum() == 14
+        assert batch["item_weights"].shape == (shape.rows, shape.items) and batch["item_weights"].sum() >= 6
+        assert batch["input_ids"].shape == (shape.rows * shape.parts, shape.tokens)
         state, sums = step(init_state(task, optimizer, 0, mesh), to_mesh(mesh, batch), jax.random.key(0))
         results.append((jax.device_get(state.parameters), float(sums["loss"][0])))
     for parameters, loss in results[1:]:

@@ -68,7 +68,8 @@ def packed_and_unpacked(task: Pretraining, rows: int) -> tuple[dict, dict]:
                 alone[name][: its.sum()] = packed[name][row][its] - shift
             alone["masked_weights"] = (np.arange(predictions) < its.sum()).astype(np.float32)
             for name in ("next_sentence_labels", "next_sentence_weights"):
-                alone[name] = packed[name][row, number]
+                alone[name] = packed[name][row, number : number + 1]
+            alone["first_tokens"] = np.zeros(1, np.int32)
             unpacked.append(alone)
     return packed, {name: np.stack([row[name] for row in unpacked]) for name in unpacked[0]}
 
@@ -93,7 +94,7 @@ def loss_sums_and_gradients(task: Pretraining, model, batch: dict):
 def test_losses_and_gradients_equal_those_of_rows_of_their_own(task: Pretraining):
     packed, unpacked = packed_and_unpacked(task, 8)
     pairs = len(unpacked["input_ids"])
-    assert packed["sequence_ids"].max() >= 2 and pairs > 10 and set(unpacked["next_sentence_labels"]) == {0, 1}
+    assert packed["sequence_ids"].max() >= 2 and pairs > 10 and set(unpacked["next_sentence_labels"][:, 0]) == {0, 1}
     # Embeddings ten times as large as at the start: attention that strayed into a neighbour would show.
     model = jax.tree.map(lambda x: 10 * x, task.init(nnx.Rngs(0)))
     (sums, gradients), (alone, alone_gradients) = (
@@ -137,7 +138,9 @@ def test_a_pair_has_as_many_predictions_packed_or_not(task: Pretraining):
     source = task.prepared.source("train")
     rows = PackedRows(source, settings, Packing.from_config(config.data), config.seed)
     instances = [instance(source, settings, config.seed, number) for number in range(64)]
-    pairs = {name: np.stack([pair[name] for pair in instances]) for name in ("input_ids", "sequence_ids")}
+    pairs = {
+        name: np.stack([pair[name] for pair in instances]) for name in ("input_ids", "sequence_ids", "first_tokens")
+    }
     alone = task.features({name: jnp.asarray(value) for name, value in pairs.items()}, jax.random.key(0))
     lengths, counts = pairs["sequence_ids"].sum(1).tolist(), np.asarray(alone["masked_weights"].sum(1)).tolist()
     of_length = dict(zip(lengths, counts, strict=True))

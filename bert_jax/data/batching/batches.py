@@ -1,54 +1,57 @@
-"""Encoded examples of any length → batches of few shapes, in an order that is a function of (seed, epoch).
+"""The one layout of batches, and encoded examples of any length → batches of it.
 
-A batch has one of at most `data.buckets` shapes, known before the first step. Of N rows of S parts of L tokens with
-places for K items each, it has
+Pretraining and fine-tuning share this layout. A row holds one sequence or several that share it; sequences are items
+(examples, windows of long texts, sentence pairs). Letters:
 
-    input_ids, token_type_ids, position_ids   int32[N, S, L]
-    sequence_ids                              int32[N, S, L]   from 1, in the order of the row's items; 0 = padding
-    part_weights                              float32[N, S]    0 = no part
-    first_tokens                              int32[N, K]      where each item begins in its row
-    item_ids                                  int32[N, K]      numbers of the items; -1 = a place left empty
-    item_weights                              float32[N, K]    0 = a place left empty
-    what the task adds to its items: per item [N, K, …], per token [N, S, L]
+    B rows    L tokens of a row    S sequences that fit into a row    W rows of one item    G groups of rows: B = G · W
 
-Either S is 1 and short items share rows (packed), or K is 1 and a row is padded to its batch's longest.
+    input_ids, token_type_ids, position_ids   int32[B, L]
+    sequence_ids                              int32[B, L]   0 = padding, k = the k-th sequence in the row
+    first_tokens                              int32[G, S]   the position in its row at which each sequence begins
+
+Attention stays inside a sequence, and `position_ids` begin at 0 in each. Fine-tuning adds
+
+    part_weights                              float32[G, W]  0 = a row that the item does not need
+    item_ids                                  int32[G, S]    numbers of the items; -1 = no item
+    item_weights                              float32[G, S]  0 = no item
+    what a task adds to its items: per item [G, S, …], per token [B, L]
+
+An item may consist of several parts (the windows of a long text, the choices of a question). These are W consecutive
+rows, W alike in the whole batch, so that a device or a micro-batch that has one part of an item has all. Either W or S
+is 1: parts have rows of their own, and only items of one part share rows.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_jax.data.batching.batch_order import EpochOrder, Order
+from bert_jax.data.batching.batch_order import EpochOrder, Numbers, Order
 from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.reader import Batch, Share, TrainBatches, read_ahead
 from bert_jax.data.batching.shapes import Shape, fit
-from bert_jax.data.pretraining.pipeline import ENDLESS, Batch, Share, Steps, read_ahead
 
 
-class TrainBatches(Steps):
-    """Endless: every epoch takes each item once, in an order of its own; places that are left over stay empty."""
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        shapes: Sequence[Shape],
-        order: EpochOrder,
-        config: ConfigDict,
-        *,
-        fingerprint: str,
-        start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
-    ):
-        share = Share(config.train.batch_size, process_index, process_count, "train.batch_size")
-        self._steps_per_epoch, self._fingerprint = order.batches_per_epoch, fingerprint
-        batches = read_ahead(_Collate(items, shapes, share, order), config.data, start_step, ENDLESS)
-        super().__init__(batches, start_step)
-
-    def state(self) -> dict[str, Any]:
-        epoch, position = divmod(self._step, self._steps_per_epoch)
-        return {"dataset": self._fingerprint, "step": self._step, "epoch": epoch, "position": position}
+def train_batches(
+    items: Sequence[Item],
+    shapes: Sequence[Shape],
+    order: EpochOrder,
+    config: ConfigDict,
+    *,
+    fingerprint: str,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Returns batches without end: every epoch takes each item once, in an order of its own."""
+    share = Share(config.train.batch_size, process_index, process_count, "train.batch_size")
+    return TrainBatches(
+        _Collate(items, shapes, share, order),
+        config.data,
+        lambda step: divmod(step, order.batches_per_epoch),
+        dataset=fingerprint,
+        start_step=start_step,
+    )
 
 
 def ordered_batches(
@@ -61,7 +64,7 @@ def ordered_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every item once."""
+    """Yields batches that hold every item once."""
     share = Share(batch_size, process_index, process_count, "eval.batch_size")
     iterator = read_ahead(_Collate(items, shapes, share, order), data, 0, order.batches)
     try:
@@ -71,46 +74,46 @@ def ordered_batches(
 
 
 class _Collate:
-    """Number of a batch → this process's rows of it."""
+    """A function from the number of a batch to this process's rows of it."""
 
-    def __init__(self, items: Sequence[Item], shapes: Sequence[Shape], share: Share, order: Any):
+    def __init__(self, items: Sequence[Item], shapes: Sequence[Shape], share: Share, order: Callable[[int], Numbers]):
         self._items, self._shapes, self._share, self._order = items, shapes, share, order
 
     def __call__(self, batch: int) -> Batch:
         numbers = self._order(batch)
         shape, arranged = fit([self._items[i] for i in numbers], self._shapes)
-        rows = [[int(numbers[place]) for place in row] for row in arranged]
-        return collate(self._items, rows[self._share.of(shape.rows)], shape)
+        groups = [[int(numbers[place]) for place in group] for group in arranged]
+        return collate(self._items, groups[self._share.of(shape.rows)], shape)
 
 
-def collate(items: Sequence[Item], rows: Sequence[Sequence[int]], shape: Shape) -> Batch:
-    """Rows of the items of these numbers; keys as at the top of this file."""
-    count = len(rows)
+def collate(items: Sequence[Item], groups: Sequence[Sequence[int]], shape: Shape) -> Batch:
+    """Returns a batch of one group of rows for each list of items' numbers; an empty list gives rows of padding."""
+    per_token, per_item = (len(groups) * shape.parts, shape.tokens), (len(groups), shape.items)
     token_names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-    batch: Batch = {name: np.zeros((count, shape.parts, shape.tokens), np.int32) for name in token_names}
-    batch["part_weights"] = np.zeros((count, shape.parts), np.float32)
-    batch["first_tokens"] = np.zeros((count, shape.items), np.int32)
-    batch["item_ids"] = np.full((count, shape.items), -1, np.int32)
-    batch["item_weights"] = np.zeros((count, shape.items), np.float32)
+    batch: Batch = {name: np.zeros(per_token, np.int32) for name in token_names}
+    batch["part_weights"] = np.zeros((len(groups), shape.parts), np.float32)
+    batch["first_tokens"] = np.zeros(per_item, np.int32)
+    batch["item_ids"] = np.full(per_item, -1, np.int32)
+    batch["item_weights"] = np.zeros(per_item, np.float32)
     first = items[0]
-    batch |= {name: np.zeros((count, shape.items, *x.shape), x.dtype) for name, x in first.values.items()}
-    batch |= {name: np.zeros((count, shape.parts, shape.tokens), x.dtype) for name, x in first.token_values.items()}
-    for row, numbers in enumerate(rows):
-        start = 0
-        for place, number in enumerate(numbers):
+    batch |= {name: np.zeros((*per_item, *x.shape), x.dtype) for name, x in first.values.items()}
+    batch |= {name: np.zeros(per_token, x.dtype) for name, x in first.token_values.items()}
+    for group, numbers in enumerate(groups):
+        row, start = group * shape.parts, 0
+        for sequence, number in enumerate(numbers):
             item = items[number]
             for i, part in enumerate(item.parts):
-                here = row, i, slice(start, start + len(part.ids))
+                here = row + i, slice(start, start + len(part.ids))
                 batch["input_ids"][here] = part.ids
                 batch["token_type_ids"][here] = part.type_ids
                 batch["position_ids"][here] = np.arange(len(part.ids))
-                batch["sequence_ids"][here] = place + 1
-                batch["part_weights"][row, i] = 1
+                batch["sequence_ids"][here] = sequence + 1
+                batch["part_weights"][group, i] = 1
             for name, value in item.token_values.items():
-                batch[name][row, 0, start : start + len(value)] = value
+                batch[name][row, start : start + len(value)] = value
             for name, value in item.values.items():
-                batch[name][row, place] = value
-            batch["first_tokens"][row, place] = start
-            batch["item_ids"][row, place], batch["item_weights"][row, place] = number, 1
+                batch[name][group, sequence] = value
+            batch["first_tokens"][group, sequence] = start
+            batch["item_ids"][group, sequence], batch["item_weights"][group, sequence] = number, 1
             start += item.length
     return batch

@@ -71,9 +71,10 @@ class Pair(NamedTuple):
 def instance(source: Source, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
     """Row `position` of the endless sequence of epochs over `source`.
 
-    Returns input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L];
-    next_sentence_labels int32[] (nsp: 1 = random B; sop: 1 = swapped) and next_sentence_weights float32[]
-    (0 where a row has no label). Raises UserError for a token id outside the vocabulary.
+    Returns input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L], and with one
+    entry, that of the only pair: first_tokens int32[1], next_sentence_labels int32[1] (nsp: 1 = random B; sop: 1 =
+    swapped) and next_sentence_weights float32[1] (0 where a row has no label). Raises UserError for a token id outside
+    the vocabulary.
     """
     pair = make_pair(source, settings, seed, position)
     input_ids, token_type_ids, sequence_ids = np.zeros((3, settings.sequence_length), np.int32)
@@ -85,8 +86,9 @@ def instance(source: Source, settings: PairSettings, seed: int, position: int) -
         "token_type_ids": token_type_ids,
         "position_ids": np.arange(settings.sequence_length, dtype=np.int32),
         "sequence_ids": sequence_ids,
-        "next_sentence_labels": np.asarray(pair.label or 0, np.int32),
-        "next_sentence_weights": np.asarray(pair.label is not None, np.float32),
+        "first_tokens": np.zeros(1, np.int32),
+        "next_sentence_labels": np.asarray([pair.label or 0], np.int32),
+        "next_sentence_weights": np.asarray([pair.label is not None], np.float32),
     }
 
 

@@ -4,72 +4,45 @@ Training reads an endless sequence of rows, epoch after epoch; step s takes rows
 its contiguous share of them, so the state of the iterator is the number of the next step.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.data.batching.reader import Batch, Share, TrainBatches, read_ahead
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairSettings, instance, shuffled
 from bert_jax.data.pretraining.prepare import Prepared
 from bert_jax.data.pretraining.records import Records
 
-Batch = dict[str, np.ndarray]
-ENDLESS = 1 << 62  # steps
 
-
-class Steps:
-    """An iterator over the batches of steps, that counts them."""
-
-    def __init__(self, iterator: Any, start_step: int):
-        self._iterator, self._step = iterator, start_step
-
-    def __iter__(self) -> "Steps":
-        return self
-
-    def __next__(self) -> Batch:
-        batch = next(self._iterator)
-        self._step += 1
-        return batch
-
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._iterator.close()
-
-
-class TrainBatches(Steps):
-    """Iterator over a process's share of the global batches, from `start_step` on.
+def train_batches(
+    prepared: Prepared,
+    config: ConfigDict,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Returns an endless iterator over a process's share of the global batches, from `start_step` on.
 
     A batch maps the keys of `pairs.instance`, or of `packing.PackedRows` with data.packing, to arrays with a leading
     axis of batch_size / process_count; static masking adds masked_positions and masked_labels int32[B, P] and
     masked_weights float32[B, P].
     Raises UserError for a batch that cannot be shared out and for data that does not fit the config.
     """
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        config: ConfigDict,
-        *,
-        start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
-    ):
-        batch_size = config.train.batch_size
-        rows = _train_rows(prepared, config)
-        share = Share(batch_size, process_index, process_count, "train.batch_size")
-        self._rows, self._batch_size = rows, batch_size
-        self._dataset = prepared.directory.name
-        super().__init__(read_ahead(_Batches(rows, share, stop=None), config.data, start_step, ENDLESS), start_step)
-
-    def state(self) -> dict[str, Any]:
-        """Where the next batch starts. `step` is all that resuming needs; the rest shows that the data is the same."""
-        epoch, position = divmod(self._rows.first_pair(self._step * self._batch_size), len(self._rows.source))
-        return {"dataset": self._dataset, "step": self._step, "epoch": epoch, "position": position}
+    batch_size = config.train.batch_size
+    rows = _train_rows(prepared, config)
+    share = Share(batch_size, process_index, process_count, "train.batch_size")
+    return TrainBatches(
+        _Batches(rows, share, stop=None),
+        config.data,
+        lambda step: divmod(rows.first_pair(step * batch_size), len(rows.source)),
+        dataset=prepared.directory.name,
+        start_step=start_step,
+    )
 
 
 def eval_batches(
@@ -161,34 +134,13 @@ class _StaticInstances:
             "masked_positions": _padded(record["masked_lm_positions"], self._max_predictions),
             "masked_labels": _padded(record["masked_lm_ids"], self._max_predictions),
             "masked_weights": (np.arange(self._max_predictions) < predictions).astype(np.float32),
-            "next_sentence_labels": np.asarray(record["next_sentence_labels"], np.int32),
-            "next_sentence_weights": np.asarray(1, np.float32),
+            "first_tokens": np.zeros(1, np.int32),
+            "next_sentence_labels": np.asarray([record["next_sentence_labels"]], np.int32),
+            "next_sentence_weights": np.ones(1, np.float32),
         }
 
     def first_pair(self, position: int) -> int:
         return position
-
-
-class Share:
-    """Which rows of a global batch a process makes."""
-
-    def __init__(self, batch_size: int, process_index: int, process_count: int, key: str):
-        if batch_size % process_count:
-            raise UserError(
-                f"{key} = {batch_size} is not a multiple of the {process_count} processes: "
-                f"use {-(-batch_size // process_count) * process_count}"
-            )
-        self._batch_size, self.size = batch_size, batch_size // process_count
-        self._process_index, self._process_count = process_index, process_count
-
-    def positions(self, batch: int) -> range:
-        start = batch * self._batch_size + self._process_index * self.size
-        return range(start, start + self.size)
-
-    def of(self, rows: int) -> slice:
-        """The same for a batch of another number of rows, which the processes divide."""
-        size = rows // self._process_count
-        return slice(self._process_index * size, (self._process_index + 1) * size)
 
 
 class _Batches:
@@ -247,23 +199,6 @@ def _check(prepared: Prepared, config: ConfigDict, split: str) -> None:
             f"the {split} split of {prepared.directory} has one document, nsp draws random sentences from another: "
             f"raise data.{split}_share, add documents, or set --config.data.pairing=sop (or none)"
         )
-
-
-def read_ahead(batches: Callable[[int], Batch], data: ConfigDict, start: int, stop: int) -> Any:
-    """A Grain iterator over batches [start, stop), read ahead by threads or, if data.read_workers, processes."""
-    import grain
-
-    dataset = grain.MapDataset.range(start, stop).map(batches)
-    threads = min(data.prefetch, os.cpu_count() or 1)
-    reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch))
-    if data.read_workers > 0:
-        if not flags.FLAGS.is_parsed():  # in a notebook: Grain's workers read absl flags
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(
-            num_workers=data.read_workers, per_worker_buffer_size=max(1, data.prefetch // data.read_workers)
-        )
-        reading = reading.mp_prefetch(options)
-    return iter(reading)
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:

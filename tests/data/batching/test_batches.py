@@ -7,7 +7,7 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.batch_order import EpochOrder, SortedOrder
-from bert_jax.data.batching.batches import TrainBatches, ordered_batches
+from bert_jax.data.batching.batches import ordered_batches, train_batches
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.batching.shapes import packed_shapes, padded_shapes
 from experiments.base import get_config
@@ -39,7 +39,7 @@ def epochs(items, config, count, start=0, packed=False, **process):
     order = EpochOrder(items, size, config.seed, dealt=packed)
     some = EpochOrder(items, size, 0, dealt=packed).epoch(0)
     shapes = packed_shapes(items, some, *limits, multiple=2) if packed else padded_shapes(items, some, *limits)
-    batches = TrainBatches(items, shapes, order, config, fingerprint="x", start_step=start, **process)
+    batches = train_batches(items, shapes, order, config, fingerprint="x", start_step=start, **process)
     try:
         return [next(batches) for _ in range(count)]
     finally:
@@ -68,20 +68,22 @@ def test_every_item_once_an_epoch_and_another_order_in_the_next(packed):
 def test_a_row_holds_its_item_and_nothing_else():
     items = make_items([(5, 3), (7,), (2, 9, 4)])
     batch = epochs(items, make_config(batch_size=4), 1)[0]
-    assert batch["input_ids"].shape == (4, 3, 12)  # the longest has 9; lengths are multiples of 4
-    for row, number in enumerate(batch["item_ids"][:3, 0]):
+    assert batch["input_ids"].shape == (4 * 3, 12)  # the longest has 9; lengths are multiples of 4
+    assert batch["part_weights"].shape == (4, 3) and batch["first_tokens"].tolist() == [[0]] * 4
+    for group, number in enumerate(batch["item_ids"][:3, 0]):
         item = items[number]
-        assert batch["labels"][row, 0] == number % 3
+        assert batch["labels"][group, 0] == number % 3
         np.testing.assert_array_equal(
-            batch["marks"][row, 0, : len(item.parts[0].ids)], np.arange(len(item.parts[0].ids))
+            batch["marks"][3 * group, : len(item.parts[0].ids)], np.arange(len(item.parts[0].ids))
         )
-        assert batch["part_weights"][row].sum() == len(item.parts)
-        for place, part in enumerate(item.parts):
-            size = len(part.ids)
-            np.testing.assert_array_equal(batch["input_ids"][row, place, :size], part.ids)
-            assert batch["sequence_ids"][row, place].tolist() == [1] * size + [0] * (batch["input_ids"].shape[2] - size)
+        assert batch["part_weights"][group].sum() == len(item.parts)
+        for row in range(3):
+            ids = item.parts[row].ids.tolist() if row < len(item.parts) else []
+            padding = [0] * (12 - len(ids))
+            assert batch["input_ids"][3 * group + row].tolist() == ids + padding
+            assert batch["sequence_ids"][3 * group + row].tolist() == [1] * len(ids) + padding
     assert batch["item_ids"][3, 0] == -1 and batch["item_weights"].tolist() == [[1], [1], [1], [0]]
-    assert batch["sequence_ids"][3].sum() == 0
+    assert batch["sequence_ids"][3 * 3 :].sum() == 0
 
 
 def test_items_that_share_a_row_lie_one_after_the_other():
@@ -100,7 +102,7 @@ def test_items_that_share_a_row_lie_one_after_the_other():
                 expected["sequence_ids"] += [place + 1] * size
                 expected["marks"] += range(size)
             for name, values in expected.items():
-                assert batch[name][row, 0].tolist() == values + [0] * (batch[name].shape[2] - len(values)), name
+                assert batch[name][row].tolist() == values + [0] * (batch[name].shape[1] - len(values)), name
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -115,9 +117,10 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_rows(packed):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_processes_share_out_the_same_batches(packed):
-    items = make_items([(n % 17 + 2,) for n in range(81)])
+    items = make_items([(n % 17 + 2,) * (1 if packed else n % 3 + 1) for n in range(81)])
     config = make_config(batch_size=8)
     whole = epochs(items, config, 12, packed=packed)
+    assert packed or {len(batch["input_ids"]) for batch in whole} >= {8 * 3}  # parts of items, never apart
     halves = [epochs(items, config, 12, packed=packed, process_index=i, process_count=2) for i in range(2)]
     for batch, *parts in zip(whole, *halves, strict=True):
         for key in batch:
@@ -132,7 +135,7 @@ def test_evaluation_gives_every_item_once(packed):
     shapes = (packed_shapes if packed else padded_shapes)(items, some, 8, 4, 64)
     batches = list(ordered_batches(items, shapes, order, 8, make_config().data))
     assert sorted(itertools.chain(*numbers(batches))) == list(range(41))
-    lengths = [batch["input_ids"].shape[2] for batch in batches]
+    lengths = [batch["input_ids"].shape[1] for batch in batches]
     assert {*lengths} <= {shape.tokens for shape in shapes}
     assert packed or lengths == sorted(lengths, reverse=True)  # the longest first
 

@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.original import CLS, MASK, SEP, Instance, OriginalSettings, create_instances
-from bert_jax.data.pretraining.pipeline import TrainBatches
+from bert_jax.data.pretraining.pipeline import train_batches
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 from experiments.base import get_config
@@ -54,7 +54,7 @@ def test_prepare_writes_the_instances_of_the_original_script(
     assert _digest(instances) == digest
 
     config.train.batch_size = 4
-    batches = TrainBatches(prepared, config)
+    batches = train_batches(prepared, config)
     batch = next(batches)
     batches.close()
     assert batch["masked_labels"].shape == batch["masked_weights"].shape == (4, predictions)
@@ -66,7 +66,7 @@ def test_prepare_writes_the_instances_of_the_original_script(
         assert (batch["masked_positions"][row][weights] > 0).all()
     config.data.max_predictions_per_sequence = 7
     with pytest.raises(UserError, match=rf"max_predictions_per_sequence={predictions}, the config says 7"):
-        TrainBatches(prepared, config)
+        train_batches(prepared, config)
 
 
 @pytest.mark.parametrize("whole_word", [False, True])

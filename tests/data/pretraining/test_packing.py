@@ -59,7 +59,7 @@ def packed_pairs(row: dict[str, np.ndarray]) -> list[tuple]:
 
 
 def _contents(ids, types, its, label) -> tuple:
-    labels = int(label["next_sentence_labels"]), float(label["next_sentence_weights"])
+    labels = label["next_sentence_labels"].item(), label["next_sentence_weights"].item()
     return ids[its].tolist(), types[its].tolist(), *labels
 
 

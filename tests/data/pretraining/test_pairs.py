@@ -73,7 +73,7 @@ def test_label_tells_whether_b_comes_from_another_document():
         row = instance(SOURCE, settings_for(), 7, position)
         a, b = parts(row)
         assert len(a) >= 1 and len(b) >= 1
-        label = int(row["next_sentence_labels"])
+        label = int(row["next_sentence_labels"][0])
         documents = (set(a // SENTENCE), set(b // SENTENCE))
         assert len(documents[0]) == len(documents[1]) == 1
         assert (documents[0] != documents[1]) == (label == 1)
@@ -88,7 +88,7 @@ def test_label_tells_whether_b_comes_from_another_document():
 def test_half_of_the_pairs_are_random_when_the_chunk_allows_both():
     source = make_source([[[6, 6, 6, 6, 6]] * 3 for _ in range(20)])
     count = 4_000
-    labels = sum(int(instance(source, settings_for(), 3, i)["next_sentence_labels"]) for i in range(count))
+    labels = sum(int(instance(source, settings_for(), 3, i)["next_sentence_labels"][0]) for i in range(count))
     assert abs(labels - count / 2) < 4 * (count / 4) ** 0.5  # 4 standard deviations: 6 in 100,000
 
 
@@ -129,7 +129,7 @@ def test_sop_swaps_half_of_the_neighbouring_parts():
     for position in range(1_000):
         row = instance(SOURCE, settings_for("sop"), 2, position)
         a, b = parts(row)
-        label = int(row["next_sentence_labels"])
+        label = int(row["next_sentence_labels"][0])
         assert a[0] // SENTENCE == b[0] // SENTENCE
         assert (b[0] < a[0]) == (label == 1)
         swapped += label

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.pairs import PairSettings, instance
 from bert_jax.data.pretraining.pipeline import (
-    TrainBatches,
     eval_batches,
     num_eval_examples,
     num_train_examples,
     pairs_per_row,
+    train_batches,
 )
 from bert_jax.data.pretraining.prepare import Prepared, prepare
 from experiments.base import get_config
@@ -44,6 +44,7 @@ KEYS = {
     "token_type_ids",
     "position_ids",
     "sequence_ids",
+    "first_tokens",
     "next_sentence_labels",
     "next_sentence_weights",
 }
@@ -81,7 +82,7 @@ def prepared(made) -> Prepared:
 
 
 def read(prepared: Prepared, config: ConfigDict, count: int, **where) -> list[dict[str, np.ndarray]]:
-    batches = TrainBatches(prepared, config, **where)
+    batches = train_batches(prepared, config, **where)
     try:
         return list(islice(batches, count))
     finally:
@@ -102,9 +103,8 @@ def test_rows_follow_the_endless_sequence_across_epochs(prepared: Prepared, conf
     assert size % 12 and steps * 12 > 2 * size  # epochs end inside batches
     source, settings = prepared.source("train"), PairSettings.from_config(config.data, prepared.tokenizer)
     for step, batch in enumerate(read(prepared, config, steps)):
-        assert (
-            set(batch) == KEYS and batch["input_ids"].shape == (12, 24) and batch["next_sentence_labels"].shape == (12,)
-        )
+        assert set(batch) == KEYS
+        assert batch["input_ids"].shape == (12, 24) and batch["next_sentence_labels"].shape == (12, 1)
         for row in range(12):
             expected = instance(source, settings, config.seed, step * 12 + row)
             for key, value in expected.items():
@@ -117,7 +117,7 @@ def test_resumed_at_any_step_equals_uninterrupted(prepared: Prepared, config: Co
 
 
 def test_state_says_where_to_go_on(prepared: Prepared, config: ConfigDict):
-    batches = TrainBatches(prepared, config)
+    batches = train_batches(prepared, config)
     first = list(islice(batches, 9))
     state = json.loads(json.dumps(batches.state()))
     following = next(batches)
@@ -131,19 +131,19 @@ def test_state_says_where_to_go_on(prepared: Prepared, config: ConfigDict):
 def test_packed_rows_resume_and_are_shared_like_the_others(prepared: Prepared, config: ConfigDict):
     config.data.update(packing=True, pairing="sop", short_sequence_rate=1.0)
     whole = read(prepared, config, 95)  # 1,140 rows: into the second stretch
-    assert set(whole[0]) == KEYS | {"first_tokens"} and whole[0]["next_sentence_labels"].shape == (12, 2)
+    assert set(whole[0]) == KEYS and whole[0]["next_sentence_labels"].shape == (12, 2)
     assert_same(read(prepared, config, 2, start_step=93), whole[93:])
     shares = [read(prepared, config, 2, start_step=84, process_index=p, process_count=3) for p in range(3)]
     joined = [{key: np.concatenate([s[step][key] for s in shares]) for key in whole[0]} for step in range(2)]
     assert_same(joined, whole[84:86])  # rows 1,008 to 1,031, of both stretches
-    batches = TrainBatches(prepared, config, start_step=86)
+    batches = train_batches(prepared, config, start_step=86)
     epoch, position = batches.state()["epoch"], batches.state()["position"]
     batches.close()
     size, per_row = num_train_examples(prepared), pairs_per_row(prepared, config)
     assert epoch * size + position == 1024 * per_row and per_row > 1
     config.data.packing = False
     assert pairs_per_row(prepared, config) == 1.0
-    assert next(eval_batches(prepared, config))["next_sentence_labels"].shape == (8,)
+    assert next(eval_batches(prepared, config))["next_sentence_labels"].shape == (8, 1)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 12])
@@ -161,13 +161,13 @@ def test_worker_processes_give_the_same_batches(made, tmp_path: Path):
     script.write_text(
         "import sys, json, hashlib\nfrom pathlib import Path\nfrom itertools import islice\n"
         "from ml_collections import ConfigDict\n"
-        "from bert_jax.data.pretraining.pipeline import TrainBatches\n"
+        "from bert_jax.data.pretraining.pipeline import train_batches\n"
         "from bert_jax.data.pretraining.prepare import open_prepared\n"
         "if __name__ == '__main__':\n"
         "    config = ConfigDict(json.loads(sys.argv[1]))\n"
         "    for workers in (0, 2):\n"
         "        config.data.read_workers = workers\n"
-        "        batches = TrainBatches(open_prepared(Path(sys.argv[2])), config, start_step=2)\n"
+        "        batches = train_batches(open_prepared(Path(sys.argv[2])), config, start_step=2)\n"
         "        digest = hashlib.sha256()\n"
         "        for batch in islice(batches, 7):\n"
         "            [digest.update(batch[key].tobytes()) for key in sorted(batch)]\n"
@@ -218,14 +218,14 @@ def test_no_label_without_pairs(prepared: Prepared, config: ConfigDict):
 
 def test_errors_a_user_can_cause(prepared: Prepared, config: ConfigDict):
     with pytest.raises(UserError, match=r"train\.batch_size = 12 is not a multiple of the 5 processes: use 15"):
-        TrainBatches(prepared, config, process_count=5)
+        train_batches(prepared, config, process_count=5)
     with pytest.raises(UserError, match=r"eval\.batch_size = 8 .* 3 processes"):
         next(eval_batches(prepared, config, process_count=3))
     with pytest.raises(UserError, match=r"test split .* is empty"):
         next(eval_batches(prepared, config, split="test"))
     config.data.sequence_length = 128
     with pytest.raises(UserError, match=r"data\.sequence_length=24, the config says 128"):
-        TrainBatches(prepared, config)
+        train_batches(prepared, config)
 
 
 def test_an_id_outside_the_vocabulary_reaches_the_caller_as_one_line(prepared: Prepared, config: ConfigDict):

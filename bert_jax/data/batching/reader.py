@@ -1,0 +1,97 @@
+"""Numbers of batches → batches, read ahead by Grain: the same arrays whatever the number of threads or workers.
+
+Whoever makes the batches gives a function of the batch's number, counted from 0 through all epochs. So resuming is to
+begin at another number, and every process makes its own rows of each batch.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+
+Batch = dict[str, np.ndarray]  # layout: see `batches.py`
+
+_ENDLESS = 1 << 62  # steps
+
+
+class TrainBatches:
+    """An endless iterator over one process's rows of the batches from `start_step` on.
+
+    `epoch_and_position` says for a step where in the data its batch begins, and `dataset` names the data; both are
+    saved with a checkpoint, to notice when a run is resumed with other data.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[int], Batch],
+        data: ConfigDict,
+        epoch_and_position: Callable[[int], tuple[int, int]],
+        *,
+        dataset: str,
+        start_step: int = 0,
+    ):
+        self._iterator, self._step = read_ahead(batches, data, start_step, _ENDLESS), start_step
+        self._epoch_and_position, self._dataset = epoch_and_position, dataset
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Returns where the next batch begins. `step` is all that resuming needs."""
+        epoch, position = self._epoch_and_position(self._step)
+        return {"dataset": self._dataset, "step": self._step, "epoch": epoch, "position": position}
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._iterator.close()
+
+
+class Share:
+    """The rows of a global batch that one process makes. Raises UserError if the processes do not divide the batch."""
+
+    def __init__(self, batch_size: int, process_index: int, process_count: int, key: str):
+        if batch_size % process_count:
+            raise UserError(
+                f"{key} = {batch_size} is not a multiple of the {process_count} processes: "
+                f"use {-(-batch_size // process_count) * process_count}"
+            )
+        self._batch_size, self.size = batch_size, batch_size // process_count
+        self._process_index, self._process_count = process_index, process_count
+
+    def positions(self, batch: int) -> range:
+        """Returns the positions of this process's rows in the endless sequence of rows."""
+        start = batch * self._batch_size + self._process_index * self.size
+        return range(start, start + self.size)
+
+    def of(self, rows: int) -> slice:
+        """Returns this process's share of a batch of another number of rows, which the processes divide."""
+        size = rows // self._process_count
+        return slice(self._process_index * size, (self._process_index + 1) * size)
+
+
+def read_ahead(batches: Callable[[int], Batch], data: ConfigDict, start: int, stop: int) -> Any:
+    """Returns a Grain iterator over batches [start, stop), read ahead by threads or, if data.read_workers, by worker
+    processes. Close it when it is no longer needed."""
+    import grain
+
+    dataset = grain.MapDataset.range(start, stop).map(batches)
+    threads = min(data.prefetch, os.cpu_count() or 1)
+    reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch))
+    if data.read_workers > 0:
+        if not flags.FLAGS.is_parsed():  # in a notebook: Grain's workers read absl flags
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(
+            num_workers=data.read_workers, per_worker_buffer_size=max(1, data.prefetch // data.read_workers)
+        )
+        reading = reading.mp_prefetch(options)
+    return iter(reading)
