@@ -138,15 +138,13 @@ def test_a_pair_has_as_many_predictions_packed_or_not(task: Pretraining):
     source = task.prepared.source("train")
     rows = PackedRows(source, settings, Packing.from_config(config.data), config.seed)
     instances = [instance(source, settings, config.seed, number) for number in range(64)]
-    pairs = {
-        name: np.stack([pair[name] for pair in instances]) for name in ("input_ids", "sequence_ids", "first_tokens")
-    }
+    names = ("input_ids", "sequence_ids", "first_tokens")
+    pairs = {name: np.stack([pair[name] for pair in instances]) for name in names}
     alone = task.features({name: jnp.asarray(value) for name, value in pairs.items()}, jax.random.key(0))
     lengths, counts = pairs["sequence_ids"].sum(1).tolist(), np.asarray(alone["masked_weights"].sum(1)).tolist()
     of_length = dict(zip(lengths, counts, strict=True))
     assert len(of_length) > 10
     made = [rows(number) for number in range(256)]
-    names = ("input_ids", "sequence_ids", "first_tokens")
     batch = {name: jnp.asarray(np.stack([row[name] for row in made])) for name in names}
     packed = jax.device_get(task.features(batch, jax.random.key(0)))
     compared = 0
