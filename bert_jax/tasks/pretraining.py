@@ -123,7 +123,8 @@ class Pretraining(Task):
             return batch
         mask = partial(mask_tokens, is_continuation=self.tokenizer.is_continuation, masking=self.masking)
         if "records" not in batch:
-            return batch | mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=self.packing)
+            packing = self.packing if batch["first_tokens"].shape[1] > 1 else None
+            return batch | mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
 
         def mask_record(ids, sequences, record):
             masked = mask(ids[None], sequences[None], key=jax.random.fold_in(key, record))
