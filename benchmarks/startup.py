@@ -100,7 +100,7 @@ def _command(options: argparse.Namespace, scratch: Path) -> list[str]:
 def _finished(command: list[str]) -> float:
     start = time.perf_counter()
     result = subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=_environment(), capture_output=True)
-    if result.returncode not in (0, 1):  # absl ends --help with status 1
+    if result.returncode:
         raise UserError(f"{' '.join(command)} ended with status {result.returncode}:\n{result.stderr.decode()[-3000:]}")
     return time.perf_counter() - start
 

@@ -3,78 +3,46 @@
     python -m bert_jax.convert --from=bert-base-uncased --to=ckpts/bert-base
     python -m bert_jax.convert --from=runs/mine --to=hf_out --format=huggingface
 
-Exit status: 0 done, with a report of every name; 2 something the user can mend, in one line.
+The exit status is 0 when the work is done, with a report of every name, and 2 for a mistake that you can correct (one
+line).
 """
 
-import argparse
-import logging
-import sys
-from typing import NoReturn
-
+from bert_jax.command import Parser, log_to_stderr, run_command
 from bert_jax.config import UserError
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Heavy imports wait until the flags are known to be right."""
-    debug = False
-    try:
-        options = _parser().parse_args(argv)
-        debug = options.debug
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-        for noisy in ("absl", "orbax", "jax"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        from bert_jax.convert.conversion import convert
+def main(argv: list[str]) -> int:
+    """Prints the report of `conversion.convert`. Heavy imports wait until the flags are known to be right."""
+    parser = _parser()
+    flags, rest = parser.parse(argv)
+    for word in rest:
+        parser.refuse(word)
+    for name in ("from", "to"):
+        if not flags[name]:
+            raise UserError(f"--{name} is missing; --help lists the flags")
+    log_to_stderr()
+    from bert_jax.convert.conversion import convert
 
-        report = convert(
-            options.source,
-            options.target,
-            format=options.format,
-            architecture=options.architecture,
-            extend_vocab=options.extend_vocab,
-            max_position_embeddings=options.max_position_embeddings,
-            allow=options.allow,
-            overwrite=options.overwrite,
-        )
-    except UserError as error:
-        if debug:
-            logging.error("", exc_info=error)
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(report)
+    options = {name: value for name, value in flags.items() if name not in ("from", "to", "debug")}
+    print(convert(flags["from"], flags["to"], **options))
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; options look like --name=value (--help lists them)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m bert_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--from", dest="source", required=True, help="name of the Hugging Face Hub, folder of Hugging Face, of "
-        "google-research/bert (or folder/model.ckpt-N), workdir or checkpoint of bert_jax")  # fmt: skip
-    add("--to", dest="target", required=True, help="folder to be made")
-    add("--format", default="bert_jax", choices=("bert_jax", "huggingface"), help="of the target [bert_jax]")
-    add("--architecture", default="", help="of a target of Hugging Face, else of a source that does not say [by task]")
-    add("--extend_vocab", default="", metavar="FILE", help="new words, one a line")
-    add(
-        "--max_position_embeddings",
-        default=0,
-        type=int,
-        metavar="N",
-        help="more positions, repeating the old",
-    )
-    add("--allow", default="", metavar="REGEX", help="names of tensors that may be left behind")
-    add("--overwrite", action="store_true", help="replace the target if it is a converted checkpoint")
-    add("--debug", action="store_true", help="show the traceback of an error")
+def _parser() -> Parser:
+    parser = Parser("bert_jax.convert", __doc__ or "")
+    flag = parser.flag
+    flag("from", "", "name on the Hugging Face Hub, folder of Hugging Face, folder of google-research/bert (or "
+        "folder/model.ckpt-N), workdir or checkpoint of bert_jax")  # fmt: skip
+    flag("to", "", "folder to be made")
+    flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface"))
+    flag("architecture", "", "of a Hugging Face target, or of a source that does not name one [by the task]")
+    flag("extend_vocab", "", "file of new words, one per line", metavar="FILE")
+    flag("max_position_embeddings", 0, "number of positions; further ones repeat the old")
+    flag("allow", "", "pattern of tensor names that may be left out", metavar="REGEX")
+    flag("overwrite", False, "replace the target if it is a converted checkpoint")
+    flag("debug", False, "show the traceback of an error")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, pattern
 from bert_jax.convert import google_tf, hub, huggingface
 from bert_jax.convert.mapping import Arrays, Loaded, Report, to_host
 from bert_jax.convert.model_card import model_card
@@ -57,10 +57,7 @@ def convert(
     `source` is a folder or prefix of any kind that is known here, or a name of the Hugging Face Hub. The options are
     those of the command line. Raises UserError before anything is written, or with the old `target` as it was.
     """
-    try:
-        re.compile(allow)
-    except re.error as error:
-        raise UserError(f"--allow='{allow}' is no regular expression: {error}") from None
+    pattern("--allow", allow)
     if format not in FORMATS:
         raise UserError(f"--format is '{format}'; it can be {', '.join(FORMATS)}")
     if not 0 <= max_position_embeddings <= _MOST_POSITIONS:

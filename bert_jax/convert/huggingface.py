@@ -63,7 +63,7 @@ LABEL_KINDS = {
 def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Loaded:
     """A Hugging Face BERT, float32.
 
-    `architecture` says what it is where config.json does not. `allow` is a regular expression (matched at the start) of
+    `architecture` says what it is where config.json does not. `allow` is a pattern (searched, see options.py) of
     their names that may be left behind, such as `classifier`. Raises UserError for a folder, field, name or shape that
     is not explained.
     """

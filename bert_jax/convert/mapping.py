@@ -82,7 +82,7 @@ def from_tensors(
             parameters[name.ours] = _read(sources, name, shapes[name.ours], origin, report)
             report.loaded[name.ours] = name.theirs
             report.reshaped += [name.ours] if name.transposed or name.stacked else []
-    unexplained = [name for name in left if not (allow and re.match(allow, name))]
+    unexplained = [name for name in left if not (allow and re.search(allow, name))]
     if unexplained:
         more = f" and {len(unexplained) - 3} more" if len(unexplained) > 3 else ""
         raise UserError(
@@ -116,7 +116,7 @@ def to_tensors(
         report.reshaped += [name.ours] if name.transposed or name.stacked else []
     report.left_out = list(left)
     foreign = [name for name in left if name.partition("/")[0] in (*TRUNK, "window_query")]
-    unexplained = [name for name in foreign if not (allow and re.match(allow, name))]
+    unexplained = [name for name in foreign if not (allow and re.search(allow, name))]
     if unexplained:
         raise UserError(
             f"a {what} has no place for {', '.join(unexplained[:3])}; "

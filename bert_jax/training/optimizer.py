@@ -46,7 +46,7 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
     """What the learning rate of each parameter is multiplied by: one number, or one a layer of stacked parameters.
 
     optimizer.layer_decay d (Clark et al. 2020, section 3.1, appendix B): heads and pooler 1, the top layer d, the one
-    under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it matches (from the start) a name, in which a
+    under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it matches a name, in which a
     layer has its number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it matches none.
     """
     depth = next((shape[0] for name, shape in shapes.items() if name.startswith(_LAYERS)), 0)
@@ -57,7 +57,7 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
             above = np.arange(depth, 0, -1)
         else:
             names, above = [name], np.asarray([depth + 1 if name.startswith("embeddings/") else 0])
-        thawed = np.asarray([not (optimizer.freeze and re.match(optimizer.freeze, each)) for each in names])
+        thawed = np.asarray([not (optimizer.freeze and re.search(optimizer.freeze, each)) for each in names])
         frozen += np.sum(~thawed)
         multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
     if optimizer.freeze and not frozen:

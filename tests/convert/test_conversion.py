@@ -5,20 +5,23 @@ import logging
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bert_jax import modes
+from bert_jax.command import exit_status
 from bert_jax.config import UserError
 from bert_jax.convert import conversion, hub, huggingface
-from bert_jax.convert.__main__ import main
+from bert_jax.convert.__main__ import main as convert_command
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.predictor import Predictor
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+main = partial(exit_status, convert_command)
 DESCRIPTIONS = {
     "pretraining": {},
     "classification": {"labels": ["no", "yes"], "thresholds": [], "label_kind": "single"},
@@ -176,7 +179,7 @@ MISTAKES = {
     "unknown flag": (lambda t: ["--from=a", "--to=b", "--form=c"], "unrecognized arguments: --form=c"),
     "unknown format": (lambda t: ["--from=a", "--to=b", "--format=onnx"], "invalid choice: 'onnx'"),
     "no number": (lambda t: ["--from=a", "--to=b", "--max_position_embeddings=many"], "invalid int value: 'many'"),
-    "bad regex": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--allow=("], "--allow='(' is no regular"),
+    "bad regex": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--allow=("], "--allow is '(', which is not a regular"),
     "nothing there": (lambda t: [f"--from={t / 'none'}", f"--to={t / 'x'}"], "none does not exist"),
     "a file": (lambda t: [f"--from={t / 'theirs' / 'vocab.txt'}", f"--to={t / 'x'}"], "vocab.txt is a file; give the"),
     "no checkpoint": (lambda t: [f"--from={t}", f"--to={t / 'x'}"], "is not a checkpoint: it has neither config.json"),

@@ -1,0 +1,196 @@
+"""What all commands of this package share: flags, help, exit statuses, and one line for an error.
+
+Exit status: 0 done; 2 a mistake that the user can correct, in one line; 128 + n stopped by signal n; 1 a bug of this
+code, with its traceback.
+"""
+
+import argparse
+import contextlib
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NoReturn
+
+from bert_jax.config import UserError
+
+# Terminals obey control characters, escape sequences and marks of the writing direction; no terminal can show a
+# surrogate, which stands for an undecodable byte.
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags in groups, one group per set of modes; a mistake is a UserError, and help names every default."""
+
+    def __init__(self, module: str, description: str):
+        super().__init__(
+            usage=f"python -m {module} --NAME=VALUE …",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.modes: dict[str, tuple[str, ...]] = {}  # of the flags that belong to some modes only
+        self.defaults: dict[str, Any] = {}
+        self._sections: dict[tuple[str, ...], Any] = {}
+
+    def flag(
+        self, name: str, default: Any, help: str, *modes: str, choices: Iterable[str] = (), least: int = 0, **more: Any
+    ) -> None:
+        """Adds `--name`, which only `modes` accept (all, if none is given). Its type is the default's; `least` is the
+        lowest whole number."""
+        if modes and modes not in self._sections:
+            self._sections[modes] = self.add_argument_group(f"with --mode={' or '.join(modes)}")
+        section = self._sections[modes] if modes else self
+        if isinstance(default, bool):
+            more |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
+        elif isinstance(default, int):
+            more |= {"type": partial(_whole, least), "metavar": "N"}
+        elif choices:
+            names = tuple(choices)
+            more |= {"type": partial(_one_of, names), "metavar": " | ".join(filter(None, names))}
+        shown = f" [{default}]" if default not in ("", None, []) else ""
+        more = {"metavar": name.upper(), "help": f"{help}{shown}".replace("%", "%%")} | more
+        section.add_argument(f"--{name}", default=argparse.SUPPRESS, **more)  # a flag that was not given has no value
+        self.defaults[name] = default
+        if modes:
+            self.modes[name] = modes
+
+    def parse(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """Returns the values of all flags, and the words that are no flag. Raises UserError for a flag that the mode
+        does not have; exits with status 0 after `--help`."""
+        known, rest = self.parse_known_args(argv)
+        given = vars(known)
+        mode = given.get("mode", self.defaults.get("mode"))
+        for name in given:
+            if mode not in self.modes.get(name, (mode,)):
+                raise UserError(f"--{name} belongs to --mode={' and '.join(self.modes[name])}, not to --mode={mode}")
+        return self.defaults | given, rest
+
+    def refuse(self, word: str) -> NoReturn:
+        """Raises UserError for a word of the command line that is no flag, naming the flag most like it."""
+        if not word.startswith("-"):
+            raise UserError(f"'{word}' is not a flag; flags look like --name=value")
+        name = word.partition("=")[0]
+        near = difflib.get_close_matches(name.lstrip("-"), self.defaults, 1)
+        raise UserError(f"{name} is not a flag; " + (f"did you mean --{near[0]}?" if near else "--help lists them"))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; --help lists the flags")
+
+
+def run_command(main: Callable[[list[str]], int]) -> NoReturn:
+    """Calls `main` with the words of the command line and exits with its status, or with that of its exception."""
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    status = exit_status(main, sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again when it ends, and fails with status 120
+        if isinstance(problem, BrokenPipeError):
+            status = 128 + signal.SIGPIPE
+        else:
+            status = complain(f"standard output cannot be written ({problem.strerror})")
+    sys.exit(status)
+
+
+def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Returns the status that `main` returns or that follows from its exception, which is printed."""
+    try:
+        return main(argv)
+    except UserError as error:
+        return _explain(error, argv, error)
+    except BrokenPipeError:  # whoever reads standard output has seen enough, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 128 + signal.SIGINT
+    except MemoryError as error:
+        return _explain(error, argv, "there is not enough memory; lower the sizes, or free some")
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        return _explain(error, argv, f"{name}{error.strerror or error or type(error).__name__}")
+    except Exception as error:  # a bug of this code or of a library; its traceback is what a report needs
+        complain(f"this is a bug, please report it with the traceback below ({type(error).__name__}: {error})")
+        traceback.print_exc()
+        return 1
+
+
+def log_to_stderr() -> None:
+    """Logs of this package go to standard error with the time; libraries report errors only."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("absl", "orbax", "jax"):  # Orbax warns, through absl, of files that no one has promised
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def complain(message: object) -> int:
+    """Prints one line to standard error and returns the exit status 2."""
+    with contextlib.suppress(OSError):  # nobody reads it
+        print("error:", visible(" ".join(str(message).split())), file=sys.stderr, flush=True)
+    return 2
+
+
+def visible(text: str) -> str:
+    """Returns the text with control characters, escape sequences and undecodable bytes spelled out, as in \\x1b."""
+    return _INVISIBLE.sub(lambda match: _spelled(match[0]), text)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for the byte
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _explain(error: BaseException, argv: list[str], message: object) -> int:
+    if any(word.partition("=")[0] == "--debug" for word in argv):
+        traceback.print_exception(error)
+    return complain(message)
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(visible(line.expandtabs()) for line in super().format(record).split("\n"))
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device for standard streams that are closed (`>&-`): the next file that is opened would take their
+    place. Reading from the input and writing to the output stay errors; what is written to standard error is lost."""
+    for number, (name, access) in enumerate((("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_RDWR))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, access)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False") from None
+
+
+def _whole(least: int, text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if least <= int(text) < 1 << 31:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} to below {1 << 31}")
+
+
+def _one_of(choices: tuple[str, ...], text: str) -> str:
+    if text in choices:
+        return text
+    near = difflib.get_close_matches(text, choices, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise argparse.ArgumentTypeError(f"'{text}' is not known; it can be {', '.join(filter(None, choices))}{hint}")

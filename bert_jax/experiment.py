@@ -1,0 +1,160 @@
+"""From `--config=FILE[:argument]` and `--config.NAME=VALUE` to a checked config."""
+
+import difflib
+import inspect
+import re
+import stat
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError, check_options
+from bert_jax.options import OPTIONS, nearest
+
+_MAX_BYTES = 1 << 20  # an experiment is a page of Python; anything longer is another kind of file
+_MAX_CAUSE = 300  # characters
+
+
+def split_argument(text: str) -> tuple[Path, str | None]:
+    """Returns file and argument of FILE[:argument]."""
+    file, colon, argument = text.rpartition(":")
+    return (Path(text), None) if not colon or Path(text).exists() else (Path(file), argument)
+
+
+def load_experiment(text: str) -> ConfigDict:
+    """Returns what `get_config` of FILE[:argument] returns, checked and locked.
+
+    Raises UserError, which begins with FILE or FILE:LINE, for whatever goes wrong in the file. Its module is not kept.
+    """
+    path, argument = split_argument(text)
+    source = _read(path)
+    module = ModuleType(f"experiment_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look up the module of their class
+    try:
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+        config = _call(module, path, argument)
+        if type(config) is not ConfigDict:
+            raise UserError(f"get_config() returns {type(config).__name__}; it must return a ConfigDict")
+        check_options(config)
+        return config.lock()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the code is the user's: it may raise anything, SystemExit too
+        raise UserError(f"{_place(error, path)}: {_cause(error)}") from error
+    finally:
+        sys.modules.pop(module.__name__, None)
+
+
+def override(config: ConfigDict, words: list[str]) -> dict[str, Any]:
+    """Sets what `--config.NAME=VALUE` asks for, and returns {NAME: value}. `--config.NAME VALUE` is accepted too.
+
+    Raises UserError for an unknown name, naming the nearest, and for a value that the option does not accept.
+    """
+    given, words = {}, list(words)
+    while words:
+        name, equals, text = words.pop(0).removeprefix("--config.").partition("=")
+        old = _find(config, name)
+        if not equals:
+            if words and not words[0].startswith("--"):
+                text = words.pop(0)
+            elif isinstance(old, bool):
+                text = "True"
+            else:
+                raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE")
+        group, _, key = name.rpartition(".")
+        given[name] = _parse(name, text, old)
+        (config[group] if group else config)[key] = given[name]
+    check_options(config)
+    return given
+
+
+def _read(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"--config={path} is a folder; give a file in it, e.g. experiments/base.py")
+        if not stat.S_ISREG(status.st_mode):  # reading from a pipe would wait for its writer
+            raise UserError(f"--config={path} is not a regular file; give a Python file, e.g. experiments/base.py")
+        if status.st_size > _MAX_BYTES:
+            raise UserError(f"--config={path} has {status.st_size} bytes; an experiment is a short Python file")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"config file {path} does not exist{_similar(path)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config={path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _similar(path: Path) -> str:
+    folders = dict.fromkeys((path.parent, Path("experiments")))
+    stems = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
+    close = difflib.get_close_matches(path.name.partition(".")[0], stems, 1)
+    return f"; did you mean {stems[close[0]]}?" if close else "; give one such as experiments/base.py"
+
+
+def _call(module: ModuleType, path: Path, argument: str | None) -> Any:
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError("it defines no function get_config(); experiments/base.py is an example")
+    arguments = () if argument is None else (argument,)
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        if argument is not None:
+            raise UserError(f"its get_config() takes no argument; leave ':{argument}' out") from error
+        raise UserError(f"get_config() cannot be called without arguments ({error})") from error
+    return get_config(*arguments)
+
+
+def _place(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{error.filename}:{error.lineno}"
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(path):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f"{path}:{line}" if line else str(path)
+
+
+def _cause(error: BaseException) -> str:
+    while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps one in another
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if unknown := re.match(r'Key "(.+?)" does not exist and cannot be added', text):
+        return f"{unknown[1]} is not an option; the nearest is {nearest(unknown[1])}"
+    if isinstance(error, SyntaxError):
+        return f"{error.msg}; an experiment is a Python file with a function get_config()"
+    if isinstance(error, SystemExit):
+        return "the file ends the program (SystemExit)"
+    text = " ".join(text.split())
+    return f"{type(error).__name__}: {text[:_MAX_CAUSE]}" if text else type(error).__name__
+
+
+def _find(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for key in name.split("."):
+        if not isinstance(value, ConfigDict) or key not in value:
+            raise UserError(f"--config.{name} is not an option; the nearest is --config.{nearest(name)}")
+        value = value[key]
+    if isinstance(value, ConfigDict):
+        raise UserError(f"--config.{name} is a group of options; set one of them, as --config.{name}.KEY=VALUE")
+    return value
+
+
+def _parse(name: str, text: str, old: Any) -> Any:
+    try:
+        if name in OPTIONS:
+            return OPTIONS[name].parse(text)
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return text if old is None else type(old)(text)
+    except KeyError:
+        raise UserError(f"--config.{name}={text}: it must be True or False") from None
+    except ValueError as error:
+        raise UserError(f"--config.{error}" if name in OPTIONS else f"--config.{name}={text}: {error}") from None
