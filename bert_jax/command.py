@@ -91,12 +91,15 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     status = exit_status(main, sys.argv[1:])
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        status = _leave_to_nobody(1)
     except OSError as problem:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again when it ends, and fails with status 120
-        if isinstance(problem, BrokenPipeError):
-            status = 128 + signal.SIGPIPE
-        else:
-            status = complain(f"standard output cannot be written ({problem.strerror})")
+        _leave_to_nobody(1)
+        status = complain(f"standard output cannot be written ({problem.strerror})")
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _leave_to_nobody(2)
     sys.exit(status)
 
 
@@ -107,8 +110,7 @@ def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except UserError as error:
         return _explain(error, argv, error)
     except BrokenPipeError:  # whoever reads standard output has seen enough, as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+        return _leave_to_nobody(1)
     except KeyboardInterrupt:
         complain("interrupted")
         return 128 + signal.SIGINT
@@ -119,7 +121,7 @@ def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return _explain(error, argv, f"{name}{error.strerror or error or type(error).__name__}")
     except Exception as error:  # a bug of this code or of a library; its traceback is what a report needs
         complain(f"this is a bug, please report it with the traceback below ({type(error).__name__}: {error})")
-        traceback.print_exc()
+        _print_traceback(error)
         return 1
 
 
@@ -144,6 +146,10 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda match: _spelled(match[0]), text)
 
 
+def _visible_lines(text: str) -> str:
+    return "\n".join(visible(line.expandtabs()) for line in text.split("\n"))
+
+
 def _spelled(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for the byte
@@ -153,13 +159,25 @@ def _spelled(character: str) -> str:
 
 def _explain(error: BaseException, argv: list[str], message: object) -> int:
     if any(word.partition("=")[0] == "--debug" for word in argv):
-        traceback.print_exception(error)
+        _print_traceback(error)
     return complain(message)
+
+
+def _print_traceback(error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        print(_visible_lines("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+
+
+def _leave_to_nobody(stream: int) -> int:
+    """Lets a stream that cannot be written to end in the null device: Python writes what is left in its buffer when it
+    ends, and would fail with status 120. Returns the exit status of a command whose reader left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return 128 + signal.SIGPIPE
 
 
 class _VisibleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(visible(line.expandtabs()) for line in super().format(record).split("\n"))
+        return _visible_lines(super().format(record))
 
 
 def _open_closed_streams() -> None:

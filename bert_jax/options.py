@@ -315,8 +315,14 @@ def _ends(interval: str) -> tuple[float, float]:
     return least, most
 
 
+def main(argv: list[str]) -> int:
+    """Prints docs/options.md."""
+    if argv not in ([], ["--help"], ["-h"]):
+        print("error: this command takes no flags but --help", file=sys.stderr)
+        return 2
+    print(__doc__ if argv else table(), end="")
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(__doc__)
-    else:
-        print(table(), end="")
+    sys.exit(main(sys.argv[1:]))

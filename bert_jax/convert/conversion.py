@@ -1,7 +1,6 @@
 """From any source to any target: what `python -m bert_jax.convert` does, to be called from a notebook as well."""
 
 import contextlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator

@@ -175,11 +175,20 @@ def test_a_converted_folder_can_be_moved(theirs, tmp_path):
 
 
 MISTAKES = {
-    "no source": (lambda t: ["--to=x"], "the following arguments are required: --from; options look like"),
-    "unknown flag": (lambda t: ["--from=a", "--to=b", "--form=c"], "unrecognized arguments: --form=c"),
-    "unknown format": (lambda t: ["--from=a", "--to=b", "--format=onnx"], "invalid choice: 'onnx'"),
-    "no number": (lambda t: ["--from=a", "--to=b", "--max_position_embeddings=many"], "invalid int value: 'many'"),
-    "bad regex": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--allow=("], "--allow is '(', which is not a regular"),
+    "no source": (lambda t: ["--to=x"], "--from is missing; --help lists the flags"),
+    "unknown flag": (lambda t: ["--from=a", "--to=b", "--form=c"], "--form is not a flag; did you mean --format?"),
+    "unknown format": (
+        lambda t: ["--from=a", "--to=b", "--format=onnx"],
+        "--format: 'onnx' is not known; it can",
+    ),
+    "no number": (
+        lambda t: ["--from=a", "--to=b", "--max_position_embeddings=many"],
+        "'many' is not a whole number",
+    ),
+    "bad regex": (
+        lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--allow=("],
+        "--allow is '(', which is not a regular",
+    ),
     "nothing there": (lambda t: [f"--from={t / 'none'}", f"--to={t / 'x'}"], "none does not exist"),
     "a file": (lambda t: [f"--from={t / 'theirs' / 'vocab.txt'}", f"--to={t / 'x'}"], "vocab.txt is a file; give the"),
     "no checkpoint": (lambda t: [f"--from={t}", f"--to={t / 'x'}"], "is not a checkpoint: it has neither config.json"),
