@@ -84,10 +84,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
-    """Calls `main` with the words of the command line and exits with its status, or with that of its exception."""
+    """Calls `main` with the words of the command line and exits with its status, or with that of its exception. Logs go to
+    standard error."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    _log_to_stderr()
     status = exit_status(main, sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -125,8 +127,8 @@ def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return 1
 
 
-def log_to_stderr() -> None:
-    """Logs of this package go to standard error with the time; libraries report errors only."""
+def _log_to_stderr() -> None:
+    """Sends logs to standard error, with the time; libraries report errors only."""
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

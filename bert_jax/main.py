@@ -9,9 +9,12 @@ mistake that you can correct (one line), and 128 + n when signal n stopped the r
 import atexit
 import gc
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from bert_jax import modes
-from bert_jax.command import Parser, log_to_stderr, run_command
+from bert_jax.command import Parser, run_command
 from bert_jax.config import UserError
 from bert_jax.experiment import load_experiment, override, split_argument
 from bert_jax.heap import restart_with_kept_heap
@@ -19,25 +22,28 @@ from bert_jax.inference.glue_submission import FILES
 
 
 def main(argv: list[str]) -> int:
-    """Calls the mode with config, workdir, what was overridden, and the flags that belong to this mode."""
+    """Calls a mode, with the flags that belong to it, and returns its exit status."""
+    mode, config, workdir, options = read_command(argv)
+    return modes.MODES[mode](config, workdir, **options)
+
+
+def read_command(argv: list[str]) -> tuple[str, ConfigDict, Path, dict[str, Any]]:
+    """Returns mode, config, workdir and the mode's further arguments. Raises UserError for every mistake in them."""
     parser = _parser()
     flags, rest = parser.parse(argv)
-    of_config = [
-        word
-        for word, before in zip(rest, ["", *rest], strict=False)
-        if word.startswith("--config.") or (before.startswith("--config.") and "=" not in before)
-    ]
-    for word in rest:
-        if word not in of_config:
+    of_config = []
+    for word, before in zip(rest, ["", *rest], strict=False):
+        if word.startswith("--config.") or (before in of_config and "=" not in before and not word.startswith("--")):
+            of_config.append(word)  # --config.NAME=VALUE, or --config.NAME VALUE
+        else:
             parser.refuse(word)
     if flags["config"] is None:
         raise UserError("--config is missing, e.g. --config=experiments/base.py")
-    log_to_stderr()
     config = load_experiment(flags["config"])
     overrides = override(config, of_config)
     workdir = Path(flags["workdir"] or Path("runs") / split_argument(flags["config"])[0].stem)
     options = {name: flags[name] for name, its_modes in parser.modes.items() if flags["mode"] in its_modes}
-    return modes.MODES[flags["mode"]](config, workdir, overrides=overrides, **options)
+    return flags["mode"], config, workdir, options | {"overrides": overrides}
 
 
 def _parser() -> Parser:

@@ -1,6 +1,5 @@
 """Exit statuses and lines of a command, also in odd environments; as a process, since they are the process's."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -8,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax.command import exit_status, log_to_stderr, visible
+from bert_jax.command import exit_status, visible
 from bert_jax.config import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import sys
 import logging
-from bert_jax.command import log_to_stderr, run_command
+from bert_jax.command import run_command
 from bert_jax.config import UserError
 def main(argv):
 {body}
@@ -61,15 +60,10 @@ def test_a_bug_keeps_its_traceback_after_a_line(capsys):
     assert rest[0].startswith("Traceback")
 
 
-def test_logs_show_what_a_terminal_would_obey(capsys):
-    handlers = logging.getLogger().handlers[:]
-    try:
-        log_to_stderr()
-        logging.warning("label %s\nsecond line", "\x1b]0;title\x07 \u200bword")
-        first, second = capsys.readouterr().err.splitlines()
-        assert first.endswith("label \\x1b]0;title\\x07 \u200bword") and second == "second line"
-    finally:
-        logging.getLogger().handlers[:] = handlers
+def test_logs_show_what_a_terminal_would_obey():
+    result = call("logging.warning('label %s\\nsecond line', '\\x1b]0;title\\x07 \u200bword')\nreturn 0")
+    first, second = result.stderr.decode().splitlines()
+    assert first.endswith("label \\x1b]0;title\\x07 \u200bword") and second == "second line"
     assert visible("naïve 漢字 \u0627\u200c\u0628") == "naïve 漢字 \u0627\u200c\u0628"
 
 
@@ -97,7 +91,7 @@ def test_words_that_cannot_be_decoded():
 )
 def test_standard_streams_that_are_closed_or_full(shell, status, message, tmp_path):
     file = tmp_path / "file"
-    body = f"log_to_stderr()\nprint('out')\nopen({str(file)!r}, 'w').write('mine')\nlogging.warning('log')\nreturn 3"
+    body = f"print('out')\nopen({str(file)!r}, 'w').write('mine')\nlogging.warning('log')\nreturn 3"
     result = call(body, shell=shell)
     assert result.returncode == status and result.stderr.partition(b" log\n")[2] == message
     assert file.read_text() == "mine"  # nothing else went there

@@ -7,7 +7,7 @@ The exit status is 0 when the work is done, with a report of every name, and 2 f
 line).
 """
 
-from bert_jax.command import Parser, log_to_stderr, run_command
+from bert_jax.command import Parser, run_command
 from bert_jax.config import UserError
 
 
@@ -20,7 +20,6 @@ def main(argv: list[str]) -> int:
     for name in ("from", "to"):
         if not flags[name]:
             raise UserError(f"--{name} is missing; --help lists the flags")
-    log_to_stderr()
     from bert_jax.convert.conversion import convert
 
     options = {name: value for name, value in flags.items() if name not in ("from", "to", "debug")}
