@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
-    """Calls `main` with the words of the command line and exits with its status, or with that of its exception. Logs go to
+    """Calls `main` with the words of the command line and exits with its status, or that of its exception. Logs go to
     standard error."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
