@@ -133,7 +133,7 @@ def predict(
         predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
         glue_submission.add_to_submission(Path(output), glue, predictions, predictor.task.description()["labels"])
         return 0
-    if output.endswith(".json") and predictor.config.task != "span_qa":
+    if output.endswith(".json") and not predictor.task.makes_answers:
         raise UserError(f"--output={output}: .json is SQuAD's form of answers; of {predictor.config.task} use .jsonl")
     write = write_answers if output.endswith(".json") else write_jsonl
     write(rows, predictor.stream, output, skip_bad=bad_lines == "skip")
@@ -173,8 +173,9 @@ def embed(
     given = {names[key]: value for key, value in (overrides or {}).items() if key in names}
     given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint, "overrides": overrides}
     embedder = Embedder(meant(workdir, config.init_from), batch_size=config.eval.batch_size, **given)
-    is_pretrained = embedder.run_config.task == "pretraining"  # and so says nothing of columns
-    column = (config if is_pretrained or "data.text" in (overrides or {}) else embedder.run_config).data.text
+    # A run without labelled examples, such as pretraining, says nothing about columns.
+    names_column = embedder.run_config.data.train and "data.text" not in (overrides or {})
+    column = (embedder.run_config if names_column else config).data.text
     rows = _rows(input, column, "", input_format)
     skip_bad = bad_lines == "skip"
     if suffix == ".npy":

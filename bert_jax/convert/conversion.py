@@ -126,8 +126,7 @@ def _foreign(model: Loaded, source: str) -> Source:
     # A head that was trained elsewhere predicts on texts of any length that it can take.
     longest = config.data.sequence_length if model.task == "pretraining" else 512
     config.data.sequence_length = min(longest, model.config.max_position_embeddings)
-    if model.task == "classification":
-        config.data.label_kind = model.description["label_kind"]
+    config.data.label_kind = model.description.get("label_kind", config.data.label_kind)
     run = {"step": 0, "config": config.to_dict(), "task": model.description, "converted_from": _public_name(source)}
     _record_shape(run, model)
     return Source(model, run, None)

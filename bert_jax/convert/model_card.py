@@ -37,11 +37,9 @@ def _training(run: dict[str, Any]) -> list[str]:
     if "converted_from" in run:
         return ["## Training", "", f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]
     data, optimizer, train = config["data"], config["optimizer"], config["train"]
-    pretraining = config["task"] == "pretraining"
-    corpus = data["files"] or data["corpus"]
     rows = {
         "task": config["task"],
-        "data": corpus if pretraining else data["train"],
+        "data": data["train"] or data["files"] or data["corpus"],
         "steps": f"{run['step']:,}",
         "batch": f"{train['batch_size']} sequences of up to {data['sequence_length']} tokens",
         "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), "

@@ -1,6 +1,5 @@
 """Texts and pairs of texts: one class, several classes, or a number each (Devlin et al. 2018, sections 3.2 and 4.1)."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,16 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.items import Item, Part
-from bert_jax.data.labelled.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row, text_examples, text_in
-from bert_jax.data.labelled.windows import sliding
-from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores, sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
-from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.finetuning import FineTuning, Outputs, agreed_labels, listed, sequence_vectors
+from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
+from bert_jax.tasks.texts import encode_long, log_cut, log_splits
 
 
 class Classification(FineTuning):
@@ -55,35 +53,25 @@ class Classification(FineTuning):
             except UserError as error:
                 yield error
 
+    def unlabelled(self, example: TextExample) -> str:
+        return f"no label in column '{self.config.data.label}'" if example.label is None else ""
+
     def learn(self) -> None:
-        report = describe(self.examples)
-        logging.info("%s", format_report(report))
-        for warning in warnings(report):
-            logging.warning("%s", warning)
-        for split, examples in self.examples.items():
-            for example in examples:
-                if example.label is None:
-                    raise UserError(f"{example.origin}: no label in column '{self.config.data.label}' ({split})")
+        log_splits(self.examples)
         if self.kind == "regression":
             self.labels = []
             return
         train = {label for example in self.examples["train"] for label in _names(example)}
         found = self._given_labels() or sorted(train, key=_numbers_first)
-        if not hasattr(self, "labels"):
-            self.labels = found
-        elif sorted(self.labels) != sorted(found):
-            raise UserError(
-                f"the checkpoint of init_from knows the labels {_listed(self.labels)}, the data has {_listed(found)}; "
-                "train a head of its own with --config.train.new_head=True"
-            )
+        self.labels = agreed_labels(getattr(self, "labels", None), found, "labels")
         if len(self.labels) < 2 and self.kind == "single":
-            raise UserError(f"data.train has one label only, {_listed(self.labels)}: there is nothing to learn")
+            raise UserError(f"data.train has one label only, {listed(self.labels)}: there is nothing to learn")
         known = set(self.labels)
         for examples in self.examples.values():
             for example in examples:
                 for name in _names(example):
                     if name not in known:
-                        raise UserError(f"{example.origin}: label '{name}' is not among {_listed(self.labels)}")
+                        raise UserError(f"{example.origin}: label '{name}' is not among {listed(self.labels)}")
         if not hasattr(self, "thresholds"):
             self.thresholds = [0.5] * len(self.labels)
 
@@ -115,20 +103,10 @@ class Classification(FineTuning):
         values = self._values(examples)
         for i, example in enumerate(examples):
             pair = None if seconds is None else seconds[i]
-            parts, dropped = encode_long(self.tokenizer, firsts[i], pair, data.sequence_length, data)
-            if dropped and data.long_texts == "error":
-                length = len(firsts[i]) + len(pair or ()) + (2 if pair is None else 3)
-                raise UserError(
-                    f"{example.origin}: {length} tokens, over data.sequence_length {data.sequence_length}; "
-                    "set data.long_texts to head, tail, head+tail or windows"
-                )
+            parts, dropped = encode_long(self.tokenizer, firsts[i], pair, data, example.origin)
             cut += dropped
             items.append(Item(parts, {name: value[i] for name, value in values.items()}))
-        if cut:
-            share = 100 * cut / len(examples)
-            logging.warning(
-                "%d of %d texts (%.1f %%) lose tokens to data.long_texts=%s", cut, len(examples), share, data.long_texts
-            )
+        log_cut(cut, len(examples), data)
         return items
 
     def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
@@ -159,14 +137,10 @@ class Classification(FineTuning):
             loss = jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
             return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
         smoothing = self.config.train.label_smoothing
-        sums = cross_entropy_sums("label", logits, labels, weights)
-        loss, weight = sums["label_loss"]
-        if smoothing:
-            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-            loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform * weights)
-        return {"loss": (loss, weight)}
+        return {"loss": cross_entropy_sums("label", logits, labels, weights, smoothing=smoothing)["label_loss"]}
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+        check_finite(outputs)
         logits = np.asarray(outputs["logits"], np.float64)
         if self.kind == "regression":
             return [{"value": float(value)} for value in logits[:, 0]]
@@ -179,15 +153,13 @@ class Classification(FineTuning):
                 }
                 for row in probabilities
             ]
-        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
         return [
             {
                 "label": self.labels[int(row.argmax())],
                 "probability": float(row.max()),
                 "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
             }
-            for row in probabilities
+            for row in softmax(logits)
         ]
 
     def score(
@@ -283,39 +255,13 @@ class Classification(FineTuning):
             number = {label: i for i, label in enumerate(self.labels)}
             labels = np.asarray([0 if e.label is None else number[str(e.label)] for e in examples], np.int32)
             if self.config.train.class_weights == "balanced" and "train" in self.examples:
-                train = np.asarray([number[str(example.label)] for example in self.examples["train"]])
-                counts = np.bincount(train, minlength=len(self.labels))
-                weights = (len(train) / (len(self.labels) * np.maximum(counts, 1)))[labels].astype(np.float32)
+                train = [number[str(example.label)] for example in self.examples["train"]]
+                weights = balanced_weights(train, len(self.labels))[labels]
         return {"labels": labels, "label_weights": weights}
 
 
 def _probabilities(predictions: Sequence[dict[str, Any]]) -> Float[np.ndarray, "N C"]:
     return np.asarray([list(prediction["probabilities"].values()) for prediction in predictions])
-
-
-def encode_long(
-    tokenizer: Tokenizer, a: list[int], b: list[int] | None, limit: int, data: Any
-) -> tuple[tuple[Part, ...], bool]:
-    """[CLS] a [SEP] (b [SEP]) in one part, or in windows over the longer text; and whether tokens were left out."""
-    room = limit - (2 if b is None else 3)
-    total = len(a) + len(b or ())
-    if total <= room:
-        return (Part(*tokenizer.row(a, b)),), False
-    if data.long_texts != "windows":
-        how = "head" if data.long_texts == "error" else data.long_texts
-        return (Part(*tokenizer.row(a, b, max_length=limit, how=how)),), True
-    short = () if b is None else min(a, b, key=len)[: room // 2]
-    long = a if b is None else max(a, b, key=len)
-    windows = sliding(len(long), room - len(short), data.window_stride)
-    dropped = len(windows) > data.max_windows or (b is not None and len(min(a, b, key=len)) > len(short))
-    parts = []
-    for start, size in windows[: data.max_windows]:
-        window = long[start : start + size]
-        if b is None:
-            parts.append(Part(*tokenizer.row(window)))
-        else:
-            parts.append(Part(*tokenizer.row(*((window, short) if long is a else (short, window)))))
-    return tuple(parts), dropped
 
 
 def _names(example: TextExample) -> tuple[str, ...]:
@@ -327,8 +273,3 @@ def _names(example: TextExample) -> tuple[str, ...]:
 def _numbers_first(label: str) -> tuple[bool, float, str]:
     is_number = label.lstrip("-").isdigit()
     return not is_number, float(label) if is_number else 0.0, label
-
-
-def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
-    return ", ".join(labels[:8]) + more

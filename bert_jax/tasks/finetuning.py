@@ -93,6 +93,10 @@ class FineTuning(Task, ABC):
         """For each row, in order and as they come, an example without label, or the UserError that says what is wrong
         with it."""
 
+    def unlabelled(self, example: Any) -> str:
+        """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
+        return ""
+
     @abstractmethod
     def learn(self) -> None:
         """Takes what prediction needs (names of labels) from the training examples, unless a checkpoint gave it; checks
@@ -155,7 +159,13 @@ class FineTuning(Task, ABC):
         for split, examples in self.examples.items():
             if not examples:
                 raise UserError(f"data.{split}={data[split]} has no examples")
+            for example in examples:
+                if problem := self.unlabelled(example):
+                    raise UserError(f"{example.origin}: {problem} (data.{split})")
         self.learn()
+        for split, examples in self.examples.items():
+            if not examples:
+                raise UserError(f"data.{split}={data[split]}: none of its examples can be used; see the warnings above")
         self.items = {split: self.encode(examples) for split, examples in self.examples.items()}
         self.final_splits = tuple(split for split in ("test",) if split in self.items)
         self.plan = self._plan()
@@ -320,6 +330,21 @@ def sequence_vectors(
     else:
         vectors = model.vector(model.encode(*inputs, key=key).hidden, inputs[-1], first_tokens if is_shared else None)
     return vectors if is_shared else vectors.reshape(*batch["part_weights"].shape, -1)
+
+
+def agreed_labels(known: list[str] | None, found: list[str], what: str) -> list[str]:
+    """Returns the labels of the checkpoint if there is one, else those of the data. Raises UserError if they differ."""
+    if known is not None and sorted(known) != sorted(found):
+        raise UserError(
+            f"the checkpoint of init_from knows the {what} {listed(known)}, the data has {listed(found)}; "
+            "train a head of its own with --config.train.new_head=True"
+        )
+    return known or found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names as a part of a message."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def by_item(

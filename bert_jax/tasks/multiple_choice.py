@@ -3,7 +3,6 @@
 Every choice is a row, [CLS] context [SEP] ending's start, choice [SEP]; one number a row, and a softmax over them.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,15 +15,15 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
-from bert_jax.data.labelled.examples import ChoiceExample, TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.examples import ChoiceExample, TextExample
 from bert_jax.data.labelled.tables import Row, choice_examples, text_in, texts_in
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import sections
-from bert_jax.tasks.classification import encode_long
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
-from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
+from bert_jax.tasks.texts import encode_long, log_cut, log_splits
 
 
 class MultipleChoice(FineTuning):
@@ -61,15 +60,11 @@ class MultipleChoice(FineTuning):
             except UserError as error:
                 yield error
 
+    def unlabelled(self, example: ChoiceExample) -> str:
+        return f"no label in column '{self.config.data.label}'" if example.label is None else ""
+
     def learn(self) -> None:
-        for split, examples in self.examples.items():
-            for example in examples:
-                if example.label is None:
-                    raise UserError(f"{example.origin}: no label in column '{self.config.data.label}' ({split})")
-        report = describe({split: [_as_text(e) for e in examples] for split, examples in self.examples.items()})
-        logging.info("%s", format_report(report))
-        for warning in warnings(report):
-            logging.warning("%s", warning)
+        log_splits({split: [_as_text(e) for e in examples] for split, examples in self.examples.items()})
 
     def restore(self, description: Description) -> None:
         pass  # the config and the tokenizer say everything
@@ -85,23 +80,12 @@ class MultipleChoice(FineTuning):
         for example, context in zip(examples, contexts, strict=True):
             parts, any_dropped = [], False
             for _ in example.choices:
-                ending = next(endings)
-                (part,), dropped = encode_long(self.tokenizer, context, ending, data.sequence_length, data)
-                if dropped and data.long_texts == "error":
-                    raise UserError(
-                        f"{example.origin}: {len(context) + len(ending) + 3} tokens, over data.sequence_length "
-                        f"{data.sequence_length}; set data.long_texts to head, tail or head+tail"
-                    )
+                (part,), dropped = encode_long(self.tokenizer, context, next(endings), data, example.origin)
                 parts.append(part)
                 any_dropped |= dropped
             cut += any_dropped
             items.append(Item(tuple(parts), {"labels": np.asarray(example.label or 0, np.int32)}))
-        if cut:
-            share = 100 * cut / len(examples)
-            logging.warning(
-                "%d of %d examples (%.1f %%) lose tokens to data.long_texts=%s",
-                *(cut, len(examples), share, data.long_texts),
-            )
+        log_cut(cut, len(examples), data)
         return items
 
     def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
@@ -118,11 +102,10 @@ class MultipleChoice(FineTuning):
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         """Of each example `choice`, the number of the likeliest, its `text` and `probability`; all `probabilities`."""
+        check_finite(outputs)
         predictions = []
         for example, row in zip(examples, outputs["logits"], strict=True):
-            logits = np.asarray(row[: len(example.choices)], np.float64)
-            probabilities = np.exp(logits - logits.max())
-            probabilities /= probabilities.sum()
+            probabilities = softmax(row[: len(example.choices)])
             choice = int(probabilities.argmax())
             predictions.append(
                 {

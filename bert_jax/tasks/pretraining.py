@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.data.batching.reader import TrainBatches
@@ -23,6 +23,7 @@ from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import BertForPretraining, padded_decoder, vocabulary_logits
+from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import (
     Batch,
@@ -221,27 +222,6 @@ def vocabulary_multiple() -> int:
     """What the vocabulary of the MLM product is padded to a multiple of. GPU and TPU multiply in tiles; on a CPU the
     padded copy of the table costs more than it gains."""
     return 1 if jax.default_backend() == "cpu" else 128
-
-
-def cross_entropy_sums(
-    name: str,
-    logits: Float[Array, "*N C"],
-    labels: Int[Array, "*N"],
-    weights: Float[Array, "*N"],
-) -> Sums:
-    """`{name}_loss` (in nats) and `{name}_accuracy`, as (weighted sum, weight), in float32.
-
-    XLA writes the gradient over the logits: a step holds one array of their size.
-    """
-    correct_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - correct_logit
-    # The largest is known to logsumexp already; argmax would read all logits again, a fifth of a small model's step.
-    correct = (correct_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
-    weight = jnp.sum(weights)
-    return {
-        f"{name}_loss": (jnp.sum(loss * weights), weight),
-        f"{name}_accuracy": (jnp.sum(correct * weights), weight),
-    }
 
 
 def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:

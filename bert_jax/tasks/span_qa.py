@@ -27,7 +27,7 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForQuestionAnswering
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
-from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.squad_scores import best_threshold, squad_scores
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 
@@ -62,6 +62,7 @@ class SpanQA(FineTuning):
     """`threshold`: "no answer" is given where its score exceeds the best span's by more (SQuAD 2.0 only)."""
 
     head = "span/"
+    makes_answers = True
     may_have_no_answer: bool
     threshold = 0.0
 
@@ -86,6 +87,9 @@ class SpanQA(FineTuning):
             except UserError as error:
                 yield error
 
+    def unlabelled(self, example: QuestionExample) -> str:
+        return "" if example.answers or example.is_impossible else "neither answers nor is_impossible: give one of them"
+
     def learn(self) -> None:
         for split, examples in self.examples.items():
             report = check_answers(examples)
@@ -95,9 +99,6 @@ class SpanQA(FineTuning):
             )
             if report.num_misplaced:
                 logging.warning("answers not at their answer_start, the first: %s", report.first_misplaced)
-            for example in examples:
-                if not example.answers and not example.is_impossible:
-                    raise UserError(f"{example.origin}: neither answers nor is_impossible ({split}): give one of them")
             _warn_of_shared_contexts(self.examples["train"], split, examples)
         # Resuming and continuing from a checkpoint alike: what the questions of this run are counts.
         questions = (example for split in ("train", "validation") for example in self.examples.get(split, ()))
@@ -125,16 +126,15 @@ class SpanQA(FineTuning):
             gold = _gold(example)
             answer = None if gold is None else char_span_to_tokens(offsets.tolist(), *gold)
             too_long += answer is not None and answer[1] - answer[0] >= MAX_ANSWER_TOKENS
-            head = [self.tokenizer.cls_id, *question[: data.max_query_length], self.tokenizer.sep_id]
+            question = question[: data.max_query_length]
+            begin = len(question) + 2  # the context's first token in a row
             # A context without a token has a window all the same: every question gets its prediction.
-            windows = sliding(len(ids), data.sequence_length - len(head) - 1, data.window_stride) or [(0, 0)]
+            windows = sliding(len(ids), data.sequence_length - begin - 1, data.window_stride) or [(0, 0)]
             for (start, size), trusted in zip(windows, max_context_mask(windows), strict=True):
                 shown = slice(start, start + size)
-                row = np.asarray([*head, *ids[shown], self.tokenizer.sep_id], np.int32)
-                part = Part(row, (np.arange(len(row)) >= len(head)).astype(np.int32))
                 first, last = (0, 0)  # [CLS]: not here
                 if answer is not None and start <= answer[0] and answer[1] < start + size:
-                    first, last = (token - start + len(head) for token in answer)
+                    first, last = (token - start + begin for token in answer)
                 values = {
                     "start_positions": np.asarray(first, np.int32),
                     "end_positions": np.asarray(last, np.int32),
@@ -142,15 +142,15 @@ class SpanQA(FineTuning):
                 }
                 items.append(
                     Window(
-                        parts=(part,),
+                        parts=(Part(*self.tokenizer.row(question, ids[shown])),),
                         values=values,
                         example=number,
-                        first=len(head),
+                        first=begin,
                         offsets=offsets[shown],
                         is_max_context=trusted,
                     )
                 )
-        cut = sum(len(question) > data.max_query_length for question in questions)
+        cut = sum(len(tokens) > data.max_query_length for tokens in questions)
         if cut:
             logging.warning("%d of %d questions lose tokens to data.max_query_length", cut, len(examples))
         if too_long:
@@ -183,6 +183,7 @@ class SpanQA(FineTuning):
         """Of each question: `id`; `answer`, a slice of its context, "" for none, with its `probability` and place
         `start`, `end` in characters; `n_best` answers, the best first. Of a model that may say "no answer" also
         `null_odds`, how far the score of that is above the best answer's, and `null_probability`."""
+        check_finite(outputs)
         candidates: list[list[tuple[float, Span]]] = [[] for _ in examples]
         null_scores = np.full(len(examples), np.inf)
         for begin in range(0, len(items), _WINDOWS_TOGETHER):
@@ -242,7 +243,7 @@ class SpanQA(FineTuning):
             if len(kept) == N_BEST:
                 break
         scores = [score for score, _ in kept.values()]
-        probabilities = _softmax(scores + [null] * (self.may_have_no_answer or not scores))
+        probabilities = softmax(np.asarray(scores + [null] * (self.may_have_no_answer or not scores))).tolist()
         n_best = [
             {"text": text, "probability": probability, "start": start, "end": end}
             for (text, (_, (start, end))), probability in zip(kept.items(), probabilities, strict=False)
@@ -319,11 +320,6 @@ def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
 
 def _best_text(prediction: dict[str, Any]) -> str:
     return prediction["n_best"][0]["text"] if prediction["n_best"] else ""
-
-
-def _softmax(scores: list[float]) -> list[float]:
-    weights = np.exp(np.asarray(scores) - max(scores))
-    return (weights / weights.sum()).tolist()
 
 
 def _without_totals(scores: dict[str, float]) -> dict[str, float]:

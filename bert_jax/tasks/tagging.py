@@ -30,8 +30,8 @@ from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_
 from bert_jax.data.labelled.words import text_and_spans, text_to_tag
 from bert_jax.models.heads import BertForTokenClassification
 from bert_jax.tasks import scores, sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
-from bert_jax.tasks.pretraining import cross_entropy_sums
+from bert_jax.tasks.finetuning import FineTuning, Outputs, agreed_labels, listed, trunk_inputs
+from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums
 from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Rows, Sums
 
 
@@ -60,6 +60,9 @@ class Tagging(FineTuning):
             except UserError as error:
                 yield error
 
+    def unlabelled(self, example: TaggedExample) -> str:
+        return "no tags; data.label names their column" if example.tags is None else ""
+
     def learn(self) -> None:
         """A type of entity that training lacks is a mistake until `data.labels` names all types: then it counts as
         missed. An I- where training has only the B-, or the reverse, is none."""
@@ -68,7 +71,14 @@ class Tagging(FineTuning):
                 f"data.long_texts is '{self.config.data.long_texts}': every word has to get a tag; "
                 "choose windows, or error for sentences that are too long"
             )
-        self.characters = _are_characters(self.examples["train"])
+        characters = _are_characters(self.examples["train"])
+        if getattr(self, "characters", characters) != characters:
+            kinds = ("words", "single characters")
+            raise UserError(
+                f"the checkpoint of init_from tags {kinds[self.characters]}, the data has {kinds[characters]}; "
+                "train a head of its own with --config.train.new_head=True"
+            )
+        self.characters = characters
         for split, examples in self.examples.items():
             self.examples[split] = self._in_bio(split, examples)
         train = {tag for example in self.examples["train"] for tag in _tags(example)}
@@ -76,19 +86,13 @@ class Tagging(FineTuning):
         found = _labels(
             self._kinds(is_plain) or sorted({_kind(tag, is_plain) for tag in train} - {"O"}), is_plain, "O" in train
         )
-        if not hasattr(self, "labels"):
-            self.labels = found
-        elif sorted(self.labels) != sorted(found):
-            raise UserError(
-                f"the checkpoint of init_from knows the tags {_listed(self.labels)}, the data has {_listed(found)}; "
-                "train a head of its own with --config.train.new_head=True"
-            )
+        self.labels = agreed_labels(getattr(self, "labels", None), found, "tags")
         if len(self.labels) < 2:
             raise UserError(f"data.train has one tag only, {self.labels[0]}: there is nothing to learn")
         metric = self.config.checkpoint.best_metric
         if not self.has_entities and metric.startswith("entity_"):
             raise UserError(
-                f"the tags of data.train ({_listed(self.labels)}) are no entities, of which checkpoint.best_metric="
+                f"the tags of data.train ({listed(self.labels)}) are no entities, of which checkpoint.best_metric="
                 f"{metric} is: choose accuracy or macro_f1"
             )
         self._check_tags(train)
@@ -156,12 +160,9 @@ class Tagging(FineTuning):
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         logits, weights = outputs["logits"], batch["label_weights"]
-        loss, weight = cross_entropy_sums("label", logits, batch["labels"], weights)["label_loss"]
         smoothing = self.config.train.label_smoothing
-        if smoothing:
-            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-            loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform * weights)
-        return {"loss": (loss, weight)}
+        sums = cross_entropy_sums("label", logits, batch["labels"], weights, smoothing=smoothing)
+        return {"loss": sums["label_loss"]}
 
     def predict(
         self, examples: Sequence[TaggedExample], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
@@ -169,6 +170,7 @@ class Tagging(FineTuning):
         """Of each example words, tags and the probabilities of these. Of entities also: type, text, start and end
         (characters of the text, or of the words joined), word_start and word_end (ends are not included), and as
         probability the product over the words, since the model's tags are independent of each other."""
+        check_finite({"probabilities": outputs["tag_probabilities"]})
         ids = [np.full(len(example.words), -1) for example in examples]
         sure = [np.zeros(len(example.words)) for example in examples]
         for item, tags, probabilities in zip(items, outputs["tag_ids"], outputs["tag_probabilities"], strict=True):
@@ -208,9 +210,6 @@ class Tagging(FineTuning):
         return [kind for kind in dict.fromkeys(_kind(name, is_plain) for name in self._named()) if kind != "O"]
 
     def _in_bio(self, split: str, examples: Sequence[TaggedExample]) -> list[TaggedExample]:
-        for example in examples:
-            if example.tags is None:
-                raise UserError(f"{example.origin}: no tags (data.{split}); data.label names their column")
         try:
             scheme = detect_scheme(map(_tags, examples))
         except UserError as error:
@@ -242,7 +241,7 @@ class Tagging(FineTuning):
                     if tag not in known:
                         kinds = sorted({_kind(label, plain) for label in known} - {"O"})
                         raise UserError(
-                            f"{_place(example, word)}: '{kind}' is not among {_listed(kinds)}: mend the tag, or name "
+                            f"{_place(example, word)}: '{kind}' is not among {listed(kinds)}: mend the tag, or name "
                             "all kinds in data.labels, to have those counted as missed that training lacks"
                         )
                     if kind not in learned and kind not in warned:
@@ -252,17 +251,15 @@ class Tagging(FineTuning):
     def _label_weights(self, number: dict[str, int]) -> Float[np.ndarray, " C"]:
         if self.config.train.class_weights != "balanced" or "train" not in self.examples:
             return np.ones(len(number), np.float32)
-        tags = [number[tag] for example in self.examples["train"] for tag in _tags(example)]
-        counts = np.bincount(tags, minlength=len(number))
-        return (len(tags) / (len(number) * np.maximum(counts, 1))).astype(np.float32)
+        return balanced_weights([number[t] for e in self.examples["train"] for t in _tags(e)], len(number))
 
     def _item(self, place, pieces, words, at, labels, label_weights) -> Item:
         """`word_numbers`: from 1, at the first piece of each word that is scored here; 0 elsewhere."""
-        ids = [self.tokenizer.cls_id, *(i for word in pieces for i in word), self.tokenizer.sep_id]
-        numbers, targets, weights = (np.zeros(len(ids), dtype) for dtype in (np.int32, np.int32, np.float32))
+        part = Part(*self.tokenizer.row([i for word in pieces for i in word]))
+        numbers, targets, weights = (np.zeros(len(part.ids), dtype) for dtype in (np.int32, np.int32, np.float32))
         numbers[at], targets[at], weights[at] = words + 1, labels, label_weights
         return Item(
-            (Part(np.asarray(ids, np.int32), np.zeros(len(ids), np.int32)),),
+            (part,),
             {"example": np.asarray(place, np.int32)},
             {"labels": targets, "label_weights": weights, "word_numbers": numbers},
         )
@@ -346,7 +343,3 @@ def _place(example: TaggedExample, word: int) -> str:
     if path.startswith("tfds:") or suffix_of(Path(path)) in (".jsonl", ".json", ".parquet"):
         return f"{example.origin}, word {word + 1}"
     return f"{path}:{int(line) + word}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

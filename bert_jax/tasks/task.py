@@ -69,6 +69,7 @@ class Task(Protocol):
     objectives: ClassVar[Mapping[str, float]]  # names in `sums` → weights; the weighted means add up to the loss
     makes_predictions: ClassVar[bool]  # whether it has predictions for single examples
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of those rows of `evaluate` that have one entry per token
+    makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
 
     config: ConfigDict
     tokenizer: Tokenizer

@@ -12,9 +12,10 @@ from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models.heads import BertForSequenceClassification
-from bert_jax.tasks.classification import Classification, encode_long
+from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.task import Source
+from bert_jax.tasks.texts import encode_long
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import train
 from experiments import classify
@@ -172,17 +173,19 @@ def test_the_last_of_three_windows_decides(tmp_path):
 @pytest.mark.parametrize(("how", "kept"), [("head", "abcdef"), ("tail", "vwxyz_"), ("head+tail", "awxyz_")])
 def test_what_is_kept_of_a_long_text(how, kept):
     config = make_config(long_texts=how)
+    config.data.sequence_length = 8
     letters = [TOKENIZER.id(letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
     ids = [*letters, TOKENIZER.unk_id]
-    (part,), dropped = encode_long(TOKENIZER, ids, None, 8, config.data)
+    (part,), dropped = encode_long(TOKENIZER, ids, None, config.data, "x:1")
     assert dropped and part.ids[0] == TOKENIZER.cls_id and part.ids[-1] == TOKENIZER.sep_id
     assert part.ids[1:-1].tolist() == [TOKENIZER.unk_id if c == "_" else TOKENIZER.id(c) for c in kept]
 
 
 def test_windows_of_a_pair_keep_the_shorter_text_whole_and_drop_nothing():
     config = make_config(long_texts="windows", window_stride=3)
+    config.data.sequence_length = 10
     a, b = list(range(10, 22)), [5, 6]
-    parts, dropped = encode_long(TOKENIZER, a, b, 10, config.data)  # room 7: five of a beside two of b
+    parts, dropped = encode_long(TOKENIZER, a, b, config.data, "x:1")  # room 7: five of a beside two of b
     assert not dropped and {*np.concatenate([part.ids for part in parts])} >= {*a}
     for part in parts:
         assert part.ids[part.type_ids == 1].tolist() == [5, 6, TOKENIZER.sep_id]
@@ -310,6 +313,16 @@ def test_files_may_number_the_labels_that_the_config_names(tmp_path):
     task = load(config)
     assert task.labels == ["not_equivalent", "equivalent"]
     assert [int(item.values["labels"]) for item in task.items["train"]] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
+def test_logits_that_are_no_numbers_end_in_one_line_and_not_in_json(kind):
+    labels = [] if kind == "regression" else ["a", "b"]
+    description = {"labels": labels, "thresholds": [0.5, 0.5], "label_kind": kind}
+    task = Classification(make_config(kind), TOKENIZER, description)
+    logits = [np.asarray([1.0, 2.0]), np.asarray([np.nan, 2.0])]
+    with pytest.raises(UserError, match=r"logits of 1 examples are NaN or infinite.*lower optimizer.learning_rate"):
+        task.predict([], [], {"logits": logits})
 
 
 def test_labels_follow_the_thresholds_that_validation_finds():

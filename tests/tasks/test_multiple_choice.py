@@ -186,7 +186,7 @@ GOOD = next(rows_of(1))
 @pytest.mark.parametrize(
     ("rows", "change", "message"),
     [
-        ([GOOD, GOOD | {"label": None}], {}, r"train.jsonl:2: no label in column 'label' \(train\)"),
+        ([GOOD, GOOD | {"label": None}], {}, r"train.jsonl:2: no label in column 'label' \(data.train\)"),
         ([GOOD, GOOD | {"label": 4}], {}, r"train.jsonl:2: column 'label' holds 4; .* 0 to 3"),
         ([GOOD, {"sent1": "a"}], {}, r"train.jsonl:2: no column"),
         ([GOOD], {"choices": ""}, "data.choices is empty"),

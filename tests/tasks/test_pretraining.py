@@ -1,6 +1,7 @@
 """Pretraining with several pairs in a row: the same losses and gradients as with a row for each pair."""
 
 import json
+import shutil
 from random import Random
 
 import jax
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bert_jax import modes
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairSettings, instance
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
 from bert_jax.tasks import pretraining
-from bert_jax.tasks.pretraining import Pretraining, cross_entropy_sums
+from bert_jax.tasks.losses import cross_entropy_sums
+from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.loop import train
 
 
@@ -89,6 +92,61 @@ def loss_sums_and_gradients(task: Pretraining, model, batch: dict):
     graphdef, state = nnx.split(model)
     (_, sums), gradients = run(state)
     return jax.device_get((sums, nnx.to_pure_dict(gradients)))
+
+
+def test_masks_of_evaluation_depend_on_the_record_alone(packed_config):
+    """Neither on eval.batch_size nor on which process reads the record; another eval.seed gives other masks."""
+
+    def masks(size, processes=1, seed=None):
+        packed_config.eval.batch_size = size
+        packed_config.eval.seed = packed_config.eval.seed if seed is None else seed
+        task = Pretraining.over(packed_config, prepare(packed_config.data, packed_config.data.seed, progress=False))
+        features = jax.jit(task.features)
+        rows = {}
+        for process in range(processes):
+            for batch in task.eval_batches("validation", process, processes):
+                batch = jax.device_get(features(batch, jax.random.key(packed_config.eval.seed)))
+                for i, record in enumerate(batch["records"].tolist()):
+                    if batch["masked_weights"][i].any():
+                        rows[record] = {name: batch[name][i] for name in ("input_ids", "masked_positions")}
+        assert sorted(rows) == list(range(task.prepared.num_records("validation"))) and len(rows) > 2
+        return rows
+
+    first = masks(2)
+    jax.tree.map(np.testing.assert_array_equal, first, masks(8))
+    jax.tree.map(np.testing.assert_array_equal, first, masks(4, processes=2))
+    assert len({row["masked_positions"].tobytes() for row in first.values()}) > 1
+    other = masks(2, seed=packed_config.eval.seed + 1)
+    assert any((other[record]["input_ids"] != row["input_ids"]).any() for record, row in first.items())
+
+
+LOUD = """
+from bert_jax.tasks.pretraining import Pretraining
+
+class Loud(Pretraining):
+    objectives = {"mlm_loss": 1.0, "nsp_loss": 0.5}
+"""
+
+
+def test_a_subclass_named_in_the_config_trains_resumes_evaluates_and_fills_masks(
+    small_config, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "loud_task.py").write_text(LOUD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small_config.task = "loud_task.Loud"
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert modes.train(small_config.copy_and_resolve_references(), whole) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["mlm_loss"] + 0.5 * line["nsp_loss"], rel=1e-5)
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints" / "8")
+    assert modes.train(small_config.copy_and_resolve_references(), halves) == 0
+    again = [json.loads(line) for line in (halves / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+    assert modes.evaluate(small_config.copy_and_resolve_references(), whole) == 0
+    assert modes.fill_mask(small_config, whole, text=["the [MASK] is"], top_k=2) == 0
+    assert "mask 1:" in capsys.readouterr().out
 
 
 def test_losses_and_gradients_equal_those_of_rows_of_their_own(task: Pretraining):

@@ -329,7 +329,7 @@ def test_plain_tags(tmp_path):
         ("a O\nb B-X\n\nc O extra\n", {}, r"train\.conll:4: 3 columns, where the lines before have 2"),
         ("a O\n", {}, "data.train has one tag only, O"),
         ("a B-X\nb 7\n", {}, r"data\.train=.*train\.conll: tags 'B-X' and '7' belong to no one scheme"),
-        ("a B-X\nb O\n", {"label": ""}, r"train\.conll:1: no tags \(data\.train\); data\.label names their column"),
+        ("a B-X\nb O\n", {"label": ""}, r"train\.conll:1: no tags; data\.label names their column \(data\.train\)"),
         ("a B-X\nb O\n", {"label": "2"}, r"train\.conll:1: no column 2"),
         ("a B-X\nb O\n", {"long_texts": "head"}, "data.long_texts is 'head': every word has to get a tag"),
         ("\n\n", {}, "has no words"),
@@ -378,6 +378,8 @@ def test_going_on_from_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"knows the tags O, B-X, B-Y.*the data has O, B-X, I-X.*train\.new_head"):
         loaded(tmp_path, one_type, description=description)
     assert loaded(tmp_path, one_type, description=description, labels="X,Y").labels == description["labels"]
+    with pytest.raises(UserError, match=r"init_from tags single characters, the data has words.*new_head=True"):
+        loaded(tmp_path, GOOD, description=description | {"characters": True})
     config = make_config(train=write(tmp_path / "t", one_type))
     config.train.new_head = True
     task = Tagging.with_data(config, Source(TOKENIZER, "tagging", description))

@@ -1,0 +1,61 @@
+"""Losses as sums with weights, and the probabilities that logits stand for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from bert_jax.config import UserError
+from bert_jax.tasks.task import Sums
+
+
+def cross_entropy_sums(
+    name: str,
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N"],
+    weights: Float[Array, "*N"],
+    *,
+    smoothing: float = 0.0,
+) -> Sums:
+    """Returns `{name}_loss` (in nats) and `{name}_accuracy` as (weighted sum, weight), in float32.
+
+    With label smoothing a share of the target is spread evenly over all classes (Szegedy et al. 2016, section 7).
+    XLA writes the gradient over the logits: a step holds one array of their size.
+    """
+    correct_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    total = jax.nn.logsumexp(logits, axis=-1)
+    loss = jnp.sum((total - correct_logit) * weights)
+    if smoothing:
+        uniform = total - jnp.mean(logits, axis=-1)
+        loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform * weights)
+    # logsumexp knows the largest logit already; argmax would read all logits again, a fifth of a small model's step.
+    correct = (correct_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+    weight = jnp.sum(weights)
+    return {f"{name}_loss": (loss, weight), f"{name}_accuracy": (jnp.sum(correct * weights), weight)}
+
+
+def balanced_weights(labels: Sequence[int], count: int) -> Float[np.ndarray, " C"]:
+    """Returns a weight for each of `count` classes, inversely proportional to its frequency in `labels`; over all
+    `labels` the mean weight is 1, so that the loss keeps its scale. A class without example counts as having one."""
+    counts = np.bincount(labels, minlength=count)
+    return (len(labels) / (count * np.maximum(counts, 1))).astype(np.float32)
+
+
+def softmax(logits: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
+    """Returns probabilities in float64: predictions are compared and sorted, and float32 would make ties."""
+    logits = np.asarray(logits, np.float64)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def check_finite(outputs: Mapping[str, Iterable[np.ndarray]]) -> None:
+    """Raises UserError for outputs of a head that are not numbers, which would become invalid JSON and false scores."""
+    for name, arrays in outputs.items():
+        bad = sum(not np.isfinite(array).all() for array in arrays)
+        if bad:
+            raise UserError(
+                f"the model's {name} of {bad:,} examples are NaN or infinite: its parameters are damaged or its "
+                "training diverged; use an earlier checkpoint, or train with a lower optimizer.learning_rate"
+            )

@@ -1,0 +1,61 @@
+"""What classification and multiple choice share: long texts, and what is logged about texts and labels."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+from bert_jax.data.batching.items import Part
+from bert_jax.data.labelled.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.windows import sliding
+from bert_jax.data.tokenizers.rows import row_length
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
+
+
+def encode_long(
+    tokenizer: Tokenizer, a: list[int], b: list[int] | None, data: ConfigDict, origin: str
+) -> tuple[tuple[Part, ...], bool]:
+    """Returns [CLS] a [SEP] (b [SEP]) as one part or as windows over the longer text, and whether tokens were left out.
+
+    Raises UserError, which names `origin`, for too many tokens with data.long_texts=error.
+    """
+    limit, length = data.sequence_length, row_length(len(a), None if b is None else len(b))
+    if length <= limit:
+        return (Part(*tokenizer.row(a, b)),), False
+    if data.long_texts == "error":
+        raise UserError(
+            f"{origin}: {length} tokens, over data.sequence_length {limit}; raise it, or choose another "
+            "data.long_texts, such as head+tail"
+        )
+    if data.long_texts != "windows":
+        return (Part(*tokenizer.row(a, b, max_length=limit, how=data.long_texts)),), True
+    room = limit - row_length(0, None if b is None else 0)
+    # The shorter text accompanies every window, but never takes more than half of the room from the longer one.
+    short = () if b is None else min(a, b, key=len)[: room // 2]
+    long = a if b is None else max(a, b, key=len)
+    windows = sliding(len(long), room - len(short), data.window_stride)
+    dropped = len(windows) > data.max_windows or (b is not None and len(min(a, b, key=len)) > len(short))
+    parts = []
+    for start, size in windows[: data.max_windows]:
+        window = long[start : start + size]
+        pair = (window, None) if b is None else (window, short) if long is a else (short, window)
+        parts.append(Part(*tokenizer.row(*pair)))
+    return tuple(parts), dropped
+
+
+def log_cut(cut: int, count: int, data: ConfigDict) -> None:
+    """Warns if `cut` of `count` examples lost tokens."""
+    if cut:
+        share = 100 * cut / count
+        logging.warning(
+            "%d of %d examples (%.1f %%) lose tokens to data.long_texts=%s", cut, count, share, data.long_texts
+        )
+
+
+def log_splits(splits: Mapping[str, Sequence[TextExample]]) -> None:
+    """Logs sizes, labels and lengths of every split, and warns of what looks like a mistake in the data."""
+    report = describe(splits)
+    logging.info("%s", format_report(report))
+    for warning in warnings(report):
+        logging.warning("%s", warning)
