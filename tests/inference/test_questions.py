@@ -81,7 +81,7 @@ def test_what_is_refused(answering, tuned, tmp_path):
     config, workdir = answering
     twice = tmp_path / "twice.jsonl"
     twice.write_text('{"id": 1, "question": "x", "context": "y"}\n' * 2)
-    with pytest.raises(UserError, match=r"row 2: id '1' for the second time: make ids unique"):
+    with pytest.raises(UserError, match=r"row 2: id '1' for the second time; make ids unique"):
         modes.predict(config, workdir, input=str(twice), output=str(tmp_path / "p.json"))
     assert not (tmp_path / "p.json").exists()
     with pytest.raises(UserError, match=r"\.json is SQuAD's form of answers; of classification use .jsonl"):
