@@ -34,10 +34,10 @@ from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.lab.profile import collectives
 from bert_jax.models.config import bert_config
+from bert_jax.training.memory import peak_bytes
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.sharding import make_mesh, to_mesh
 from bert_jax.training.step import abstract_state, init_state, make_train_step
-from bert_jax.training.throughput import peak_bytes
 from experiments import base
 
 # What is measured, besides what --batch, --length and --size say.
@@ -147,12 +147,12 @@ def _measure(axis: str, value: int, processes: int, number: int, address: str) -
     arrays = to_mesh(mesh, {name: array[mine] for name, array in batch.items()})
     train_step = make_train_step(task, graphdef, optimizer, schedule, 1)
     started = time.perf_counter()
-    program = train_step.lower(state, arrays, key).compile()
+    program = train_step.lower(state, {}, arrays, key).compile()
     compile_seconds = time.perf_counter() - started
     wall, cpu = [], []
     for _ in range(flags.FLAGS.warm_up + flags.FLAGS.rounds):
         clock, processor = time.perf_counter(), time.process_time()
-        state, sums = train_step(state, arrays, key)
+        state, sums = train_step(state, {}, arrays, key)
         jax.block_until_ready((state, sums))
         wall.append(time.perf_counter() - clock)
         cpu.append(time.process_time() - processor)

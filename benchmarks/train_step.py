@@ -136,7 +136,7 @@ def our_step(size: str, batch: dict[str, np.ndarray]) -> Step:
 
     def step():
         nonlocal state
-        state, sums = train_step(state, arrays, key)
+        state, sums = train_step(state, {}, arrays, key)
         jax.block_until_ready((state, sums))
 
     return step

@@ -47,12 +47,13 @@ def train(
     from bert_jax.lab.plots import plot_run
     from bert_jax.lab.profile import Profiler
     from bert_jax.training.loop import train as run_loop
+    from bert_jax.training.observer import Observer
+    from bert_jax.training.throughput import Throughput
 
     task = task_class(config.task).with_data(config, source)
-    profiler = Profiler(workdir / "profile", profile) if profile and jax.process_index() == 0 else None
-    finished = run_loop(task, config, workdir, profiler)
-    if profiler is not None:
-        profiler.finish()
+    observers: list[Observer] = [Throughput()]
+    observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
+    finished = run_loop(task, config, workdir, observers)
     if jax.process_index() == 0:
         plot_run(workdir)
     if finished.signal is None and task.makes_predictions and finished.evaluation:
@@ -200,7 +201,7 @@ def _evaluation(
 ) -> tuple[Callable[[str, dict], "Evaluation"], dict[str, Any], int]:
     """Returns the evaluation of a checkpoint as a function of (split, description), its description and its step."""
     from bert_jax.inference.open import check_alike, open_model
-    from bert_jax.training.loop import make_evaluation
+    from bert_jax.training.evaluation import make_evaluation
     from bert_jax.training.sharding import make_mesh, place
 
     opened = open_model(path, which=which, users_task=config.task)
@@ -212,8 +213,8 @@ def _evaluation(
         )
     graphdef, parameters = opened.fit(task.init)
     mesh = make_mesh(config.mesh)
-    run, placed = make_evaluation(task, graphdef, config, mesh), place(mesh, parameters)
-    return partial(run, placed), task.description() | opened.run["task"], opened.step
+    run = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))
+    return partial(run, place(mesh, parameters)), task.description() | opened.run["task"], opened.step
 
 
 def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished", overrides) -> None:

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 
 from bert_jax.config import UserError
-from bert_jax.tasks.task import Sums
-from bert_jax.training.throughput import DATA_WAIT, Programs
+from bert_jax.tasks.task import Batch, Sums
+from bert_jax.training.observer import DATA_WAIT, Observer
 
 FORWARD, BACKWARD, ATTENTION = "matrix products, forward", "matrix products, backward", "attention"
 ELEMENTWISE, COPIES = "element-wise, norm, dropout", "copies, transposes, conversions"
@@ -51,16 +52,17 @@ class Breakdown:
         return "\n".join(lines) + "\n"
 
 
-class Profiler:
-    """What the loop tells of its steps. Traces `steps` of them, from the third of this process on, into `folder`."""
+class Profiler(Observer):
+    """Traces `steps` steps of a run, from the third of this process on, into `folder`."""
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.steps = folder, steps
         self.seen = 0
         self.tracing = False
-        self.last: Any = ()
+        self.programs: list[Compiled] = []
+        self.last: Sums = {}
 
-    def before_step(self) -> None:
+    def before_batch(self) -> None:
         if self.seen == SKIPPED:
             jax.block_until_ready(self.last)
             options = jax.profiler.ProfileOptions()
@@ -68,31 +70,36 @@ class Profiler:
             jax.profiler.start_trace(self.folder, profiler_options=options)
             self.tracing = True
 
-    def after_step(self, sums: Sums, programs: Programs) -> bool:
-        """True if the table was written now, which takes a while."""
-        self.seen, self.last, self.programs = self.seen + 1, sums, programs
+    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
+        self.programs.append(program)
+
+    def after_step(self, sums: Sums) -> bool:
+        """Returns True if the table was written now, which takes a while."""
+        self.seen, self.last = self.seen + 1, sums
         if self.seen < SKIPPED + self.steps or not self.tracing:
             return False
-        self.finish()
+        self._finish()
         return True
 
-    def finish(self) -> None:
-        """Writes profile.txt and profile.json of the steps traced so far, unless that was done."""
+    def end(self) -> None:
+        """Writes profile.txt and profile.json of the steps traced so far, unless that is done."""
         if self.seen <= SKIPPED:
-            logging.warning("--profile: nothing traced, since the run took no more than %d steps", SKIPPED)
-        if not self.tracing:
-            return
+            logging.warning("--profile: nothing was traced, because the run took no more than %d steps", SKIPPED)
+        if self.tracing:
+            self._finish()
+
+    def _finish(self) -> None:
         jax.block_until_ready(self.last)
         jax.profiler.stop_trace()
         self.tracing = False
-        texts = [program.as_text() or "" for program in self.programs.compiled.values()]
+        texts = [program.as_text() or "" for program in self.programs]
         try:
             found = read_trace(self.folder, texts, self.seen - SKIPPED)
-        except UserError as error:  # no reason to end the run: the trace itself can be looked at
+            (self.folder / "profile.txt").write_text(str(found))
+            (self.folder / "profile.json").write_text(json.dumps(vars(found), indent=1) + "\n")
+        except (UserError, OSError) as error:  # no reason to end the run: the trace itself can be looked at
             logging.warning("--profile: %s", error)
             return
-        (self.folder / "profile.txt").write_text(str(found))
-        (self.folder / "profile.json").write_text(json.dumps(vars(found), indent=1) + "\n")
         logging.info("profile, also in %s:\n%s", self.folder / "profile.txt", found)
 
 

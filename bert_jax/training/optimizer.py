@@ -4,7 +4,6 @@ Source: google-research/bert optimization.py, You et al. (2020) for LAMB, REFERE
 Parameters are flat: {name: array}. A name under `encoder/layers/` has one slice a layer along its first axis.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -15,41 +14,54 @@ import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, pattern
 
 _LAYERS = "encoder/layers/"
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+Multipliers = Mapping[str, np.ndarray]  # parameter → [1], or [layers] where layers are stacked
 
 
-def make_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """clip by global norm → Adam moments → decoupled weight decay → (LAMB: trust ratio) → −learning rate.
+def make_optimizer(
+    optimizer: ConfigDict, schedule: Schedule, multipliers: Multipliers | None = None
+) -> optax.GradientTransformation:
+    """Returns: clip by global norm → Adam moments → decoupled weight decay → (LAMB: trust ratio) → −learning rate.
 
     The original clips on each TPU replica before the gradients are added up; here the norm is the global batch's,
-    so that the number of devices does not change the result.
+    so that the number of devices does not change the result. `multipliers` are those of `learning_rate_multipliers`
+    (None: 1 for every parameter). Frozen parameters have no state, no gradient and no part in the norm: `init` leaves
+    them out, and `update` must be called without them.
     """
+    no_decay = pattern("optimizer.no_decay", optimizer.no_decay)
+    multipliers = multipliers or {}
+    frozen = frozen_names(multipliers)
 
     def decays(params):
-        return {name: re.search(optimizer.no_decay, name) is None for name in params}
+        return {name: no_decay.search(name) is None for name in params}
 
-    return optax.chain(
-        _per_layer(optimizer, lambda multiplier: np.sign(multiplier)),  # what is frozen has no part in the norm either
+    chain = optax.chain(
+        _per_layer({name: np.sign(values) for name, values in multipliers.items()}),  # nor has a frozen layer
         clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction),
         optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
         scale_by_layer_trust_ratio(decays) if optimizer.name == "lamb" else optax.identity(),
         optax.scale_by_schedule(lambda count: -schedule(jnp.asarray(count))),
-        _per_layer(optimizer, lambda multiplier: multiplier),
+        _per_layer(multipliers),
+    )
+    return optax.GradientTransformation(
+        lambda params: chain.init({name: x for name, x in cast(dict, params).items() if name not in frozen}),
+        chain.update,
     )
 
 
-def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """What the learning rate of each parameter is multiplied by: one number, or one a layer of stacked parameters.
+def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> Multipliers:
+    """Returns the factors of the learning rate of each parameter: one number, or one per layer of stacked parameters.
 
     optimizer.layer_decay d (Clark et al. 2020, section 3.1, appendix B): heads and pooler 1, the top layer d, the one
-    under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it matches a name, in which a
-    layer has its number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it matches none.
+    under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it is found in a name, in which a layer has its
+    number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none.
     """
     depth = next((shape[0] for name, shape in shapes.items() if name.startswith(_LAYERS)), 0)
+    freeze = pattern("optimizer.freeze", optimizer.freeze)
     multipliers, frozen = {}, 0
     for name, shape in shapes.items():
         if name.startswith(_LAYERS):
@@ -57,7 +69,7 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
             above = np.arange(depth, 0, -1)
         else:
             names, above = [name], np.asarray([depth + 1 if name.startswith("embeddings/") else 0])
-        thawed = np.asarray([not (optimizer.freeze and re.search(optimizer.freeze, each)) for each in names])
+        thawed = np.asarray([not (optimizer.freeze and freeze.search(each)) for each in names])
         frozen += np.sum(~thawed)
         multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
     if optimizer.freeze and not frozen:
@@ -67,12 +79,13 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
     return multipliers
 
 
-def is_frozen(multiplier: np.ndarray) -> bool:
-    return not np.any(multiplier)
+def frozen_names(multipliers: Multipliers) -> frozenset[str]:
+    """Returns the parameters that do not change at all; of stacked layers, those of which every layer is frozen."""
+    return frozenset(name for name, values in multipliers.items() if not np.any(values))
 
 
 def make_schedule(optimizer: ConfigDict, train_steps: int) -> Schedule:
-    """Learning rate of the update that step `s` (from 0) makes; W = warmup_steps, N = decay_steps or train_steps.
+    """Returns the learning rate of update `s` (from 0); W = warmup_steps, N = decay_steps or train_steps.
 
     bert      lr·s/W, then lr·(1 − s/N): it drops at W, as the original's does
     hf        lr·s/W, then a line from lr at W to 0 at N
@@ -101,20 +114,18 @@ def make_schedule(optimizer: ConfigDict, train_steps: int) -> Schedule:
     return schedule
 
 
-def _per_layer(optimizer: ConfigDict, factor: Callable[[np.ndarray], np.ndarray]) -> optax.GradientTransformation:
-    """Multiplies updates by a function of `learning_rate_multipliers`."""
-    if optimizer.layer_decay == 1 and not optimizer.freeze:
-        return optax.identity()
+def _per_layer(multipliers: Multipliers) -> optax.GradientTransformation:
+    """Multiplies the updates of each parameter, or of each of its layers."""
+    if all(np.all((values == 1) | (not np.any(values))) for values in multipliers.values()):
+        return optax.identity()  # nothing to multiply: the rest is frozen and does not come here
 
     def update(updates, state, params=None):
-        updates = cast(dict, updates)
-        multipliers = learning_rate_multipliers(optimizer, {name: x.shape for name, x in updates.items()})
-        return {name: x * _along_first(factor(multipliers[name]), x) for name, x in updates.items()}, state
+        return {name: x * _along_first(multipliers[name], x) for name, x in cast(dict, updates).items()}, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _along_first(values, x):
+def _along_first(values: np.ndarray, x: Array) -> Array:
     return jnp.asarray(values).reshape(-1, *(1,) * (x.ndim - 1))
 
 

@@ -1,7 +1,6 @@
 """Which device holds what: the mesh, and rules from parameter names to partitions."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,24 +8,35 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from bert_jax.config import UserError
+
 # First match wins. Data parallelism replicates every parameter; a model-parallel rule is a line above the last.
 RULES: tuple[tuple[str, PartitionSpec], ...] = ((r".*", PartitionSpec()),)
 
 
 def make_mesh(mesh: ConfigDict) -> Mesh:
-    """One axis, `data`, over `mesh.data` devices (-1 = all of every process)."""
+    """Returns a mesh with one axis, `data`, over `mesh.data` devices (-1 = all of every process).
+
+    Raises UserError if a process would have no device in it: it could neither read nor hold its share.
+    """
     devices = jax.devices() if mesh.data == -1 else jax.devices()[: mesh.data]
+    idle = {device.process_index for device in jax.devices()} - {device.process_index for device in devices}
+    if idle:
+        raise UserError(
+            f"mesh.data={mesh.data} leaves process {min(idle)} without a device: this run has {jax.process_count()} "
+            f"processes and {jax.device_count()} devices; set mesh.data=-1 or start fewer processes"
+        )
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def parameter_sharding(mesh: Mesh, name: str) -> NamedSharding:
-    """Of a parameter, or of what the optimizer keeps for it (whose name ends in the parameter's)."""
+    """Returns the sharding of a parameter and of its optimizer state."""
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
     return NamedSharding(mesh, spec)
 
 
-def tree_shardings(mesh: Mesh, tree):
-    """A tree of shardings for a tree of arrays whose innermost keys are parameter names."""
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Returns shardings for a tree of arrays whose innermost keys are parameter names; others are replicated."""
 
     def sharding(path, _):
         name = next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
@@ -35,13 +45,14 @@ def tree_shardings(mesh: Mesh, tree):
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def place(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Parameters that every process holds whole, on the host or on one device, where the rules put them."""
-    host = ((name, np.asarray(x)) for name, x in parameters.items())
-    return {name: jax.device_put(x, parameter_sharding(mesh, name)) for name, x in host}
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Returns a tree of arrays, which every process holds whole on the host or on one device, where the rules put
+    them."""
+    shardings = tree_shardings(mesh, tree)
+    return jax.tree.map(lambda x, sharding: jax.device_put(np.asarray(x), sharding), tree, shardings)
 
 
 def to_mesh(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch → the global batch, split along `data`."""
+    """Returns the global batch, split along `data`, of which each process gives its own rows."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

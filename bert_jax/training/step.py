@@ -1,18 +1,24 @@
-"""One training step and one evaluation step, compiled once each."""
+"""One training step and one evaluation step, compiled once per shape of a batch."""
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jax.stages import Wrapped
+from jaxtyping import Array, Int, Key, PyTree
 
-from bert_jax.tasks.task import Batch, Rows, Sums, Task
+from bert_jax.config import UserError
+from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
+from bert_jax.training.memory import check_program_fits
+from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import Schedule
 from bert_jax.training.parameters import Parameters, flatten, unflatten
 from bert_jax.training.sharding import tree_shardings
@@ -23,24 +29,32 @@ MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes. `step` counts finished updates."""
+    """Everything that a step changes. `step` counts finished updates; `optimizer` is the state of an optax chain."""
 
     step: Int[Array, ""]
     parameters: Parameters
-    optimizer: Any
+    optimizer: PyTree[Array]
+
+
+def abstract_model(task: Task) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the model without its parameters, and their shapes."""
+    model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
+    return nnx.split(model)[0], cast(dict[str, jax.ShapeDtypeStruct], flatten(model))
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
-    """The model without its parameters, and the shapes of a state."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0))))
-    return graphdef, jax.eval_shape(partial(_fresh, task, optimizer), jax.random.key(0), {})
+    """Returns the model without its parameters, and the shapes of a state."""
+    return abstract_model(task)[0], jax.eval_shape(partial(_fresh, task, optimizer), jax.random.key(0), {})
 
 
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, known: Parameters | None = None
 ) -> TrainState:
-    """A fresh state, created where it will live: no device ever holds what it need not. Values of `known` parameters
-    are taken over, and none are drawn for them."""
+    """Returns a fresh state, created where it will live: no device ever holds what it need not.
+
+    Values of `known` parameters, which must be on the mesh, are taken over, and none are drawn for them. Of a parameter
+    with layers stacked along its first axis `known` may have the lower layers only; the others are drawn.
+    """
     init, arguments = partial(_fresh, task, optimizer), (jax.random.key(seed), known or {})
     shardings = tree_shardings(mesh, jax.eval_shape(init, *arguments))
     return jax.jit(init, out_shardings=shardings)(*arguments)
@@ -53,30 +67,30 @@ def make_train_step(
     schedule: Schedule,
     accumulation: int,
     frozen: Collection[str] = (),
-) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
-    """(state, global batch, key of the run's seed) → (state, sums of the metrics), with the old state's memory given to
-    the new.
+) -> Callable[[TrainState, Constants, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
+    """Returns a jitted function of (state, constants, global batch, key of the run's seed) to (state, sums of the
+    metrics). The old state's memory is given to the new one.
 
-    All randomness is a function of (seed, step); the seed is no part of the program, which runs with other seeds share.
-    Gradients of `accumulation` micro-batches are added up; because every objective is divided by the weight of the
-    whole batch, their sum is the gradient of the whole batch. Of the `frozen` parameters none is computed.
+    All randomness is a function of (seed, step). The seed is not part of the program, so that runs with other seeds
+    share it. Gradients of `accumulation` micro-batches are added up; because every objective is divided by the weight
+    of the whole batch, their sum is the gradient of the whole batch. For the `frozen` parameters no gradient is
+    computed, and the optimizer does not see them.
     """
 
-    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
-        constants = task.constants()
+    def step(state: TrainState, constants: Constants, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(key, state.step)
         batch = task.features(batch, jax.random.fold_in(key, MASKING))
         weights = task.weights(batch)
         dropout_key = jax.random.fold_in(key, DROPOUT)
+        trained = {name: x for name, x in state.parameters.items() if name not in frozen}
 
-        def loss(parameters, micro_batch, key):
-            parameters = {n: jax.lax.stop_gradient(x) if n in frozen else x for n, x in parameters.items()}
-            sums = task.sums(unflatten(graphdef, parameters), micro_batch, key, constants)
+        def loss(trained, micro_batch, key):
+            sums = task.sums(unflatten(graphdef, state.parameters | trained), micro_batch, key, constants)
             return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums
 
-        grads, sums = _gradients(loss, state.parameters, batch, dropout_key, accumulation)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.parameters)
-        parameters = cast(Parameters, optax.apply_updates(state.parameters, updates))
+        grads, sums = _gradients(loss, trained, batch, dropout_key, accumulation)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, trained)
+        parameters = state.parameters | cast(Parameters, optax.apply_updates(trained, updates))
         one = jnp.float32(1)
         sums |= {"grad_norm": (optax.tree.norm(grads), one), "learning_rate": (schedule(state.step), one)}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
@@ -84,15 +98,73 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
 
+class TrainStep:
+    """The training step as the loop launches it. It is compiled before the first batch of each shape, and no more than
+    two steps are in flight."""
+
+    def __init__(self, step: Callable[..., Any], mesh: Mesh, watch: Observer):
+        self.step, self.mesh, self.watch = cast(Wrapped, step), mesh, watch
+        # A CPU allocates temporary memory when a step is launched, not when it starts: two in flight would hold it
+        # twice.
+        self.runs_alone = mesh.devices.flat[0].platform == "cpu"
+        self.shapes: set[frozenset] = set()
+        self.running: Sums = {}
+
+    def __call__(
+        self, state: TrainState, constants: Constants, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, Sums]:
+        """Launches a step, which may still run when this returns; the step before it has ended then."""
+        is_new = (shape := batch_shape(batch)) not in self.shapes
+        if self.runs_alone or is_new:
+            jax.block_until_ready(self.running)
+        if is_new:
+            start = time.perf_counter()
+            program = self.step.lower(state, constants, batch, key).compile()
+            check_program_fits(program, self.mesh)
+            self.watch.compiled(batch, program, time.perf_counter() - start)
+            self.shapes.add(shape)
+        state, sums = self.step(state, constants, batch, key)  # finds the program that was compiled above
+        jax.block_until_ready(self.running)
+        self.running = sums
+        return state, sums
+
+
+def batch_shape(batch: Batch) -> frozenset:
+    """Returns what a program is compiled for: names, shapes and dtypes of a batch."""
+    return frozenset((name, x.shape, str(x.dtype)) for name, x in batch.items())
+
+
+def means(task: Task, sums: list[Sums], step: int) -> dict[str, float]:
+    """Returns the metrics of several steps, the last of which is `step`; waits for it.
+
+    Raises UserError if the loss is not finite.
+    """
+    host = jax.device_get(sums)
+    metrics = task.means(jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *host))
+    check_finite(metrics, step)
+    return metrics
+
+
+def check_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Raises UserError if the loss is not finite."""
+    if "loss" in metrics and not np.isfinite(metrics["loss"]):
+        raise Diverged(f"the loss is {metrics['loss']} at step {step}")
+
+
+class Diverged(UserError):
+    """A loss or a parameter that is not finite."""
+
+
 def make_eval_step(
     task: Task, graphdef: nnx.GraphDef, seed: int, mesh: Mesh
-) -> Callable[[Parameters, Batch], tuple[Sums, Rows]]:
-    """(parameters, batch) → sums of the metrics, and what is kept of every row, on every process."""
+) -> Callable[[Parameters, Constants, Batch], tuple[Sums, Rows]]:
+    """Returns a jitted function of (parameters, constants, batch) to the sums of the metrics and what is kept of every
+    row, on every process."""
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def step(parameters: Parameters, batch: Batch) -> tuple[Sums, Rows]:
+    def step(parameters: Parameters, constants: Constants, batch: Batch) -> tuple[Sums, Rows]:
         key = jax.random.fold_in(jax.random.key(seed), MASKING)
-        sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key), task.constants())
+        sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key), constants)
         return sums, jax.lax.with_sharding_constraint(rows, everywhere)
 
     return jax.jit(step, compiler_options=compiler_options())
@@ -105,11 +177,16 @@ def compiler_options() -> dict[str, Any]:
 
 
 def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, ""], known: Parameters) -> TrainState:
-    parameters = flatten(task.init(nnx.Rngs(params=key))) | known  # what `known` replaces is dead code
+    parameters = flatten(task.init(nnx.Rngs(params=key)))
+    for name, value in known.items():  # a drawn value that is replaced is dead code
+        drawn = parameters[name]
+        parameters[name] = value if value.shape == drawn.shape else drawn.at[: value.shape[0]].set(value)
     return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
 
 
-def _gradients(loss, parameters, batch, key, accumulation) -> tuple[Float[Array, "..."], Sums]:
+def _gradients(
+    loss: Callable, parameters: Parameters, batch: Batch, key: Key[Array, ""], accumulation: int
+) -> tuple[Parameters, Sums]:
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if accumulation == 1:
         (_, sums), grads = value_and_grad(parameters, batch, key)

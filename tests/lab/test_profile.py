@@ -15,7 +15,7 @@ from bert_jax.lab import profile
 from bert_jax.lab.profile import IDLE, WAIT, Profiler, Span, break_down, collectives, read_program, share_time
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.loop import train
-from bert_jax.training.throughput import DATA_WAIT
+from bert_jax.training.observer import DATA_WAIT
 
 
 def spans(*rows):
@@ -161,7 +161,7 @@ def test_a_trace_without_operations_is_said():
 
 def run(config, workdir, profiler):
     task = Pretraining.over(config, prepare(config.data, 0, progress=False))
-    train(task, config, workdir, profiler)  # pyright: ignore[reportArgumentType]
+    train(task, config, workdir, [profiler])  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_is_broken_down(small_config, tmp_path, caplog):
@@ -169,7 +169,7 @@ def test_a_run_is_broken_down(small_config, tmp_path, caplog):
     small_config.eval.at_start = False
     profiler = Profiler(tmp_path / "profile", steps=2)
     run(small_config, tmp_path, profiler)
-    profiler.finish()  # is finished already, and says nothing
+    profiler.end()  # has ended already, and says nothing
     found = json.loads((tmp_path / "profile" / "profile.json").read_text())
     groups = found["groups"]
     assert found["steps"] == 2
@@ -192,7 +192,6 @@ def test_a_run_too_short_to_trace_is_said(small_config, tmp_path, caplog):
     small_config.train.steps = 2
     profiler = Profiler(tmp_path / "profile", steps=2)
     run(small_config, tmp_path, profiler)
-    profiler.finish()
     assert "nothing traced" in caplog.text
     assert not (tmp_path / "profile").exists()
 

@@ -15,7 +15,8 @@ from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.tagging import Tagging
-from bert_jax.training.loop import make_evaluation, train
+from bert_jax.training.evaluation import make_evaluation
+from bert_jax.training.loop import train
 from bert_jax.training.parameters import flatten, unflatten
 from bert_jax.training.sharding import make_mesh, to_mesh
 from bert_jax.training.step import abstract_state, init_state, make_train_step
@@ -105,7 +106,7 @@ def test_predictions_and_scores_are_those_of_rows_of_their_own(tmp_path, kind, p
             assert max(shape.items for shape in task.plan.eval_shapes["validation"]) > 1
             assert all(shape.rows % devices == 0 for shape in task.plan.shapes)
         graphdef, parameters = fresh(task)
-        evaluate = make_evaluation(task, graphdef, task.config, make_mesh(task.config.mesh))
+        evaluate = make_evaluation(task, graphdef, task.config, make_mesh(task.config.mesh), {})
         evaluation = evaluate(parameters, "validation", task.description())
         numbers = [v for p in evaluation.predictions for v in jax.tree.leaves(p) if isinstance(v, float)]
         found.append((evaluation.metrics | {"real_tokens": 0}, np.asarray(numbers)))
@@ -136,7 +137,7 @@ def test_micro_batches_and_devices_add_up_to_the_same_step(tmp_path, shape, opti
         batches.close()
         assert batch["item_weights"].shape == (shape.rows, shape.items) and batch["item_weights"].sum() >= 6
         assert batch["input_ids"].shape == (shape.rows * shape.parts, shape.tokens)
-        state, sums = step(init_state(task, optimizer, 0, mesh), to_mesh(mesh, batch), jax.random.key(0))
+        state, sums = step(init_state(task, optimizer, 0, mesh), {}, to_mesh(mesh, batch), jax.random.key(0))
         results.append((jax.device_get(state.parameters), float(sums["loss"][0])))
     for parameters, loss in results[1:]:
         assert loss == pytest.approx(results[0][1], rel=1e-5)

@@ -38,7 +38,7 @@ class Trainer:
     def run(self, steps):
         all_sums = []
         for _ in range(steps):
-            self.state, sums = self.step(self.state, to_mesh(self.mesh, next(self.batches)), self.key)
+            self.state, sums = self.step(self.state, {}, to_mesh(self.mesh, next(self.batches)), self.key)
             all_sums.append(jax.device_get(sums))
         return [self.task.means(sums)["loss"] for sums in all_sums]
 
@@ -124,7 +124,7 @@ def test_overfits_one_batch(small_config):
     # The same masks every step: prepared ones are left alone by the task.
     batch = jax.device_get(trainer.task.features(jax.tree.map(jnp.asarray, batch), jax.random.key(0)))
     for _ in range(120):
-        trainer.state, sums = trainer.step(trainer.state, to_mesh(trainer.mesh, batch), trainer.key)
+        trainer.state, sums = trainer.step(trainer.state, {}, to_mesh(trainer.mesh, batch), trainer.key)
     metrics = trainer.task.means(jax.device_get(sums))
     assert metrics["mlm_accuracy"] == 1 and metrics["nsp_accuracy"] == 1
     assert metrics["loss"] < 0.1
@@ -139,7 +139,7 @@ def test_evaluation_counts_rows_of_the_last_batch_once(small_config):
         step = make_eval_step(trainer.task, trainer.graphdef, config.eval.seed, make_mesh(config.mesh))
         total = 0.0
         for batch in trainer.task.eval_batches("validation", 0, 1):
-            total += float(step(trainer.state.parameters, batch)[0]["nsp_loss"][1])
+            total += float(step(trainer.state.parameters, {}, batch)[0]["nsp_loss"][1])
         evaluated[size] = total
     assert len(set(evaluated.values())) == 1 and evaluated[8] == trainer.task.prepared.num_records("validation")
 
@@ -177,7 +177,7 @@ def test_devices_exchange_gradients_and_masks_only(small_config):
     small_config.mesh.data = -1
     trainer = Trainer(small_config)
     batch = to_mesh(trainer.mesh, next(trainer.batches))
-    exchanged = collectives(trainer.step.lower(trainer.state, batch, trainer.key).compile().as_text())
+    exchanged = collectives(trainer.step.lower(trainer.state, {}, batch, trainer.key).compile().as_text())
     bytes_of = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind, _ in exchanged}
     assert bytes_of.keys() <= {"all-reduce", "all-gather"}
     # Every gradient once, that of the tied table from both of its uses; besides a few sums of weights.

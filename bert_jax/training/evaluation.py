@@ -1,0 +1,72 @@
+"""Evaluation of parameters on a split, and which metric of it makes a checkpoint the best."""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+from bert_jax.tasks.task import Constants, Description, Evaluation, HostSums, Task
+from bert_jax.training.parameters import Parameters
+from bert_jax.training.sharding import to_mesh
+from bert_jax.training.step import make_eval_step
+
+# Ends of the names of metrics that are better when lower; all others are better when higher.
+LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
+
+Evaluate = Callable[[Parameters, str, Description], Evaluation]
+
+
+def make_evaluation(
+    task: Task, graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh, constants: Constants
+) -> Evaluate:
+    """Returns a function of (parameters, split, the description that belongs to them) to the evaluation over every
+    example of the split. Parameters and constants must be on the mesh."""
+    eval_step = make_eval_step(task, graphdef, config.eval.seed, mesh)
+
+    def evaluate(parameters: Parameters, split: str, description: Description) -> Evaluation:
+        totals: HostSums | None = None
+        kept = []
+        for sums, rows in results(parameters, split):
+            # float64 on the host: the sums of many batches outgrow float32
+            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+            kept += [rows] if rows else []
+        return Evaluation(split) if totals is None else task.evaluation(split, totals, kept, description)
+
+    def results(parameters: Parameters, split: str) -> Iterator[Any]:
+        """Yields what each batch gives, on the host, while the device works on the next one."""
+        running = None
+        for batch in task.eval_batches(split, jax.process_index(), jax.process_count()):
+            placed = to_mesh(mesh, batch)
+            if mesh.devices.flat[0].platform == "cpu":  # two in flight would hold their temporary memory twice
+                jax.block_until_ready(running)
+            launched = eval_step(parameters, constants, placed)
+            if running is not None:
+                yield jax.device_get(running)
+            running = launched
+        if running is not None:
+            yield jax.device_get(running)
+
+    return evaluate
+
+
+def check_best_metric(config: ConfigDict, task: Task) -> None:
+    """Raises UserError if no evaluation of the task gives checkpoint.best_metric; warns of a mode that looks wrong."""
+    name, names = config.checkpoint.best_metric, task.metric_names("validation")
+    if names and name not in names:
+        near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.0)
+        raise UserError(f"checkpoint.best_metric is '{name}'; of task={config.task} it can be {', '.join(near)}")
+    right = "min" if name.endswith(LOWER_IS_BETTER) else "max"
+    if names and config.checkpoint.best_mode != right:
+        logging.warning(
+            "checkpoint.best_mode is %s, so the best checkpoint is the one with the %s %s; usual is %s",
+            *(config.checkpoint.best_mode, {"min": "lowest", "max": "highest"}[config.checkpoint.best_mode]),
+            *(name, right),
+        )

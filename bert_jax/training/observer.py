@@ -1,0 +1,86 @@
+"""What may watch a run: its speed, a profiler. A run without observers computes the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jax.sharding import Mesh
+from jax.stages import Compiled
+
+from bert_jax.tasks.task import Batch, Sums, Task
+
+if TYPE_CHECKING:
+    from bert_jax.training.step import TrainState
+
+DATA_WAIT = "bert_jax data wait"  # the name in a profiler's trace of the time that the loop waits for a batch
+
+
+class Observer:
+    """Is told what the loop does, in the order of the methods below; each of them does nothing here."""
+
+    def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
+        """The state exists; nothing is compiled yet."""
+
+    def before_batch(self) -> None:
+        """The loop asks for the next batch."""
+
+    def before_step(self, batch: Batch) -> None:
+        """The loop has the batch and launches its step."""
+
+    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
+        """The step was compiled for the shape of this batch, which took `seconds`."""
+
+    def after_step(self, sums: Sums) -> bool:
+        """The step is launched. Returns True if this call took time that should not count as training time."""
+        return False
+
+    def restart_clock(self) -> None:
+        """An evaluation, a checkpoint or another observer took time that should not count as training time."""
+
+    def report(self) -> dict[str, float]:
+        """Returns metrics for the training line about the steps since the last call, all of which have ended."""
+        return {}
+
+    def end(self) -> None:
+        """The run has ended, with or without an error."""
+
+
+class Observers(Observer):
+    """Several observers as one."""
+
+    def __init__(self, observers: Sequence[Observer]):
+        self.observers = observers
+
+    def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
+        for observer in self.observers:
+            observer.begin(task, state, mesh)
+
+    def before_batch(self) -> None:
+        for observer in self.observers:
+            observer.before_batch()
+
+    def before_step(self, batch: Batch) -> None:
+        for observer in self.observers:
+            observer.before_step(batch)
+
+    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
+        for observer in self.observers:
+            observer.compiled(batch, program, seconds)
+
+    def after_step(self, sums: Sums) -> bool:
+        took_time = [observer.after_step(sums) for observer in self.observers]
+        if any(took_time):
+            self.restart_clock()
+        return any(took_time)
+
+    def restart_clock(self) -> None:
+        for observer in self.observers:
+            observer.restart_clock()
+
+    def report(self) -> dict[str, float]:
+        return {name: value for observer in self.observers for name, value in observer.report().items()}
+
+    def end(self) -> None:
+        for observer in self.observers:
+            observer.end()
