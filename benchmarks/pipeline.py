@@ -37,7 +37,8 @@ from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import packed_shapes, padded_shapes
 from bert_jax.data.pretraining.pipeline import train_batches
-from bert_jax.data.pretraining.prepare import Prepared, prepare
+from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import bert_config, training_flops
 from bert_jax.training.sharding import make_mesh, to_mesh
@@ -102,7 +103,7 @@ def _config(options: argparse.Namespace, length: int, scratch: str) -> ConfigDic
     return config
 
 
-def _items(prepared: Prepared) -> list[Item]:
+def _items(prepared: PreparedCorpus) -> list[Item]:
     """Single texts of a few sentences, as the beginnings of chunks give them."""
     source, tokenizer = prepared.source("train"), prepared.tokenizer
     items = []

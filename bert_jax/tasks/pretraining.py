@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
-from bert_jax.data.pretraining.prepare import Prepared, prepare
+from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
@@ -48,7 +49,7 @@ class Pretraining(Task):
     dropped_parameters = "classifier/|span/|window_query/"
     renewed_parameters = ""
     final_splits = ()
-    prepared: Prepared  # only of a task with data
+    prepared: PreparedCorpus  # only of a task with data
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
         self.config = config
@@ -84,7 +85,7 @@ class Pretraining(Task):
         return cls.over(config, prepared_corpus(config, source))
 
     @classmethod
-    def over(cls, config: ConfigDict, prepared: Prepared) -> Self:
+    def over(cls, config: ConfigDict, prepared: PreparedCorpus) -> Self:
         """Returns the task over a corpus that is prepared already."""
         task = cls(config, prepared.tokenizer, None)
         task.prepared = prepared
@@ -200,7 +201,7 @@ class Pretraining(Task):
         return (*names, "real_tokens")
 
 
-def prepared_corpus(config: ConfigDict, source: Source | None) -> Prepared:
+def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus:
     """Returns the corpus of the config, which is prepared first unless it was before."""
     if config.data.corpus == "sample" and not config.data.files:
         logging.warning(

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from bert_jax.data.tokenizers.encoding import CONTINUATION
+
 CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
 _TRIES = 10  # to draw another document before the original gives up and takes the same one
 
@@ -37,12 +39,13 @@ class OriginalSettings:
     short_sequence_rate: float  # short_seq_prob
     mask_rate: float  # masked_lm_prob
     whole_word: bool  # do_whole_word_mask
+    continuation_prefix: str = CONTINUATION
     random_next_rate: float = 0.5
     mask_share: float = 0.8
     keep_share_of_rest: float = 0.5  # of the predicted tokens that are not shown as [MASK]
 
     @classmethod
-    def from_config(cls, data: ConfigDict) -> "OriginalSettings":
+    def from_config(cls, data: ConfigDict, continuation_prefix: str = CONTINUATION) -> "OriginalSettings":
         rest = data.keep_share + data.random_share
         return cls(
             sequence_length=data.sequence_length,
@@ -51,6 +54,7 @@ class OriginalSettings:
             short_sequence_rate=data.short_sequence_rate,
             mask_rate=data.mask_rate,
             whole_word=data.mask_unit == "word",
+            continuation_prefix=continuation_prefix,
             random_next_rate=data.random_next_rate,
             mask_share=data.mask_share,
             keep_share_of_rest=data.keep_share / rest if rest else 0.5,
@@ -155,7 +159,7 @@ def _mask(
         if token in (CLS, SEP):
             continue
         # The last candidate may end before a [SEP]: a B that starts with "##" is glued to A's last word.
-        if settings.whole_word and candidates and token.startswith("##"):
+        if settings.whole_word and candidates and token.startswith(settings.continuation_prefix):
             candidates[-1].append(position)
         else:
             candidates.append([position])

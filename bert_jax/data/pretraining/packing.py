@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from bert_jax.data.pretraining.pairs import Pair, PairSettings, Source, check_ids, make_pair, shuffled, write_pair
+from bert_jax.data.pretraining.pairs import ChunkSource, Pair, PairSettings, check_ids, make_pair, shuffled, write_pair
 
 ROWS_TOGETHER = 1024
 # Of the places. A stretch varies: with less room, pairs find no place and are left for another epoch (English
@@ -65,7 +65,7 @@ class PackedRows:
     processes do not make pairs any faster. Can be pickled, and shared by threads.
     """
 
-    def __init__(self, source: Source, settings: PairSettings, packing: Packing, seed: int):
+    def __init__(self, source: ChunkSource, settings: PairSettings, packing: Packing, seed: int):
         self.source, self._settings, self._packing, self._seed = source, settings, packing, seed
         self.pairs_together = _pairs_together(source, settings, packing, seed)
         self._stretches: dict[int, list[list[Pair]]] = {}
@@ -122,7 +122,7 @@ def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[
     return members
 
 
-def _pairs_together(source: Source, settings: PairSettings, packing: Packing, seed: int) -> int:
+def _pairs_together(source: ChunkSource, settings: PairSettings, packing: Packing, seed: int) -> int:
     """How many pairs fill ROWS_TOGETHER rows without any of the sample's being left out."""
     sample = [pair.tokens for pair in _pairs(source, settings, seed, range(_SAMPLE))]
     tokens, predictions = np.mean(sample), np.mean(packing.budgets[sample])
@@ -136,7 +136,7 @@ def _pairs_together(source: Source, settings: PairSettings, packing: Packing, se
     return max(count, ROWS_TOGETHER)
 
 
-def _pairs(source: Source, settings: PairSettings, seed: int, positions: range) -> list[Pair]:
+def _pairs(source: ChunkSource, settings: PairSettings, seed: int, positions: range) -> list[Pair]:
     return [make_pair(source, settings, seed, position) for position in positions]
 
 

@@ -8,6 +8,7 @@ chunk of another document, so documents are drawn in proportion to their length.
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -19,14 +20,17 @@ from bert_jax.config import UserError
 from bert_jax.data.tokenizers.rows import pair_lengths, row_length, write_row, write_types
 
 _MASK64 = (1 << 64) - 1
+_AGAIN = "delete the dataset and prepare it again"
+
+Chunk = Mapping[str, Any]  # a record: tokens and sentence_lengths are arrays, the other fields integers
 
 
-class Source(Protocol):
+class ChunkSource(Protocol):
     """Random access to the chunks of a split: `Records`, or a list in tests."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Chunk: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Pair(NamedTuple):
         return row_length(len(self.a), None if self.b is None else len(self.b))
 
 
-def instance(source: Source, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
+def instance(source: ChunkSource, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
     """Row `position` of the endless sequence of epochs over `source`.
 
     Returns input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L], and with one
@@ -92,7 +96,7 @@ def instance(source: Source, settings: PairSettings, seed: int, position: int) -
     }
 
 
-def make_pair(source: Source, settings: PairSettings, seed: int, position: int) -> Pair:
+def make_pair(source: ChunkSource, settings: PairSettings, seed: int, position: int) -> Pair:
     """What row `position` holds. Its ids are not checked."""
     epoch, index = divmod(position, len(source))
     record = shuffled(index, len(source), seed, epoch)
@@ -104,7 +108,7 @@ def make_pair(source: Source, settings: PairSettings, seed: int, position: int) 
     short = draws.uniform() < settings.short_sequence_rate
     if short:
         target = draws.between(2, target)
-    sentences = _window(chunk, target if short else None, draws)
+    sentences = _window(source, chunk, target if short else None, draws)
     parts = _next_sentence if settings.pairing == "nsp" else _sentence_order
     return Pair(record, *parts(source, settings, record, chunk, sentences, target, draws))
 
@@ -116,13 +120,12 @@ def write_pair(pair: Pair, settings: PairSettings, input_ids: np.ndarray, token_
         write_types(token_type_ids[: pair.tokens], len(pair.a))
 
 
-def check_ids(source: Source, settings: PairSettings, record: int, input_ids: np.ndarray) -> None:
+def check_ids(source: ChunkSource, settings: PairSettings, record: int, input_ids: np.ndarray) -> None:
     """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
-    largest = int(input_ids.max())
+    largest = int(input_ids.view(np.uint32).max())  # a negative id is then the largest
     if largest >= settings.vocab_size:
-        where = getattr(source, "directory", "the dataset")
         raise UserError(
-            f"token id {largest} in a row of record {record} of {where} is outside the vocabulary of "
+            f"token id {largest} in a row of record {record} of {_name(source)} is outside the vocabulary of "
             f"{settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
         )
 
@@ -135,13 +138,13 @@ def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
     return index_shuffle(index, max_index=count - 1, seed=key, rounds=4)
 
 
-def _window(chunk: dict[str, Any], target: int | None, draws: "_Draws") -> list[int]:
+def _window(source: ChunkSource, chunk: Chunk, target: int | None, draws: "_Draws") -> list[int]:
     """Token offsets of sentence ends, starting with the offset of the first: the sentences that a row uses.
 
     All of the chunk without a target. Else sentences until it is reached, from a start drawn among those
     with enough text after them: starting always with the first would starve the others.
     """
-    ends = [0, *_ends(chunk)]
+    ends = [0, *_ends(source, chunk)]
     if target is None:
         return ends
     possible = bisect_right(ends, ends[-1] - target)  # starts with >= target tokens after them
@@ -151,10 +154,10 @@ def _window(chunk: dict[str, Any], target: int | None, draws: "_Draws") -> list[
 
 
 def _next_sentence(
-    source: Source,
+    source: ChunkSource,
     settings: PairSettings,
     record: int,
-    chunk: dict[str, Any],
+    chunk: Chunk,
     sentences: list[int],
     target: int,
     draws: "_Draws",
@@ -172,10 +175,10 @@ def _next_sentence(
 
 
 def _sentence_order(
-    source: Source,
+    source: ChunkSource,
     settings: PairSettings,
     record: int,
-    chunk: dict[str, Any],
+    chunk: Chunk,
     sentences: list[int],
     target: int,
     draws: "_Draws",
@@ -192,7 +195,7 @@ def _sentence_order(
     return (b, a, 1) if draws.uniform() < 0.5 else (a, b, 0)
 
 
-def _random_part(source: Source, record: int, chunk: dict[str, Any], length: int, draws: "_Draws") -> np.ndarray:
+def _random_part(source: ChunkSource, record: int, chunk: Chunk, length: int, draws: "_Draws") -> np.ndarray:
     """Whole sentences of another document, at least `length` tokens unless that document ends before.
 
     The chunks of a document are neighbours, so this one occupies `num_chunks` records from
@@ -207,7 +210,7 @@ def _random_part(source: Source, record: int, chunk: dict[str, Any], length: int
     drawn = draws.below(len(source) - own_count)
     drawn += own_count if drawn >= own_first else 0
     other = source[drawn]
-    ends = _ends(other)
+    ends = _ends(source, other)
     start = draws.below(len(ends))
     offset = ends[start - 1] if start else 0
     last = min(max(bisect_left(ends, offset + length), start), len(ends) - 1)
@@ -215,15 +218,29 @@ def _random_part(source: Source, record: int, chunk: dict[str, Any], length: int
     missing = length - len(part)
     if missing <= 0 or other["chunk_index"] + 1 == other["num_chunks"]:
         return part
+    if drawn + 1 >= len(source):
+        raise UserError(f"{_name(source)}: record {drawn} is the last one, but not of its document: {_AGAIN}")
     following = source[drawn + 1]
-    ends = _ends(following)
+    ends = _ends(source, following)
     last = min(bisect_left(ends, missing), len(ends) - 1)
     return np.concatenate((part, following["tokens"][: ends[last]]))
 
 
-def _ends(chunk: dict[str, Any]) -> list[int]:
-    """Where its sentences end, in tokens. Plain integers: for so few sentences NumPy takes twice as long."""
-    return list(accumulate(chunk["sentence_lengths"].tolist()))
+def _ends(source: ChunkSource, chunk: Chunk) -> list[int]:
+    """Returns where the sentences of a chunk end, in tokens. Raises UserError if they are not those of its tokens.
+
+    They are plain integers: for so few sentences NumPy takes twice as long.
+    """
+    ends = list(accumulate(chunk["sentence_lengths"].tolist()))
+    if not ends or ends[-1] != len(chunk["tokens"]):
+        raise UserError(
+            f"{_name(source)}: a record has {len(chunk['tokens'])} tokens, but its sentences have others: {_AGAIN}"
+        )
+    return ends
+
+
+def _name(source: ChunkSource) -> str:
+    return str(getattr(source, "directory", "the dataset"))
 
 
 def _truncate(a: np.ndarray, b: np.ndarray, limit: int, draws: "_Draws") -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Prepared shards → batches, by Grain: the same rows whatever the number of processes, threads or restarts.
+"""PreparedCorpus shards → batches, by Grain: the same rows whatever the number of processes, threads or restarts.
 
 Training reads an endless sequence of rows, epoch after epoch; step s takes rows [s·B, (s+1)·B) and process p
 its contiguous share of them, so the state of the iterator is the number of the next step.
@@ -14,12 +14,12 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Batch, Share, TrainBatches, read_ahead
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairSettings, instance, shuffled
-from bert_jax.data.pretraining.prepare import Prepared
+from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.pretraining.records import Records
 
 
 def train_batches(
-    prepared: Prepared,
+    prepared: PreparedCorpus,
     config: ConfigDict,
     *,
     start_step: int = 0,
@@ -46,7 +46,7 @@ def train_batches(
 
 
 def eval_batches(
-    prepared: Prepared,
+    prepared: PreparedCorpus,
     config: ConfigDict,
     *,
     split: str = "validation",
@@ -69,17 +69,17 @@ def eval_batches(
         iterator.close()
 
 
-def num_train_examples(prepared: Prepared) -> int:
+def num_train_examples(prepared: PreparedCorpus) -> int:
     """Pairs of one epoch."""
     return prepared.num_records("train")
 
 
-def pairs_per_row(prepared: Prepared, config: ConfigDict) -> float:
+def pairs_per_row(prepared: PreparedCorpus, config: ConfigDict) -> float:
     """Of training: 1, or with data.packing about how many share a row."""
     return _packed_rows(prepared, config).pairs_together / ROWS_TOGETHER if config.data.packing else 1.0
 
 
-def num_eval_examples(prepared: Prepared, config: ConfigDict, *, split: str = "validation") -> int:
+def num_eval_examples(prepared: PreparedCorpus, config: ConfigDict, *, split: str = "validation") -> int:
     """Rows that `eval_batches` yields, those of zeros not counted."""
     available = prepared.num_records(split)
     return min(config.eval.max_examples or available, available)
@@ -119,13 +119,24 @@ class _StaticInstances:
         epoch, index = divmod(position, len(self.source))
         number = shuffled(index, len(self.source), self._seed, epoch)
         record = self.source[number]
-        largest = max(int(record["input_ids"].max()), int(record["masked_lm_ids"].max(initial=0)))
+        largest = max(int(record["input_ids"].max(initial=0)), int(record["masked_lm_ids"].max(initial=0)))
         if largest >= self._vocab_size:
             raise UserError(
                 f"token id {largest} in record {number} of {self.source.directory} is outside the vocabulary of "
                 f"{self._vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
             )
         tokens, predictions = len(record["input_ids"]), len(record["masked_lm_ids"])
+        positions = record["masked_lm_positions"]
+        fits = tokens <= self._length and predictions <= self._max_predictions
+        if (
+            not fits
+            or (len(record["segment_ids"]), len(positions)) != (tokens, predictions)
+            or any(positions >= tokens)
+        ):
+            raise UserError(
+                f"record {number} of {self.source.directory} contradicts itself or the manifest: "
+                "delete the dataset and prepare it again"
+            )
         return {
             "input_ids": _padded(record["input_ids"], self._length),
             "token_type_ids": _padded(record["segment_ids"], self._length),
@@ -164,17 +175,17 @@ class _Batches:
         return stacked
 
 
-def _train_rows(prepared: Prepared, config: ConfigDict) -> _Rows:
+def _train_rows(prepared: PreparedCorpus, config: ConfigDict) -> _Rows:
     return _packed_rows(prepared, config) if config.data.packing else _rows(prepared, config, "train", config.seed)
 
 
-def _packed_rows(prepared: Prepared, config: ConfigDict) -> PackedRows:
+def _packed_rows(prepared: PreparedCorpus, config: ConfigDict) -> PackedRows:
     _check(prepared, config, "train")
     settings = PairSettings.from_config(config.data, prepared.tokenizer)
     return PackedRows(prepared.source("train"), settings, Packing.from_config(config.data), config.seed)
 
 
-def _rows(prepared: Prepared, config: ConfigDict, split: str, seed: int) -> _Rows:
+def _rows(prepared: PreparedCorpus, config: ConfigDict, split: str, seed: int) -> _Rows:
     _check(prepared, config, split)
     data, source, tokenizer = config.data, prepared.source(split), prepared.tokenizer
     if data.masking == "static":
@@ -183,7 +194,7 @@ def _rows(prepared: Prepared, config: ConfigDict, split: str, seed: int) -> _Row
     return _Pairs(source, PairSettings.from_config(data, tokenizer), seed)
 
 
-def _check(prepared: Prepared, config: ConfigDict, split: str) -> None:
+def _check(prepared: PreparedCorpus, config: ConfigDict, split: str) -> None:
     """Raises UserError if the dataset was prepared for another config, or is too small for its pairing."""
     data, manifest = config.data, prepared.manifest
     static_keys = ["max_predictions_per_sequence"] if data.masking == "static" else []

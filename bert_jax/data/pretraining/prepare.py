@@ -9,13 +9,11 @@ import fcntl
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,53 +23,37 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining import chunks
+from bert_jax.data.pretraining.chunks import BlockWork, blocks
 from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
+from bert_jax.data.pretraining.prepared import FORMAT_VERSION, MANIFEST, Incomplete, PreparedCorpus, open_prepared
 from bert_jax.data.pretraining.records import (
     DATASET_NAME,
-    Records,
     ShardWriter,
     encode_record,
     record_fields,
+    shard_name,
     tfds_features,
 )
 from bert_jax.data.pretraining.report import Statistics, make_report, report_text
+from bert_jax.data.pretraining.splits import SPLITS, split_documents
+from bert_jax.data.pretraining.workers import in_order, in_worker
 from bert_jax.data.text.corpus import Corpus, open_corpus, split_sentences
-from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_config
+from bert_jax.data.tokenizers.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer, tokenizer_from_config
 
-FORMAT_VERSION = 1
 _SMALL_CORPUS = 8 << 20  # bytes that one process prepares sooner than others start
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A complete prepared dataset."""
-
-    directory: Path
-    manifest: dict[str, Any]
-    tokenizer: Tokenizer
-
-    def source(self, split: str) -> Records:
-        """Random access to the records of "train", "validation" or "test"; UserError if the split is empty."""
-        if self.num_records(split) == 0:
-            raise UserError(
-                f"the {split} split of {self.directory} is empty: raise data.{split}_share or add documents"
-            )
-        return Records(self.directory, split, record_fields(self.manifest["masking"], self.tokenizer.vocab_size))
-
-    def num_records(self, split: str) -> int:
-        return sum(shard["records"] for shard in self.manifest["shards"] if shard["split"] == split)
-
-
-def prepare(data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, progress: bool = True) -> Prepared:
+def prepare(
+    data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, progress: bool = True
+) -> PreparedCorpus:
     """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError.
 
     Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus.
     Its workers import the script that calls it, as those of `multiprocessing` do: there, call it under
     `if __name__ == "__main__":`. RuntimeError in a worker whose script does not.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, still importing that script
+    if in_worker():
         raise RuntimeError("a worker cannot prepare what it is a worker for")
     corpus = open_corpus(data)
     tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
@@ -83,7 +65,7 @@ def prepare(data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, 
             prepared = open_prepared(directory)
             _log.info("using the prepared dataset %s", directory)
             return _checked(prepared, data)
-        except _Incomplete as error:
+        except Incomplete as error:
             _log.warning("preparing again: %s", error)
     with _temporary_sibling(directory) as temporary:
         tokenizer = tokenizer or tokenizer_from_config(data, corpus)
@@ -95,44 +77,14 @@ def prepare(data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, 
     return _checked(open_prepared(directory), data)
 
 
-def open_prepared(directory: Path) -> Prepared:
-    """Opens a prepared dataset without its corpus. Raises UserError if it is not whole and unchanged."""
-    directory = Path(directory)
-    path = directory / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-        version, shards, content_hash = manifest["format"], manifest["shards"], manifest["tokenizer_hash"]
-    except (OSError, ValueError, KeyError) as error:
-        message = f"{directory} is not a complete prepared dataset ({path.name}: {error}); prepare it (--mode=prepare)"
-        raise _Incomplete(message) from error
-    if version != FORMAT_VERSION:
-        raise _Incomplete(f"{directory} has format {version}, this program reads {FORMAT_VERSION}; prepare it again")
-    for shard in shards:
-        file = directory / shard["file"]
-        size = file.stat().st_size if file.exists() else None
-        if size != shard["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise _Incomplete(f"shard {file} {found}, the manifest says {shard['bytes']}; prepare it again")
-    tokenizer = load_tokenizer(directory / "tokenizer")
-    if tokenizer.content_hash != content_hash:
-        raise _Incomplete(
-            f"the tokenizer in {directory / 'tokenizer'} has hash {tokenizer.content_hash}, the dataset was prepared "
-            f"with {content_hash}: its token ids mean something else; prepare it again"
-        )
-    return Prepared(directory, manifest, tokenizer)
-
-
-class _Incomplete(UserError):
-    """A folder that a new preparation may replace."""
-
-
 def _original_rules(folder: Path) -> Tokenizer:
-    """The saved tokenizer, switched to the original's WordPiece rules for good."""
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
+    """Returns the saved tokenizer after switching it to the original's WordPiece rules, in its files too."""
+    tokenizer = load_tokenizer(folder)
+    if not isinstance(tokenizer, WordPieceTokenizer):
         raise UserError("data.masking=static is the original script, which knows WordPiece only: set data.tokenizer")
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"original": True}, indent=2) + "\n", "utf-8")
-    return load_tokenizer(folder)
+    original = WordPieceTokenizer(tokenizer.backend, str(folder), original=True)
+    original.save(folder)
+    return original
 
 
 def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -148,7 +100,7 @@ def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer 
     return settings | {"tokenizer_hash": tokenizer.content_hash if tokenizer else None}
 
 
-def _checked(prepared: Prepared, data: ConfigDict) -> Prepared:
+def _checked(prepared: PreparedCorpus, data: ConfigDict) -> PreparedCorpus:
     """Raises UserError for a dataset that this config cannot train on."""
     documents = prepared.manifest["splits"]["train"]["documents"]
     if prepared.num_records("train") == 0:
@@ -172,7 +124,7 @@ def _build(
 ) -> None:
     """Fills the folder: shards, TFDS metadata, report, and the manifest last."""
     started = time.monotonic()
-    split = chunks.split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
+    split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
     bar = tqdm(total=corpus.num_bytes, unit="B", unit_scale=True, desc="preparing", disable=not progress)
     write = _write_static if data.masking == "static" else _write_chunks
     with bar:
@@ -193,7 +145,7 @@ def _build(
         "splits": report["splits"],
         "shards": shards,
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     seconds = time.monotonic() - started
     level = logging.WARNING if report["warnings"] else logging.INFO
     tokens = sum(counts["tokens"] for counts in report["splits"].values())
@@ -206,12 +158,12 @@ def _write_chunks(
     """Shards of chunks, made by the workers."""
     dtype = record_fields(data.masking, tokenizer.vocab_size)["tokens"]
     assert dtype is not None
-    work = chunks.BlockWork(tokenizer, data.sequence_length, dtype)
+    work = BlockWork(tokenizer, data.sequence_length, dtype)
     small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
     workers = data.workers or (1 if small else os.cpu_count() or 1)
-    statistics = {name: Statistics() for name in chunks.SPLITS}
+    statistics = {name: Statistics() for name in SPLITS}
     writer = ShardWriter(directory, _shard_bytes(corpus))
-    for result in chunks.run_blocks(chunks.blocks(split), work, workers):
+    for result in in_order(work, blocks(split), workers):
         for name, block_statistics in result.statistics.items():
             statistics[name].merge(block_statistics)
         for name, records in result.records.items():
@@ -236,8 +188,8 @@ def _write_static(
             f"mask_unit={data.mask_unit}: use pairing=nsp and mask_unit=token|word, or masking=dynamic"
         )
     vocabulary = [tokenizer.token(index) for index in range(tokenizer.vocab_size)]
-    statistics = {name: Statistics() for name in chunks.SPLITS}
-    documents: dict[str, list[list[list[str]]]] = {name: [] for name in chunks.SPLITS}
+    statistics = {name: Statistics() for name in SPLITS}
+    documents: dict[str, list[list[list[str]]]] = {name: [] for name in SPLITS}
     for name, document in split:
         sentences = split_sentences(document)
         statistics[name].add_lines(sentences)
@@ -248,12 +200,12 @@ def _write_static(
         bar.update(len(document.text.encode("utf-8", "surrogatepass")))
     fields = record_fields("static", tokenizer.vocab_size)
     writer = ShardWriter(directory, _shard_bytes(corpus))
-    for name in chunks.SPLITS:
+    for name in SPLITS:
         instances = create_instances(
             documents.pop(name),
             vocabulary,
             Random(seed),
-            OriginalSettings.from_config(data),
+            OriginalSettings.from_config(data, tokenizer.continuation_prefix),
             store=lambda instance: _encode_instance(instance, tokenizer, fields),
         )
         writer.write(name, instances)
@@ -277,10 +229,10 @@ def _encode_instance(instance: Instance, tokenizer: Tokenizer, fields: dict[str,
 def _name_shards(directory: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Gives the shards the names TFDS expects, now that their number is known, and makes them durable."""
     named = []
-    for split in chunks.SPLITS:
+    for split in SPLITS:
         files = [shard for shard in shards if shard["split"] == split]
         for index, shard in enumerate(files):
-            name = f"{DATASET_NAME}-{split}.array_record-{index:05d}-of-{len(files):05d}"
+            name = shard_name(split, index, len(files))
             os.rename(directory / shard["file"], directory / name)
             named.append({**shard, "file": name, "bytes": (directory / name).stat().st_size})
     return named
@@ -327,22 +279,38 @@ def _temporary_sibling(directory: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield temporary
     except OSError as error:
-        message = f"cannot write the prepared dataset {directory}: {error}; free the disk or set data.prepared"
-        raise UserError(message) from error
+        reason = (error.strerror or str(error)).replace(str(temporary), str(directory))
+        raise UserError(f"{directory}: cannot be written ({reason}): free the disk or set data.prepared") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_into_place(temporary: Path, directory: Path) -> None:
-    """Durable first, then one rename, so that no moment shows half a dataset under the final name."""
-    (temporary / "lock").unlink()
+    """Makes the files durable, then renames the folder once, so that no moment shows half a dataset under its name.
+
+    Another process may have prepared the same dataset meanwhile, and use it: a whole one is never replaced.
+    """
     for path in [*temporary.rglob("*"), temporary]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(temporary, directory)
+    if directory.exists() and not _is_whole(directory):
+        os.replace(directory, temporary / "damaged")  # goes when the temporary folder goes
+    (temporary / "lock").unlink()
+    try:
+        os.replace(temporary, directory)
+    except OSError:  # a folder that is not empty cannot be replaced
+        if not _is_whole(directory):
+            raise
+    shutil.rmtree(directory / "damaged", ignore_errors=True)
+
+
+def _is_whole(directory: Path) -> bool:
+    try:
+        open_prepared(directory)
+    except UserError:
+        return False
+    return True

@@ -10,11 +10,10 @@ import bisect
 import contextlib
 import functools
 import itertools
-import logging
 import os
 import resource
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -105,6 +104,11 @@ def _varint(value: int) -> bytes:
     return bytes(groups)
 
 
+def shard_name(split: str, index: int, count: int) -> str:
+    """Returns the file name of a shard, in the pattern of TFDS."""
+    return f"{DATASET_NAME}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
 class ShardWriter:
     """Records to files of about `limit` bytes, named by split and order until their number is known."""
 
@@ -158,26 +162,19 @@ def _as_os_error(directory: Path) -> Iterator[None]:
 
 
 class Records:
-    """Random access to the records of one split: `records[i]` is a dict, its arrays read-only.
+    """Random access to the records of one split: `records[i]` is a dict whose arrays are read-only.
 
-    TFDS's own source asks ArrayRecord's thread pool for each record (20,000 a second); a reader without
-    parallelism, moved with `seek`, gives 200,000. Can be pickled (it opens its files again), so Grain's
-    worker processes can hold one; threads may share one.
+    `counts` are the numbers of records of its shards, whose names follow from the split (`shard_name`). TFDS's own
+    source asks ArrayRecord's thread pool for each record (20,000 a second); a reader without parallelism, moved with
+    `seek`, gives 200,000. It can be pickled (and then opens its files again), so Grain's worker processes can hold one;
+    threads may share one.
     """
 
-    def __init__(self, directory: Path, split: str, fields: Mapping[str, np.dtype | None]):
-        """Raises UserError if TFDS cannot make sense of the folder or has no such split in it."""
-        import tensorflow_datasets as tfds
-
-        self.directory, self.split, self.fields = Path(directory), split, dict(fields)
-        try:
-            with _quiet_tfds():
-                info = tfds.builder_from_directory(str(directory)).info.splits[split]
-        except (OSError, ValueError, KeyError) as error:
-            message = f"cannot open split {split!r} of the prepared dataset {directory}: {error}; prepare it again"
-            raise UserError(message) from error
-        self._paths = [os.fspath(path) for path in info.filepaths]
-        self._ends = list(itertools.accumulate(info.shard_lengths))
+    def __init__(self, directory: Path, split: str, fields: Mapping[str, np.dtype | None], counts: Sequence[int]):
+        self.directory, self.split, self.fields, self.counts = Path(directory), split, dict(fields), list(counts)
+        names = (shard_name(split, index, len(counts)) for index in range(len(counts)))
+        self._paths = [os.fspath(self.directory / name) for name in names]
+        self._ends = list(itertools.accumulate(counts))
         self._readers: dict[int, Any] = {}
         self._max_open = _file_handles(min(len(self._paths), _MAX_OPEN_SHARDS))
         self._lock = threading.Lock()
@@ -198,13 +195,16 @@ class Records:
                 reader.seek(position)
                 serialized = reader.read()
             return _decode(serialized, self.fields)
-        except (RuntimeError, IndexError, DecodeError) as error:
-            where = f"{self._paths[shard]} (record {position}; record {index} of split {self.split!r})"
+        except (RuntimeError, IndexError, ValueError, DecodeError) as error:
+            path = self._paths[shard]
+            if not os.path.exists(path):
+                raise UserError(f"{path}: was deleted while it was in use: prepare the dataset again") from error
+            where = f"{path} (record {position}; record {index} of split {self.split!r})"
             message = f"corrupt or truncated shard {where}: {error}; delete {self.directory} and prepare it again"
             raise UserError(message) from error
 
     def __reduce__(self):
-        return (Records, (self.directory, self.split, self.fields))
+        return (Records, (self.directory, self.split, self.fields, self.counts))
 
     def _open(self, shard: int) -> Any:
         """Opens a shard; closes the one opened first when too many are open."""
@@ -226,18 +226,6 @@ def _file_handles(wanted: int) -> int:
         soft = wanted + _OTHER_FILES if hard == unlimited else min(hard, wanted + _OTHER_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return wanted if soft == unlimited else min(wanted, max(soft // 2, soft - _OTHER_FILES))
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """TFDS notes at level INFO, each time, that a dataset without a builder module has no builder module."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @functools.cache  # an import statement would take a fifth of `_decode`

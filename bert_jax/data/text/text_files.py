@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,14 @@ import zstandard
 from bert_jax.config import UserError
 
 _BLOCK = 1 << 20  # bytes
+_KINDS = {  # what a path can be besides a regular file
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a FIFO",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISSOCK: "a socket",
+    lambda mode: True: "something else",
+}
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -92,6 +101,26 @@ def read_lines(path: Path) -> Iterator[str]:
         yield _decode(path, rest, position, lines)
 
 
+def check_regular(path: Path, remedy: str = "correct the path") -> None:
+    """Raises UserError for what is no regular file: reading a FIFO, a device or a socket may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)}): {remedy}") from None
+    if not stat.S_ISREG(mode):
+        kind = next(name for test, name in _KINDS.items() if test(mode))
+        raise UserError(f"{path}: is {kind}, not a regular file: {remedy}")
+
+
+def read_bytes(path: Path, remedy: str = "correct the path") -> bytes:
+    """Returns the content of a regular file. Raises UserError, ending with `remedy`."""
+    check_regular(path, remedy)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)}): {remedy}") from None
+
+
 def parse_json(path: Path, number: int, line: str) -> Any:
     """The value on line `number`, as `json_value`."""
     try:
@@ -149,6 +178,10 @@ def read_blocks(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: corrupt or cut {path.suffix} file ({error}): get it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): mend or leave out this file") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _decode(path: Path, block: bytes, position: int, lines: int) -> str:

@@ -15,6 +15,7 @@ from bert_jax.config import UserError
 from bert_jax.data.tokenizers.rows import Span, kept, pair_lengths, row_length, write_row, write_types
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONTINUATION = "##"  # begins the pieces that continue a word, in the vocabularies made here
 _OTHER_NAMES = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<s>", "[SEP]": "</s>", "[MASK]": "<mask>"}
 
 Pieces = tuple[list[int], list[Span]]  # of a text: token ids, and the characters that each token shows
@@ -46,7 +47,8 @@ class Tokenizer(ABC):
     sep_id: int
     mask_id: int
     special_ids: tuple[int, ...]
-    original = False  # rules of google-research/bert
+    original = False  # follows the rules of google-research/bert
+    continuation_prefix = ""  # of the pieces that continue a word; "" if they are told apart in another way
     content_hash: str  # of vocabulary and options: equal hashes encode alike
     is_continuation: Bool[np.ndarray, " V"]  # the piece continues a word
 

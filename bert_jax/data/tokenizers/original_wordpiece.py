@@ -8,6 +8,8 @@ other text. About 1 MB/s: put a cache in front.
 import unicodedata
 from collections.abc import Iterator, Mapping
 
+from bert_jax.data.tokenizers.encoding import CONTINUATION
+
 MAX_WORD_LENGTH = 200
 _CJK = (
     (0x4E00, 0x9FFF),
@@ -26,7 +28,16 @@ Word = tuple[str, list[int]]  # normalised characters, and the index in the sour
 class OriginalWordPiece:
     """`pieces(text)` gives ids and (start, end) character offsets; the switches are those of data.* in the config."""
 
-    def __init__(self, vocab: Mapping[str, int], unk_id: int, lowercase: bool, strip_accents: bool, split_cjk: bool):
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        unk_id: int,
+        lowercase: bool,
+        strip_accents: bool,
+        split_cjk: bool,
+        continuation_prefix: str = CONTINUATION,
+    ):
+        self.continuation_prefix = continuation_prefix
         self.vocab = vocab
         self.unk_id = unk_id
         self.lowercase = lowercase
@@ -84,7 +95,7 @@ class OriginalWordPiece:
             return unknown
         found, start = [], 0
         while start < len(chars):
-            prefix = "##" if start else ""
+            prefix = self.continuation_prefix if start else ""
             for end in range(len(chars), start, -1):
                 piece_id = self.vocab.get(prefix + chars[start:end])
                 if piece_id is not None:

@@ -6,7 +6,6 @@ tokens [PAD] [UNK] [CLS] [SEP] [MASK] = 0 … 4; loaded ones keep theirs.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from tokenizers import normalizers
 
 from bert_jax.config import UserError
 from bert_jax.data.text.corpus import Corpus
+from bert_jax.data.text.json_files import field, parse_object, read_object, refuse
+from bert_jax.data.text.text_files import read_bytes
 from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Encoding, Pieces, Tokenizer, to_json
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.vocabulary import read_vocab_file, train_sentencepiece, train_wordpiece
@@ -40,7 +41,13 @@ __all__ = [
 FILES = ("spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.txt")  # of `Tokenizer.files`
 
 _log = logging.getLogger(__name__)
-_ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")  # fields of an added token
+_ADDED = ("single_word", "lstrip", "rstrip", "normalized", "special")  # what an added token may say besides its content
+_SWITCHES = {  # of BERT's normalizer: tokenizer.json's name → tokenizer_config.json's
+    "lowercase": "do_lower_case",
+    "strip_accents": "strip_accents",
+    "handle_chinese_chars": "tokenize_chinese_chars",
+}
+_REMEDY = "get the tokenizer's files again"
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes of Transformers that take tokenizer.json as it is
 
 
@@ -90,12 +97,12 @@ def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenize
     path = Path(path)
     if path.is_dir():
         return _load_folder(path, data)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"vocabulary {path} does not exist: name a vocab.txt, tokenizer.json or *.model")
     if path.suffix == ".model":
-        return SentencePieceTokenizer(path.read_bytes(), str(path))
+        return SentencePieceTokenizer(read_bytes(path), str(path))
     if path.suffix == ".json":
-        return WordPieceTokenizer(_read_backend(path), str(path))
+        return WordPieceTokenizer(_backend_of(read_bytes(path), path), str(path))
     options = (True, None, True) if data is None else (data.lowercase, data.strip_accents, data.split_cjk)
     return make_wordpiece(read_vocab_file(path), str(path), *options)
 
@@ -106,12 +113,9 @@ def tokenizer_from_files(files: Mapping[str, bytes], origin: str) -> Tokenizer:
         return SentencePieceTokenizer(files["spm.model"], origin)
     if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
         raise UserError(f"{origin}: neither spm.model nor tokenizer.json with tokenizer_config.json is among its files")
-    try:
-        options = json.loads(files["tokenizer_config.json"])
-        backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-    except Exception as error:  # the Rust parser raises nothing narrower
-        raise UserError(f"{origin}: {' '.join(str(error).split())}") from error
-    return WordPieceTokenizer(backend, origin, isinstance(options, dict) and bool(options.get("original")))
+    options = parse_object(files["tokenizer_config.json"], f"{origin}: tokenizer_config.json", _REMEDY)
+    original = field(options, "original", (bool, type(None)), origin, _REMEDY, default=False)
+    return WordPieceTokenizer(_backend_of(files["tokenizer.json"], origin), origin, bool(original))
 
 
 def train_tokenizer(data: ConfigDict, texts: Iterator[str], *, progress: bool = False) -> Tokenizer:
@@ -155,79 +159,81 @@ def _sample(corpus: Corpus, limit: int) -> list[str]:
 
 
 def _load_folder(folder: Path, data: ConfigDict | None) -> Tokenizer:
-    options = _read_json(folder / "tokenizer_config.json")
-    original = bool(options.get("original"))
+    path = folder / "tokenizer_config.json"
+    options = read_object(path, _REMEDY) if path.exists() else {}
+    original = field(options, "original", (bool, type(None)), path, _REMEDY, default=False)
     models_found = sorted(folder.glob("*.model"))
-    if (folder / "tokenizer.json").is_file():
-        backend = _read_backend(folder / "tokenizer.json")
-        _set_switches(backend, options)
-    elif (folder / "vocab.txt").is_file() and options:
-        switches = (
-            options.get("do_lower_case", True),
-            options.get("strip_accents"),
-            options.get("tokenize_chinese_chars", True),
-        )
+    if (folder / "tokenizer.json").exists():
+        backend = _backend_of(read_bytes(folder / "tokenizer.json"), folder / "tokenizer.json")
+        _set_switches(backend, options, path)
+    elif (folder / "vocab.txt").exists() and options:
+        given = [field(options, name, (bool, type(None)), path, _REMEDY, default=None) for name in _SWITCHES.values()]
+        lowercase, strip_accents, split_cjk = given
         tokens = read_vocab_file(folder / "vocab.txt")
-        backend = make_wordpiece(tokens, str(folder), *switches).backend
-    elif (folder / "vocab.txt").is_file():
+        made = make_wordpiece(tokens, str(folder), lowercase is not False, strip_accents, split_cjk is not False)
+        backend = made.backend
+    elif (folder / "vocab.txt").exists():
         return load_tokenizer(folder / "vocab.txt", data)
     elif models_found:
         return load_tokenizer(models_found[0])
     else:
-        raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder")
+        raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder: name another one")
     _add_tokens(backend, folder, options)
-    return WordPieceTokenizer(backend, str(folder), original)
+    return WordPieceTokenizer(backend, str(folder), bool(original))
 
 
-def _read_backend(path: Path) -> tokenizers.Tokenizer:
+def _backend_of(content: bytes, origin: Path | str) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust parser raises nothing narrower
-        raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
+        return tokenizers.Tokenizer.from_buffer(content)
+    except BaseException as error:  # the Rust parser raises Exception itself, and a panic is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise UserError(f"{origin}: not a tokenizer.json ({' '.join(str(error).split())}): {_REMEDY}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """{} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-
-
-def _set_switches(backend: tokenizers.Tokenizer, options: dict[str, Any]) -> None:
-    """Transformers makes the normalizer of a BertTokenizer anew, whatever tokenizer.json says."""
+def _set_switches(backend: tokenizers.Tokenizer, options: dict[str, Any], path: Path) -> None:
+    """Lets tokenizer_config.json decide, as Transformers does for a BertTokenizer, whatever tokenizer.json says."""
     normalizer = backend.normalizer
-    if options.get("tokenizer_class") in _GENERIC or not isinstance(normalizer, normalizers.BertNormalizer):
+    kind = field(options, "tokenizer_class", (str, type(None)), path, _REMEDY, default=None)
+    if kind in _GENERIC or not isinstance(normalizer, normalizers.BertNormalizer):
         return
-    for switch, theirs in (
-        ("lowercase", "do_lower_case"),
-        ("strip_accents", "strip_accents"),
-        ("handle_chinese_chars", "tokenize_chinese_chars"),
-    ):
-        if theirs in options and options[theirs] != getattr(normalizer, switch):
-            if options[theirs] is None and switch != "strip_accents":
-                continue
-            _log.warning("%s in tokenizer_config.json overrides tokenizer.json: %s", theirs, options[theirs])
-            setattr(normalizer, switch, options[theirs])
+    for ours, theirs in _SWITCHES.items():
+        value = field(options, theirs, (bool, type(None)), path, _REMEDY, default=None)
+        if theirs not in options or value == getattr(normalizer, ours):
+            continue
+        if value is None and ours != "strip_accents":  # null is a value of strip_accents alone: as lower-casing does
+            continue
+        _log.warning("%s in tokenizer_config.json overrides tokenizer.json: %s", theirs, value)
+        setattr(normalizer, ours, value)
     parts: Any = backend  # its properties have no setters in the stubs
     parts.normalizer = normalizer
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: dict[str, Any]) -> None:
-    """Those of added_tokens.json and of tokenizer_config.json: never split, even where the vocabulary has them."""
-    listed = _read_json(folder / "added_tokens.json")
-    found: dict[int, dict[str, Any]] = {int(number): {"content": token} for token, number in listed.items()}
-    found |= {int(number): token for number, token in options.get("added_tokens_decoder", {}).items()}
+    """Adds the tokens of added_tokens.json and of tokenizer_config.json: they are never split."""
+    path, added = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    listed = read_object(added, _REMEDY) if added.exists() else {}
+    found: dict[int, dict[str, Any]] = {
+        field(listed, token, int, added, _REMEDY): {"content": token} for token in listed
+    }
+    decoder = field(options, "added_tokens_decoder", (dict, type(None)), path, _REMEDY, default=None) or {}
+    for number in decoder:
+        if not number.isdecimal() or len(number) > 9:
+            refuse(path, "added_tokens_decoder", number, "token ids as keys", _REMEDY)
+        token: dict[str, Any] = field(decoder, number, dict, path, _REMEDY)
+        flags = {name: field(token, name, bool, path, _REMEDY) for name in _ADDED if name in token}
+        found[int(number)] = {"content": field(token, "content", str, path, _REMEDY), **flags}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for number, token in sorted(found.items()):
         content = token["content"]
         if content not in known:
-            backend.add_tokens([tokenizers.AddedToken(**{key: token[key] for key in _ADDED if key in token})])
+            backend.add_tokens([tokenizers.AddedToken(**token)])
             if backend.token_to_id(content) != number:
                 given = backend.token_to_id(content)
-                raise UserError(f"{folder}: added token {content!r} has number {number}, but {given} is the next")
+                raise UserError(
+                    f"{folder}: added token {content!r} has number {number}, but the vocabulary gives it {given}: "
+                    + _REMEDY
+                )
 
 
 def _without_spaces(text: str, begin: int, end: int) -> Span:

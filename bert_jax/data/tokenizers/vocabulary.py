@@ -19,6 +19,8 @@ import sentencepiece
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.config import UserError
+from bert_jax.data.text.text_files import read_bytes
+from bert_jax.data.tokenizers.encoding import CONTINUATION
 
 _SHIFT = 0x80000  # planes 8 to 11 hold no character: x + _SHIFT stands for "##x"
 _COVERAGE = 0.9999  # share of characters that the alphabet holds; at 5 a word ≤ 0.05 % of words become [UNK]
@@ -108,7 +110,7 @@ def train_sentencepiece(
 def read_vocab_file(path: Path) -> list[str]:
     """Lines are tokens in id order. Raises UserError for a token that occurs twice, or a file that is not text."""
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}: give a vocab.txt, one token a line") from error
     tokens = [line.rstrip("\r") for line in lines]
@@ -189,7 +191,7 @@ def _repeat(spelled: list[tuple[str, int]]) -> Iterator[str]:
 
 def _piece_name(token: str) -> str:
     plain = "".join([chr(ord(char) - _SHIFT) if ord(char) >= _SHIFT else char for char in token])
-    return "##" + plain if ord(token[0]) >= _SHIFT else plain
+    return CONTINUATION + plain if ord(token[0]) >= _SHIFT else plain
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Int32, Int64
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.config import UserError
-from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Pieces, Tokenizer, special_id, to_json
+from bert_jax.data.tokenizers.encoding import CONTINUATION, SPECIAL_TOKENS, Pieces, Tokenizer, special_id, to_json
 from bert_jax.data.tokenizers.original_wordpiece import OriginalWordPiece
 from bert_jax.data.tokenizers.vocabulary import may_hold_cjk, separate_cjk
 
@@ -32,34 +32,40 @@ class WordPieceTokenizer(Tokenizer):
         backend.no_padding()
         self._backend = backend
         rules = json.loads(backend.to_str())
-        model = rules["model"]
+        model, decoder = rules["model"], rules["decoder"] or {"type": "WordPiece"}
         if model["type"] != "WordPiece":
             raise UserError(
                 f"{origin}: a {model['type']} model, expected WordPiece: load a *.model file for SentencePiece"
             )
         vocab = backend.get_vocab(with_added_tokens=True)
         tokens = sorted(vocab, key=vocab.__getitem__)
-        if tokens and vocab[tokens[-1]] != len(tokens) - 1:
-            raise UserError(
-                f"{origin}: {len(tokens)} tokens but ids up to {vocab[tokens[-1]]}: number them without holes"
-            )
+        if sorted(vocab.values()) != list(range(len(tokens))):
+            largest = max(vocab.values())
+            raise UserError(f"{origin}: {len(tokens)} tokens but ids up to {largest}: number them without holes")
+        if model["unk_token"] not in vocab:  # the library would fail at the first unknown word
+            raise UserError(f"{origin}: unk_token {model['unk_token']!r} is not in the vocabulary: add it")
+        prefix = model["continuing_subword_prefix"]
+        if decoder["type"] == "WordPiece" and decoder.get("prefix") != prefix:
+            parts: Any = backend  # its properties have no setters in the stubs
+            parts.decoder = decoders.WordPiece(prefix=prefix, cleanup=decoder.get("cleanup") is not False)
         del model["vocab"]
         options = [rules["normalizer"], rules["pre_tokenizer"], model, rules["added_tokens"], original]
         super().__init__(tokens, origin, options)
         self.original = original
         self._normalizer = backend.normalizer
+        self.continuation_prefix = prefix
         self._rules = self._original_rules() if original else None
         self._split_cjk = bool(getattr(self._normalizer, "handle_chinese_chars", False))
         self._lowercase = bool(getattr(self._normalizer, "lowercase", False))
         added = (token.content for token in backend.get_added_tokens_decoder().values())
         self._inseparable = ("Σ".encode(),) if original else tuple(token.encode() for token in added)
-        prefix = "##" if original else model["continuing_subword_prefix"]
         self._first = {token: _as_bytes([index]) for token, index in self._ids.items()}
         self._next = {t.removeprefix(prefix): ids for t, ids in self._first.items() if t.startswith(prefix)}
         self._word_limit = 200 if original else model["max_input_chars_per_word"]
         self._unknown = self._first.get(self.token(self.unk_id) if original else model["unk_token"], b"")
         self._cache = _WordCache(self._encode_word) if original or _splits_at_spaces(backend) else None
-        self.is_continuation = np.array([token.startswith("##") for token in tokens])
+        # Without a prefix nothing tells a continuing piece from a first one: then every piece counts as a word.
+        self.is_continuation = np.array([bool(prefix) and token.startswith(prefix) for token in tokens])
 
     def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
         if self._cache is None:
@@ -80,7 +86,7 @@ class WordPieceTokenizer(Tokenizer):
         if cache is None:
             return super().encode_flat(texts)
         words = self._words(texts)
-        found = np.frombuffer(b"".join(map(cache.__getitem__, words)), np.int32)
+        found = np.frombuffer(b"".join(map(cache.lookup(), words)), np.int32)
         is_end = found == _END_ID
         return found[~is_end], np.diff(np.flatnonzero(is_end), prepend=-1) - 1
 
@@ -180,26 +186,54 @@ class WordPieceTokenizer(Tokenizer):
             raise UserError("the original's WordPiece needs a BertNormalizer: load vocab.txt instead of tokenizer.json")
         lowercase = bool(normalizer.lowercase)
         strip = lowercase if normalizer.strip_accents is None else bool(normalizer.strip_accents)
-        return OriginalWordPiece(self._ids, self.unk_id, lowercase, strip, bool(normalizer.handle_chinese_chars))
+        split_cjk = bool(normalizer.handle_chinese_chars)
+        return OriginalWordPiece(self._ids, self.unk_id, lowercase, strip, split_cjk, self.continuation_prefix)
 
 
-class _WordCache(dict[bytes, bytes]):
-    """Word (UTF-8) → its ids (int32) as bytes, made when asked for. Keeps the words met first: the frequent ones."""
+class _WordCache:
+    """Word (UTF-8) → its ids (int32) as bytes, made when asked for, of at most `_CACHE_WORDS` words.
+
+    Threads share it without a lock. There are two generations: words that are asked for move into the young one; when
+    it is full it becomes the old one by a single assignment, and the words of the old one that nobody asked for are
+    forgotten. No dict is ever emptied, so a thread that holds an earlier generation still finds its words there.
+    """
 
     def __init__(self, encode: Callable[[bytes], bytes]):
-        super().__init__()
         self._encode = encode
-        self[_END] = _as_bytes([_END_ID])
+        self._generations = _Words(self._missing), _Words(self._missing)
+
+    def lookup(self) -> Callable[[bytes], bytes]:
+        """Returns a function from word to ids that finds known words without running any Python code."""
+        return self._generations[0].__getitem__
+
+    def __len__(self) -> int:
+        return sum(map(len, self._generations))
+
+    def __contains__(self, word: bytes) -> bool:
+        return any(word in words for words in self._generations)
+
+    def _missing(self, word: bytes) -> bytes:
+        young, old = self._generations
+        ids = young.get(word, old.get(word))  # `young` may be newer than the generation that was asked
+        if ids is None:
+            ids = self._encode(word)
+        if len(word) <= _CACHED_LENGTH:
+            if len(young) >= _CACHE_WORDS // 2:
+                young, old = _Words(self._missing), young
+                self._generations = young, old
+            young[word] = ids
+        return ids
+
+
+class _Words(dict[bytes, bytes]):
+    """One generation of the cache. `_END` is in it from the start, since no tokenizer may see that byte."""
+
+    def __init__(self, missing: Callable[[bytes], bytes]):
+        super().__init__({_END: _as_bytes([_END_ID])})
+        self._missing = missing
 
     def __missing__(self, word: bytes) -> bytes:
-        ids = self._encode(word)
-        if len(word) <= _CACHED_LENGTH:
-            if len(self) >= _CACHE_WORDS:
-                kept = list(self.items())[: _CACHE_WORDS // 2]
-                self.clear()
-                self.update(kept)
-            self[word] = ids
-        return ids
+        return self._missing(word)
 
 
 def make_wordpiece(
@@ -212,12 +246,13 @@ def make_wordpiece(
 ) -> WordPieceTokenizer:
     vocab = {token: index for index, token in enumerate(tokens)}
     unk, cls, sep = (tokens[special_id(vocab, name, origin)] for name in ("[UNK]", "[CLS]", "[SEP]"))
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
+    model = models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100, continuing_subword_prefix=CONTINUATION)
+    backend = tokenizers.Tokenizer(model)
     parts: Any = backend  # its properties have no setters in the stubs
     parts.normalizer = bert_normalizer(lowercase, strip_accents, split_cjk)
     parts.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     parts.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-    parts.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    parts.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
     backend.add_special_tokens([tokens[special_id(vocab, name, origin)] for name in SPECIAL_TOKENS])
     return WordPieceTokenizer(backend, origin, original)
 

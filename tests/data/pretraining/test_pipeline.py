@@ -20,7 +20,8 @@ from bert_jax.data.pretraining.pipeline import (
     pairs_per_row,
     train_batches,
 )
-from bert_jax.data.pretraining.prepare import Prepared, prepare
+from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.data.pretraining.prepared import PreparedCorpus
 from experiments.base import get_config
 
 WORDS = [
@@ -51,7 +52,7 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, ConfigDict]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedCorpus, ConfigDict]:
     folder = tmp_path_factory.mktemp("corpus")
     rng = Random(0)
     lines = [json.dumps({"text": " ".join(f"The {rng.choice(WORDS)} saw the {rng.choice(WORDS)}." for _ in range(9))})]
@@ -77,11 +78,11 @@ def config(made) -> ConfigDict:
 
 
 @pytest.fixture
-def prepared(made) -> Prepared:
+def prepared(made) -> PreparedCorpus:
     return made[0]
 
 
-def read(prepared: Prepared, config: ConfigDict, count: int, **where) -> list[dict[str, np.ndarray]]:
+def read(prepared: PreparedCorpus, config: ConfigDict, count: int, **where) -> list[dict[str, np.ndarray]]:
     batches = train_batches(prepared, config, **where)
     try:
         return list(islice(batches, count))
@@ -98,7 +99,7 @@ def assert_same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndar
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-def test_rows_follow_the_endless_sequence_across_epochs(prepared: Prepared, config: ConfigDict):
+def test_rows_follow_the_endless_sequence_across_epochs(prepared: PreparedCorpus, config: ConfigDict):
     size, steps = num_train_examples(prepared), 30
     assert size % 12 and steps * 12 > 2 * size  # epochs end inside batches
     source, settings = prepared.source("train"), PairSettings.from_config(config.data, prepared.tokenizer)
@@ -112,11 +113,11 @@ def test_rows_follow_the_endless_sequence_across_epochs(prepared: Prepared, conf
 
 
 @pytest.mark.parametrize("start", [1, 7, 8, 23])
-def test_resumed_at_any_step_equals_uninterrupted(prepared: Prepared, config: ConfigDict, start: int):
+def test_resumed_at_any_step_equals_uninterrupted(prepared: PreparedCorpus, config: ConfigDict, start: int):
     assert_same(read(prepared, config, 4, start_step=start), read(prepared, config, start + 4)[start:])
 
 
-def test_state_says_where_to_go_on(prepared: Prepared, config: ConfigDict):
+def test_state_says_where_to_go_on(prepared: PreparedCorpus, config: ConfigDict):
     batches = train_batches(prepared, config)
     first = list(islice(batches, 9))
     state = json.loads(json.dumps(batches.state()))
@@ -128,7 +129,7 @@ def test_state_says_where_to_go_on(prepared: Prepared, config: ConfigDict):
     assert_same(read(prepared, config, 1, start_step=state["step"]), [following])
 
 
-def test_packed_rows_resume_and_are_shared_like_the_others(prepared: Prepared, config: ConfigDict):
+def test_packed_rows_resume_and_are_shared_like_the_others(prepared: PreparedCorpus, config: ConfigDict):
     config.data.update(packing=True, pairing="sop", short_sequence_rate=1.0)
     whole = read(prepared, config, 95)  # 1,140 rows: into the second stretch
     assert set(whole[0]) == KEYS and whole[0]["next_sentence_labels"].shape == (12, 2)
@@ -147,7 +148,7 @@ def test_packed_rows_resume_and_are_shared_like_the_others(prepared: Prepared, c
 
 
 @pytest.mark.parametrize("processes", [2, 3, 12])
-def test_processes_share_the_same_global_batch(prepared: Prepared, config: ConfigDict, processes: int):
+def test_processes_share_the_same_global_batch(prepared: PreparedCorpus, config: ConfigDict, processes: int):
     whole = read(prepared, config, 5)
     shares = [read(prepared, config, 5, process_index=p, process_count=processes) for p in range(processes)]
     joined = [{key: np.concatenate([s[step][key] for s in shares]) for key in KEYS} for step in range(5)]
@@ -184,7 +185,7 @@ def test_worker_processes_give_the_same_batches(made, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("limit", "processes"), [(0, 1), (0, 4), (5, 2), (3, 8)])
-def test_evaluation_sees_every_example_once(prepared: Prepared, config: ConfigDict, limit: int, processes: int):
+def test_evaluation_sees_every_example_once(prepared: PreparedCorpus, config: ConfigDict, limit: int, processes: int):
     config.eval.max_examples = limit
     count = num_eval_examples(prepared, config)
     size = prepared.num_records("validation")
@@ -204,19 +205,19 @@ def test_evaluation_sees_every_example_once(prepared: Prepared, config: ConfigDi
         )
 
 
-def test_evaluation_is_the_same_each_time_whatever_the_training_seed(prepared: Prepared, config: ConfigDict):
+def test_evaluation_is_the_same_each_time_whatever_the_training_seed(prepared: PreparedCorpus, config: ConfigDict):
     first = list(eval_batches(prepared, config))
     config.seed = 99
     assert_same(list(eval_batches(prepared, config)), first)
 
 
-def test_no_label_without_pairs(prepared: Prepared, config: ConfigDict):
+def test_no_label_without_pairs(prepared: PreparedCorpus, config: ConfigDict):
     config.data.pairing = "none"
     (batch,) = read(prepared, config, 1)
     assert set(batch) == KEYS and not batch["next_sentence_weights"].any() and not batch["token_type_ids"].any()
 
 
-def test_errors_a_user_can_cause(prepared: Prepared, config: ConfigDict):
+def test_errors_a_user_can_cause(prepared: PreparedCorpus, config: ConfigDict):
     with pytest.raises(UserError, match=r"train\.batch_size = 12 is not a multiple of the 5 processes: use 15"):
         train_batches(prepared, config, process_count=5)
     with pytest.raises(UserError, match=r"eval\.batch_size = 8 .* 3 processes"):
@@ -228,19 +229,19 @@ def test_errors_a_user_can_cause(prepared: Prepared, config: ConfigDict):
         train_batches(prepared, config)
 
 
-def test_an_id_outside_the_vocabulary_reaches_the_caller_as_one_line(prepared: Prepared, config: ConfigDict):
+def test_an_id_outside_the_vocabulary_reaches_the_caller_as_one_line(prepared: PreparedCorpus, config: ConfigDict):
     class Smaller:
         vocab_size, cls_id, sep_id = 12, 2, 3
 
-    wrong = Prepared(prepared.directory, prepared.manifest, Smaller())  # pyright: ignore[reportArgumentType]
+    wrong = PreparedCorpus(prepared.directory, prepared.manifest, Smaller())  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"token id \d+ .* record \d+ of .* vocabulary of 12") as caught:
         read(wrong, config, 1)
     assert "\n" not in str(caught.value) and str(prepared.directory) in str(caught.value)
 
 
-def test_a_split_of_one_document_is_refused_for_nsp_only(prepared: Prepared, config: ConfigDict):
+def test_a_split_of_one_document_is_refused_for_nsp_only(prepared: PreparedCorpus, config: ConfigDict):
     splits = {**prepared.manifest["splits"], "validation": {"documents": 1}}
-    lone = Prepared(prepared.directory, {**prepared.manifest, "splits": splits}, prepared.tokenizer)
+    lone = PreparedCorpus(prepared.directory, {**prepared.manifest, "splits": splits}, prepared.tokenizer)
     with pytest.raises(UserError, match=r"validation split .* one document.*validation_share"):
         next(eval_batches(lone, config))
     config.data.pairing = "sop"

@@ -20,9 +20,12 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining import chunks
-from bert_jax.data.pretraining.prepare import Prepared, open_prepared, prepare
+from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.data.pretraining.prepared import PreparedCorpus, open_prepared
 from bert_jax.data.pretraining.records import DATASET_NAME
 from bert_jax.data.pretraining.report import Statistics, make_report, report_text
+from bert_jax.data.pretraining.splits import SPLITS, split_documents
+from bert_jax.data.pretraining.workers import in_order
 from bert_jax.data.text.corpus import Document
 from experiments.base import get_config
 
@@ -73,7 +76,7 @@ NUMBERS = [str(number) for number in range(12)]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], ConfigDict, Prepared]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], ConfigDict, PreparedCorpus]:
     folder = tmp_path_factory.mktemp("corpus")
     texts = make_corpus(folder / "corpus.txt")
     data = make_config(folder)
@@ -84,7 +87,7 @@ def test_records_hold_every_token_of_every_document_in_order(corpus):
     texts, _, prepared = corpus
     expected = {tuple(tokens_of(text, prepared)) for text in texts}
     found = []
-    for split in chunks.SPLITS:
+    for split in SPLITS:
         for records in by_document(prepared, split):
             assert [r["chunk_index"] for r in records] == list(range(len(records)))
             assert {r["num_chunks"] for r in records} == {len(records)}
@@ -93,8 +96,8 @@ def test_records_hold_every_token_of_every_document_in_order(corpus):
                 assert lengths.sum() == len(record["tokens"]) >= 29 > lengths[:-1].sum()
             found.append(tuple(np.concatenate([r["tokens"] for r in records]).tolist()))
     assert len(found) == len(texts) and set(found) == expected
-    assert [len(by_document(prepared, split)) for split in chunks.SPLITS] == [
-        prepared.manifest["splits"][split]["documents"] for split in chunks.SPLITS
+    assert [len(by_document(prepared, split)) for split in SPLITS] == [
+        prepared.manifest["splits"][split]["documents"] for split in SPLITS
     ]
 
 
@@ -222,20 +225,20 @@ def test_equal_documents_share_a_split_and_small_corpora_fill_every_split():
     for count in (1, 2, 3, 6, 10, 40, 300):
         texts = [f"text {rng.randrange(10**9)}" for _ in range(count)]
         documents = [Document("", text, True) for text in [*texts, *texts, *texts[:3]]]
-        assigned = list(chunks.split_documents(documents, count, 0.01, 0.01))
+        assigned = list(split_documents(documents, count, 0.01, 0.01))
         assert sorted(d.text for _, d in assigned) == sorted(d.text for d in documents)
         splits = {text: {split for split, d in assigned if d.text == text} for text in texts}
         assert all(len(found) == 1 for found in splits.values())
-        sizes = {name: sum(found == {name} for found in splits.values()) for name in chunks.SPLITS}
+        sizes = {name: sum(found == {name} for found in splits.values()) for name in SPLITS}
         assert sizes["train"] >= min(2, count)
         assert count < 6 or min(sizes.values()) >= 2
 
 
 def test_shares_of_documents_are_kept():
     documents = (Document("", str(number), True) for number in range(20_000))
-    found = [split for split, _ in chunks.split_documents(documents, 0, 0.05, 0.1)]
+    found = [split for split, _ in split_documents(documents, 0, 0.05, 0.1)]
     assert abs(found.count("validation") - 1_000) < 125 and abs(found.count("test") - 2_000) < 170  # 4 deviations
-    alone = chunks.split_documents((Document("", str(number), True) for number in range(500)), 0, 0.0, 0.0)
+    alone = split_documents((Document("", str(number), True) for number in range(500)), 0, 0.0, 0.0)
     assert {split for split, _ in alone} == {"train"}
 
 
@@ -291,7 +294,7 @@ def test_errors_a_user_can_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"static.*pairing=sop"):
         prepare(data, 0, progress=False)
     data.update(masking="dynamic", prepared=str(tmp_path / "corpus.txt" / "below"))
-    with pytest.raises(UserError, match=r"cannot write the prepared dataset.*data.prepared"):
+    with pytest.raises(UserError, match=r"below.text-.*: cannot be written .*set data.prepared"):
         prepare(data, 0, progress=False)
     data.prepared = str(tmp_path / "full")
     monkeypatch.setattr("bert_jax.data.pretraining.records._shard_path", lambda directory, file: Path("/dev/full"))
@@ -302,9 +305,9 @@ def test_errors_a_user_can_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_worker_that_dies_is_reported():
     work = _Deadly()
-    block = chunks.Block(0, 0, [("train", Document("", "text", True))], 4)
+    block = chunks.Block(0, [("train", Document("", "text", True))], 4)
     with pytest.raises(UserError, match=r"worker died .* block 0 .*-9.*workers"):
-        list(chunks.run_blocks(iter([block]), work, 2))
+        list(in_order(work, [block], 2))
 
 
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
@@ -334,11 +337,11 @@ class _Deadly(chunks.BlockWork):
         raise AssertionError
 
 
-def tokens_of(text: list[str], prepared: Prepared) -> list[int]:
+def tokens_of(text: list[str], prepared: PreparedCorpus) -> list[int]:
     return [token for sentence in prepared.tokenizer.encode_words(text) for token in sentence]
 
 
-def by_document(prepared: Prepared, split: str) -> list[list[dict]]:
+def by_document(prepared: PreparedCorpus, split: str) -> list[list[dict]]:
     source = prepared.source(split)
     groups: dict[int, list[dict]] = {}
     last = None

@@ -41,7 +41,7 @@ def test_shards_are_closed_and_opened_again(most: int, topics: Path, tmp_path: P
     assert shards > 10
     order = np.random.default_rng(0).permutation(len(source)).tolist()
     found = {index: source[index] for index in order}
-    in_order = Records(source.directory, "train", source.fields)
+    in_order = Records(source.directory, "train", source.fields, source.counts)
     for index in range(len(source)):
         np.testing.assert_array_equal(found[index]["tokens"], in_order[index]["tokens"])
         assert found[index]["chunk_index"] == in_order[index]["chunk_index"]

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import pickle
+import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +161,41 @@ def test_the_cache_is_bounded(small, monkeypatch):
         text = " ".join(f"a{i}" for i in range(start, start + 50)) + " the " + "b" * 60
         assert tokenizer.encode_words([text]) == [tokenizer.pieces([text])[0][0]]
         assert tokenizer._cache is not None and len(tokenizer._cache) <= 100
-    assert b"a3" in tokenizer._cache and b"b" * 60 not in tokenizer._cache
+    assert b"the" in tokenizer._cache and b"a3" not in tokenizer._cache and b"b" * 60 not in tokenizer._cache
+
+
+def test_threads_share_a_small_cache(monkeypatch):
+    """The cache replaces its words all the time; each thread must still get the ids of a tokenizer of its own."""
+    monkeypatch.setattr(wordpiece, "_CACHE_WORDS", 16)
+    tokenizer = make_wordpiece(SPECIAL + PIECES, "test", True, None, True)
+    rows = [[" ".join(f"a{(7 * row + k) % 90}é the" for k in range(40)) for _ in range(3)] for row in range(40)]
+    expected = [[ids for ids, _ in tokenizer.pieces(row)] for row in rows]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = [list(pool.map(tokenizer.encode_words, rows * 5)) for _ in range(2)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [expected * 5] * 2
+    assert tokenizer._cache is not None and len(tokenizer._cache) <= 16 + 8  # each thread may add one word late
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_another_prefix_of_continuing_pieces(original):
+    """A literal ## is then no continuation, and @@ is one for words, masks by word and decoding alike."""
+    tokens = [*SPECIAL, "un", "@@aff", "@@able", "##", "##x", "#", "a"]
+    model = models.WordPiece(
+        {token: index for index, token in enumerate(tokens)}, unk_token="[UNK]", continuing_subword_prefix="@@"
+    )
+    backend = make_wordpiece(tokens, "test", True, None, True).backend
+    backend.model = model
+    tokenizer = WordPieceTokenizer(backend, "test", original)
+    assert names(tokenizer, tokenizer.encode_words(["unaffable a ##x"])[0])[:4] == ["un", "@@aff", "@@able", "a"]
+    assert tokenizer.encode_words(["unaffable a"]) == [tokenizer.pieces(["unaffable a"])[0][0]]
+    assert [tokens[i] for i in np.flatnonzero(tokenizer.is_continuation)] == ["@@aff", "@@able"]
+    assert tokenizer.decode(tokenizer.encode_words(["unaffable a"])[0]) == "unaffable a"
+    assert tokenizer.continuation_prefix == "@@"
 
 
 def test_a_tokenizer_with_other_rules_has_no_cache(small, tmp_path):
