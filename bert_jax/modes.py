@@ -239,7 +239,7 @@ def _records(workdir: Path) -> list[Path]:
 
 
 def _rows(source: str, text: str, text_pair: str, input_format: str):
-    from bert_jax.inference.input_rows import read_input
+    from bert_jax.data.labelled.inputs import read_input
 
     has_header = not any(column.removeprefix("-").isdigit() for column in (text, text_pair))
     return read_input(source, text=text, has_header=has_header, file_format=input_format)

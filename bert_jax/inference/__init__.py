@@ -1,6 +1,6 @@
 """A trained checkpoint at work. Each tool needs a checkpoint folder and nothing else.
 
-`Predictor` and `Embedder` can be imported from here; `input_rows.py` and `output.py` are what files go through.
+`Predictor` and `Embedder` can be imported from here; `output.py` writes files.
 """
 
 from typing import Any

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Float32
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
-from bert_jax.data.labelled.tables import Row, text_in
+from bert_jax.data.labelled.columns import text_in
+from bert_jax.data.labelled.tables import InputRow, Row
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
-from bert_jax.inference.input_rows import InputRow
 from bert_jax.inference.open import open_model
 from bert_jax.inference.output import identity, results, whole_file
 from bert_jax.inference.predictor import in_place_of_good, windows

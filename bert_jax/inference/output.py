@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bert_jax.config import UserError
-from bert_jax.data.labelled.tables import Row
-from bert_jax.inference.input_rows import InputRow
+from bert_jax.data.labelled.tables import InputRow, Row
 
 Stream = Callable[[Iterable[Row | UserError]], Iterator[Any]]
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.columns import names_of, text_examples, text_in
 from bert_jax.data.labelled.examples import TextExample
-from bert_jax.data.labelled.tables import Row, text_examples, text_in
+from bert_jax.data.labelled.tables import Row
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, agreed_labels, listed, sequence_vectors
@@ -228,7 +229,7 @@ class Classification(FineTuning):
         return np.log((having + 1) / (len(train) - having + 1))
 
     def _given_labels(self) -> list[str]:
-        return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
+        return names_of("data.labels", self.config.data.labels)
 
     def _with_named_label(self, example: TextExample) -> TextExample:
         """Files have numbers where TFDS has the names of `data.labels`."""

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.columns import choice_examples, names_of, text_in, texts_in
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
-from bert_jax.data.labelled.tables import Row, choice_examples, text_in, texts_in
+from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import sections
@@ -49,14 +50,14 @@ class MultipleChoice(FineTuning):
 
     def prediction_examples(self, rows: Iterable[Row]) -> Iterator[ChoiceExample | UserError]:
         data = self.config.data
-        names = [name.strip() for name in data.choices.split(",") if name.strip()]
+        names = names_of("data.choices", data.choices)
         for row in rows:
             try:
                 choices = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
                 if not choices:
                     raise UserError(f"{row.origin}: column '{names[0]}' has no choices: mend this row")
                 start = text_in(row, data.text_pair) if data.text_pair else ""
-                yield ChoiceExample(row.origin, None, text_in(row, data.text), start, tuple(choices))
+                yield ChoiceExample(row.origin, text_in(row, data.text), start, tuple(choices))
             except UserError as error:
                 yield error
 

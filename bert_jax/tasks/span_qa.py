@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import QuestionExample
 from bert_jax.data.labelled.squad import check_answers, question_examples
-from bert_jax.data.labelled.tables import Row, text_in
+from bert_jax.data.labelled.tables import Row
 from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask, sliding
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.tokenizer import Tokenizer

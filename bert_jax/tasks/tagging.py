@@ -23,9 +23,10 @@ from jaxtyping import Array, Float, Key
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.labelled.columns import names_of, text_in, texts_in, value_in
 from bert_jax.data.labelled.conll import detect_scheme, entities_of, repair, tagged_examples, to_bio
 from bert_jax.data.labelled.examples import TaggedExample
-from bert_jax.data.labelled.tables import Row, suffix_of, text_in, texts_in, value_in
+from bert_jax.data.labelled.tables import Row, suffix_of
 from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
 from bert_jax.data.labelled.words import text_and_spans, text_to_tag
 from bert_jax.models.heads import BertForTokenClassification
@@ -203,7 +204,7 @@ class Tagging(FineTuning):
         return sections.tags(self.labels, self.examples[evaluation.split], evaluation.predictions, self.has_entities)
 
     def _named(self) -> list[str]:
-        return [name.strip() for name in self.config.data.labels.split(",") if name.strip()]
+        return names_of("data.labels", self.config.data.labels)
 
     def _kinds(self, is_plain: bool) -> list[str]:
         """Types that `data.labels` names, by themselves or by their tags: PER, or O, B-PER and I-PER."""

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.data.labelled.tables import Row
+from bert_jax.data.labelled.tables import InputRow, Row
 from bert_jax.inference.glue_submission import add_to_submission, check_submission
-from bert_jax.inference.input_rows import InputRow
 from bert_jax.inference.output import check_output, json_line, whole_file, write_answers, write_jsonl
 
 SUFFIXES = (".jsonl", ".npy")

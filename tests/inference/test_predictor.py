@@ -17,7 +17,6 @@ from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
-from bert_jax.inference.input_rows import read_input
 from bert_jax.inference.predictor import Predictor, windows
 from bert_jax.training.checkpoint import choose_checkpoint, find_checkpoint
 from bert_jax.training.saving import Checkpoints
@@ -182,48 +181,6 @@ def test_standard_input_as_a_user_meets_it(tuned):
     for line, prediction in zip(found, expected, strict=True):
         assert line["label"] == prediction["label"]
         assert line["probability"] == pytest.approx(prediction["probability"], abs=1e-5)
-
-
-FORMATS = {
-    "a.jsonl": b'{"t": "x"}\r\n\n{"t": "y\xc3\xa4"}',
-    "a.csv": b't,u\nx,1\n\n"y\xc3\xa4",2\n',
-    "a.tsv": b"u\tt\n1\tx\n\n2\ty\xc3\xa4\n",
-    "a.txt": b"\xef\xbb\xbfx\nz\ny\xc3\xa4\n",
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_formats(name, tmp_path):
-    (tmp_path / name).write_bytes(FORMATS[name])
-    rows = {row.line: row.row for row in read_input(str(tmp_path / name), text="t")}
-    first = 1 if name in ("a.jsonl", "a.txt") else 2
-    assert rows[first].values["t"] == "x" and rows[first + 2].values["t"] == "yä"
-    assert rows[first].origin == f"{tmp_path / name}:{first}"
-    assert len(rows) == (3 if name == "a.txt" else 2)
-
-
-def test_broken_csv_costs_its_own_rows_only(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes(b'0,1\nx,"a "b" c"\ny,2,3\nz,\xe4\nw,"two\nlines"\nv,5\nend,"open\n')
-    rows = list(read_input(str(path), text="0", has_header=False))
-    assert [row.line for row in rows] == [1, 2, 3, 4, 5, 7, 8]
-    good = {row.line: row.row.values for row in rows if isinstance(row.row, Row)}
-    assert good == {1: {"0": "0", "1": "1"}, 5: {"0": "w", "1": "two\nlines"}, 7: {"0": "v", "1": "5"}}
-    reasons = [str(row.row).partition(": ")[2] for row in rows if not isinstance(row.row, Row)]
-    assert [reason.split(" (")[0] for reason in reasons[:1]] == ["the row that begins here is no CSV"]
-    assert reasons[1].startswith("3 columns, where the first line has 2") and reasons[2].startswith("not UTF-8")
-    assert "unexpected end of data" in reasons[3]
-
-
-def test_empty_input_and_unknown_suffix(tmp_path):
-    (tmp_path / "a.txt").touch()
-    assert list(read_input(str(tmp_path / "a.txt"), text="t")) == []
-    (tmp_path / "a.doc").write_text("x\n")
-    with pytest.raises(UserError, match=r"unknown suffix; say --input_format=csv\|jsonl\|tsv\|txt"):
-        read_input(str(tmp_path / "a.doc"), text="t")
-    assert [r.row.values for r in read_input(str(tmp_path / "a.doc"), text="t", file_format="txt")] == [{"t": "x"}]
-    with pytest.raises(UserError, match="is not a file"):
-        read_input(str(tmp_path / "b.txt"), text="t")
 
 
 def test_a_submission_to_glue(tuned, tmp_path, caplog):

@@ -8,7 +8,6 @@ from flax import nnx
 from bert_jax import modes
 from bert_jax.config import UserError
 from bert_jax.data.labelled.squad import question_examples
-from bert_jax.inference.input_rows import read_input
 from bert_jax.inference.predictor import Predictor
 from bert_jax.tasks.span_qa import SpanQA
 from bert_jax.tasks.squad_scores import squad_scores
@@ -71,12 +70,6 @@ def test_lines_keep_the_ids_too(answering, tmp_path):
     assert [(line["line"], line["id"]) for line in lines] == [(1, "q1"), (2, "q2"), (3, "q3")]
 
 
-def test_lines_in_a_json_file_stay_lines(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"question": "x", "context": "y"}\n{"question": "z", "context": "y"}\n')
-    assert [row.row.values["question"] for row in read_input(str(path), text="text")] == ["x", "z"]
-
-
 def test_what_is_refused(answering, tuned, tmp_path):
     config, workdir = answering
     twice = tmp_path / "twice.jsonl"
@@ -86,6 +79,3 @@ def test_what_is_refused(answering, tuned, tmp_path):
     assert not (tmp_path / "p.json").exists()
     with pytest.raises(UserError, match=r"\.json is SQuAD's form of answers; of classification use .jsonl"):
         modes.predict(tuned[0], tuned[1], input=str(twice), output=str(tmp_path / "p.json"))
-    (tmp_path / "list.json").write_text("[\n1]\n")
-    with pytest.raises(UserError, match=r"list.json: no 'data' \(it is a list\)"):
-        list(read_input(str(tmp_path / "list.json"), text="text"))

@@ -160,7 +160,7 @@ def test_questions(tmp_path):
 
 
 def test_choices(tmp_path):
-    examples = [ChoiceExample("dev:1", None, "He", "then", ("ran", "<slept>"), 0)]
+    examples = [ChoiceExample("dev:1", "He", "then", ("ran", "<slept>"), 0)]
     found = sections.choices(examples, [{"choice": 1, "text": "<slept>", "probability": 0.75}])
     page = report(tmp_path, make_config(), found)
     assert page.rows[-1] == ["dev:1", "He then", "ran", "<slept>", "0.750"]

@@ -89,7 +89,7 @@ def test_shuffled_labels_teach_nothing(tmp_path):
 
 def test_rows_by_hand():
     task = MultipleChoice(make_config(), TOKENIZER, None)
-    (item,) = task.encode([ChoiceExample("", None, "a b", "c", ("d e", "", "f"), 2)])
+    (item,) = task.encode([ChoiceExample("", "a b", "c", ("d e", "", "f"), 2)])
     cls, sep = TOKENIZER.cls_id, TOKENIZER.sep_id
     a, b, c, d, e, f = map(TOKENIZER.id, "abcdef")
     assert [part.ids.tolist() for part in item.parts] == [
@@ -99,14 +99,14 @@ def test_rows_by_hand():
     ]
     assert item.parts[0].type_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert item.values["labels"] == 2
-    (item,) = task.encode([ChoiceExample("", None, "a", "", ("b", "c"))])
+    (item,) = task.encode([ChoiceExample("", "a", "", ("b", "c"))])
     assert item.parts[1].ids.tolist() == [cls, a, sep, c, sep]
 
 
 def test_long_rows_are_cut_at_the_longer_end_and_counted(caplog):
     task = MultipleChoice(make_config(), TOKENIZER, None)
-    long = ChoiceExample("dev.jsonl:3", None, "a " * 12, "b", ("c", "d e f g h i"), 0)
-    short = ChoiceExample("dev.jsonl:4", None, "a", "b", ("c", "d"), 0)
+    long = ChoiceExample("dev.jsonl:3", "a " * 12, "b", ("c", "d e f g h i"), 0)
+    short = ChoiceExample("dev.jsonl:4", "a", "b", ("c", "d"), 0)
     with caplog.at_level(logging.WARNING):
         first, _ = task.encode([long, short])
     assert "1 of 2 examples (50.0 %) lose tokens to data.long_texts=head" in caplog.text
@@ -120,8 +120,8 @@ def test_long_rows_are_cut_at_the_longer_end_and_counted(caplog):
 def test_a_question_has_as_many_choices_as_it_has():
     """Two choices beside a question of four: no probability goes to rows that are not there, and no gradient is nan."""
     task = MultipleChoice(make_config(), TOKENIZER, None)
-    two = ChoiceExample("", None, "a b c", "d", ("e", "f"), 1)
-    four = ChoiceExample("", None, "a", "b", ("c", "d", "e", "f"), 3)
+    two = ChoiceExample("", "a b c", "d", ("e", "f"), 1)
+    four = ChoiceExample("", "a", "b", ("c", "d", "e", "f"), 3)
     items = task.encode([two, four])
     graphdef, _ = abstract_state(task, optax.sgd(0.1))
     state = init_state(task, optax.sgd(0.1), 0, make_mesh(task.config.mesh))
@@ -171,7 +171,7 @@ def test_rows_to_predict_and_choices_in_one_column():
     ]
     task = MultipleChoice(make_config(text="prompt", text_pair="", choices="answers"), TOKENIZER, {})
     first, missing, empty = task.prediction_examples(rows)
-    assert first == ChoiceExample("in.jsonl:1", None, "a", "", ("b", "c", "d"))
+    assert first == ChoiceExample("in.jsonl:1", "a", "", ("b", "c", "d"))
     assert isinstance(missing, UserError) and "in.jsonl:2: no column 'answers'" in str(missing)
     assert isinstance(empty, UserError) and "in.jsonl:3: column 'answers' has no choices" in str(empty)
     (found,) = task.predict([first], task.encode([first]), {"logits": [np.asarray([0.0, 1.0, 0.0, -9e37])]})

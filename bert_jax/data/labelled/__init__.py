@@ -1,5 +1,6 @@
 """Files of labelled data in, examples out.
 
-`tables.py`, `conll.py` and `squad.py` read files and TFDS names into the examples of `examples.py`, which also reports
-on them; `words.py` splits a text into words to tag; `windows.py` splits long texts into windows.
+`tables.py` reads files and TFDS names into rows, `inputs.py` also what is to be predicted. `columns.py`, `conll.py` and
+`squad.py` turn rows into the examples of `examples.py`, which also reports on them. `words.py` splits a text into words
+to tag; `windows.py` splits long texts into windows.
 """

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bert_jax.config import UserError
+from bert_jax.data.labelled.columns import text_in, texts_in, value_in
 from bert_jax.data.labelled.examples import TaggedExample
-from bert_jax.data.labelled.tables import Row, find_data_files, read_rows, suffix_of, text_in, texts_in, value_in
+from bert_jax.data.labelled.tables import Row, find_data_files, read_rows, suffix_of
 from bert_jax.data.text.text_files import read_lines
 
 Scheme = Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES", "plain"]
@@ -65,7 +66,7 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
     foreign = sorted(tag for tag in tags if tag != "O" and not _TAG.fullmatch(tag))
     entities = sorted(tag for tag in tags if _TAG.fullmatch(tag))
     if foreign and any(tag.startswith("B-") for tag in entities):
-        raise UserError(f"tags {entities[0]!r} and {foreign[0]!r} belong to no one scheme: mend the tags")
+        raise UserError(f"tags {entities[0]!r} and {foreign[0]!r} belong to no one scheme: correct the tags")
     if foreign:
         return "plain"
     letters = {tag[0] for tag in entities}
@@ -75,7 +76,7 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
     for scheme, allowed in _OWN_LETTERS.items():
         if own <= allowed and not (scheme == "BMES" and "I" in letters):
             return scheme
-    raise UserError(f"tags that begin with {', '.join(sorted(letters))} belong to no one scheme: mend the tags")
+    raise UserError(f"tags that begin with {', '.join(sorted(letters))} belong to no one scheme: correct the tags")
 
 
 def to_bio(tags: Sequence[str], scheme: Scheme) -> list[str]:
@@ -132,7 +133,7 @@ def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedEx
         width = width or len(cells)
         if len(cells) != width:
             raise UserError(
-                f"{path}:{number}: {len(cells)} columns, where the lines before have {width}: mend this line"
+                f"{path}:{number}: {len(cells)} columns, where the lines before have {width}: correct this line"
             )
         for column in (text, 0 if label is None else label):
             if not -width <= column < width:
@@ -141,10 +142,10 @@ def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedEx
         words.append(cells[text])
         if label is not None:
             if not cells[label]:
-                raise UserError(f"{path}:{number}: no tag in column {label}: mend this line")
+                raise UserError(f"{path}:{number}: no tag in column {label}: correct this line")
             tags.append(cells[label])
     if not width:
-        raise UserError(f"{path} has no words: mend or leave out this file")
+        raise UserError(f"{path} has no words: correct or leave out this file")
 
 
 def _tagged_row(row: Row, text: str, label: str, names: Sequence[str]) -> TaggedExample:
@@ -154,7 +155,7 @@ def _tagged_row(row: Row, text: str, label: str, names: Sequence[str]) -> Tagged
         return TaggedExample(row.origin, tuple(words), tags, spaces_between=False)
     words, tags = texts_in(row, text), _tags_of(row, label, names) if label else None
     if tags is not None and len(tags) != len(words):
-        raise UserError(f"{row.origin}: {len(words)} words and {len(tags)} tags: mend this row")
+        raise UserError(f"{row.origin}: {len(words)} words and {len(tags)} tags: correct this row")
     return TaggedExample(row.origin, tuple(words), tuple(tags) if tags is not None else None)
 
 
@@ -192,9 +193,9 @@ def _spans(origin: str, text: str, labels: Any) -> Iterator[tuple[str, int, int]
             for first, last in places
         ]
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f'{origin}: spans must be {{"TYPE": {{"surface": [[first, last]]}}}}: mend this row') from error
+        raise UserError(f'{origin}: spans must be {{"TYPE": {{"surface": [[first, last]]}}}}: correct it') from error
     for kind, surface, first, last in found:
         inside = isinstance(first, int) and isinstance(last, int) and 0 <= first <= last < len(text)
         if not inside or text[first : last + 1] != surface:
-            raise UserError(f"{origin}: {surface!r} is not at characters {first} to {last} of the text: mend this span")
+            raise UserError(f"{origin}: {surface!r} is not at characters {first} to {last} of the text: correct it")
         yield kind, first, last

@@ -23,7 +23,6 @@ class TextExample:
     text: str
     text_pair: str | None = None
     label: str | float | tuple[str, ...] | None = None
-    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class ChoiceExample:
     """Each choice ends what `context` and `ending_start` begin; `label` counts from 0."""
 
     origin: str
-    id: str | None
     context: str
     ending_start: str  # what all choices begin with; may be empty
     choices: tuple[str, ...]

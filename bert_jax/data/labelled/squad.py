@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
+from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import Answer, QuestionExample
-from bert_jax.data.labelled.tables import find_data_files, read_rows, suffix_of, text_in
+from bert_jax.data.labelled.tables import find_data_files, read_rows, suffix_of
 from bert_jax.data.text.text_files import json_value, read_lines
 
 _MAX_MISPLACED = 0.2  # share of answers; SQuAD has none, sets that were translated or rebuilt have some
@@ -67,7 +67,11 @@ def _read(spec: str) -> Iterator[QuestionExample]:
         yield from _read_rows(spec)
         return
     for path in find_data_files(spec):
-        yield from _read_squad(path) if suffix_of(path) == ".json" else _read_rows(str(path))
+        yield from (
+            squad_questions(str(path), "\n".join(read_lines(path)))
+            if suffix_of(path) == ".json"
+            else _read_rows(str(path))
+        )
 
 
 def _read_rows(spec: str) -> Iterator[QuestionExample]:
@@ -75,14 +79,15 @@ def _read_rows(spec: str) -> Iterator[QuestionExample]:
         yield _example(row.origin, row.values, text_in(row, "context"), "")
 
 
-def _read_squad(path: Path) -> Iterator[QuestionExample]:
+def squad_questions(name: str, content: str) -> Iterator[QuestionExample]:
+    """Yields the questions of SQuAD's JSON; `name` is that of the file, for messages."""
     try:
-        whole = json_value("\n".join(read_lines(path)))
+        whole = json_value(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not whole JSON ({error}): get it again, or call a file of lines .jsonl") from error
-    where = f"{path}:data"
+        raise UserError(f"{name}: not whole JSON ({error}): get it again, or call a file of lines .jsonl") from error
+    where = f"{name}:data"
     number = 0
-    for i, article in enumerate(_field(whole, "data", list, str(path))):
+    for i, article in enumerate(_field(whole, "data", list, name)):
         paragraphs = _field(article, "paragraphs", list, f"{where}[{i}]")
         title = _field(article, "title", str, f"{where}[{i}]") if "title" in article else ""
         for j, paragraph in enumerate(paragraphs):
@@ -92,7 +97,7 @@ def _read_squad(path: Path) -> Iterator[QuestionExample]:
                 number += 1
                 yield _example(f"{origin}.qas[{k}]", question, context, title)
     if not number:
-        raise UserError(f"{path} has no questions: mend or leave out this file")
+        raise UserError(f"{name} has no questions: correct or leave out this file")
 
 
 def _example(origin: str, fields: Any, context: str, title: str) -> QuestionExample:
@@ -100,7 +105,7 @@ def _example(origin: str, fields: Any, context: str, title: str) -> QuestionExam
     answers = _answers(origin, fields) if fields.get("answers") is not None else None
     impossible = _field(fields, "is_impossible", bool, origin) if "is_impossible" in fields else answers == ()
     if impossible and answers:
-        raise UserError(f"{origin}: is_impossible, and has answers: mend this question")
+        raise UserError(f"{origin}: is_impossible, and has answers: correct this question")
     return QuestionExample(
         origin,
         _id(origin, fields["id"]) if "id" in fields else origin,
@@ -114,7 +119,7 @@ def _example(origin: str, fields: Any, context: str, title: str) -> QuestionExam
 
 def _id(origin: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(f"{origin}.id: {value!r} is no text and no whole number: mend it")
+        raise UserError(f"{origin}.id: {value!r} is no text and no whole number: correct it")
     return str(value)
 
 
@@ -124,7 +129,7 @@ def _answers(origin: str, fields: dict[str, Any]) -> tuple[Answer, ...]:
         texts = _field(found, "text", list, f"{origin}.answers")
         starts = _field(found, "answer_start", list, f"{origin}.answers")
         if len(texts) != len(starts):
-            raise UserError(f"{origin}.answers: {len(texts)} texts and {len(starts)} answer_start: mend them")
+            raise UserError(f"{origin}.answers: {len(texts)} texts and {len(starts)} answer_start: correct them")
         found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     answers = []
     for number, answer in enumerate(_field({"answers": found}, "answers", list, origin)):
@@ -142,5 +147,7 @@ def _field(record: Any, name: str, kind: type, where: str) -> Any:
         raise UserError(f"{where}: no {name!r} ({has}): is this SQuAD's form?")
     value = record[name]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where}.{name}: a {type(value).__name__}, where SQuAD's form has a {kind.__name__}: mend it")
+        raise UserError(
+            f"{where}.{name}: a {type(value).__name__}, where SQuAD's form has a {kind.__name__}: correct it"
+        )
     return value

@@ -1,57 +1,71 @@
-"""Tables of fine-tuning data: CSV, TSV, JSONL, Parquet, lines of text, TFDS names → rows → examples.
+"""Tables of labelled data, and of texts to predict: files and TFDS names → rows.
 
-Rows are streamed, in the order of the sorted file names. The format goes by the suffix, before .gz, .xz or .zst:
+This is the one reader of both. Each row comes as a `Row`, or as the UserError that says what is wrong with its line:
+training raises the first one (`read_rows`), prediction decides by --bad_lines (`inputs.py`). Rows are streamed. The
+format follows from the suffix, before .gz, .xz or .zst:
 
     .csv            RFC 4180; blank lines are skipped
     .tsv            cells between tabs, nothing else: quotes are text, as in GLUE; blank lines are skipped
-    .jsonl, .json   an object a line
+    .jsonl, .json   one object per line; blank lines are skipped
     .parquet        a few thousand rows at a time
-    .txt            a text a line, in column "text"; blank lines are rows, so that predictions stay beside their lines.
-                    With columns by number, column 0 is the first word and column 1 the rest: `DESC:def What is BERT ?`
+    .txt            one text per line, in column "text"; a blank line is a row, so that predictions stay beside their
+                    lines. With columns by number, column 0 is the first word and column 1 the rest:
+                    `DESC:def What is BERT ?`
 """
 
 import csv
-import difflib
-import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from bert_jax.config import UserError
-from bert_jax.data.labelled.examples import ChoiceExample, TextExample
-from bert_jax.data.text.text_files import OPENERS, find_files, parse_json, read_lines
+from bert_jax.data.text.text_files import OPENERS, find_files, json_value, read_blocks
 from bert_jax.data.text.tfds_names import brief, download, find_builder
 
-_MAX_CELL = 1 << 26  # characters; the csv module's own limit of 128 K is less than a book
-_NUMBER = re.compile(r"-?\d+")
+FORMATS = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl", "txt": "txt"}  # by suffix
 
-Kind = Literal["single", "multi", "regression"]
+_LONGEST = 1 << 26  # bytes of a line, characters of a cell: the csv module's own 128 K are less than a book
+_ONE_WORD = "one word, where a label and a text were expected: correct this line"
 
 
 class Row(NamedTuple):
-    origin: str  # "path:line"; for Parquet and TFDS the row, from 1
+    origin: str  # "path:line"; of Parquet and TFDS the number of the row, from 1
     values: dict[str, Any]
 
 
-def read_rows(spec: str, header: bool | None = None) -> Iterator[Row]:
-    """`spec` is a path, comma-separated paths and globs, or tfds:NAME[/CONFIG][:VERSION]@SPLIT (whose strings come as
-    str, whose ClassLabels as their names, -1 as None).
+class InputRow(NamedTuple):
+    """A row, or what is wrong with it."""
 
-    `header=False`: the columns of CSV, TSV and .txt have no names and are called "0", "1", ….
-    Raises UserError, with file and line, for what cannot be read, an unknown suffix, a ragged row, a file of no rows.
+    line: int  # from 1; of Parquet, TFDS and SQuAD's JSON the number of the row
+    row: Row | UserError
+
+
+# What a parser gives for each row: its line, and its columns or what is wrong with it.
+_Found = Iterator[tuple[int, dict[str, Any] | str]]
+_Cells = Iterator[tuple[int, list[str] | str]]
+
+
+def read_rows(spec: str, header: bool | None = None) -> Iterator[Row]:
+    """Yields the rows of labelled data, file after file.
+
+    `spec` is a path, comma-separated paths and globs, or tfds:NAME[/CONFIG][:VERSION]@SPLIT (whose strings come as
+    str, whose ClassLabels as their names, -1 as None). `header=False`: the columns of CSV, TSV and .txt have no names
+    and are called "0", "1", …. Raises UserError, with file and line, for the first row that cannot be read, for an
+    unknown suffix and for a file without rows.
     """
     if spec.startswith("tfds:"):
-        yield from _read_tfds(spec)
+        yield from read_tfds(spec)
         return
     paths = find_data_files(spec)
-    readers = [_reader(path) for path in paths]
-    for path, read in zip(paths, readers, strict=True):
-        origin = None
-        for origin, values in read(path, header is not False):
-            yield Row(origin, values)
-        if origin is None:
-            raise UserError(f"{path} has no rows: mend or leave out this file")
+    formats = [format_of(path) for path in paths]  # a wrong suffix shows before anything is read
+    for path, file_format in zip(paths, formats, strict=True):
+        found = None
+        for found in read_file(path, file_format, "" if header is False else "text", header is not False):
+            if isinstance(found.row, UserError):
+                raise found.row
+            yield found.row
+        if found is None:
+            raise UserError(f"{path} has no rows: correct or leave out this file")
 
 
 def find_data_files(spec: str) -> list[Path]:
@@ -61,235 +75,154 @@ def find_data_files(spec: str) -> list[Path]:
 
 
 def suffix_of(path: Path) -> str:
-    """ ".csv" of train.CSV.gz"""
+    """Returns ".csv" for train.CSV.gz."""
     return (Path(path.stem) if path.suffix in OPENERS else path).suffix.lower()
 
 
-def text_examples(
-    spec: str, *, text: str, text_pair: str, label: str, kind: Kind, separator: str, id: str = ""
-) -> Iterator[TextExample]:
-    """Columns are given by name or, if the file has no header, by number (-1 is the last); "" is none.
-
-    A label that is empty or null is None: that row has no label. `kind`:
-    single      a class name
-    multi       any number of class names, joined by `separator` or a list; or `label` names several columns, joined by
-                `separator`, each 0 or 1. An empty cell is no class, null is None
-    regression  a finite number
-    Raises UserError with the row for a missing column or a wrong value.
-    """
-    if not text:
-        raise UserError(f"{spec}: no column is named for the text")
-    if kind not in get_args(Kind):
-        raise UserError(f"{spec}: kind {kind!r}: choose single, multi or regression")
-    flags = label.split(separator) if kind == "multi" and separator in label else []
-    header = _has_header([text, text_pair, id, *(flags or [label])])
-    for row in read_rows(spec, header):
-        yield TextExample(
-            row.origin,
-            text_in(row, text),
-            text_in(row, text_pair) if text_pair else None,
-            _label(row, label, flags, kind, separator) if label else None,
-            _name(row, id) if id else None,
-        )
-
-
-def choice_examples(
-    spec: str, *, context: str, ending_start: str, choices: str, label: str, id: str = ""
-) -> Iterator[ChoiceExample]:
-    """As `text_examples`. `choices` names the columns of the choices, comma-separated, or one column of lists; `label`
-    a column of numbers from 0. SWAG: context sent1, ending_start sent2, choices ending0,ending1,ending2,ending3."""
-    names = [name.strip() for name in choices.split(",") if name.strip()]
-    if not context or not names:
-        raise UserError(f"{spec}: columns must be named for the context and for the choices")
-    for row in read_rows(spec, _has_header([context, ending_start, *names, label, id])):
-        found = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
-        if len(found) < 2:
-            raise UserError(f"{row.origin}: {len(found)} choices; name two columns or more, or one of lists")
-        yield ChoiceExample(
-            row.origin,
-            _name(row, id) if id else None,
-            text_in(row, context),
-            text_in(row, ending_start) if ending_start else "",
-            tuple(found),
-            _choice(row, label, len(found)) if label else None,
-        )
-
-
-def value_in(row: Row, column: str) -> Any:
-    values = row.values
-    if column in values:
-        return values[column]
-    if column.startswith("-") and _NUMBER.fullmatch(column) and "0" in values and int(column) >= -len(values):
-        return values[str(len(values) + int(column))]
-    close = difflib.get_close_matches(column, values, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    present = ", ".join(name if len(name) <= 40 else f"{name[:40]}…" for name in values)
-    raise UserError(
-        f"{row.origin}: no column {column!r} ({hint}columns: {present}): name one of these, or number the columns "
-        "from 0 if the file has no header"
-    )
-
-
-def text_in(row: Row, column: str) -> str:
-    value = value_in(row, column)
-    if not isinstance(value, str):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no text: mend this row")
-    return value
-
-
-def texts_in(row: Row, column: str) -> list[str]:
-    value = value_in(row, column)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no list of texts: mend this row")
-    return value
-
-
-def _has_header(columns: list[str]) -> bool | None:
-    return False if any(_NUMBER.fullmatch(column) for column in columns) else None
-
-
-def _label(row: Row, column: str, flags: list[str], kind: Kind, separator: str) -> str | float | tuple[str, ...] | None:
-    if flags:
-        return tuple(name for name in flags if _flag(row, name))
-    value = value_in(row, column)
-    if value is None or (value == "" and kind != "multi"):
-        return None
-    if kind == "single":
-        return _name(row, column)
-    if kind == "regression":
-        return _finite(row, column, value)
-    if isinstance(value, list):
-        return tuple(dict.fromkeys(texts_in(row, column)))
-    if not isinstance(value, str):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no list and no text: mend this row")
-    return tuple(dict.fromkeys(name.strip() for name in value.split(separator) if name.strip()))
-
-
-def _name(row: Row, column: str) -> str:
-    """Numbers and truth values name a class, or a row, as JSON writes them."""
-    value = value_in(row, column)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str | int | float) or value != value:
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no name: mend this row")
-    return str(value)
-
-
-def _finite(row: Row, column: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no finite number: mend this row")
-    return number
-
-
-def _flag(row: Row, column: str) -> bool:
-    value = value_in(row, column)
-    if value not in (0, 1, "0", "1"):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}; it must be 0 or 1")
-    return value in (1, "1")
-
-
-def _choice(row: Row, column: str, num_choices: int) -> int | None:
-    value = value_in(row, column)
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or str(value) not in map(str, range(num_choices)):
-        raise UserError(
-            f"{row.origin}: column {column!r} holds {_shown(value)}; it must be the number of the right choice, "
-            f"0 to {num_choices - 1}"
-        )
-    return int(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if value is not None else "null"
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _reader(path: Path) -> Callable[[Path, bool], Iterator[tuple[str, dict[str, Any]]]]:
-    readers = {
-        ".csv": lambda path, header: _name_cells(path, header, _csv_cells(path)),
-        ".tsv": lambda path, header: _name_cells(path, header, _tsv_cells(path)),
-        ".jsonl": _read_jsonl,
-        ".json": _read_jsonl,
-        ".parquet": _read_parquet,
-        ".txt": _read_text,
-    }
+def format_of(path: Path) -> str:
+    """Returns the format that a file has by its suffix: one of FORMATS' values, or "parquet"."""
     suffix = suffix_of(path)
-    if suffix not in readers:
-        raise UserError(
-            f"{path}: unknown suffix {suffix!r}: rename it to one of {', '.join(readers)} (+ .gz, .xz, .zst)"
-        )
-    return readers[suffix]
+    if suffix == ".parquet":
+        return "parquet"
+    if suffix.removeprefix(".") not in FORMATS:
+        known = ", ".join(f".{one}" for one in (*FORMATS, "parquet"))
+        raise UserError(f"{path}: unknown suffix {suffix!r}: rename it to one of {known} (+ .gz, .xz, .zst)")
+    return FORMATS[suffix.removeprefix(".")]
 
 
-def _name_cells(path: Path, header: bool, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[str, dict]]:
-    names: list[str] = []
-    for line, cells in rows:
-        if not names and header:
-            names = cells
-            twice = {name for name in names if name and names.count(name) > 1}
-            if twice:
-                raise UserError(f"{path}:{line}: two columns are called {min(twice)!r}: rename one")
+def read_file(path: Path, file_format: str, text: str, has_header: bool) -> Iterator[InputRow]:
+    """Yields the rows of one file; `text` as in `parse`."""
+    if file_format == "parquet":
+        return _read_parquet(path)
+    return parse(str(path), lines_of(str(path), read_blocks(path)), file_format, text, has_header)
+
+
+def parse(name: str, lines: Iterator[str], file_format: str, text: str, has_header: bool) -> Iterator[InputRow]:
+    """Yields the rows of the lines of one file or stream.
+
+    `text` is the column of a line of text; with "", a line has a label and a text. Raises UserError for what is wrong
+    with the whole: names of columns that occur twice, an array where lines of JSON were expected.
+    """
+    if file_format in ("csv", "tsv"):
+        found = _named(name, _csv_cells(lines) if file_format == "csv" else _tsv_cells(lines), has_header)
+    else:
+        found = _records(name, lines) if file_format == "jsonl" else _texts(lines, text)
+    for number, values in found:
+        origin = f"{name}:{number}"
+        wrong = isinstance(values, str)
+        yield InputRow(number, UserError(f"{origin}: {values}") if wrong else Row(origin, values))
+
+
+def _records(name: str, lines: Iterator[str]) -> _Found:
+    is_first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
             continue
-        names = names or [str(number) for number in range(len(cells))]
-        if len(cells) != len(names):
-            raise UserError(
-                f"{path}:{line}: {len(cells)} columns, where the first line has {len(names)}: mend this row"
-            )
-        yield f"{path}:{line}", dict(zip(names, cells, strict=True))
+        if is_first and line.lstrip().startswith("["):
+            raise UserError(f"{name} is one JSON array: write one object per line, e.g. with jq -c '.[]'")
+        is_first = False
+        if wrong := _unreadable(line):
+            yield number, wrong
+            continue
+        try:
+            value = json_value(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"not a whole JSON object ({error}): write one object per line, e.g. with jq -c ."
+            continue
+        kind = type(value).__name__
+        yield number, value if isinstance(value, dict) else f"a {kind}, no JSON object: write one object per line"
 
 
-def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(_MAX_CELL)
-    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+def _texts(lines: Iterator[str], column: str) -> _Found:
+    for number, line in enumerate(lines, 1):
+        if wrong := _unreadable(line):
+            yield number, wrong
+        elif column:
+            yield number, {column: line}
+        elif words := line.split(maxsplit=1):
+            both = len(words) == 2
+            yield number, dict(zip("01", words, strict=True)) if both else _ONE_WORD
+
+
+def _named(name: str, rows: _Cells, has_header: bool) -> _Found:
+    names: list[str] = []
+    for number, cells in rows:
+        wrong = cells if isinstance(cells, str) else _unreadable("".join(cells))
+        if has_header and not names:
+            twice = [one for one in cells if one and cells.count(one) > 1]
+            if wrong or twice:
+                raise UserError(f"{name}:{number}: {wrong or f'two columns are called {twice[0]!r}: rename one'}")
+            names = list(cells)
+            continue
+        if wrong or isinstance(cells, str):
+            yield number, wrong
+            continue
+        names = names or [str(i) for i in range(len(cells))]
+        if len(cells) == len(names):
+            yield number, dict(zip(names, cells, strict=True))
+        else:
+            yield number, f"{len(cells)} columns, where the first line has {len(names)}: correct this row"
+
+
+def _csv_cells(lines: Iterator[str]) -> _Cells:
+    csv.field_size_limit(_LONGEST)
+    reader = csv.reader((f"{line}\n" for line in lines), strict=True)
     while True:
         first = reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UserError(
-                f"{path}:{first}: the row that begins here is no CSV ({error}): close its quotes, double those inside"
-            ) from error
+            yield first, f"the row that begins here is no CSV ({error}): close its quotes, double those inside"
+            continue
         if cells is None:
             return
         if cells:
             yield first, cells
 
 
-def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if line:
-            yield number, line.split("\t")
+def _tsv_cells(lines: Iterator[str]) -> _Cells:
+    return ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line)
 
 
-def _read_text(path: Path, header: bool) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if header:
-            yield f"{path}:{number}", {"text": line}
+def lines_of(name: str, blocks: Iterator[bytes]) -> Iterator[str]:
+    """Yields lines without their ends and without a byte order mark. Bytes that are no UTF-8 become lone surrogates,
+    which nothing else can: `_unreadable` finds them, and only their own line is lost."""
+    pieces: list[bytes] = []  # of a line that has not ended
+    count = size = 0
+    for block in blocks:
+        whole, end, rest = block.rpartition(b"\n")
+        size += len(block)
+        if not end:
+            if size > _LONGEST:
+                raise UserError(f"{name}:{count + 1}: a line of over {_LONGEST >> 20} MiB: is this a file of text?")
+            pieces.append(block)
             continue
-        words = line.split(maxsplit=1)
-        if len(words) == 1:
-            raise UserError(f"{path}:{number}: one word, where a label and a text were expected: mend this line")
-        if words:
-            yield f"{path}:{number}", {"0": words[0], "1": words[1]}
+        found = _decoded([*pieces, whole], is_first=count == 0).split("\n")
+        yield from (line.removesuffix("\r") for line in found)
+        count += len(found)
+        pieces, size = [rest] if rest else [], len(rest)
+    if pieces:
+        yield _decoded(pieces, is_first=count == 0).removesuffix("\r")
 
 
-def _read_jsonl(path: Path, header: bool) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        record = parse_json(path, number, line)
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise UserError(f"{path}:{number}: a {kind}, no JSON object: write an object a line (jq -c '.[]')")
-        yield f"{path}:{number}", record
+def _decoded(pieces: list[bytes], *, is_first: bool) -> str:
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")
+    return text.removeprefix("\ufeff") if is_first else text
 
 
-def _read_parquet(path: Path, header: bool) -> Iterator[tuple[str, dict]]:
+def _unreadable(text: str) -> str:
+    """Returns what is wrong with the bytes of a row, or ""."""
+    if "\0" in text:
+        return "binary data (a zero byte): leave out this line, or the whole file"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00
+        return f"not UTF-8 (byte 0x{byte:02x}): convert the file, e.g. with iconv -f LATIN1 -t UTF-8"
+    return ""
+
+
+def _read_parquet(path: Path) -> Iterator[InputRow]:
     import pyarrow
     from pyarrow import parquet  # takes a while, and only these files need it
 
@@ -298,15 +231,19 @@ def _read_parquet(path: Path, header: bool) -> Iterator[tuple[str, dict]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"{path}: two columns are called {twice[0]!r}: rename one")
             for batch in file.iter_batches(batch_size=4096):
                 for values in batch.to_pylist():
                     number += 1
-                    yield f"{path}:{number}", values
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not whole Parquet, after row {number} ({brief(error)}): get it again") from error
+                    yield InputRow(number, Row(f"{path}:{number}", values))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # dates may be out of Python's range
+        raise UserError(f"{path}: not whole Parquet, after row {number} ({brief(error)}): write it again") from error
 
 
-def _read_tfds(spec: str) -> Iterator[Row]:
+def read_tfds(spec: str) -> Iterator[Row]:
+    """Yields the rows of tfds:NAME[/CONFIG][:VERSION]@SPLIT, which is downloaded and prepared if need be."""
     name, _, split = spec.removeprefix("tfds:").partition("@")
     builder = find_builder(name, spec)
     if not split:
@@ -314,7 +251,7 @@ def _read_tfds(spec: str) -> Iterator[Row]:
     download(builder, spec)
     try:
         source = builder.as_data_source(split)
-    except ValueError as error:
+    except Exception as error:  # TFDS parses the split, and asserts and looks up as it goes
         splits = ", ".join(builder.info.splits)
         raise UserError(f"{spec}: no split {split!r} (splits: {splits}): name one of these") from error
     for index in range(len(source)):
@@ -322,6 +259,7 @@ def _read_tfds(spec: str) -> Iterator[Row]:
 
 
 def _plain(feature: Any, value: Any) -> Any:
+    """Returns what a TFDS feature holds as str, int, float, list and dict."""
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.ClassLabel):

@@ -24,7 +24,7 @@ def sliding(length: int, room: int, stride: int) -> list[Window]:
     """
     _check_room(room)
     if stride < 1:
-        raise UserError(f"doc_stride {stride} never reaches the end of a text: give 1 or more tokens")
+        raise UserError(f"data.window_stride {stride} never gets to the end of a text: give 1 or more tokens")
     windows: list[Window] = []
     start = 0
     while start < length:

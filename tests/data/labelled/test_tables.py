@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from bert_jax.config import UserError
+from bert_jax.data.labelled.columns import choice_examples, text_examples
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
-from bert_jax.data.labelled.tables import choice_examples, read_rows, text_examples
+from bert_jax.data.labelled.tables import read_rows
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -118,10 +119,10 @@ def test_columns_by_number_mean_no_header(tmp_path):
     assert texts(path, text="gj04", label="")[0].origin == f"{path}:2"
 
 
-def test_pairs_and_ids(tmp_path):
+def test_pairs(tmp_path):
     path = written(tmp_path / "a.tsv", "id\tpremise\thypothesis\n7\tIt rains.\tIt is wet.\n")
-    assert texts(path, text="premise", text_pair="hypothesis", label="", id="id") == [
-        TextExample(f"{path}:2", "It rains.", "It is wet.", None, "7")
+    assert texts(path, text="premise", text_pair="hypothesis", label="") == [
+        TextExample(f"{path}:2", "It rains.", "It is wet.", None)
     ]
 
 
@@ -158,14 +159,14 @@ def test_numbers(tmp_path):
 def test_choices(tmp_path):
     swag = "id,sent1,sent2,ending0,ending1,label\n9,He sits.,He,stands.,flies.,1\n8,He sits.,He,stands.,flies.,\n"
     path = written(tmp_path / "swag.csv", swag)
-    columns = dict(context="sent1", ending_start="sent2", choices="ending0, ending1", label="label", id="id")
+    columns = dict(context="sent1", ending_start="sent2", choices="ending0, ending1", label="label")
     assert list(choice_examples(str(path), **columns)) == [
-        ChoiceExample(f"{path}:2", "9", "He sits.", "He", ("stands.", "flies."), 1),
-        ChoiceExample(f"{path}:3", "8", "He sits.", "He", ("stands.", "flies."), None),
+        ChoiceExample(f"{path}:2", "He sits.", "He", ("stands.", "flies."), 1),
+        ChoiceExample(f"{path}:3", "He sits.", "He", ("stands.", "flies."), None),
     ]
     codah = written(tmp_path / "codah.tsv", "i\tWhy?\tone\ttwo\tthree\tfour\t3\n")
     (example,) = choice_examples(str(codah), context="1", ending_start="", choices="2,3,4,5", label="6")
-    assert example == ChoiceExample(f"{codah}:1", None, "Why?", "", ("one", "two", "three", "four"), 3)
+    assert example == ChoiceExample(f"{codah}:1", "Why?", "", ("one", "two", "three", "four"), 3)
     lists = written(tmp_path / "a.jsonl", json.dumps({"ctx": "c", "endings": ["a", "b"], "label": 0}))
     (example,) = choice_examples(str(lists), context="ctx", ending_start="", choices="endings", label="label")
     assert (example.choices, example.label) == (("a", "b"), 0)
@@ -206,11 +207,20 @@ def test_mistakes_in_choices(tmp_path, row, message):
         ("a.csv", "text,label\n\n", {}, "a.csv has no rows"),
         ("a.txt", "", {}, "a.txt has no rows"),
         ("a.txt", "A text\nB\n", {"text": "1", "label": "0"}, "a.txt:2: one word, where a label and a text"),
-        ("a.csv", b"text,label\nx,1\ncaf\xe9,2\n", {}, "a.csv:3: not UTF-8 at byte 18 .0xe9.: convert it"),
-        ("a.csv", b"\xef\xbb\xbftext,label\n\xe9,2\n", {}, "a.csv:2: not UTF-8 at byte 14 .0xe9"),
+        ("a.csv", b"text,label\nx,1\ncaf\xe9,2\n", {}, "a.csv:3: not UTF-8 .byte 0xe9.: convert the file"),
+        ("a.csv", b"\xef\xbb\xbftext,label\n\xe9,2\n", {}, "a.csv:2: not UTF-8 .byte 0xe9"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b', {}, "a.jsonl:2: not a whole JSON object"),
-        ("a.json", "[\n{}]", {}, "a.json:1: not a whole JSON object"),
-        ("a.json", '[{"text": "a"}]', {}, "a.json:1: a list, no JSON object: write an object a line"),
+        ("a.json", "\n[\n{}]", {}, "a.json is one JSON array: write one object per line"),
+        ("a.json", '[{"text": "a"}]', {}, "a.json is one JSON array: write one object per line, e.g. with jq -c"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1}\n[1]',
+            {},
+            "a.jsonl:2: a list, no JSON object: write one object per line",
+        ),
+        ("a.jsonl", '{"text": "a", "label": Infinity}', {}, "a.jsonl:1: column 'label' holds inf, no name"),
+        ("a.tsv", "text\tlabel\nx\0\t1\n", {}, "a.tsv:2: binary data .a zero byte."),
+        ("a.tsv", b"text\tlab\xe9l\nx\t1\n", {}, "a.tsv:1: not UTF-8 .byte 0xe9"),
         ("a.jsonl", '{"text": 3, "label": 1}', {}, "a.jsonl:1: column 'text' holds 3, no text"),
         ("a.jsonl", '{"text": null, "label": 1}', {}, "a.jsonl:1: column 'text' holds null, no text"),
         ("a.jsonl", '{"text": "a", "label": ["b"]}', {}, r"a.jsonl:1: column 'label' holds \['b'\], no name"),
@@ -227,8 +237,14 @@ def test_mistakes_in_choices(tmp_path, row, message):
         ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), {}, "Parquet compresses inside: unpack"),
         ("a.xlsx", b"PK", {}, "unknown suffix '.xlsx': rename it to one of .csv, .tsv, "),
         ("noname", b"x", {}, "unknown suffix ''"),
-        ("a.txt", "x\n", {"text": ""}, "no column is named for the text"),
-        ("a.txt", "x\n", {"kind": "multiple"}, "kind 'multiple': choose single, multi or regression"),
+        ("a.txt", "x\n", {"text": ""}, "no column is named for the text: set data.text"),
+        (
+            "a.txt",
+            "x\n",
+            {"kind": "multiple"},
+            "label_kind 'multiple' is unknown .*: choose single, multi or regression",
+        ),
+        ("a.txt", "x\n", {"kind": "multi", "separator": ""}, "data.label_separator is empty .*: give the text between"),
     ],
 )
 def test_mistakes(tmp_path, name, content, options, message):
@@ -238,7 +254,7 @@ def test_mistakes(tmp_path, name, content, options, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["high", "NaN", "nan", "inf", "-Infinity", "1e999", "3,5", "1_0", "0x1"])
+@pytest.mark.parametrize("value", ["high", "NaN", "nan", "inf", "-Infinity", "1e999", "4e38", "3,5", "1_0", "0x1"])
 def test_no_finite_number(tmp_path, value):
     path = written(tmp_path / "a.tsv", f"text\tlabel\nx\t1\ny\t{value}\n")
     with pytest.raises(UserError, match=f"a.tsv:3: column 'label' holds '{value}', no finite number"):
@@ -374,7 +390,7 @@ def test_mrpc_has_a_byte_order_mark_and_quotes_that_never_close(shared_data):
 
 def test_trec_is_not_utf8_until_converted(shared_data, tmp_path):
     train = next(shared_data("trec_qc").rglob("train.txt"))
-    with pytest.raises(UserError, match=r"train.txt:66: not UTF-8 at byte 3695 \(0xf0\).*iconv -f LATIN1 -t UTF-8"):
+    with pytest.raises(UserError, match=r"train.txt:66: not UTF-8 \(byte 0xf0\).*iconv -f LATIN1 -t UTF-8"):
         texts(train, text="1", label="0")
     converted = written(tmp_path / "train.txt", train.read_bytes().decode("latin-1"))
     found = counts(converted, text="1", label="0")

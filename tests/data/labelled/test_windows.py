@@ -190,7 +190,7 @@ def test_spans_and_back(tokenizer, text, data):
     ("call", "message"),
     [
         (lambda: sliding(9, -3, 1), "room for -3 tokens of text beside .* raise the maximum sequence length"),
-        (lambda: sliding(9, 4, 0), "doc_stride 0 never reaches the end"),
+        (lambda: sliding(9, 4, 0), "data.window_stride 0 never gets to the end"),
         (lambda: chunks_of_words([1], 0), "room for 0 tokens"),
     ],
 )

@@ -1,0 +1,137 @@
+"""Texts to predict: a file, standard input, a pipe or a TFDS name → rows, each a row or what is wrong with it."""
+
+import itertools
+import math
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bert_jax.config import UserError
+from bert_jax.data.labelled.squad import squad_questions
+from bert_jax.data.labelled.tables import (
+    FORMATS,
+    InputRow,
+    Row,
+    format_of,
+    lines_of,
+    parse,
+    read_file,
+    read_tfds,
+    suffix_of,
+)
+from bert_jax.data.text.text_files import json_value, read_blocks
+
+_BLOCK = 1 << 16  # bytes
+_REMEDY = "give a file, - for standard input, or tfds:NAME@SPLIT"
+
+
+def read_input(source: str, *, text: str, has_header: bool = True, file_format: str = "") -> Iterator[InputRow]:
+    """Returns the rows to predict. They are streamed, also from pipes and devices.
+
+    `source` is a file, "-" for standard input, or tfds:NAME@SPLIT. A line of text is the column `text`, a blank line
+    too. Unless `file_format` says otherwise, the suffix gives the format (see `tables.py`), where a .json file is
+    SQuAD's own if its first line is no whole JSON value or has the member `data`. Standard input, and a pipe without a
+    known suffix, is JSONL if its first line that is not blank begins with "{", else lines of text.
+
+    Without header the columns of CSV and TSV are called "0", "1", …. Raises UserError for what is wrong with the
+    source as a whole.
+    """
+    rows = _rows(source, text, has_header, file_format)  # what is wrong with the source is raised here
+    return _with_checked_ids(rows)
+
+
+def _rows(source: str, text: str, has_header: bool, file_format: str) -> Iterator[InputRow]:
+    if source.startswith("tfds:"):
+        return (InputRow(number, row) for number, row in enumerate(read_tfds(source), 1))
+    if source == "-":
+        return _decide_and_parse("stdin", _stream(None), file_format or "any", text, has_header)
+    path = Path(source)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UserError(f"--input {source} cannot be read ({_reason(error)}): {_REMEDY}") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"--input {source} is a folder: {_REMEDY}")
+    suffix = suffix_of(path).removeprefix(".")
+    is_file = stat.S_ISREG(mode)
+    if not file_format and suffix == "json":
+        file_format = "squad or jsonl"
+    elif not file_format and is_file:
+        if suffix not in (*FORMATS, "parquet"):
+            formats = "|".join(sorted({*FORMATS.values()}))
+            raise UserError(f"--input {source}: unknown suffix: say --input_format={formats}, or rename the file")
+        file_format = format_of(path)
+    if is_file and file_format != "squad or jsonl":
+        return read_file(path, file_format, text, has_header)
+    blocks = read_blocks(path) if is_file else _stream(path)
+    return _decide_and_parse(source, blocks, file_format or FORMATS.get(suffix, "any"), text, has_header)
+
+
+def _decide_and_parse(
+    name: str, blocks: Iterator[bytes], file_format: str, text: str, has_header: bool
+) -> Iterator[InputRow]:
+    """`file_format` may be undecided, "any" or "squad or jsonl", until the first line that is not blank is there."""
+    lines = lines_of(name, blocks)
+    if file_format in ("any", "squad or jsonl"):
+        start: list[str] = []
+        for line in lines:
+            start.append(line)
+            if line.strip():
+                break
+        file_format = _decided(file_format, start[-1] if start else "")
+        lines = itertools.chain(start, lines)
+    if file_format != "squad":
+        yield from parse(name, lines, file_format, text, has_header)
+        return
+    for number, question in enumerate(squad_questions(name, "\n".join(lines)), 1):
+        columns = {"id": question.id, "question": question.question, "context": question.context}
+        yield InputRow(number, Row(question.origin, columns))
+
+
+def _decided(file_format: str, line: str) -> str:
+    """Returns the format that a first line shows. An array counts as JSONL, whose parser refuses it."""
+    line = line.strip()
+    try:
+        value = json_value(line)
+        is_whole = True
+    except (ValueError, RecursionError):
+        value, is_whole = None, False
+    if file_format == "squad or jsonl":
+        is_squad = not is_whole or (isinstance(value, dict) and "data" in value)
+        return "squad" if line and is_squad and not line.startswith("[") else "jsonl"
+    # A text may begin with "[", as in "[MASK] dogs bark."; an array of records, or one that goes over lines, is none.
+    is_array = line == "[" or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+    return "jsonl" if line.startswith("{") or is_array else "txt"
+
+
+def _stream(source: Path | None) -> Iterator[bytes]:
+    """Yields what a pipe, a device or standard input (None) has, as it comes: no waiting for a full block."""
+    try:
+        if source is None and sys.stdin is None:
+            raise UserError("standard input is closed: give --input=FILE")
+        descriptor = sys.stdin.fileno() if source is None else os.open(source, os.O_RDONLY)
+        try:
+            while block := os.read(descriptor, _BLOCK):
+                yield block
+        finally:
+            if source is not None:
+                os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: standard input was closed
+        raise UserError(f"{source or 'standard input'} cannot be read ({_reason(error)})") from error
+
+
+def _with_checked_ids(rows: Iterator[InputRow]) -> Iterator[InputRow]:
+    """Refuses ids that JSON cannot write: predictions carry the id of their row."""
+    for line, row in rows:
+        if isinstance(row, Row):
+            value = row.values.get("id")
+            if not isinstance(value, str | int | None) and not (isinstance(value, float) and math.isfinite(value)):
+                shown = repr(value)[:60]
+                row = UserError(f"{row.origin}: column 'id' holds {shown}, no text and no finite number: correct it")
+        yield InputRow(line, row)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
