@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bert_jax.config import UserError
@@ -121,7 +122,12 @@ def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except OSError as error:
         name = f"{error.filename}: " if error.filename is not None else ""
         return _explain(error, argv, f"{name}{error.strerror or error or type(error).__name__}")
-    except Exception as error:  # a bug of this code or of a library; its traceback is what a report needs
+    except Exception as error:
+        if _is_of_devices(error):
+            asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(" (set JAX_PLATFORMS")[0]
+            remedy = f"JAX_PLATFORMS is '{asked}'; unset it, or set it to cpu"
+            return _explain(error, argv, f"jax finds no device ({reason or 'there is no such device'}): {remedy}")
+        # A bug of this code or of a library: its traceback is what a report needs.
         complain(f"this is a bug, please report it with the traceback below ({type(error).__name__}: {error})")
         _print_traceback(error)
         return 1
@@ -163,6 +169,12 @@ def _explain(error: BaseException, argv: list[str], message: object) -> int:
     if any(word.partition("=")[0] == "--debug" for word in argv):
         _print_traceback(error)
     return complain(message)
+
+
+def _is_of_devices(error: Exception) -> bool:
+    """Returns whether jax failed to set up its devices, for which it has no exception of its own."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and Path(frames[-1][0].f_code.co_filename).name == "xla_bridge.py"
 
 
 def _print_traceback(error: BaseException) -> None:

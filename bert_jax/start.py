@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def start_run(config: ConfigDict, workdir: Path) -> "Source | None":
-    """Devices, and every mistake in the config that can be seen before any data is."""
+    """Joins the processes of the run and returns what it inherits.
+
+    Raises UserError for every mistake in the config that can be seen before any data is read.
+    """
+    check_files(config)
     task_class(config.task)
     import jax
 
@@ -34,6 +38,17 @@ def start_run(config: ConfigDict, workdir: Path) -> "Source | None":
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
     return source
+
+
+def check_files(config: ConfigDict) -> None:
+    """Raises UserError for a file that the config names and that is not there, before anything slow is done."""
+    from bert_jax.data.text.text_files import find_files
+
+    for key in ("train", "validation", "test"):
+        if config.data[key] and not config.data[key].startswith("tfds:"):
+            find_files(config.data[key], f"data.{key}")
+    if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
+        raise UserError(f"data.vocab_file: {config.data.vocab_file} does not exist; correct the path")
 
 
 def keep_programs(workdir: Path) -> None:
@@ -74,8 +89,10 @@ def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
         inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
     if not config.init_from:
         return None
-    # A run that goes on no longer needs what it started from, unless its newest checkpoint is damaged.
+    # A run that continues no longer needs what it started from, unless its newest checkpoint is damaged.
     has_own = has_checkpoint(str(workdir))
+    if not has_own and not has_checkpoint(config.init_from):
+        _explain_init_from(config.init_from)
     try:
         folder = find_checkpoint(str(workdir)) if has_own else choose_checkpoint(config.init_from)
         run, tokenizer = describe_checkpoint(folder)
@@ -88,18 +105,48 @@ def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
     return Source(tokenizer, saved.task, run["task"])
 
 
+def _explain_init_from(path: str) -> NoReturn:
+    """Raises UserError. The commonest first mistake is the name or the folder of a model in another format."""
+    from bert_jax.convert import google_tf, hub
+
+    folder = Path(path)
+    convert = f"python -m bert_jax.convert --from={path} --to=ckpts/{folder.name}"
+    then = f"{convert}, then give --config.init_from=ckpts/{folder.name}"
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
+        raise UserError(f"init_from={path} is a workdir without a checkpoint; train that run first")
+    if google_tf.is_checkpoint(folder) or any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        raise UserError(f"init_from={path} is a model in another format; convert it first: {then}")
+    if folder.exists():
+        raise UserError(f"init_from={path} is not a checkpoint; give a workdir or one of its checkpoints")
+    if hub.is_name(path):
+        raise UserError(f"init_from={path} does not exist; if it is a model of the Hugging Face Hub: {then}")
+    raise UserError(f"init_from={path} does not exist; correct the path")
+
+
 def _join_processes(environment: Mapping[str, str]) -> None:
-    """Makes one run of several processes where JAX_COORDINATOR_ADDRESS is set: to `auto` where jax can find out
-    by itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    """Makes one run of several processes if JAX_COORDINATOR_ADDRESS is set: to `auto` where jax finds the cluster
+    itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     import jax
 
     address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        return
+    arguments: tuple[Any, ...] = ()
     if address == "auto":
         del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
-        jax.distributed.initialize()
-    elif address is not None:
+    else:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        if any(not environment.get(name, "").isdigit() for name in names):
+        if any(not environment.get(name, "").isdecimal() for name in names):
             raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
         count, number = (int(environment[name]) for name in names)
-        jax.distributed.initialize(address, count, number)
+        if number >= count:
+            raise UserError(f"JAX_PROCESS_ID is {number}; it must be below JAX_NUM_PROCESSES, which is {count}")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is '{address}'; it must be host:port or auto")
+        arguments = (address, count, number)
+    try:
+        jax.distributed.initialize(*arguments)
+    except (ValueError, RuntimeError) as error:  # no cluster, no such host, nobody answers
+        first = str(error).partition("\n")[0]
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: the processes cannot be joined ({first})") from error

@@ -3,6 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config import UserError
+from bert_jax.start import _join_processes, start_run
+from experiments import classify
 
 ASK = """
 import sys, jax
@@ -23,3 +30,73 @@ def test_programs_are_kept_beside_the_run_small_ones_too_unless_the_user_says_ot
 
     assert asked(mine) == [str(tmp_path / "runs" / ".compiled"), "0.02"]
     assert asked(mine | dict(zip(names, ("/elsewhere", "3.0"), strict=True))) == ["/elsewhere", "3.0"]
+
+
+@pytest.mark.parametrize(
+    ("make", "init_from", "message"),
+    [
+        (
+            "config.json",
+            "model",
+            "model is a model in another format; convert it first: python -m bert_jax.convert",
+        ),
+        ("modules.json", "model", "model is a model in another format; convert it first"),
+        ("bert.ckpt.index", "model", "model is a model in another format; convert it first"),
+        ("checkpoints/", "model", "model is a workdir without a checkpoint; train that run first"),
+        ("notes.txt", "model", "model is not a checkpoint; give a workdir or one of its checkpoints"),
+        (
+            "",
+            "bert-base-uncased",
+            "bert-base-uncased does not exist; if it is a model of the Hugging Face Hub: ",
+        ),
+        ("", "someone/bert", "--from=someone/bert --to=ckpts/bert, then give --config.init_from=ckpts/bert"),
+        ("", "some/where/else", "some/where/else does not exist; correct the path"),
+    ],
+)
+def test_what_a_run_cannot_start_from(make, init_from, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text("text,label\n")
+    if make:
+        (tmp_path / "model" / Path(make)).parent.mkdir(parents=True)
+        (tmp_path / "model" / make).mkdir() if make.endswith("/") else (tmp_path / "model" / make).write_text("{}")
+    config = classify.get_config()
+    config.data.train, config.init_from = "train.csv", init_from
+    with pytest.raises(UserError) as caught:
+        start_run(config, tmp_path / "run")
+    assert str(caught.value).startswith("init_from=") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["train", "validation", "test", "vocab_file"])
+def test_a_missing_file_is_found_before_anything_is_read(key, tmp_path):
+    config = classify.get_config()
+    config.data[key] = str(tmp_path / "none.csv")
+    with pytest.raises(UserError, match=rf"data.{key}: .*none.csv does not exist"):
+        start_run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "number", "message"),
+    [
+        ("host", "2", "0", "JAX_COORDINATOR_ADDRESS is 'host'; it must be host:port or auto"),
+        ("host:99999", "2", "0", "it must be host:port"),
+        (":1234", "2", "0", "it must be host:port"),
+        ("", "2", "0", "it must be host:port"),
+        ("host:1234", "2", "2", "JAX_PROCESS_ID is 2; it must be below JAX_NUM_PROCESSES, which is 2"),
+        ("host:1234", "two", "0", "set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too"),
+    ],
+)
+def test_a_malformed_coordinator_is_one_line(address, count, number, message):
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": number}
+    with pytest.raises(UserError, match=message):
+        _join_processes(variables)
+
+
+@pytest.mark.parametrize("platform", ["foo", "cuda"])
+def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
+    command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/tiny.py", f"--workdir={tmp_path / 'run'}"]
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: jax finds no device (")
+    assert line.endswith(f": JAX_PLATFORMS is '{platform}'; unset it, or set it to cpu")
