@@ -201,10 +201,12 @@ def _evaluation(
 ) -> tuple[Callable[[str, dict], "Evaluation"], dict[str, Any], int]:
     """Returns the evaluation of a checkpoint as a function of (split, description), its description and its step."""
     from bert_jax.inference.open import check_alike, open_model
+    from bert_jax.training.checkpoint import on_mesh
     from bert_jax.training.evaluation import make_evaluation
     from bert_jax.training.sharding import make_mesh, place
 
-    opened = open_model(path, which=which, users_task=config.task)
+    mesh = make_mesh(config.mesh)
+    opened = open_model(path, which=which, users_task=config.task, shardings=on_mesh(mesh))
     check_alike(opened.bert_config, {f"model.{key}": value for key, value in config.model.items()}, opened.path)
     if opened.tokenizer.content_hash != task.tokenizer.content_hash:
         raise UserError(
@@ -212,9 +214,8 @@ def _evaluation(
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
     graphdef, parameters = opened.fit(task.init)
-    mesh = make_mesh(config.mesh)
     run = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))
-    return partial(run, place(mesh, parameters)), task.description() | opened.run["task"], opened.step
+    return partial(run, parameters), task.description() | opened.run["task"], opened.step
 
 
 def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished", overrides) -> None:

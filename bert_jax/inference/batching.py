@@ -1,9 +1,11 @@
 """Items of any length through programs of few shapes.
 
 A program is compiled for one row and for a batch, each for at most 8 lengths. Those of one row are the same for all
-texts, those of batches follow what comes: a new one is made where it saves enough padding.
+texts; those of batches follow the texts: a new one is made where it saves enough padding. Declared lengths (`fix`) take
+the place of both.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -11,8 +13,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
-from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.batching.shapes import Shape
 
 _MOST_LENGTHS = 8
@@ -30,23 +33,27 @@ class _Batch(NamedTuple):
 
 
 class Batching:
-    """Remembers the lengths that there are programs for."""
+    """The lengths that there are programs for, and the choice of batches. Threads may share it."""
 
     def __init__(self, max_length: int, batch_size: int):
         self._max_length, self._batch_size = max_length, batch_size
         self._alone = ladder(max_length)
         self._candidates = _candidates(max_length)
         self.lengths: list[int] = []  # of batches, in order
+        self._is_fixed = False
+        self._lock = threading.Lock()  # held while lengths are chosen, which takes no time beside running a program
         self._is_cpu = jax.default_backend() == "cpu"
 
     def run(
         self, program: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]], items: Sequence[Item]
     ) -> dict[str, list[np.ndarray]]:
-        """The program's outputs by name, one array an item, in the order of the items; items of like length are run
-        together."""
+        """Returns the program's outputs by name, one array per item, in the order of the items; items of like length
+        are run together."""
+        with self._lock:
+            batches = list(self._batches(items))
         found: dict[int, dict[str, np.ndarray]] = {}
         running: tuple[list[int], dict[str, jax.Array]] | None = None
-        for batch in [*self._batches(items), None]:
+        for batch in [*batches, None]:
             started = None
             if batch is not None:
                 empty = batch.shape.rows - len(batch.items)
@@ -62,20 +69,47 @@ class Batching:
             return defaultdict(list)
         return {name: [found[i][name] for i in range(len(items))] for name in found[0]}
 
+    def warm_up(
+        self,
+        program: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
+        lengths: Sequence[int],
+        like: Item | None = None,
+    ) -> None:
+        """Declares `lengths` as the only ones from now on, besides the longest that is allowed, and compiles the
+        program for them: for one item, and for a batch. Results then depend on the texts alone, not on what was run
+        before.
+
+        `like` is an item with the values and the number of parts that items will have; by default one part.
+        """
+        for length in lengths:
+            if not 1 <= length <= self._max_length:
+                raise UserError(f"a length to warm up is {length}; it can be 1 to {self._max_length} tokens")
+        with self._lock:
+            self.lengths = sorted({*lengths, self._max_length})
+            self._alone, self._is_fixed = self.lengths, True
+        count = 1 << (len(like.parts) - 1).bit_length() if like else 1
+        for length in sorted({*lengths}):
+            nothing = np.zeros(length, np.int32)
+            parts = (Part(nothing, nothing),) * count
+            item = Item(parts, like.values, like.token_values) if like else Item(parts)
+            for rows in {1, self.rows(count, length)}:
+                groups = [[0], *([] for _ in range(rows - 1))]
+                jax.block_until_ready(program(collate([item], groups, Shape(rows, count, length))))
+
     def rows(self, parts: int, length: int) -> int:
-        """Of a batch of this shape."""
+        """Returns how many items of so many parts a batch of this length has."""
         fitting = max(2, _TOKENS_ON_CPU // (parts * length)) if self._is_cpu else self._batch_size
         return min(self._batch_size, fitting)
 
     def _batches(self, items: Sequence[Item]) -> Iterator[_Batch]:
-        """The largest first, so that a lack of memory shows at once."""
+        """Yields the largest batch first, so that a lack of memory shows at once."""
         by_parts: dict[int, list[int]] = defaultdict(list)
         for number, item in enumerate(items):
             by_parts[1 << (len(item.parts) - 1).bit_length()].append(number)
         for parts, numbers in sorted(by_parts.items(), reverse=True):
             numbers.sort(key=lambda i: -items[i].length)
             few = _FEW if self._batch_size > 1 else len(numbers)
-            if len(numbers) > few:
+            if len(numbers) > few and not self._is_fixed:
                 self._choose([items[i].length for i in numbers], parts)
             start = 0
             while start < len(numbers):
@@ -90,16 +124,16 @@ class Batching:
                 start += rows
 
     def _choose(self, lengths: Sequence[int], parts: int) -> None:
-        """Adds what a batch of the longest needs, then whatever saves most for these `lengths`, which fall; the last
-        free place is kept for texts as long as can be."""
+        """Adds the length that a batch of the longest needs, then those that save most padding for these `lengths`,
+        which are in falling order. The last free one is kept for the longest texts that are allowed."""
 
         def cost(chosen: list[int]) -> int:
-            start = places = 0
+            start = positions = 0
             while start < len(lengths):
                 length = _fitting(chosen, lengths[start])
                 start += self.rows(parts, length)
-                places += self.rows(parts, length) * parts * length
-            return places
+                positions += self.rows(parts, length) * parts * length
+            return positions
 
         if not self.lengths or self.lengths[-1] < lengths[0]:
             is_last = len(self.lengths) == _MOST_LENGTHS - 1
@@ -118,7 +152,7 @@ class Batching:
 
 
 def ladder(max_length: int) -> list[int]:
-    """At most 8 lengths up to `max_length`, each about the same factor longer than the one before."""
+    """Returns at most 8 lengths up to `max_length`, each longer than the one before by about the same factor."""
     steps = _MOST_LENGTHS - 1
     shortest = min(_SHORTEST, max_length)
     exact = (shortest * (max_length / shortest) ** (step / steps) for step in range(steps))
@@ -126,7 +160,8 @@ def ladder(max_length: int) -> list[int]:
 
 
 def _candidates(max_length: int) -> list[int]:
-    """16, 24, … 64, 80, … 128, 160, …: the programs of one run then serve the next, whatever its texts."""
+    """Returns 16, 24, … 64, 80, … 128, 160, …: few, so that programs that one process kept on disk serve
+    the next one too, whatever its texts."""
     lengths, step = [_SHORTEST], 8
     while lengths[-1] < max_length:
         lengths.append(lengths[-1] + step)

@@ -16,16 +16,14 @@ from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import InputRow, Row
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
-from bert_jax.inference.open import open_model
+from bert_jax.inference.open import Opened, opened_of
 from bert_jax.inference.output import identity, results, whole_file
 from bert_jax.inference.predictor import in_place_of_good, windows
-from bert_jax.inference.prepared import Prepared
 from bert_jax.models.config import check_length
 from bert_jax.models.encoder import Bert, Encoded
 from bert_jax.models.heads import pool_tokens
 
 POOLINGS = ("cls", "mean", "max")
-_HEADS = "(?!embeddings/|encoder/|pooler/)"  # whatever is not the trunk
 _ROW_GROUP = 4096  # rows of a Parquet file that are held in memory
 
 
@@ -39,7 +37,7 @@ class TokenVectors(NamedTuple):
 
 
 class Embedder:
-    """`checkpoint` is a workdir or a checkpoint folder; `which` of a workdir's, as in `choose_checkpoint`.
+    """Vectors of texts or tokens. `checkpoint` is one that is opened, or what `open_model` takes.
 
     `layer` is −1 for the last one, or another from −N to −1 or 1 to N; or "last4_sum", "last4_concat". `pooling` is the
     vector of [CLS], or the mean or largest of all tokens, [CLS] and [SEP] included (as sentence-transformers does).
@@ -48,7 +46,7 @@ class Embedder:
 
     def __init__(
         self,
-        checkpoint: str,
+        checkpoint: str | Path | Opened,
         *,
         pooling: str = "mean",
         layer: int | str = -1,
@@ -61,7 +59,7 @@ class Embedder:
         overrides: Mapping[str, Any] | None = None,
     ):
         given = dict(overrides or {}) | ({"model.dtype": dtype} if dtype else {})
-        opened = open_model(checkpoint, overrides=given, which=which)
+        opened = opened_of(checkpoint, overrides=given, which=which)
         self.tokenizer, self.run_config, config = opened.tokenizer, opened.config, opened.bert_config
         self.max_length = max_length or config.max_position_embeddings
         check_length(config, self.max_length)
@@ -74,9 +72,12 @@ class Embedder:
         self._pooling, self._normalize, self._long_texts = pooling, normalize, long_texts
         self._hidden_size = config.hidden_size
         self._batching = Batching(self.max_length, batch_size)
-        trunk = opened.model(lambda rngs: Bert(config, rngs=rngs), absent="pooler/", dropped=_HEADS)
-        prepared = Prepared(trunk)
+        prepared = opened.at_work
         self._sentences, self._tokens = prepared.program(self._of_sentences), prepared.program(self._of_tokens)
+
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Compiles the vectors of texts for these lengths, as `Batching.warm_up` does."""
+        self._batching.warm_up(self._sentences, lengths)
 
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:
         """Raises UserError for the first text that is too long, if `long_texts` is "error"."""

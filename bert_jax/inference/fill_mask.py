@@ -1,30 +1,33 @@
 """The likeliest tokens for every [MASK] in a text."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import UserError
-from bert_jax.inference.open import open_model
-from bert_jax.inference.prepared import Prepared
-from bert_jax.models.heads import BertForPretraining
-
-_OTHER_HEADS = "(?!embeddings/|encoder/|pooler/|mlm/|nsp/)"
+from bert_jax.inference.open import Opened, opened_of
 
 
 class FillMask:
     """Holds a checkpoint in memory; calling it with a text gives, for each [MASK], [(token, probability), …]."""
 
-    def __init__(self, checkpoint: str, which: str = "best"):
-        opened = open_model(checkpoint, which=which)
+    def __init__(self, checkpoint: str | Path | Opened, which: str = "best"):
+        opened = opened_of(checkpoint, which=which)
         self.tokenizer, self.config = opened.tokenizer, opened.bert_config
-        if "mlm/bias" not in opened.parameters:
+        if not opened.has("mlm/"):
             raise UserError(f"{opened.path} has no MLM head, which fills masks; it was made without one")
-        # Neither the pooler nor the head of sentence pairs takes part; a saved BertForMaskedLM has none.
-        model = opened.model(
-            lambda rngs: BertForPretraining(self.config, rngs=rngs), absent="nsp/|pooler/", dropped=_OTHER_HEADS
-        )
-        self._logits = Prepared(model).program(_logits)
+        # Neither the pooler nor the head of sentence pairs takes part: a saved BertForMaskedLM has none.
+        self._logits = opened.at_work.program(_logits)
+        self._lengths = list(range(64, self.config.max_position_embeddings, 64))
+
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Declares the lengths of rows, besides the longest that is allowed, and compiles for one [MASK] in a row."""
+        self._lengths = sorted({*lengths})
+        for length in self._lengths:
+            jax.block_until_ready(self._logits(*np.zeros((2, 1, length), np.int32), np.zeros((1, 1), np.int32)))
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
@@ -34,12 +37,14 @@ class FillMask:
         positions = np.flatnonzero(ids == self.tokenizer.mask_id)
         if len(ids) > self.config.max_position_embeddings:
             raise UserError(f"the text has {len(ids)} tokens; the model takes {self.config.max_position_embeddings}")
-        # The row is padded to a multiple of 64, so that texts of like length share one compiled program.
-        length = min(-(-len(ids) // 64) * 64, self.config.max_position_embeddings)
+        # One compiled program serves texts of like length and like number of masks.
+        length = next((x for x in self._lengths if x >= len(ids)), self.config.max_position_embeddings)
+        masks = np.zeros(1 << (len(positions) - 1).bit_length(), np.int32)
+        masks[: len(positions)] = positions
         row = np.zeros((1, length), np.int32)
         row[0, : len(ids)] = ids
         real = (np.arange(length)[None] < len(ids)).astype(np.int32)
-        logits = self._logits(row, real, jnp.asarray(positions)[None])
+        logits = self._logits(row, real, masks[None])[:, : len(positions)]
         probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))
         best = np.argsort(-probabilities, axis=-1)[:, :top_k]
         return [

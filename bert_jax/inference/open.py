@@ -3,29 +3,42 @@
 Whoever wants a trained model goes through `open_model`: evaluation, Predictor, Embedder, FillMask, `bert_jax.load`.
 """
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.inference.prepared import Prepared
 from bert_jax.models.config import BertConfig, bert_config
+from bert_jax.models.encoder import Bert
 from bert_jax.options import INFERENCE, SHAPE
-from bert_jax.tasks import known_task
+from bert_jax.tasks import TASKS, known_task
 from bert_jax.tasks.task import Task
-from bert_jax.training.checkpoint import Damaged, choose_checkpoint, has_checkpoint, read_checkpoint
+from bert_jax.training.checkpoint import (
+    Shardings,
+    choose_checkpoint,
+    find_checkpoint,
+    has_checkpoint,
+    on_one_device,
+    read_checkpoint,
+)
 from bert_jax.training.parameters import Parameters, flatten, take_over, unflatten
+
+_NOT_THE_TRUNK = "(?!embeddings/|encoder/|pooler/)"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint in memory. `run` is the checkpoint's own item: config, data position, what the task learned."""
+    """A model in memory. `run` is the checkpoint's own item: config, data position, what the task learned."""
 
     path: Path
     step: int
@@ -50,10 +63,31 @@ class Opened:
         """The structure of the task's model, without parameters."""
         return nnx.split(_abstract(self.task.init))[0]
 
+    @cached_property
+    def at_work(self) -> Prepared:
+        """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
+        the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk."""
+        name = self.config.get("task", "pretraining")
+        is_known = name in TASKS or name == self.users_task
+        build = self.task.init if is_known else lambda rngs: Bert(self.bert_config, rngs=rngs)
+        return Prepared(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped=_NOT_THE_TRUNK)))
+
+    def has(self, part: str) -> bool:
+        """Returns whether the checkpoint has parameters whose names begin with `part`."""
+        return any(name.startswith(part) for name in self.parameters)
+
+    def without_parameters(self) -> "Opened":
+        """Returns this with shapes in place of the parameters, whose memory is free once nobody else holds them; what
+        `at_work` made of them stays."""
+        shapes: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in self.parameters.items()}
+        light = replace(self, parameters=shapes)
+        vars(light)["at_work"] = self.at_work  # where cached_property keeps it
+        return light
+
     def fit(
         self, build: Callable[[nnx.Rngs], nnx.Module], *, absent: str = "", dropped: str = ""
     ) -> tuple[nnx.GraphDef, Parameters]:
-        """Structure and parameters of the model that `build` describes, which need not be the task's own.
+        """Returns structure and parameters of the model that `build` describes, which need not be the task's own.
 
         `absent` and `dropped` are regular expressions, matched at the start of a name: parameters that the checkpoint
         may lack (they are zero), or has in vain. Raises UserError for any other name without a counterpart, and for a
@@ -65,39 +99,50 @@ class Opened:
         zeros = {name: jnp.zeros(parameters[name].shape, parameters[name].dtype) for name in report.missing}
         return nnx.split(model)[0], parameters | zeros
 
-    def model(
-        self, build: Callable[[nnx.Rngs], nnx.Module] | None = None, *, absent: str = "", dropped: str = ""
-    ) -> nnx.Module:
-        """The same as one module; by default the task's own model."""
-        return unflatten(*self.fit(build or self.task.init, absent=absent, dropped=dropped))
-
 
 def open_model(
-    path: str | Path, *, overrides: Mapping[str, Any] | None = None, which: str = "best", users_task: str = ""
+    path: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    which: str = "best",
+    users_task: str = "",
+    shardings: Shardings = on_one_device,
 ) -> Opened:
-    """Opens the checkpoint that `choose_checkpoint(path, which)` finds.
+    """Opens the checkpoint that `choose_checkpoint(path, which)` finds, or a model in another format (convert/).
 
     Its config is the run's own with those `overrides`, {"model.dtype": "float32", …}, that are in INFERENCE.
-    `users_task` is the one class outside bert_jax that the checkpoint may name as its task. Raises
-    UserError if there is no checkpoint, if it is damaged, and for overrides that ask for another model.
+    `users_task` is the one class outside bert_jax that the checkpoint may name as its task. Parameters go directly
+    where `shardings` wants them. Raises UserError if there is no model, if it is damaged, and for overrides that ask
+    for another model.
     """
-    folder = choose_checkpoint(str(path), which)
-    try:
-        saved = read_checkpoint(folder)
-    except Damaged as damage:
-        raise UserError(str(damage)) from damage
-    config = from_json_dict(saved.run["config"])
-    check_alike(bert_config(config.model, saved.tokenizer.vocab_size), overrides or {}, folder)
+    if _is_foreign(Path(path)):
+        opened = _open_foreign(str(path), users_task, shardings)
+    else:
+        folder = choose_checkpoint(str(path), which)
+        saved = read_checkpoint(folder, shardings=shardings)
+        config = from_json_dict(saved.run["config"])
+        opened = Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run, users_task)
+    check_alike(opened.bert_config, overrides or {}, opened.path)
     for key in INFERENCE:
         if overrides and key in overrides:
             group, _, name = key.partition(".")
-            config[group][name] = overrides[key]
-    return Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run, users_task)
+            opened.config[group][name] = overrides[key]
+    del vars(opened)["bert_config"]  # it was made from the config as it was
+    return opened
+
+
+def opened_of(model: str | Path | Opened, **options: Any) -> Opened:
+    """Returns a model that is opened already as it is; opens the others with the options of `open_model`."""
+    return model if isinstance(model, Opened) else open_model(model, **options)
 
 
 def meant(workdir: str | Path, init_from: str = "") -> str:
-    """Whose checkpoints a command uses: 1. those of the workdir; 2. if it has none, those that `init_from` names."""
-    return init_from if init_from and not has_checkpoint(str(workdir)) else str(workdir)
+    """Returns whose model a command uses: 1. the workdir's; 2. if it has no checkpoint, the one that `init_from` names.
+    Raises UserError if there is neither."""
+    if init_from and not has_checkpoint(str(workdir)):
+        return init_from
+    find_checkpoint(str(workdir))
+    return str(workdir)
 
 
 def check_alike(model: BertConfig, wanted: Mapping[str, Any], folder: Path) -> None:
@@ -108,6 +153,28 @@ def check_alike(model: BertConfig, wanted: Mapping[str, Any], folder: Path) -> N
         raise UserError(
             f"{folder} holds another model ({'; '.join(differing)}); leave these keys as they were in its run"
         )
+
+
+def _is_foreign(path: Path) -> bool:
+    """Returns whether a path has to be a model in another format: its folder has such files, or it is not there and may
+    be a name of the Hugging Face Hub."""
+    if has_checkpoint(str(path)) or (path / "metrics.jsonl").exists():
+        return False
+    if path.is_dir():
+        return any(next(path.glob(pattern), None) for pattern in ("config.json", "modules.json", "*.index"))
+    return True
+
+
+def _open_foreign(path: str, users_task: str, shardings: Shardings) -> Opened:
+    # A later room: converters write checkpoints, and read ours through this file. What they read of others is needed
+    # here, so they are imported when they are needed.
+    from bert_jax.convert.conversion import open_source
+
+    source = open_source(path)
+    model, config = source.model, from_json_dict(source.run["config"])
+    logging.info("%s: %s", path, model.report)
+    parameters = jax.tree.map(jax.device_put, model.parameters, shardings(model.parameters))
+    return Opened(Path(path), source.run["step"], config, model.tokenizer, parameters, source.run, users_task)
 
 
 def _abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,36 +10,34 @@ import jax
 from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
-from bert_jax.inference.open import open_model
-from bert_jax.inference.prepared import Prepared
-from bert_jax.tasks.task import Task
+from bert_jax.inference.open import Opened, opened_of
 
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
 
 
 class Predictor:
-    """`checkpoint` is a workdir or a checkpoint folder; `which` of a workdir's, as in `choose_checkpoint`.
+    """Predictions of a fine-tuned model. `checkpoint` is one that is opened, or what `open_model` takes.
 
     Model, task and names of columns are those of the run; of `overrides`, {"data.text": "review", …}, the keys in
     `options.INFERENCE` count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
-    `users_task` is as in `open_model`.
+    `which` and `users_task` are as in `open_model`. Threads may share a Predictor.
     """
 
     def __init__(
         self,
-        checkpoint: str,
+        checkpoint: str | Path | Opened,
         batch_size: int = 32,
         overrides: Mapping[str, Any] | None = None,
         which: str = "best",
         users_task: str = "",
     ):
-        opened = open_model(checkpoint, overrides=overrides, which=which, users_task=users_task)
-        self.config = opened.config
-        if not opened.task.makes_predictions:
+        opened = opened_of(checkpoint, overrides=overrides, which=which, users_task=users_task)
+        self.config, self.task = opened.config, opened.task
+        if not self.task.makes_predictions:
             raise UserError(f"{opened.path} was not fine-tuned and predicts nothing; fine-tune it, or use --mode=embed")
-        self.task: Task = opened.task
-        self._rows = Prepared(opened.model()).program(self._kept_rows)
+        opened.fit(self.task.init)  # raises if a parameter of the task is missing
+        self._rows = opened.at_work.program(self._kept_rows)
         self._batching = Batching(self.config.data.sequence_length, batch_size)
 
     def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
@@ -53,12 +52,19 @@ class Predictor:
         return predictions
 
     def stream(self, rows: Iterable[Row | UserError]) -> Iterator[Any]:
-        """For each row its prediction, or the UserError that says what is wrong with it, in order.
+        """Yields for each row, in order, its prediction or the UserError that says what is wrong with it.
 
         Reads at most WINDOW rows ahead.
         """
         for window in windows(rows):
             yield from self._predict(window)
+
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
+        data = self.config.data
+        columns = (data.text, data.text_pair, *data.choices.split(","), "question", "context")
+        [example] = self.task.prediction_examples([Row("warm-up", {column: "a" for column in columns})])
+        self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 
     def _predict(self, rows: Sequence[Row | UserError]) -> list[Any]:
         found = in_place_of_good(rows, self.task.prediction_examples)
@@ -73,7 +79,7 @@ class Predictor:
         return in_place_of_good(found, lambda examples: self.task.predict(examples, items, outputs))
 
     def _kept_rows(self, model: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """What `task.predict` needs: of tags not the logits, which would be the largest thing to leave the device."""
+        """Returns what `task.predict` needs. The numbers of the items are not of use: rows are in their order."""
         rows = self.task.evaluate(model, batch, {})[1]
         rows = {name: value for name, value in rows.items() if name not in ("item_ids", "first_tokens")}
         return {name: x if name in self.task.token_outputs else x[:, 0] for name, x in rows.items()}
@@ -87,7 +93,7 @@ class Predictor:
 
 
 def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[Any]]:
-    """Lists of `first` rows, then four times as many each time, up to WINDOW."""
+    """Yields lists of `first` rows, then of four times as many each time, up to WINDOW."""
     iterator, size = iter(rows), first
     while window := list(itertools.islice(iterator, size)):
         yield window
@@ -95,7 +101,7 @@ def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[An
 
 
 def in_place_of_good(rows: Sequence[Any], results: Callable[[list[Any]], Iterable[Any]]) -> list[Any]:
-    """What `results` makes of the rows that are no errors, one for one; the errors stay where they are."""
+    """Replaces the rows that are not errors by `results` of them, one for one; the errors stay where they are."""
     good = iter(results(_good(rows)))
     return [row if isinstance(row, UserError) else next(good) for row in rows]
 

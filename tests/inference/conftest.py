@@ -9,7 +9,7 @@ from flax import nnx
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.classification import Classification
 from bert_jax.training.checkpoint import write_checkpoint
-from bert_jax.training.loop import make_evaluation
+from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.parameters import flatten
 from bert_jax.training.sharding import make_mesh
 from experiments import classify
@@ -54,7 +54,7 @@ def tuned(tmp_path_factory):
     task = Classification(config, TOKENIZER, None)
     task.load()
     model = task.init(nnx.Rngs(params=0))
-    evaluate = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh))
+    evaluate = make_evaluation(task, nnx.split(model)[0], config, make_mesh(config.mesh), {})
     metrics = evaluate(flatten(model), "validation", task.description()).metrics
     run = {"step": 7, "config": config.to_dict(), "task": task.description()}
     write_checkpoint(folder / "run" / "checkpoints" / "7", flatten(model), run, TOKENIZER)

@@ -1,6 +1,7 @@
 """Batches for prediction: each item gets its own output, from few programs and with little padding."""
 
 import itertools
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.inference import batching
 from bert_jax.inference.batching import Batching, ladder
@@ -102,3 +104,37 @@ def test_a_few_are_run_one_by_one(count, singles):
     program = Program()
     Batching(64, 8).run(program, items_of([20] * count))
     assert [shape for shape in program.shapes if shape[0] == 1] == [(1, 1, 24)] * singles
+
+
+def test_declared_lengths_are_compiled_once_and_used_alone():
+    program, texts = Program(), Batching(64, 8)
+    texts.warm_up(program, [16, 32])
+    assert sorted(program.shapes) == [(1, 1, 16), (1, 1, 32), (8, 1, 16), (8, 1, 32)]
+    known = set(program.shapes)
+    for lengths in ([5] * 20, [30], [9, 31] * 10, [1]):
+        texts.run(program, items_of(lengths))
+    assert set(program.shapes) == known
+    texts.run(program, items_of([40]))
+    assert set(program.shapes) - known == {(1, 1, 64)}
+    with pytest.raises(UserError, match="a length to warm up is 65; it can be 1 to 64 tokens"):
+        texts.warm_up(program, [65])
+
+
+def test_threads_share_the_lengths():
+    texts, programs, wrong = Batching(512, 4), [Program() for _ in range(8)], []
+
+    def work(number):
+        random = np.random.default_rng(number)
+        for _ in range(20):
+            lengths = random.integers(1, 513, 30).tolist()
+            found = texts.run(programs[number], items_of(lengths))["total"]
+            wrong.extend(i for i, n in enumerate(lengths) if int(found[i]) != (i + 1) * n)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(texts.lengths) <= 8
+    shapes = {shape for program in programs for shape in program.shapes if shape[0] > 1}
+    assert {length for _, _, length in shapes} <= set(texts.lengths)

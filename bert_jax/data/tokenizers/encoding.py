@@ -36,6 +36,11 @@ class Encoding(NamedTuple):
     type_ids: list[int]  # as in `Row`
     special_tokens_mask: list[int]  # 1 for the [CLS] and [SEP] added here
 
+    @property
+    def attention_mask(self) -> list[int]:
+        """1 for every token: a row is unpadded."""
+        return [1] * len(self.ids)
+
 
 class Tokenizer(ABC):
     """A vocabulary with its rules. `tokens` in id order; `origin` is named in errors."""
@@ -111,6 +116,11 @@ class Tokenizer(ABC):
         write_row(ids, a, b, self.cls_id, self.sep_id)
         write_types(type_ids, len(a))
         return Row(ids, type_ids)
+
+    def __call__(self, text: str, pair: str | None = None, *, max_length: int | None = None) -> Encoding:
+        """Returns the row of one text, or of a pair; as `encode`, which takes many."""
+        [row] = self.encode([text], None if pair is None else [pair], max_length=max_length)
+        return row
 
     def token(self, token_id: int) -> str:
         return self._tokens[token_id]

@@ -1,0 +1,168 @@
+"""What the trunk computes for texts: hidden states of every layer, attention weights, the pooler's output."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from bert_jax.config import UserError
+from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.tokenizers.encoding import Encoding
+from bert_jax.inference.batching import Batching
+from bert_jax.inference.open import Opened
+from bert_jax.inference.prepared import UnrolledEncoder
+from bert_jax.models.attention import attention_mask
+from bert_jax.models.encoder import unstack
+from bert_jax.models.layers import accumulator, dot
+
+
+class Encoded(NamedTuple):
+    """The results for B texts, padded with zeros to the L tokens of the longest one.
+
+    `pooled` is None if the checkpoint has no pooler; `hidden_states` and `attentions` are None if not asked for.
+    """
+
+    last_hidden_state: Float32[np.ndarray, "B L D"]
+    pooled: Float32[np.ndarray, "B D"] | None
+    hidden_states: tuple[Float32[np.ndarray, "B L D"], ...] | None  # of the embeddings, then of each layer
+    attentions: tuple[Float32[np.ndarray, "B H L L"], ...] | None  # of each layer; the row of a token sums to 1
+    input_ids: Int32[np.ndarray, "B L"]
+    attention_mask: Int32[np.ndarray, "B L"]  # 1 for tokens, 0 for padding
+    errors: tuple[UserError | None, ...]  # one per text; a text with an error has no tokens
+
+
+class TextEncoder:
+    """Runs the trunk of an opened checkpoint. Threads may share it."""
+
+    def __init__(self, opened: Opened, batch_size: int):
+        self._tokenizer, self._config = opened.tokenizer, opened.bert_config
+        self._has_pooler = opened.has("pooler/")
+        self._batching = Batching(self._config.max_position_embeddings, batch_size)
+        self._programs = {
+            (hidden, attentions): opened.at_work.program(partial(_outputs, hidden=hidden, attentions=attentions))
+            for hidden in (False, True)
+            for attentions in (False, True)
+        }
+
+    def __call__(
+        self,
+        texts: Sequence[Any],
+        pairs: Sequence[Any] | None,
+        *,
+        max_length: int | None,
+        hidden_states: bool,
+        attentions: bool,
+    ) -> Encoded:
+        """Raises UserError if texts and pairs are not equally many, or if the model has fewer positions than
+        `max_length`; what is wrong with one text is in `errors`."""
+        config, limit = self._config, max_length or self._config.max_position_embeddings
+        if limit > config.max_position_embeddings:
+            raise UserError(f"max_length is {limit}; this model takes up to {config.max_position_embeddings} tokens")
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"there are {len(texts)} texts and {len(pairs)} pairs; give one pair per text")
+        errors = [
+            problem(number, text) or (None if pairs is None else problem(number, pairs[number]))
+            for number, text in enumerate(texts)
+        ]
+        good = [number for number, error in enumerate(errors) if error is None]
+        rows = self._rows([texts[i] for i in good], pairs if pairs is None else [pairs[i] for i in good], limit)
+        items = [Item((Part.of(row),)) for row in rows]
+        found = self._batching.run(self._programs[hidden_states, attentions], items)
+        lengths = dict(zip(good, (len(row.ids) for row in rows), strict=True))
+        shape = len(texts), max(lengths.values(), default=0)
+
+        def padded(name: str, *, before: tuple[int, ...] = (), after: tuple[int, ...] = (), sides: int = 1):
+            """Returns the output `name` of all texts in one array; `sides` of its axes are those of tokens."""
+            whole = np.zeros((shape[0], *before, *(shape[1:] * sides), *after), np.float32)
+            for (i, length), one in zip(lengths.items(), found[name], strict=True):
+                own = (slice(None),) * len(before) + (slice(length),) * sides
+                whole[(i, *own)] = one[own]
+            return whole
+
+        ids, mask = np.zeros((2, *shape), np.int32)
+        for i, row in zip(good, rows, strict=True):
+            ids[i, : lengths[i]], mask[i, : lengths[i]] = row.ids, 1
+        size, count = (config.hidden_size,), config.num_hidden_layers
+        heads = (config.num_attention_heads,)
+        hidden = [padded(f"hidden {i}", after=size) for i in (range(count + 1) if hidden_states else (count,))]
+        return Encoded(
+            hidden[-1],
+            padded("pooled", after=size, sides=0) if self._has_pooler else None,
+            tuple(hidden) if hidden_states else None,
+            tuple(padded(f"attention {i}", before=heads, sides=2) for i in range(count)) if attentions else None,
+            ids,
+            mask,
+            tuple(errors),
+        )
+
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Compiles what is computed by default, as `Batching.warm_up` does."""
+        self._batching.warm_up(self._programs[False, False], lengths)
+
+    def _rows(self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> list[Encoding]:
+        rows = self._tokenizer.encode(texts, pairs)
+        long = [i for i, row in enumerate(rows) if len(row.ids) > limit]
+        for i in long:
+            pair = None if pairs is None else [pairs[i]]
+            [rows[i]] = self._tokenizer.encode([texts[i]], pair, max_length=limit)
+        if long:
+            logging.warning("%d of %d texts are cut to %d tokens", len(long), len(texts), limit)
+        return rows
+
+
+class InputError(UserError):
+    """What is wrong with one of several inputs; it stands in the place of the result. `number` counts from 0."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def problem(number: int, text: Any) -> InputError | None:
+    """Returns what makes an input no text, if anything does."""
+    if not isinstance(text, str):
+        return InputError(number, f"input {number} is {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return InputError(number, f"input {number} is not Unicode text: it has half of a surrogate pair")
+    return None
+
+
+def _outputs(
+    model: Any, batch: dict[str, Array], *, hidden: bool, attentions: bool
+) -> dict[str, Float32[Array, "..."]]:
+    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+    inputs = [batch[name] for name in names]
+    config, encoder = model.config, model.encoder
+    encoded = model.encode(*inputs, all_layers=True)
+    assert encoded.layers is not None
+    # The last one as the heads see it, also in a pre-norm model. XLA computes the embeddings once.
+    states = [model.embeddings(*inputs[:3]), *encoded.layers[:-1], encoded.hidden]
+    outputs = {"pooled": model.pool(encoded.hidden)}
+    for i, state in enumerate(states):
+        if hidden or i == len(states) - 1:
+            outputs[f"hidden {i}"] = state.astype(jnp.float32)
+    if attentions:
+        layers = encoder.layers if isinstance(encoder, UnrolledEncoder) else unstack(encoder.layers, len(states) - 1)
+        mask = attention_mask(inputs[-1], config.causal)
+        for i, layer in enumerate(layers):
+            x = layer.attention_layer_norm(states[i], config.dtype) if config.norm == "pre" else states[i]
+            outputs[f"attention {i}"] = _attention_weights(layer.attention, x, mask)
+    return outputs
+
+
+def _attention_weights(
+    attention: Any, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"]
+) -> Float32[Array, "B H L L"]:
+    """Returns the softmax of a layer again: its own attention may be fused and never holds it as an array."""
+    dtype, heads = attention.config.dtype, attention.config.num_attention_heads
+    parts = (part.reshape(*part.shape[:2], heads, -1).swapaxes(1, 2) for part in attention._parts(x, None)[:2])
+    query, key = parts
+    scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
