@@ -64,6 +64,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
         """Returns the values of all flags, and the words that are no flag. Raises UserError for a flag that the mode
         does not have; exits with status 0 after `--help`."""
+        for word in argv:
+            if any("\udc80" <= character <= "\udcff" for character in word):
+                raise UserError(f"{word} contains bytes that are not UTF-8; rename the file, or write it in UTF-8")
         known, rest = self.parse_known_args(argv)
         given = vars(known)
         mode = given.get("mode", self.defaults.get("mode"))
@@ -140,6 +143,16 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("absl", "orbax", "jax"):  # Orbax warns, through absl, of files that no one has promised
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def say(text: str) -> None:
+    """Prints to standard output, with what a terminal would obey spelled out. Raises UserError if that is full."""
+    try:
+        print(_visible_lines(text))
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise UserError(f"standard output cannot be written ({problem.strerror})") from problem
 
 
 def complain(message: object) -> int:

@@ -112,7 +112,12 @@ def resolve_steps(config: ConfigDict, steps_per_epoch: int) -> None:
     """Sets the steps of training, evaluation, checkpoints and warm-up that are given in epochs or as a share."""
     train, optimizer = config.train, config.optimizer
     if train.epochs is not None:
-        train.steps = max(1, round(train.epochs * steps_per_epoch))
+        steps = max(1, round(train.epochs * steps_per_epoch))
+        if steps >= 1 << 31:
+            raise UserError(
+                f"train.epochs is {train.epochs}, which makes {steps} steps; at most {(1 << 31) - 1} can be"
+            )
+        train.steps = steps
         _check_warmup(config)
     if config.eval.every is None:
         config.eval.every = steps_per_epoch

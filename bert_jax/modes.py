@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.command import say
 from bert_jax.config import UserError
 from bert_jax.start import check_writable, keep_programs, start_run
 from bert_jax.tasks import task_class
@@ -79,7 +80,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
         description |= evaluation.learned
         if evaluation:
             log.record(step, name, evaluation.metrics)
-            print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
+            say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
     log.close()
     return 0
 
@@ -93,9 +94,9 @@ def fill_mask(config: ConfigDict, workdir: Path, *, text: list[str], top_k: int,
 
     fill = FillMask(meant(workdir, config.init_from), checkpoint)
     for one in text:
-        print(one)
+        say(one)
         for number, candidates in enumerate(fill(one, top_k), start=1):
-            print(f"  mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates))
+            say(f"  mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""One small file an experiment: `base.py` declares every key, the others are differences from it."""
+"""One small file per experiment: `base.py` has every option at its default, the others change a few of them."""

@@ -1,20 +1,21 @@
 """The recipe of fine-tuning that the task experiments start from (Devlin et al. 2018, section 4.1 and appendix A.3).
 
 Three epochs in batches of 32 with warm-up over a tenth of the steps and linear decay. Adam's bias correction is on:
-without it small sets often fail to train (Mosbach et al. 2020, arXiv:2006.04884). Learning rates worth a try: 5e-5,
-3e-5, 2e-5 for base, 1e-4 to 3e-4 for the small sizes. Not an experiment by itself.
+without it small sets often fail to train (Mosbach et al. 2020, arXiv:2006.04884). Learning rates to try: 5e-5, 3e-5 and
+2e-5 for base, 1e-4 to 3e-4 for the small sizes. This file is not an experiment by itself.
 """
 
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from experiments import base
 
 
-def get_config(task: str, metric: str):
-    """`metric` decides which checkpoint is the best one: the larger, the better."""
+def get_config(task: str, metric: str) -> ConfigDict:
+    """Returns the config of a task; the best checkpoint is the one with the highest `metric`."""
     config = base.get_config()
     config.task = task
-    config.data.packing = placeholder(bool)  # several texts in a row: where it pays
+    config.data.packing = placeholder(bool)  # None: several texts share a row where it saves time
     config.optimizer.learning_rate = 5e-5
     config.optimizer.schedule = "hf"
     config.optimizer.warmup_share = 0.1

@@ -1,4 +1,4 @@
-"""The nine tasks of GLUE (Wang et al. 2018), one behind the colon.
+"""The nine tasks of GLUE (Wang et al. 2018); the name behind the colon chooses one.
 
     python -m bert_jax.main --config=experiments/glue.py:sst2 --config.init_from=ckpts/bert-base
     python -m bert_jax.main --config=experiments/glue.py:mrpc --config.init_from=ckpts/bert-base --config.seeds=5
@@ -12,6 +12,8 @@ RTE and STS-B as in ELECTRA. Hardware and time: BERT-base on one 16 GB GPU, from
 on the development sets for BERT-base (google-research/bert and the Flax examples, five seeds): CoLA 59.0 MCC,
 SST-2 92.2, MRPC 89.0 F1 / 84.4, STS-B 88.9 Pearson, QQP 90.8 / 87.5 F1, MNLI 83.8, QNLI 90.8, RTE 64.8, WNLI 37–56 %.
 """
+
+from ml_collections import ConfigDict
 
 from bert_jax.config import choose
 from experiments import finetune
@@ -30,7 +32,8 @@ TASKS = {
 }
 
 
-def get_config(arg: str | None = None):
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config for the task `arg`, a key of TASKS."""
     name = choose(arg or "sst2", TASKS, "glue")
     text, text_pair, metric, labels = TASKS[name]
     config = finetune.get_config("classification", metric)

@@ -1,4 +1,4 @@
-"""Tags of words: named entities, chunks, or behind a colon tags that are no entities (parts of speech).
+"""Tags of words: named entities and chunks, or with `:plain` tags that are not entities, such as parts of speech.
 
     python -m bert_jax.main --config=experiments/ner.py --config.init_from=ckpts/bert-base-cased \\
         --config.data.train=train.conll --config.data.validation=dev.conll --config.data.test=test.conll
@@ -10,11 +10,13 @@ CLUENER, have names there: --config.data.text=text --config.data.label=label. Se
 become overlapping windows, so every word is scored. A type of entity that only validation or test has is an error,
 unless `data.labels` names all types. Where tags are numbers it lists all tags in their order: O,B-PER,I-PER.
 
-Hardware and time: BERT-base on CoNLL-2003 wants a GPU of 16 GB and has not been timed with this code; an epoch of WNUT
-2017 with MiniLM takes 2 minutes on two cores, compiling and evaluation included. Expect entity F1 on the CoNLL-2003
-test set: BERT-base 92.4 in the paper (cased, document context, mean of five runs), 91.2 to 91.7 in replications a
-sentence at a time, as here. Small models want learning rates of 1e-4 to 3e-4.
+Hardware and time: BERT-base on CoNLL-2003 needs a GPU of 16 GB and has not been timed with this code; an epoch of
+WNUT 2017 with MiniLM takes 2 minutes on two cores, compilation and evaluation included. Expect entity F1 on the
+CoNLL-2003 test set: BERT-base 92.4 in the paper (cased, document context, mean of five runs), 91.2 to 91.7 in
+replications with one sentence per row, as here. Small models need learning rates of 1e-4 to 3e-4.
 """
+
+from ml_collections import ConfigDict
 
 from bert_jax.config import choose
 from experiments import finetune
@@ -22,7 +24,8 @@ from experiments import finetune
 METRICS = {"entities": "entity_f1", "plain": "accuracy"}
 
 
-def get_config(arg: str | None = None):
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config for tags of the kind `arg`: entities or plain."""
     kind = choose(arg, METRICS, "ner")
     config = finetune.get_config("tagging", METRICS[kind])
     config.data.text, config.data.label = "0", "-1"

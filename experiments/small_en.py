@@ -4,21 +4,23 @@
     python -m bert_jax.main --config=experiments/small_en.py \\
         --config.data.files='corpus/enwiki2015/**/wiki_*,corpus/gutenberg/*___*.txt'
 
-Hardware: a CPU. Time: half an hour on 2 shared cores; another size behind a colon (`small_en.py:mini`)
-learns more and takes longer.
-Expect: held-out `mlm_loss` 4.24 (`unigram_entropy` 6.90), `nsp_accuracy` 0.85. More figures,
-with machine and time: docs/RESULTS.md.
+Hardware: a CPU. Time: half an hour on 2 shared cores; another size, as in `small_en.py:mini`, learns more and takes
+longer. Expect: held-out `mlm_loss` 4.24 (`unigram_entropy` 6.90), `nsp_accuracy` 0.85. docs/RESULTS.md has more, with
+machine and time.
 """
+
+from ml_collections import ConfigDict
 
 from experiments import base
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config with the model size `arg`."""
     config = base.get_config(arg or "tiny")
     config.data.corpus = "text"
     config.data.files = "corpus/enwiki2015/**/wiki_*,corpus/gutenberg/*___*.txt"
     config.data.vocab_size = 8_000
-    config.model.initializer_range = 0.05  # of 128 columns: base's 0.02 · √(768 / 128). Wider sizes want less
+    config.model.initializer_range = 0.05  # base's 0.02 · √(768 / 128): wider sizes need less
     config.model.hidden_dropout = 0.0
     config.model.attention_dropout = 0.0
     config.optimizer.learning_rate = 2e-3

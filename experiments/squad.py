@@ -5,7 +5,7 @@
     python -m bert_jax.main --config=experiments/squad.py:v2 --config.init_from=ckpts/bert-base \\
         --config.data.train=train-v2.0.json --config.data.validation=dev-v2.0.json
 
-Questions without answer are known by the data, not by the version: it only chooses the recipe. Where there are some,
+The version only chooses the recipe: whether there are questions without an answer follows from the data. If there are,
 every evaluation on validation searches the threshold above which "no answer" is given, and saves it with the model.
 
 Recipe: windows of 384 tokens, 128 apart; v1 two epochs of 3e-5 in batches of 12 (google-research/bert; the paper has
@@ -14,13 +14,16 @@ the development sets: BERT-base 81.2 exact match and 88.4 F1 in v1 (google-resea
 (the Transformers project's run); BERT-large 84.1 and 90.9, 78.7 and 81.9 (Devlin et al. 2018, tables 2 and 3).
 """
 
+from ml_collections import ConfigDict
+
 from bert_jax.config import choose
 from experiments import finetune
 
 RECIPES = {"v1": (3e-5, 12), "v2": (5e-5, 48)}
 
 
-def get_config(arg: str | None = None):
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config for the version `arg`: v1 or v2."""
     version = choose(arg, RECIPES, "squad")
     config = finetune.get_config("span_qa", "f1")
     config.data.sequence_length = 384

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax.command import exit_status, visible
+from bert_jax.command import exit_status, say, visible
 from bert_jax.config import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import sys
 import logging
-from bert_jax.command import run_command
+from bert_jax.command import Parser, run_command
 from bert_jax.config import UserError
 def main(argv):
 {body}
@@ -74,8 +74,14 @@ def test_text_in_an_ascii_locale():
 
 
 def test_words_that_cannot_be_decoded():
-    result = call("raise UserError(f'{argv[0]} is not a flag')", b"--caf\xe9")
-    assert (result.returncode, result.stderr) == (2, b"error: --caf\\xe9 is not a flag\n")
+    result = call("Parser('m', 'd').parse(argv)", b"--caf\xe9=1")
+    assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
+    assert result.stderr.startswith(b"error: --caf\\xe9=1 contains bytes that are not UTF-8")
+
+
+def test_what_is_printed_shows_what_a_terminal_would_obey(capsys):
+    say("a \x1b[31m [MASK]\n  \u202e")
+    assert capsys.readouterr().out == "a \\x1b[31m [MASK]\n  \\u202e\n"
 
 
 @pytest.mark.parametrize(

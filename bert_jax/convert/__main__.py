@@ -7,7 +7,7 @@ The exit status is 0 when the work is done, with a report of every name, and 2 f
 line).
 """
 
-from bert_jax.command import Parser, run_command
+from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError
 
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     from bert_jax.convert.conversion import convert
 
     options = {name: value for name, value in flags.items() if name not in ("from", "to", "debug")}
-    print(convert(flags["from"], flags["to"], **options))
+    say(convert(flags["from"], flags["to"], **options))
     return 0
 
 

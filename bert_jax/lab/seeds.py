@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.command import say
+
 
 def train_seeds(config: ConfigDict, workdir: Path, train: Callable[[ConfigDict, Path], int]) -> int:
     """Runs `config.seeds` seeds in `workdir/seed<n>`, each resumable by itself, and writes `workdir/seeds.json`.
@@ -32,7 +34,7 @@ def train_seeds(config: ConfigDict, workdir: Path, train: Callable[[ConfigDict, 
         for split, metrics in report["splits"].items():
             means = {name: values["mean"] for name, values in metrics.items()}
             file.write(json.dumps({"step": report["steps"], "split": split} | means) + "\n")
-    print(format_summary(report))
+    say(format_summary(report))
     return 0
 
 

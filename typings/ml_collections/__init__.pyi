@@ -2,7 +2,6 @@
 from typing import Any
 
 from . import config_dict as config_dict
-from . import config_flags as config_flags
 
 class ConfigDict:
     def __init__(self, *args: Any, **kw: Any) -> None: ...
