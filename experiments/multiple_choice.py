@@ -3,9 +3,9 @@
     python -m bert_jax.main --config=experiments/multiple_choice.py --config.init_from=ckpts/bert-base \\
         --config.data.train=train.csv --config.data.validation=val.csv
 
-The columns are SWAG's: sent1 is the context, sent2 the beginning of every ending (`--config.data.text_pair=` if there
-is none), ending0 … ending3 the choices, label the number of the right one, from 0. In other data `data.choices` may also
-name one column of lists.
+The columns are SWAG's: sent1 is the context, sent2 the beginning of every ending (`--config.data.text_pair=` if
+there is none), ending0 … ending3 the choices, label the number of the right one, from 0. In other data
+`data.choices` may also name one column of lists.
 
 Recipe: three epochs of 2e-5 in batches of 16 questions, each with one row per choice. Hardware and time: SWAG
 (73,546 questions) takes hours on one 16 GB GPU. Expect on SWAG's development set: BERT-base 81.6 % accuracy, BERT-large
