@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.files import write_atomically
 from bert_jax.options import OPTIONS, RESTART, default_config, nearest
 
 
@@ -177,11 +178,12 @@ def read_config(path: Path) -> ConfigDict:
 
 
 def write_or_compare(config: ConfigDict, path: Path) -> None:
-    """Writes `config.json` of a fresh workdir; for a used one, raises UserError naming every key that differs.
+    """Writes a workdir's `config.json`; if the workdir has checkpoints, raises UserError naming every key that differs.
 
     `train.steps` may grow if `optimizer.decay_steps` is given: the steps already taken stay the same then.
     """
-    if path.exists():
+    kept = (path.parent / name for name in ("checkpoints", "damaged"))
+    if path.exists() and any(child.name[0].isdigit() for folder in kept for child in folder.glob("*")):
         saved = read_config(path).to_dict()
         free = (*RESTART, "train.steps") if config.optimizer.decay_steps else RESTART
         differing = [
@@ -191,9 +193,13 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
         ]
         if differing:
             raise UserError(
-                f"{path.parent} holds a run with another config ({'; '.join(differing)}); choose another --workdir"
+                f"{path.parent} holds a run with another config ({'; '.join(differing)}); restore these keys, or "
+                f"choose another --workdir, where --config.init_from={path.parent} starts from its parameters"
             )
-    path.write_text(to_json(config))
+    try:
+        write_atomically(path, to_json(config))
+    except OSError as problem:
+        raise UserError(f"{path} cannot be written ({problem.strerror}); remove the cause and start again") from problem
 
 
 def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:

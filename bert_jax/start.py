@@ -84,7 +84,7 @@ def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
         has_checkpoint,
     )
 
-    if (workdir / "config.json").is_file():
+    if (workdir / "config.json").is_file() and has_checkpoint(str(workdir)):
         model = read_config(workdir / "config.json").model
         inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
     if not config.init_from:

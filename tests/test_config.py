@@ -95,6 +95,7 @@ def test_sizes_fill_the_placeholders():
 
 def test_a_workdir_remembers_its_config(tmp_path):
     config, path = get_config(), tmp_path / "config.json"
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     write_or_compare(config, path)
     assert json.loads(path.read_text())["optimizer"]["learning_rate"] == 1e-4
     config.train.log_every = 7
@@ -109,6 +110,7 @@ def test_a_workdir_remembers_its_config(tmp_path):
 
 def test_more_steps_only_where_the_decay_has_its_own_length(tmp_path):
     config, path = get_config(), tmp_path / "config.json"
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     write_or_compare(config, path)
     config.train.steps += 1
     write_or_compare(config, path)

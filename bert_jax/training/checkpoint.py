@@ -9,7 +9,7 @@ optimizer. `checkpoint_format.py` has the details, `saving.py` the checkpoints o
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from bert_jax.training.checkpoint_format import (
     Trouble,
     check_run,
     checksums,
+    guarded,
     key,
     not_finite,
     pack,
@@ -146,53 +147,6 @@ def items(
     )
 
 
-@contextlib.contextmanager
-def guarded(directory: Path) -> Iterator[None]:
-    """Turns whatever reading raises into Damaged or Trouble."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause
-        if is_trouble(problem):
-            raise Trouble(
-                f"checkpoint {directory} cannot be read now ({first_line(problem)}); it was left as it is: "
-                "remove the cause and start the same command again"
-            ) from problem
-        raise Damaged(f"checkpoint {directory} is damaged ({first_line(problem)})") from problem
-
-
-def is_trouble(problem: BaseException) -> bool:
-    """Returns True unless the exception, or one that it came from, says that the files do not hold what was written.
-
-    What is unknown counts as trouble, because trouble changes nothing on disk.
-    """
-    chain, cause = [problem], problem.__cause__ or problem.__context__
-    while cause is not None and len(chain) < 20:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(map(str, chain))
-    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-    outside = any(isinstance(one, OSError | MemoryError) and not isinstance(one, absent) for one in chain)
-    if outside or any(sign in text for sign in _TROUBLE):
-        return True
-    return not any(isinstance(one, (*absent, *_DAMAGE)) for one in chain) and not any(s in text for s in _DAMAGE_SIGNS)
-
-
-# TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
-_TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-_TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
-_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError)
-_DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
-
-
-def first_line(problem: BaseException) -> str:
-    """Returns the first line of the exception's text, for a message of one line."""
-    text = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    return text.partition(" See full TensorStore details")[0][:200]
-
-
 def find_checkpoint(path: str) -> Path:
     """Returns the newest checkpoint of a workdir or a `checkpoints` folder; or `path` itself if it is a checkpoint."""
     found = _newest(Path(path))
@@ -219,8 +173,7 @@ def choose_checkpoint(path: str, which: str = "best") -> Path:
         return newest
     folder = newest.parent / which
     if not (folder / "run").is_dir():
-        steps = sorted(int(child.name) for child in newest.parent.iterdir() if child.name.isdigit())
-        raise UserError(f"{path} has no checkpoint of step {which}; it has {', '.join(map(str, steps))}")
+        raise UserError(f"{path} has no checkpoint of step {which}; it has {', '.join(map(str, steps(newest.parent)))}")
     return folder
 
 
@@ -233,25 +186,50 @@ def _newest(root: Path) -> Path | None:
     for folder in (root / "checkpoints", root):
         if (folder / "run").is_dir():
             return folder
-        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()] if folder.is_dir() else []
-        if steps:
-            return folder / str(max(steps))
+        if found := steps(folder):
+            return folder / str(found[-1])
     return None
+
+
+def scores(directory: Path, metric: str) -> dict[int, float]:
+    """Returns the value of `metric` with which each checkpoint in a `checkpoints` folder was saved, by step.
+
+    A checkpoint that was not evaluated is left out, and so is one whose score cannot be read.
+    """
+    found = {}
+    for step in steps(directory):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            folder = directory / str(step)
+            run = json.loads((folder / "run" / "metadata").read_bytes())
+            # Format 1 left the score to Orbax, which keeps it in an item of its own.
+            score = run["score"] if "format" in run else json.loads((folder / "metrics" / "metrics").read_bytes())
+            if np.isfinite(score[metric]):
+                found[step] = float(score[metric])
+    return found
+
+
+def best_of(scores: Mapping[int, float], mode: str) -> int | None:
+    """Returns the step with the best score, the later one of two equals. `mode` is "min" or "max"."""
+    sign = -1 if mode == "min" else 1
+    return max(scores, key=lambda step: (sign * scores[step], step), default=None)
+
+
+def steps(directory: Path) -> list[int]:
+    """Returns the steps of the finished checkpoints in a `checkpoints` folder, ascending."""
+    # One that is being written or deleted has a name that is no number.
+    return sorted(int(child.name) for child in directory.glob("*") if child.name.isdecimal())
 
 
 def _best_beside(newest: Path) -> Path:
     rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
-    figures = {}
-    for file in newest.parent.glob("[0-9]*/metrics/metrics"):  # where Orbax keeps what `Checkpoints.save` gave it
-        if file.parents[1].name.isdigit():  # one that is being written has a longer name
-            figures[file.parents[1]] = json.loads(file.read_text())[rule["best_metric"]]
-    if not figures:
+    known = scores(newest.parent, rule["best_metric"])
+    best = best_of(known, rule["best_mode"])
+    if best is None:
         logging.info("%s: no checkpoint was evaluated, so the newest one is taken", newest)
         return newest
-    sign = -1 if rule["best_mode"] == "min" else 1
-    best = max(figures, key=lambda folder: (sign * figures[folder], int(folder.name)))
-    logging.info("%s: the best by %s, %.4f", best, rule["best_metric"], figures[best])
-    return best
+    folder = newest.parent / str(best)
+    logging.info("%s: the best by %s, %.4f", folder, rule["best_metric"], known[best])
+    return folder
 
 
 def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,14 +1,16 @@
-"""The content of a checkpoint: its items, their checksums, the format's version, and checks of all that is read.
+"""The content of a checkpoint: its items, their checksums, the format's version, checks of all that is read, and what
+tells damage from trouble.
 
 `run` and `tokenizer` are JSON; `parameters` and `optimizer` are arrays. Nothing that is read names a file to write or
 code to import.
 """
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,66 @@ class Damaged(UserError):
 
 class Trouble(UserError):
     """A checkpoint that cannot be read for a reason outside it: storage, permission, memory or network."""
+
+
+@contextlib.contextmanager
+def guarded(directory: Path) -> Iterator[None]:
+    """Turns whatever reading raises into Damaged or Trouble."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause
+        if is_trouble(problem):
+            raise Trouble(
+                f"checkpoint {directory} cannot be read now ({first_line(problem)}); it was left as it is: "
+                "remove the cause and start the same command again"
+            ) from problem
+        raise Damaged(f"checkpoint {directory} is damaged ({first_line(problem)})") from problem
+
+
+def is_trouble(problem: BaseException) -> bool:
+    """Returns True unless the exception, or one that it came from, says that the files do not hold what was written.
+
+    What is unknown counts as trouble, because trouble changes nothing on disk.
+    """
+    if is_outside(problem):
+        return True
+    chain = _chain(problem)
+    text = "\n".join(map(str, chain))
+    return not any(isinstance(one, (*_ABSENT, *_DAMAGE)) for one in chain) and not any(s in text for s in _DAMAGE_SIGNS)
+
+
+def is_outside(problem: BaseException) -> bool:
+    """Returns True if storage, permission, memory or network is at fault, which the user can put right."""
+    chain = _chain(problem)
+    text = "\n".join(map(str, chain))
+    system = any(isinstance(one, OSError | MemoryError) and not isinstance(one, _ABSENT) for one in chain)
+    return system or any(sign in text for sign in _TROUBLE)
+
+
+def _chain(problem: BaseException) -> list[BaseException]:
+    """Returns the exception and those that it came from."""
+    chain, cause = [problem], problem.__cause__ or problem.__context__
+    while cause is not None and len(chain) < 20:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
+
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
+_TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+_TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
+_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError)
+_DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
+
+
+def first_line(problem: BaseException) -> str:
+    """Returns the first line of the exception's text, for a message of one line."""
+    text = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    return text.partition(" See full TensorStore details")[0][:200]
 
 
 def seal(run: Json, arrays: Mapping[str, Mapping[str, int]], tokenizer: Json) -> Json:
@@ -133,6 +195,7 @@ _FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("task", "a JSON object", lambda x: isinstance(x, dict)),
     ("checksums", "the checksums of every item", _are_checksums),
     ("history", "a list of numbers", lambda x: isinstance(x, list) and all(map(_is_number, x))),
+    ("score", "numbers by name", lambda x: x is None or (isinstance(x, dict) and all(map(_is_number, x.values())))),
     ("data", "a JSON object", lambda x: x is None or isinstance(x, dict)),
 )
 

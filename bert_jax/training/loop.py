@@ -21,7 +21,7 @@ from bert_jax.training.memory import check_fits, out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.observer import DATA_WAIT, Observer, Observers
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
-from bert_jax.training.saving import Checkpoints
+from bert_jax.training.saving import Checkpoints, alone_in, on_first_process
 from bert_jax.training.sharding import make_mesh, place, to_mesh
 from bert_jax.training.step import (
     Diverged,
@@ -63,8 +63,6 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     abstract = abstract_state(task, optimizer)[1]
     check_fits(task, abstract, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        configs.write_or_compare(config, workdir / "config.json")
 
     # Phase 2: step functions and state
     watch, key, constants = Observers(observers), jax.random.key(config.seed), place(mesh, task.constants())
@@ -74,6 +72,8 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     evaluate = make_evaluation(task, graphdef, config, mesh, constants)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         resources.enter_context(out_of_memory_explained())
+        resources.enter_context(alone_in(workdir))
+        on_first_process(lambda: configs.write_or_compare(config, workdir / "config.json"))
         checkpoints = resources.enter_context(
             contextlib.closing(Checkpoints(workdir / "checkpoints", config.checkpoint))
         )
@@ -168,7 +168,7 @@ def _divergence_explained(checkpoints: Checkpoints, workdir: Path) -> Iterator[N
         yield
     except Diverged as problem:
         remedy = "lower optimizer.learning_rate or raise optimizer.warmup_steps"
-        latest = checkpoints.manager.latest_step()
+        latest = checkpoints.latest
         if latest is None:
             raise UserError(f"{problem}; nothing was saved: {remedy} and start again in the same --workdir") from None
         raise UserError(

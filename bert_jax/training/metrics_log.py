@@ -1,21 +1,28 @@
-"""Where figures go: metrics.jsonl, TensorBoard, and one live line on the terminal."""
+"""Where metrics go: metrics.jsonl, TensorBoard, and one live line on the terminal."""
 
+import contextlib
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from bert_jax.config import UserError
+from bert_jax.files import write_atomically
+from bert_jax.training.tensorboard import EventFile
+
 
 class MetricsLog:
-    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are taken again, and
-    so is the test that ends every run.
+    """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are dropped, since
+    they are taken again, and so is the test that ends every run.
 
-    A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
+    A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}. What cannot be
+    written there is a UserError; TensorBoard and the terminal are only a convenience.
     """
 
     def __init__(self, workdir: Path, first_step: int, total_steps: int, *, forget_after: int | None = None):
@@ -25,10 +32,11 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         if not self.writes:
             return
-        if forget_after is not None:
-            _forget_after(self.path, forget_after)
-        self.events = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
-        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
+        with self._explained():
+            if forget_after is not None:
+                _forget_after(self.path, forget_after)
+            self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
+        self.events = EventFile(workdir / "tensorboard", first_step + 1)
         self.bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -42,9 +50,9 @@ class MetricsLog:
         if not self.writes:
             return
         rounded = {name: _short(value) for name, value in metrics.items()}
-        self.file.write(json.dumps({"step": step, "split": split} | rounded) + "\n")
-        for name, value in metrics.items():
-            self.events.add_scalar(f"{split}/{name}", value, step)
+        with self._explained():
+            self.file.write(json.dumps({"step": step, "split": split} | rounded) + "\n")
+        self.events.add(step, {f"{split}/{name}": float(value) for name, value in metrics.items()})
         line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
         if self.bar.disable:
             logging.info("step %d/%d %s: %s%s", step, self.total, split, line, self._left())
@@ -54,7 +62,7 @@ class MetricsLog:
             self.bar.write(f"step {step} {split}: {line}", file=sys.stderr)
 
     def advance(self, step: int) -> None:
-        """The live line, after every step."""
+        """Updates the live line, after every step."""
         if self.writes:
             self.bar.update(step - self.step)
             self.step = step
@@ -63,7 +71,18 @@ class MetricsLog:
         if self.writes:
             self.bar.close()
             self.events.close()
-            self.file.close()
+            with contextlib.suppress(OSError):  # nothing is buffered, unless writing it has failed before
+                self.file.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise UserError(
+                f"{self.path} cannot be written ({problem.strerror or problem}); remove the cause, such as a full "
+                "disk, and start the same command again: it continues from the last checkpoint"
+            ) from problem
 
     def _left(self) -> str:
         if self.step == self.first:
@@ -80,30 +99,25 @@ def _short(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _summary_writer() -> type:
-    """tensorboardX's; not needed by --help. Where PyTorch is installed it would import it, for tensors that never come
-    here, and that takes longer than all the rest."""
-    is_absent = "torch" not in sys.modules
-    if is_absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails, which tensorboardX allows for
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if is_absent:
-            del sys.modules["torch"]
-    return SummaryWriter
-
-
 def _forget_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run takes again, and a last line that a kill cut in half."""
-    if not path.exists():
+    """Drops the lines of steps that a resumed run takes again, and a last line that a kill or a full disk cut in half.
+
+    Raises UserError for any other line that is not this program's: what is not ours is not rewritten.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             if record["step"] <= step and record["split"] != "test":
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    path.write_text("".join(kept))
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise UserError(
+                    f"{path}:{number} is not a line of metrics; move the file away, or choose another --workdir"
+                ) from None
+    if len(kept) < len(lines):
+        write_atomically(path, b"".join(kept))

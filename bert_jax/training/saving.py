@@ -1,8 +1,9 @@
 """The checkpoints of a run: written in the background, whole or not at all; the newest whole one is restored."""
 
-import errno
+import contextlib
 import logging
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,59 +13,83 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.training.checkpoint import first_line, items, on_mesh, read_checkpoint
-from bert_jax.training.checkpoint_format import Damaged
+from bert_jax.files import only_writer
+from bert_jax.training.checkpoint import (
+    best_of,
+    items,
+    on_mesh,
+    read_checkpoint,
+    scores,
+    steps,
+)
+from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
+from bert_jax.training.parameters import Parameters
 from bert_jax.training.step import TrainState
+
+_WRITING = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is not finished
+_DELETING = ".deleting-"  # a name that no reader takes for a checkpoint, while its files disappear one by one
 
 
 class Checkpoints:
     """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`."""
 
     def __init__(self, directory: Path, checkpoint: ConfigDict):
-        self.directory = directory
-        self.damaged = directory.parent / "damaged"
-        self.metric = checkpoint.best_metric
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics[self.metric],
-            reverse=checkpoint.best_mode == "min",
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        self.manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [checkpoint_managers.LatestN(checkpoint.keep), best]
-                ),
-                best_fn=lambda metrics: metrics[self.metric],
-                best_mode=checkpoint.best_mode,
-            ),
-        )
+        """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot."""
+        self.directory = directory.absolute()
+        self.damaged = self.directory.parent / "damaged"
+        self.keep, self.metric, self.mode = checkpoint.keep, checkpoint.best_metric, checkpoint.best_mode
+        with self._explained():
+            self.directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            for left_over in (*self.directory.glob(_WRITING), *self.directory.glob(f"{_DELETING}*")):
+                shutil.rmtree(left_over, ignore_errors=True)
+        self._scores = scores(self.directory, self.metric)
+        self._writing: tuple[int, dict[str, float]] | None = None
+        # Folders are made in this thread: where that fails in Orbax's, its other threads wait for them for 20 minutes.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest finished checkpoint."""
+        return max(steps(self.directory), default=None)
 
     def save(self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict) -> None:
         """Starts to write in the background; first waits for the one before, whose failure is raised here.
 
         `run` goes into the item of that name: data position, config, the task's description.
         """
+        self.wait()
         step = int(state.step)
-        if step in self.manager.all_steps():
+        if (self.directory / str(step)).exists():
             return
-        args = items({"parameters": state.parameters, "optimizer": state.optimizer}, {"step": step} | run, tokenizer)
-        known = {self.metric: metrics[self.metric]} if self.metric in metrics else None
-        with _explained(self):
-            self.manager.save(step, args=args, metrics=known)
+        score = {self.metric: float(metrics[self.metric])} if self.metric in metrics else {}
+        arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
+        args = items(arrays, {"step": step, "score": score} | run, tokenizer)
+        with self._explained():
+            self._writer.save(self.directory / str(step), args=args)
+        self._writing = step, score
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk. Raises UserError if it could not be written."""
-        with _explained(self):
-            self.manager.wait_until_finished()
+        with self._explained():
+            self._writer.wait_until_finished()
+        if self._writing is not None:
+            step, score = self._writing
+            self._writing = None
+            self._scores |= {step: score[self.metric]} if score else {}
+            if jax.process_index() == 0:
+                self._delete_surplus()
 
     def close(self) -> None:
-        self.manager.close()
+        """Waits for the last checkpoint; its failure is only logged, since what ended the run is raised already."""
+        try:
+            self._writer.close()
+        except Exception as problem:  # Orbax raises many kinds
+            logging.warning("the last checkpoint was not written (%s)", first_line(problem))
 
     def restore_latest(self, abstract: TrainState, mesh: Mesh, tokenizer_hash: str) -> tuple[TrainState, dict] | None:
         """Returns the newest checkpoint that is whole, with its `run` item; None if there is none at all.
@@ -73,16 +98,15 @@ class Checkpoints:
         also those of an earlier start; if one was trained with another tokenizer or another config; and Trouble, with
         everything left where it is, if one cannot be read for a reason outside it.
         """
-        while (step := self._newest()) is not None:
+        while (step := _as_on_first_process(self.latest)) is not None:
+            folder = self.directory / str(step)
             try:
                 saved = read_checkpoint(
-                    self.directory / str(step),
-                    shardings=on_mesh(mesh),
-                    expected=abstract,
-                    tokenizer_hash=tokenizer_hash,
+                    folder, shardings=on_mesh(mesh), expected=abstract, tokenizer_hash=tokenizer_hash
                 )
             except Damaged as damage:
-                self._set_aside(step, damage)
+                on_first_process(lambda folder=folder, damage=damage: self._set_aside(folder, damage))
+                self._scores.pop(step, None)
                 continue
             state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
             return state, saved.run
@@ -93,64 +117,94 @@ class Checkpoints:
             )
         return None
 
-    def best(self, mesh: Mesh) -> tuple[dict[str, jax.Array], dict] | None:
+    def best(self, mesh: Mesh) -> tuple[Parameters, dict] | None:
         """Parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if no checkpoint has it."""
-        step = self.manager.best_step()
+        step = _as_on_first_process(best_of(self._scores, self.mode))
         if step is None:
             return None
         saved = read_checkpoint(self.directory / str(step), shardings=on_mesh(mesh))
         return saved.parameters, saved.run
 
-    def _newest(self) -> int | None:
-        """Returns the newest step as process 0 sees it: the folder of another may lag behind on a network disk."""
-        newest = np.int32(max(self.manager.all_steps(), default=-1))
-        if jax.process_count() > 1:
-            newest = multihost_utils.broadcast_one_to_all(newest)
-        return None if newest < 0 else int(newest)
-
-    def _set_aside(self, step: int, damage: Damaged) -> None:
-        if jax.process_index() == 0:
+    def _set_aside(self, folder: Path, damage: Damaged) -> None:
+        kept, number = self.damaged / folder.name, 1
+        while kept.exists():
+            number += 1
+            kept = self.damaged / f"{folder.name}-{number}"
+        try:
             self.damaged.mkdir(exist_ok=True)
-            kept = self.damaged / str(step)
-            number = 1
-            while kept.exists():
-                number += 1
-                kept = self.damaged / f"{step}-{number}"
-            shutil.move(self.directory / str(step), kept)
-            logging.warning("%s; moved to %s, trying the one before", damage, kept)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint moved")
-        self.manager.reload()
+            folder.rename(kept)
+        except OSError as problem:
+            raise UserError(f"{damage}; it cannot be moved to {kept} ({problem.strerror}): move it by hand") from damage
+        logging.warning("%s; moved to %s, trying the one before", damage, kept)
+
+    def _delete_surplus(self) -> None:
+        present = steps(self.directory)
+        best = best_of({step: score for step, score in self._scores.items() if step in present}, self.mode)
+        for step in present[: -self.keep]:
+            if step == best:
+                continue
+            hidden = self.directory / f"{_DELETING}{step}"
+            try:
+                (self.directory / str(step)).rename(hidden)
+            except OSError as problem:
+                logging.warning("checkpoint %d is no longer needed but cannot be deleted (%s)", step, problem.strerror)
+            shutil.rmtree(hidden, ignore_errors=True)
+            self._scores.pop(step, None)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns a failure to write into a UserError that says what is left."""
+        try:
+            yield
+        except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause
+            if not (isinstance(problem, OSError) or is_outside(problem)):
+                raise
+            latest = self.latest
+            left = (
+                "no checkpoint was finished before" if latest is None else f"the checkpoint of step {latest} is whole"
+            )
+            raise UserError(
+                f"cannot write a checkpoint to {self.directory} ({first_line(problem)}); {left}: remove the cause, "
+                "such as a full disk, and start the same command again"
+            ) from problem
 
 
-class _explained:
-    """Turns a failure to write into a UserError that says what is left."""
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Holds the lock of the workdir on behalf of all processes of the run. Raises UserError that says who holds it."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self.checkpoints = checkpoints
+    def lock() -> None:
+        try:
+            held.enter_context(only_writer(workdir))
+        except BlockingIOError as problem:
+            raise UserError(
+                f"{workdir} is {problem.strerror}; wait for its end, stop it, or choose another --workdir"
+            ) from None
+        except OSError as problem:
+            raise UserError(f"{workdir} cannot be written to ({problem.strerror}); choose another --workdir") from None
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, _, problem, __):
-        if problem is None or not _is_about_storage(problem):
-            return
-        latest = self.checkpoints.manager.latest_step()
-        left = "no checkpoint was finished before" if latest is None else f"the checkpoint of step {latest} is whole"
-        raise UserError(
-            f"cannot write a checkpoint to {self.checkpoints.directory} ({first_line(problem)}); {left}: "
-            "free some space and start the same command again"
-        ) from problem
+    with contextlib.ExitStack() as held:
+        on_first_process(lock)
+        yield
 
 
-def _is_about_storage(problem: BaseException) -> bool:
-    if isinstance(problem, OSError) and problem.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EIO,
-    ):
-        return True
-    text = str(problem)
-    return any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system"))
+def on_first_process(action: Callable[[], object]) -> None:
+    """Runs `action` on process 0, while the others wait. If it raises UserError, every process does."""
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as raised:
+            problem = raised
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(problem is not None)):
+        raise problem or UserError("process 0 stopped; its output says why")
+    if problem is not None:
+        raise problem
+
+
+def _as_on_first_process(step: int | None) -> int | None:
+    """Returns process 0's value on all: the folder that another one sees may lag behind on a network disk."""
+    number = np.int32(-1 if step is None else step)
+    if jax.process_count() > 1:
+        number = multihost_utils.broadcast_one_to_all(number)
+    return None if number < 0 else int(number)

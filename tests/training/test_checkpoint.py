@@ -13,13 +13,12 @@ from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.options import default_config
 from bert_jax.training.checkpoint import (
     describe_checkpoint,
-    is_trouble,
     on_host,
     on_mesh,
     read_checkpoint,
     write_checkpoint,
 )
-from bert_jax.training.checkpoint_format import FORMAT, Damaged, Trouble, checksums
+from bert_jax.training.checkpoint_format import FORMAT, Damaged, Trouble, checksums, is_trouble
 
 TOKENIZER = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"], "test", True, None, True)
 PARAMETERS = {"embeddings/word": np.arange(32, dtype=np.float32).reshape(8, 4), "pooler/bias": np.ones(4, np.float32)}

@@ -254,7 +254,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(small_config, tmp_path, monkey
 
     import orbax.checkpoint as ocp
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", full)
     with pytest.raises(UserError, match=r"No space left on device.*checkpoint of step 8 is whole"):
         run(small_config, tmp_path)
     monkeypatch.undo()
