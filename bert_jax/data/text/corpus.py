@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.data.text.formats import check_format
 from bert_jax.data.text.sample import read_sample, sample_sources
 from bert_jax.data.text.sentences import split_text
 from bert_jax.data.text.text_files import OPENERS, digest_of, find_files, fingerprint_of, parse_json, read_lines
@@ -54,8 +55,9 @@ def open_corpus(data: ConfigDict) -> Corpus:
 
     Files that are named are never left unread: with them "sample", the default, means "text".
 
-    Raises UserError at once for a wrong kind, no files, a glob without a match, a missing, empty or unreadable file, an
-    unknown TFDS name; while streaming for bytes that are not UTF-8 text, malformed JSONL or <doc>, a corrupt archive.
+    Raises UserError at once for a wrong kind, no files, a glob without a match, a missing, empty or unreadable file, a
+    file of another format, an unknown TFDS name; while streaming for bytes that are not UTF-8 text, malformed JSONL or
+    <doc>, a corrupt archive.
     """
     kind = "text" if data.corpus == "sample" and data.files else data.corpus
     if kind == "sample":
@@ -69,6 +71,8 @@ def open_corpus(data: ConfigDict) -> Corpus:
         raise UserError(f"data.corpus={kind!r}: choose sample, text, jsonl, wikiextractor or tfds:NAME")
     field, read = data.text_field, readers[kind]
     paths = find_files(data.files)
+    for path in paths:
+        check_format(path, kind)
     fingerprint = fingerprint_of(paths, [_READING_RULES, kind, field if kind == "jsonl" else ""])
     compressed = any(path.suffix in OPENERS for path in paths)
     return Corpus(
@@ -166,7 +170,7 @@ def _read_wikiextractor(path: Path) -> Iterator[Document]:
         line = line.strip()
         if line.startswith("<doc "):
             if opened:
-                raise UserError(f"{path}:{number}: <doc> before the one of line {opened} is closed: mend this file")
+                raise UserError(f"{path}:{number}: <doc> before the one of line {opened} is closed: fix this file")
             found = _TITLE.search(line)
             opened, title, lines = number, html.unescape(found[1]) if found else "", []
         elif line == "</doc>" and opened:

@@ -21,6 +21,8 @@ import zstandard
 from bert_jax.config import UserError
 
 _BLOCK = 1 << 20  # bytes
+_LONGEST_LINE = 1 << 30  # bytes; whole corpora on one line exist (100 MB)
+_ZST_BLOCK = 1 << 12  # bytes, of which a crafted frame makes 128 MiB at most
 _KINDS = {  # what a path can be besides a regular file
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a FIFO",
@@ -60,6 +62,7 @@ def fingerprint_of(paths: list[Path], options: list[str]) -> str:
 
     def blocks() -> Iterator[bytes]:
         for path in paths:
+            check_regular(path)
             try:
                 with path.open("rb") as stream:
                     size = 0
@@ -67,9 +70,9 @@ def fingerprint_of(paths: list[Path], options: list[str]) -> str:
                         size += len(block)
                         yield block
             except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}): mend or leave out this file") from error
+                raise UserError(f"{path}: cannot be read ({error.strerror}): fix or leave out this file") from error
             if not size:
-                raise UserError(f"{path} is empty (0 bytes): mend or leave out this file")
+                raise UserError(f"{path} is empty (0 bytes): fill or leave out this file")
             yield f"\0{size}\0".encode()
 
     return digest_of(options, blocks())
@@ -84,14 +87,20 @@ def digest_of(options: list[str], blocks: Iterable[bytes]) -> str:
 
 def read_lines(path: Path) -> Iterator[str]:
     """Lines without their ends, decoded a block of whole lines at a time."""
-    position, lines, carry = 0, 0, []
+    position, lines, size, carry = 0, 0, 0, []
     for block in read_blocks(path):
         cut = block.rfind(b"\n") + 1
         if not cut:
             carry.append(block)
+            size += len(block)
+            if size > _LONGEST_LINE or b"\0" in block:  # a bomb of zeros must not fill the memory first
+                _decode(path, b"".join(carry)[: _BLOCK << 4], position, lines)
+                raise UserError(
+                    f"{path}:{lines + 1}: a line of over {_LONGEST_LINE >> 20} MiB: put documents on lines of their own"
+                )
             continue
         whole = b"".join([*carry, block[:cut]])
-        carry = [block[cut:]]
+        carry, size = [block[cut:]], len(block) - cut
         found = _decode(path, whole, position, lines)[:-1].split("\n")
         yield from found
         position += len(whole)
@@ -126,7 +135,7 @@ def parse_json(path: Path, number: int, line: str) -> Any:
     try:
         return json_value(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{number}: not a whole JSON object ({error}): mend this line") from error
+        raise UserError(f"{path}:{number}: not a whole JSON object ({error}): fix this line") from error
 
 
 def json_value(text: str) -> Any:
@@ -145,7 +154,7 @@ def _open_zst(path: Path) -> Iterator[bytes]:
     """Frame by frame: the library's stream reader takes a cut file for a finished one."""
     with path.open("rb") as stream:
         frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-        while block := stream.read(_BLOCK >> 3):
+        while block := stream.read(_ZST_BLOCK):
             while block:
                 begun = True
                 yield frame.decompress(block)
@@ -177,7 +186,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: corrupt or cut {path.suffix} file ({error}): get it again") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): mend or leave out this file") from error
+        raise UserError(f"{path}: cannot be read ({_reason(error)}): fix or leave out this file") from error
 
 
 def _reason(error: OSError | ValueError) -> str:

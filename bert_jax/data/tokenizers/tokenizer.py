@@ -124,13 +124,11 @@ def train_tokenizer(data: ConfigDict, texts: Iterator[str], *, progress: bool = 
         normalizer = bert_normalizer(data.lowercase, data.strip_accents, data.split_cjk)
         tokens = train_wordpiece(texts, data.vocab_size, SPECIAL_TOKENS, normalizer, progress=progress)
         made = make_wordpiece(tokens, "the new vocabulary", data.lowercase, data.strip_accents, data.split_cjk)
-    elif data.tokenizer in ("unigram", "bpe"):
+    else:  # unigram or bpe, the other choices of the option
         if data.strip_accents:
             raise UserError(f"data.strip_accents=True is not offered by data.tokenizer={data.tokenizer}: use wordpiece")
         model = train_sentencepiece(texts, data.vocab_size, data.tokenizer, SPECIAL_TOKENS, lowercase=data.lowercase)
         made = SentencePieceTokenizer(model, "the new vocabulary")
-    else:
-        raise UserError(f"data.tokenizer={data.tokenizer!r}: choose wordpiece, unigram or bpe")
     if made.vocab_size < data.vocab_size:
         _log.warning("The corpus gave %d tokens, fewer than data.vocab_size=%d.", made.vocab_size, data.vocab_size)
     return made

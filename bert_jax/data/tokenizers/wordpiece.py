@@ -42,8 +42,8 @@ class WordPieceTokenizer(Tokenizer):
         if sorted(vocab.values()) != list(range(len(tokens))):
             largest = max(vocab.values())
             raise UserError(f"{origin}: {len(tokens)} tokens but ids up to {largest}: number them without holes")
-        if model["unk_token"] not in vocab:  # the library would fail at the first unknown word
-            raise UserError(f"{origin}: unk_token {model['unk_token']!r} is not in the vocabulary: add it")
+        if model["unk_token"] not in model["vocab"]:  # the library would fail at the first unknown word
+            raise UserError(f"{origin}: unk_token {model['unk_token']!r} is not in the model's vocabulary: add it")
         prefix = model["continuing_subword_prefix"]
         if decoder["type"] == "WordPiece" and decoder.get("prefix") != prefix:
             parts: Any = backend  # its properties have no setters in the stubs

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -303,6 +304,22 @@ def test_errors_a_user_can_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "full").iterdir()) == []
 
 
+def test_two_preparations_at_once_leave_one_folder(tmp_path: Path):
+    make_corpus(tmp_path / "corpus.txt", documents=10)
+    data = make_config(tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: prepare(data, 0, progress=False), range(3)))
+    assert len({prepared.directory for prepared in found}) == 1
+    assert [len(prepared.source("train")) for prepared in found] == [len(found[0].source("train"))] * 3
+    assert [folder.name for folder in Path(data.prepared).iterdir()] == [found[0].directory.name]
+    assert not (found[0].directory / "lock").exists()
+
+
+def test_an_exception_of_a_worker_that_cannot_be_sent_is_reported():
+    with pytest.raises(UserError, match=r"a worker failed: Unsendable"):
+        list(in_order(_failing, [0], 2))
+
+
 def test_a_worker_that_dies_is_reported():
     work = _Deadly()
     block = chunks.Block(0, [("train", Document("", "text", True))], 4)
@@ -327,6 +344,17 @@ prepare(data, 0, progress=False)
     assert run.returncode == 1
     assert re.search(r'UserError: a worker died .*exit code 1.*if __name__ == "__main__"', run.stderr), run.stderr
     assert "cannot prepare what it is a worker for" in run.stderr
+
+
+class Unsendable(Exception):
+    """It cannot be made again from its pickle."""
+
+    def __init__(self, number: int, text: str):
+        super().__init__(f"{text} {number}")
+
+
+def _failing(item: int) -> int:
+    raise Unsendable(item, "failed")
 
 
 class _Deadly(chunks.BlockWork):

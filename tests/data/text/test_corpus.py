@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 import zstandard
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
+from bert_jax.data.text import text_files
 from bert_jax.data.text.corpus import Document, open_corpus, split_sentences
 from experiments.base import get_config
 
@@ -153,6 +154,31 @@ def test_files_that_are_named_are_read_instead_of_the_sample(tmp_path):
         documents("sample", tmp_path / "nothing*.txt")
 
 
+def test_prose_that_quotes_markup_is_prose(tmp_path):
+    quoted = '{"text": 1} is an object.\n{"a": 2}\nA sentence ends here.\n'
+    assert texts("text", written(tmp_path / "a.txt", quoted))[0].endswith("A sentence ends here.")
+    assert texts("text", written(tmp_path / "b.txt", "[Music] {sic} <b>bold</b>.\n"))
+
+
+def test_a_line_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "_LONGEST_LINE", 3 << 20)
+    with pytest.raises(UserError, match=r"a.txt:2: a line of over 3 MiB: put documents on lines of their own"):
+        documents("text", written(tmp_path / "a.txt", b"short\n" + b"long " * (1 << 20)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["text", "jsonl", "wikiextractor"]),
+    suffix=st.sampled_from(["", ".txt", ".gz", ".xz", ".zst", ".jsonl", ".csv"]),
+    content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
+)
+def test_any_file_is_read_or_one_line(tmp_path, kind, suffix, content):
+    try:
+        assert all(document.text.strip() for document in documents(kind, written(tmp_path / f"file{suffix}", content)))
+    except UserError as error:
+        assert "\n" not in str(error) and str(error).startswith(str(tmp_path))
+
+
 def test_sample_is_english_prose():
     corpus = open_corpus(get_config().data)
     found = list(corpus.documents())
@@ -228,6 +254,11 @@ def test_tfds_by_name(tfds_folder):
 def test_tfds_mistakes(tfds_folder, monkeypatch):
     with pytest.raises(UserError, match="TFDS has no such data set"):
         open_corpus(data_config("tfds:no_such_data_set"))
+    with pytest.raises(UserError, match="TFDS has no such data set"):
+        open_corpus(data_config("tfds:tiny_text:9.9.9"))
+    for name in ("huggingface:squad", "../x", "a b", ""):
+        with pytest.raises(UserError, match=r"not a name of a TFDS data set: write NAME"):
+            open_corpus(data_config(f"tfds:{name}"))
     with pytest.raises(UserError, match=r"no text feature 'text': set data.text_field to one of: body"):
         open_corpus(data_config("tfds:tiny_text"))
 
@@ -245,7 +276,18 @@ def test_tfds_mistakes(tfds_folder, monkeypatch):
         ("text", "empty.txt", b"", r"empty.txt is empty \(0 bytes\)"),
         ("text", "latin.txt", b"good\ncaf\xe9 au lait\n", "latin.txt:2: not UTF-8 at byte 8"),
         ("text", "late.txt", b"good line\n" * 300_000 + b"\xff\n", "late.txt:300001: not UTF-8 at byte 3000000"),
-        ("text", "binary.txt", b"PK\x03\x04\x00\x00", "binary.txt: binary data .* at byte 4"),
+        ("text", "binary.txt", b"abcd\0\0", "binary.txt: binary data .* at byte 4"),
+        ("text", "zeros.txt", b"a\n" + bytes(1 << 22), "zeros.txt: binary data .* at byte 2"),
+        ("text", "archive.txt", gzip.compress(b"text"), r"archive.txt: is a gzip archive, .* name it \*.gz"),
+        ("jsonl", "office.jsonl", b"PK\x03\x04\0\0", "office.jsonl: is a ZIP archive or an office document"),
+        ("text", "wide.txt", "text".encode("utf-16"), "wide.txt: is UTF-16 text, .* iconv -f UTF-16"),
+        ("text", "rows.txt", b'{"text": "a"}\n\n{"text": "b"}\n', "rows.txt: is JSONL, .*data.corpus=jsonl"),
+        ("text", "rows.txt.gz", gzip.compress(b'{"text": "a"}\n'), "rows.txt.gz: is JSONL, .*data.corpus=jsonl"),
+        ("text", "array.txt", b'[\n {"text": "a"}]', "array.txt: is JSON, .* one object per line"),
+        ("text", "object.txt", b'{\n "text": "a"}', "object.txt: is JSON, .* one object per line"),
+        ("text", "page.txt", b"\n<!DOCTYPE html><html>", "page.txt: is HTML or XML, .* extract its text"),
+        ("text", "dump.xml", b"<mediawiki xmlns=''>", "dump.xml: is a MediaWiki dump, .* WikiExtractor"),
+        ("text", "table.tsv.gz", gzip.compress(b"a\tb\n"), "table.tsv.gz: is a table, .* JSONL"),
         ("jsonl", "half.jsonl", b'{"text": "a"}\n{"text": "b', "half.jsonl:2: not a whole JSON object"),
         (
             "jsonl",
@@ -271,6 +313,8 @@ def test_what_is_wrong_with_a_file(tmp_path, corpus, name, content, message):
 
 
 def test_what_is_wrong_with_the_files_option(tmp_path):
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
     (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
     for files, message in [
         ("", "data.files is empty"),
@@ -278,6 +322,8 @@ def test_what_is_wrong_with_the_files_option(tmp_path):
         (f"{tmp_path}/*.md", r"no file matches .*\*.md"),
         (tmp_path, "is a folder: name its files"),
         (tmp_path / "broken.txt", r"broken.txt: cannot be read \(No such file"),
+        ("/dev/zero", "/dev/zero: is a device, not a regular file: correct the path"),
+        (fifo, "pipe: is a FIFO, not a regular file"),
     ]:
         with pytest.raises(UserError, match=message):
             open_corpus(data_config("text", files))

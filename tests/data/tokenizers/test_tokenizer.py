@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
@@ -299,7 +299,6 @@ def test_what_is_wrong_with_the_options(tmp_path: Path):
     for action, message in [
         (lambda: load_tokenizer(tmp_path / "none.txt"), "none.txt does not exist: name a vocab.txt"),
         (lambda: load_tokenizer(tmp_path), r"no tokenizer.json, vocab.txt or \*.model in this folder"),
-        (lambda: train_tokenizer(data_config(tokenizer="word"), iter(PROSE)), "choose wordpiece, unigram or bpe"),
         (lambda: train_tokenizer(data_config(), iter([" "])), "no text to learn a vocabulary from"),
         (lambda: train_tokenizer(data_config(tokenizer="bpe"), iter([" "])), "no text to learn a vocabulary from"),
         (
@@ -309,3 +308,60 @@ def test_what_is_wrong_with_the_options(tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=message):
             action()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [
+    ("tokenizer_config.json", ()),
+    *(("tokenizer_config.json", (name,)) for name in ("do_lower_case", "strip_accents", "original", "tokenizer_class")),
+    *(("tokenizer_config.json", ("added_tokens_decoder", *rest)) for rest in ((), ("5",), ("5", "content"))),
+    *(
+        ("tokenizer.json", keys)
+        for keys in ((), ("model",), ("model", "vocab"), ("model", "unk_token"), ("normalizer",))
+    ),
+    *(("tokenizer.json", keys) for keys in (("pre_tokenizer",), ("added_tokens",), ("decoder",), ("model", "type"))),
+    ("tokenizer.json", ("model", "max_input_chars_per_word")),
+    ("added_tokens.json", ()),
+    ("added_tokens.json", ("new",)),
+]
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(FIELDS), value=json_values)
+def test_any_value_in_a_tokenizer_file_is_one_line(small, tmp_path, place, value):
+    """A folder from somebody else loads and encodes, or ends in one line that begins with its path."""
+    small.save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text("{}")
+    name, keys = place
+    content = json.loads((tmp_path / name).read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner.setdefault(key, {})
+    if keys:
+        inner[keys[-1]] = value
+    (tmp_path / name).write_text(json.dumps(content if keys else value))
+    try:
+        load_tokenizer(tmp_path).encode(["unaffable [MASK] x"])
+    except UserError as error:
+        assert "\n" not in str(error) and str(error).startswith(str(tmp_path))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["vocab.txt", "tokenizer.json", "spm.model", "tokenizer_config.json"]), data=st.data())
+def test_any_bytes_in_a_tokenizer_file_are_one_line(small, tmp_path, name, data):
+    content = data.draw(st.binary(max_size=40))
+    path = tmp_path / name
+    path.write_bytes(content)
+    try:
+        load_tokenizer(path)
+    except UserError as error:
+        assert "\n" not in str(error) and str(error).startswith(str(path))
+
+
+def test_no_file_but_a_device_is_refused():
+    with pytest.raises(UserError, match="/dev/zero: is a device, not a regular file"):
+        load_tokenizer("/dev/zero")
