@@ -18,20 +18,24 @@ from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.models.heads import BertForSequenceClassification
 from bert_jax.tasks import scores, sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, agreed_labels, listed, sequence_vectors
+from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
-from bert_jax.tasks.texts import encode_long, log_cut, log_splits
+from bert_jax.tasks.texts import agreed_labels, encode_long, listed, log_cut, log_splits
 
 
 class Classification(FineTuning):
-    """`data.label_kind`: single (softmax), multi (a sigmoid a label), regression (one output, squared error)."""
+    """Texts or pairs of texts with labels of the kind data.label_kind.
+
+    single: one of several classes, by a softmax. multi: any number of labels, each by a sigmoid of its own.
+    regression: a number, by the squared error of one output.
+    """
 
     head = "classifier/|window_query/"
     reads_vectors = True
     shares_rows = True
     labels: list[str]
-    thresholds: list[float]  # of several labels: the probability from which a label is given; 0.5 until one is tuned
+    thresholds: list[float]  # only of kind multi: the probability from which a label is given; 0.5 until it is tuned
 
     def read(self, spec: str) -> Iterator[TextExample]:
         data = self.config.data
@@ -134,7 +138,8 @@ class Classification(FineTuning):
         if self.kind == "regression":
             return {"loss": (jnp.sum(jnp.square(logits[:, :, 0] - labels) * weights), jnp.sum(weights))}
         if self.kind == "multi":
-            # log(1 + e^x) − y·x, the mean over the labels
+            # log(1 + e^x) − y·x is the binary cross-entropy from logits. The mean over the labels, and not their sum,
+            # keeps the loss on one scale whatever their number.
             loss = jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
             return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
         smoothing = self.config.train.label_smoothing
@@ -212,15 +217,15 @@ class Classification(FineTuning):
         return sections.label_sets(self.labels, thresholds, examples, gold, given)
 
     def numbers(self, examples, predictions) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-        """Right and predicted classes, counted from 0."""
+        """Returns the right and the predicted classes, counted from 0."""
         number = {label: i for i, label in enumerate(self.labels)}
         gold = np.asarray([number[str(example.label)] for example in examples])
         return gold, np.asarray([number[prediction["label"]] for prediction in predictions])
 
     def _first_bias(self) -> Float[np.ndarray, " C"]:
-        """What the training texts' labels alone say: the mean of numbers, or each label's log-odds, one text added to
-        either side. From 0, where every label is as likely as not and every number is 0, hundreds of steps would only
-        teach that labels are rare (Lin et al. 2017, section 4.1) and numbers are not 0."""
+        """Returns the bias that predicts the labels without reading a text: the mean of the numbers, or the log-odds of
+        each label, with one text added to either side. From a bias of 0 the model would need hundreds of steps to learn
+        that labels are rare (Lin et al. 2017, section 4.1) or that numbers are far from 0."""
         train = self.examples["train"]
         if self.kind == "regression":
             return np.asarray([np.mean([float(example.label) for example in train])], np.float32)
@@ -232,7 +237,7 @@ class Classification(FineTuning):
         return names_of("data.labels", self.config.data.labels)
 
     def _with_named_label(self, example: TextExample) -> TextExample:
-        """Files have numbers where TFDS has the names of `data.labels`."""
+        """Replaces the number of a label by its name in data.labels: files have numbers where TFDS has names."""
         names, label = self._given_labels(), str(example.label)
         if label not in names and label.isdigit() and int(label) < len(names):
             return replace(example, label=names[int(label)])
@@ -245,7 +250,7 @@ class Classification(FineTuning):
         return np.asarray([[label in _names(example) for label in self.labels] for example in examples])
 
     def _values(self, examples: Sequence[TextExample]) -> dict[str, np.ndarray]:
-        """Labels as arrays; zeros where there are none, as in texts to predict."""
+        """Returns the labels as arrays; zeros for examples without label, which are only predicted."""
         weights = np.ones(len(examples), np.float32)
         if self.kind == "regression":
             labels = np.asarray([float(example.label or 0) for example in examples], np.float32)  # type: ignore[arg-type]

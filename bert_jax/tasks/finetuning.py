@@ -1,7 +1,7 @@
 """What all fine-tuning tasks share: examples → items → batches, evaluation, what is saved with a model.
 
-A family (classification.py, tagging.py, span_qa.py, multiple_choice.py) says how its examples are read and encoded,
-what its head gives for a batch, its loss, and how the head's output becomes predictions and scores.
+A family (classification.py, tagging.py, span_qa.py, multiple_choice.py) defines how examples are read and encoded, what
+the head computes for a batch, the loss, and how the head's outputs become predictions and scores.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class FineTuning(Task, ABC):
     other_heads = "mlm/|nsp/|classifier/|span/|window_query/"
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
-    token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry a token
+    token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry per token
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         self.config = config
@@ -82,16 +82,15 @@ class FineTuning(Task, ABC):
         task.load()
         return task
 
-    # What a family says
+    # What a family defines
 
     @abstractmethod
     def read(self, spec: str) -> Iterator[Any]:
-        """The examples of a file, a glob or a TFDS split."""
+        """Yields the examples of a file, a glob or a TFDS split."""
 
     @abstractmethod
     def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Any]:
-        """For each row, in order and as they come, an example without label, or the UserError that says what is wrong
-        with it."""
+        """Yields for each row, in order, an example without label, or the UserError that says what is wrong with it."""
 
     def unlabelled(self, example: Any) -> str:
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
@@ -108,26 +107,27 @@ class FineTuning(Task, ABC):
 
     @abstractmethod
     def encode(self, examples: Sequence[Any]) -> list[Item]:
-        """In the order of the examples; one may give several items (windows) or one of several parts."""
+        """Returns items in the order of the examples; one example may give several items (windows), or one item of
+        several parts."""
 
     @abstractmethod
     def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
     @abstractmethod
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        """What the head gives, [G, S, …] for items or, of `token_outputs`, [B, L, …] (`batches.py` has the letters);
-        needs no labels."""
+        """Returns what the head computes without labels: [G, S, …] for items or, of `token_outputs`, [B, L, …]
+        (`batches.py` explains the letters)."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
-        """`loss` and other figures that are means, as (weighted sum, weight)."""
+        """Returns `loss` and other metrics that are means, as (weighted sum, weight)."""
 
     @abstractmethod
     def predict(
         self, examples: Sequence[Any], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
     ) -> list[Any]:
-        """One prediction an example, JSON-able; `outputs` has one array an item, without the leading two axes; those of
-        tokens may continue with padding."""
+        """Returns one JSON-able prediction per example. `outputs` has one array per item, without its leading two axes;
+        arrays of `token_outputs` may continue with padding."""
 
     @abstractmethod
     def score(self, examples: Sequence[Any], predictions: Sequence[Any], description: Description) -> dict[str, float]:
@@ -146,10 +146,10 @@ class FineTuning(Task, ABC):
         constructor's."""
         return predictions
 
-    # What follows from it
+    # What follows from these
 
     def load(self) -> None:
-        """Reads and encodes every split that the config names. Raises UserError for whatever is wrong with the data."""
+        """Reads and encodes every split that the config names. Raises UserError for anything wrong with the data."""
         data = self.config.data
         if not data.train:
             raise UserError("data.train is empty: name the file with the labelled examples (--config.data.train=…)")
@@ -198,7 +198,7 @@ class FineTuning(Task, ABC):
         )
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Examples weigh alike, whatever the micro-batch; a family whose loss counts otherwise says so here."""
+        """Gives all examples the same weight; a family whose loss is a mean over something else overrides this."""
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"]), 1.0)}
 
     def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
@@ -263,17 +263,17 @@ class FineTuning(Task, ABC):
         )
 
     def _count_step(self) -> None:
-        """What a step has to do, in the mean; logs the plan."""
+        """Sets tokens, operations and bytes of an average step; logs the plan."""
         train, model = self.items["train"], self.bert_config
         rows, length = self.plan.mean_shape()
         self.tokens_per_step = round(rows * length)
         reads_firsts = self.reads_vectors and model.pooling == "cls" and not is_scanned(model)
-        places = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
-        self.flops_per_step = training_flops(model, rows, length, 0, places)
+        positions = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
+        self.flops_per_step = training_flops(model, rows, length, 0, positions)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
         tokens = sum(len(part.ids) for item in train for part in item.parts)
         logging.info(
-            "%d steps an epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
+            "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
             *(self.steps_per_epoch, len(train), " or ".join(map(str, self.plan.shapes))),
             " in rows that are shared" if self.plan.is_packed else "",
             100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
@@ -294,7 +294,7 @@ class FineTuning(Task, ABC):
         return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self) -> str:
-        """Of everything that a training batch is made of."""
+        """Returns a digest of everything that training batches are made of: a resumed run must find the same."""
         digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
         for item in self.items["train"]:
             for array in (
@@ -312,7 +312,7 @@ def trunk_inputs(batch: Batch) -> tuple[Array, Array, Array, Array]:
 
 
 def refuse_options_of_classes(config: ConfigDict) -> None:
-    """For families whose examples have no classes. Raises UserError."""
+    """Raises UserError for options that only families with classes have."""
     for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
         if config.train[key] != off:
             raise UserError(f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}")
@@ -321,7 +321,7 @@ def refuse_options_of_classes(config: ConfigDict) -> None:
 def sequence_vectors(
     model: BertForSequenceClassification, batch: Batch, key: Key[Array, ""] | None
 ) -> Float[Array, "G P D"]:
-    """One vector for each part of an item, or for each of the items that share a row: P is W or S."""
+    """Returns one vector for each part of an item, or for each of the items that share a row: P is W or S."""
     inputs, first_tokens = trunk_inputs(batch), batch["first_tokens"]
     is_shared = first_tokens.shape[1] > 1
     if model.config.pooling == "cls":
@@ -332,25 +332,11 @@ def sequence_vectors(
     return vectors if is_shared else vectors.reshape(*batch["part_weights"].shape, -1)
 
 
-def agreed_labels(known: list[str] | None, found: list[str], what: str) -> list[str]:
-    """Returns the labels of the checkpoint if there is one, else those of the data. Raises UserError if they differ."""
-    if known is not None and sorted(known) != sorted(found):
-        raise UserError(
-            f"the checkpoint of init_from knows the {what} {listed(known)}, the data has {listed(found)}; "
-            "train a head of its own with --config.train.new_head=True"
-        )
-    return known or found
-
-
-def listed(names: Sequence[str]) -> str:
-    """Returns the first names as a part of a message."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
 def by_item(
     rows: Sequence[dict[str, np.ndarray]], items: Sequence[Item], token_outputs: Collection[str] = ()
 ) -> dict[str, list[np.ndarray]]:
-    """Outputs of batches → for each name one array an item, in the items' order, each exactly once."""
+    """Returns for each output one array per item, in the items' order, from the rows of all batches, in which every
+    item must occur exactly once."""
     found = {name: [np.empty(0)] * len(items) for name in rows[0].keys() - {"item_ids", "first_tokens"}}
     seen = np.zeros(len(items), np.int64)
     for batch in rows:

@@ -1,7 +1,7 @@
-"""Which tokens are hidden, decided on the device (Devlin et al. 2018, 3.1 and A.1; SpanBERT for spans).
+"""Chooses and hides the tokens to predict, on the device (Devlin et al. 2018, 3.1 and A.1; SpanBERT for spans).
 
-All three units are one mechanism: every token gets a rank, and the tokens of lowest rank are predicted, as many as
-the budget of their sequence. The ranks are random by token, by word, or by the first random span that covers a token.
+All three units use one mechanism: every token gets a rank, and in each sequence the tokens of lowest rank are
+predicted, as many as the sequence's budget. The ranks are random per token, per word, or per span that covers a token.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.data.pretraining.packing import Packing, prediction_budgets
 
-MAX_SPAN = 10  # SpanBERT (Joshi et al. 2020): lengths from a geometric distribution, p = 0.2, cut off at 10
+# SpanBERT (Joshi et al. 2020): lengths from a geometric distribution, cut off at the maximum
+MAX_SPAN = 10  # words
 SPAN_P = 0.2
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Numbers of the procedure; `special_ids`, [CLS] and [SEP], are never predicted."""
+    """The settings of the procedure; `special_ids`, [CLS] and [SEP], are never predicted."""
 
     rate: float
     mask_share: float
@@ -42,16 +43,18 @@ def mask_tokens(
 ) -> dict[str, Array]:
     """Hides tokens of each row; padding is where `sequence_ids` is 0.
 
-    Without `packing` a row is one sequence and P is `max_predictions` or L; with it, there are up to
-    `packing.sequences` in a row, and P is `packing.predictions`.
+    Without `packing` a row is one sequence and P is min(`max_predictions`, L). With `packing` a row has up to
+    `packing.sequences` of them, and P is `packing.predictions`.
 
-    Returns `input_ids` [B, L] as the model sees them, and of at most P predictions a row, in order of position,
-    `masked_positions`, `masked_labels` [B, P] int32 and `masked_weights` [B, P] float32; unused places are 0, 0, 0.
+    Returns `input_ids` [B, L] as the model sees them and up to P predictions per row in order of position:
+    `masked_positions` and `masked_labels` [B, P] int32, `masked_weights` [B, P] float32; unused entries are 0.
 
     A sequence's budget is round(rate × its tokens, special ones included), at least 1 and at most `max_predictions`, as
-    in the original; it is the same whatever else is in the row. Words are taken whole or not at all, so a budget may
-    not be used up; if all are over it, one is cut to fit.
+    in the original; it does not depend on the rest of the row. Words are taken whole or not at all, so a budget may not
+    be used up; if every word is larger than the budget, one is cut to fit.
     """
+    # One key per decision: which tokens, what is shown in their place, which random token. The shapes of the draws do
+    # not depend on the data, so that a step is compiled once.
     rank_key, show_key, random_key = jax.random.split(key, 3)
     batch, length = input_ids.shape
     sequences, predictions = 1, min(masking.max_predictions, length)
@@ -64,19 +67,22 @@ def mask_tokens(
 
     unit = _units(input_ids, special, jnp.asarray(is_continuation), masking.unit)
     rank = _ranks(unit, sequence_ids, masking.unit, rank_key)
-    own = jnp.maximum(sequence_ids - 1, 0)  # its own sequence, from 0
-    if masking.unit == "word":  # words over the budget come last: they are cut, and only where there is nothing else
+    own = jnp.maximum(sequence_ids - 1, 0)  # number of a token's sequence, from 0
+    if masking.unit == "word":  # ranks are below 1, so words over the budget come last: cut only if nothing else fits
         rank += _size(unit) > jnp.take_along_axis(budget, own, axis=1)
-    # By sequence, then by rank; stable, so that the pieces of a word stay together. What is special comes last.
-    places = jnp.broadcast_to(jnp.arange(length)[None], unit.shape)
-    keys = (jnp.where(special, sequences, own), rank, places)
+    # One sort serves all sequences of a row: by sequence, then by rank. It is stable, so that the pieces of a word,
+    # which have the same rank, stay together and in order. Special tokens come last: they get the number of a sequence
+    # that does not exist.
+    every_position = jnp.broadcast_to(jnp.arange(length)[None], unit.shape)
+    keys = (jnp.where(special, sequences, own), rank, every_position)
     sequence, _, order = jax.lax.sort(keys, dimension=1, is_stable=True, num_keys=2)
-    pad = ((0, 0), (0, 1))  # for what is special: budget 0
+    pad = ((0, 0), (0, 1))  # the sequence of special tokens: it begins at the end and has budget 0
+    # Where each sequence begins in the sorted row; its first `budget` tokens from there are chosen.
     first = jnp.take_along_axis(jnp.pad(jnp.cumsum(ordinary, axis=1) - ordinary, pad), sequence, axis=1)
-    chosen = places - first < jnp.take_along_axis(jnp.pad(budget, pad), sequence, axis=1)
+    chosen = every_position - first < jnp.take_along_axis(jnp.pad(budget, pad), sequence, axis=1)
     if masking.unit == "word":
         chosen &= _whole(unit, order, chosen, first)
-    # A row's chosen places come first, in order of position; the rest is filled up with place 0.
+    # The chosen positions in ascending order. What is not chosen is L, which sorts behind them and then becomes 0.
     positions = jnp.sort(jnp.where(chosen, order, length), axis=1)[:, :predictions]
     weights = positions < length
     positions = jnp.where(weights, positions, 0)
@@ -87,7 +93,7 @@ def mask_tokens(
     shown = jnp.where(u < masking.mask_share, masking.mask_id, labels)
     shown = jnp.where((u >= masking.mask_share) & (u < masking.mask_share + masking.random_share), randoms, shown)
     rows = jnp.arange(batch)[:, None]
-    # Unused places are written past the end, which `mode="drop"` leaves out.
+    # Unused entries are written past the end, which `mode="drop"` ignores; at position 0 they would overwrite [CLS].
     masked = input_ids.at[rows, jnp.where(weights, positions, length)].set(shown, mode="drop")
     return {
         "input_ids": masked,
@@ -98,31 +104,35 @@ def mask_tokens(
 
 
 def _units(input_ids, special, is_continuation, unit) -> Int[Array, "B L"]:
-    """Number of the unit that a token belongs to: its place, or the place of its word's first piece."""
-    places = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+    """Returns the number of each token's unit: the token's position, or that of its word's first piece."""
+    positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
     if unit == "token":
-        return places
-    # After a special token a word begins, whatever the piece: a truncated second part may start inside a word.
+        return positions
+    # A word begins after a special token even with a continuation piece: a truncated second part may start inside a
+    # word, and its piece must not join a word of the first part.
     after_special = jnp.pad(special, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     starts = ~jnp.take(is_continuation, input_ids) | special | after_special
-    return jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
+    return jax.lax.cummax(jnp.where(starts, positions, 0), axis=1)
 
 
 def _count(sequence_ids: Int[Array, "B L"], sequences: int) -> Int[Array, "B S"]:
-    """Tokens of each sequence."""
+    """Returns the number of tokens of each sequence."""
     return jnp.sum(sequence_ids[:, :, None] == jnp.arange(1, sequences + 1)[None, None], axis=1)
 
 
 def _ranks(
     unit: Int[Array, "B L"], sequence_ids: Int[Array, "B L"], kind: str, key: Key[Array, ""]
 ) -> Float[Array, "B L"]:
+    """Returns ranks in [0, 1), equal within a unit; tokens that no span covers have rank infinity."""
     score_key, length_key = jax.random.split(key)
     scores = jax.random.uniform(score_key, unit.shape)
-    scores = jnp.take_along_axis(scores, unit, axis=1)  # one score a unit
+    scores = jnp.take_along_axis(scores, unit, axis=1)  # one score per unit
     if kind != "span":
         return scores
-    # A span starts at every word; of the spans that cover a word, the one with the lowest score decides.
+    # A span starts at every word, with a random length and a random score; of the spans that cover a word, the one with
+    # the lowest score gives the rank. So spans are taken in random order until the budget is used up, without a loop.
     u = jax.random.uniform(length_key, unit.shape, minval=1e-7)
+    # The inverse of the geometric distribution's cumulative function; `minval` keeps log(u) finite.
     lengths = jnp.clip(jnp.ceil(jnp.log(u) / np.log(1 - SPAN_P)), 1, MAX_SPAN)
     starts = unit == jnp.arange(unit.shape[1])[None]
     word = jnp.cumsum(starts, axis=1)  # words are counted, so that spans are lengths in words
@@ -133,13 +143,14 @@ def _ranks(
 
 
 def _size(unit: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    """For each token, how many tokens its unit has."""
+    """Returns for each token how many tokens its unit has."""
     rows = jnp.arange(unit.shape[0])[:, None]
     return jnp.take_along_axis(jnp.zeros_like(unit).at[rows, unit].add(1), unit, axis=1)
 
 
 def _whole(unit, order, chosen, first) -> Bool[Array, "B L"]:
-    """Of the chosen pieces, those whose word is chosen with all its pieces, and those of the sequence's first word."""
+    """Returns which chosen pieces remain: those whose word is chosen with all of its pieces, and those of the
+    sequence's first word, so that every sequence predicts something."""
     rows = jnp.arange(unit.shape[0])[:, None]
     words = jnp.take_along_axis(unit, order, axis=1)
     taken = jnp.zeros_like(unit).at[rows, words].add(chosen.astype(unit.dtype))

@@ -1,6 +1,7 @@
-"""Which of several endings goes on from a context: SWAG, CODAH and the like (Devlin et al. 2018, section 4.4).
+"""Which of several endings continues a context: SWAG, CODAH and similar sets (Devlin et al. 2018, section 4.4).
 
-Every choice is a row, [CLS] context [SEP] ending's start, choice [SEP]; one number a row, and a softmax over them.
+Every choice is a row, [CLS] context [SEP] start of the ending, choice [SEP]. The head gives each row one number, and a
+softmax over the rows of a question gives the probabilities of its choices.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +29,11 @@ from bert_jax.tasks.texts import encode_long, log_cut, log_splits
 
 
 class MultipleChoice(FineTuning):
-    """`data.text` is the context, `data.text_pair` what all endings start with ("" = nothing), `data.choices` the
-    endings, `data.label` the number of the right one. Examples may differ in how many choices they have."""
+    """Questions with choices, which may differ in their number.
+
+    data.text is the context, data.text_pair the common start of all endings ("" = none), data.choices the endings, and
+    data.label the number of the right one, from 0.
+    """
 
     head = "classifier/"
     reads_vectors = True
@@ -55,7 +59,7 @@ class MultipleChoice(FineTuning):
             try:
                 choices = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
                 if not choices:
-                    raise UserError(f"{row.origin}: column '{names[0]}' has no choices: mend this row")
+                    raise UserError(f"{row.origin}: column '{names[0]}' has no choices; add them to this row")
                 start = text_in(row, data.text_pair) if data.text_pair else ""
                 yield ChoiceExample(row.origin, text_in(row, data.text), start, tuple(choices))
             except UserError as error:
@@ -102,7 +106,8 @@ class MultipleChoice(FineTuning):
         return {"loss": sums["choice_loss"], "choice_accuracy": sums["choice_accuracy"]}
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
-        """Of each example `choice`, the number of the likeliest, its `text` and `probability`; all `probabilities`."""
+        """Returns for each example `choice`, the number of the most probable one, its `text` and `probability`, and the
+        `probabilities` of all."""
         check_finite(outputs)
         predictions = []
         for example, row in zip(examples, outputs["logits"], strict=True):
@@ -138,5 +143,5 @@ def _endings(example: ChoiceExample) -> list[str]:
 
 
 def _as_text(example: ChoiceExample) -> TextExample:
-    """For the data report: the same question twice, or in two splits, or with two answers."""
+    """Returns the example as a text, for the data report: it finds questions that occur twice or with two answers."""
     return TextExample(example.origin, example.context, "\n".join(_endings(example)), str(example.label))

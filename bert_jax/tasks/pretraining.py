@@ -135,7 +135,7 @@ class Pretraining(Task):
         return batch | jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        # The 1e-5 is the original's, which so divides by zero nowhere.
+        # The 1e-5 is the original's: it avoids a division by zero where nothing is masked.
         return {
             "mlm_loss": jnp.sum(batch["masked_weights"]) + 1e-5,
             "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
@@ -220,13 +220,14 @@ def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus
 
 
 def vocabulary_multiple() -> int:
-    """What the vocabulary of the MLM product is padded to a multiple of. GPU and TPU multiply in tiles; on a CPU the
-    padded copy of the table costs more than it gains."""
+    """Returns what the vocabulary of the MLM product is padded to a multiple of. GPU and TPU multiply in tiles; on a
+    CPU the padded copy of the table costs more than it gains."""
     return 1 if jax.default_backend() == "cpu" else 128
 
 
 def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927): it stays inside [0, 1] and holds for small n."""
+    """Returns the 95 % confidence interval of a proportion (Wilson 1927), which stays inside [0, 1] and holds for small
+    n."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return float(centre - half), float(centre + half)

@@ -1,8 +1,8 @@
-"""Metrics of fine-tuning by the field's own tools: scikit-learn, SciPy, seqeval. Only imported when first used: slow.
+"""Metrics of fine-tuning by the field's own tools: scikit-learn, SciPy, seqeval, which are imported at their first use.
 
 Scores are fractions in [0, 1], correlations in [−1, 1]. What is undefined counts as 0.0, without a warning: precision
 where nothing was predicted, recall where nothing was to be found, F1 where both hold, and any correlation with a
-constant. A run that only ever predicts one class therefore scores 0, not nan: compare with `majority_baseline`.
+constant. A run that always predicts one class therefore scores 0, not nan: compare with `majority_baseline`.
 """
 
 import warnings
@@ -24,7 +24,7 @@ LabelSets = Bool[np.ndarray, "N C"]
 
 
 def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> dict[str, float]:
-    """accuracy, macro_f1, micro_f1, mcc and, of two labels, `f1` of the second: label 1 is "yes" in MRPC and QQP.
+    """Returns accuracy, macro_f1, micro_f1, mcc and, of two labels, `f1` of the second ("yes" in MRPC and QQP).
 
     `macro_f1` is the mean over the labels that occur in `gold` or `predicted`. Raises UserError for no examples, fewer
     than two labels, or an id without label.
@@ -44,7 +44,7 @@ def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[
 
 
 def per_label_table(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets, labels: Sequence[str]) -> Table:
-    """Precision, recall, f1 and support (times in `gold`) of every label, from ids or from sets of labels."""
+    """Returns precision, recall, f1 and support (count in `gold`) of every label, from ids or from sets of labels."""
     from sklearn import metrics
 
     if gold.ndim == 2:
@@ -56,7 +56,7 @@ def per_label_table(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets,
 
 
 def confusion(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> Int[np.ndarray, "C C"]:
-    """Counts; the row is the gold label, the column the predicted one."""
+    """Returns counts; the row is the gold label, the column the predicted one."""
     from sklearn import metrics
 
     _check_ids(gold, predicted, labels)
@@ -64,7 +64,7 @@ def confusion(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> Int
 
 
 def regression_scores(gold: Float[np.ndarray, " N"], predicted: Float[np.ndarray, " N"]) -> dict[str, float]:
-    """pearson, spearman, mse. Correlations are 0.0 where all of `gold` or all of `predicted` is one number.
+    """Returns pearson, spearman and mse. Correlations are 0.0 where all of `gold` or all of `predicted` is one number.
 
     Raises UserError for no examples or a prediction that is not finite.
     """
@@ -90,9 +90,10 @@ def multilabel_scores(
     thresholds: Float[np.ndarray, " C"],
     labels: Sequence[str],
 ) -> dict[str, float]:
-    """micro_f1, macro_f1 and subset_accuracy (all labels of an example right), a label given iff p ≥ its threshold.
+    """Returns micro_f1, macro_f1 and subset_accuracy (all labels of an example right); a label is given iff p ≥ its
+    threshold.
 
-    `macro_f1` is the mean over the labels that occur in `gold` or are given at all. A line a label:
+    `macro_f1` is the mean over the labels that occur in `gold` or are given at all. For one line per label:
     `per_label_table(gold, probabilities >= thresholds, labels)`. Raises UserError for no examples or a single label.
     """
     from sklearn import metrics
@@ -103,12 +104,13 @@ def multilabel_scores(
 
 
 def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " C"]:
-    """A threshold for each label such that together they have the best micro F1; 0.5 for a label without example.
+    """Returns a threshold per label such that together they have the best micro F1; 0.5 for a label without example.
 
     Exact, by Dinkelbach's method: F1 is a ratio of sums over the labels, and 2·found − F1·given is best for all where
-    it is best for each. Half-way between two scores, and of equal choices the highest. A label whose scores say nothing
-    is given to no example; the best F1 of each label alone would give it to most (Yang 2001, A study of thresholding
-    strategies for text categorization). Meant for the development set, on which the scores are then a little too good.
+    it is best for each. A threshold lies half-way between two scores; of equal choices it is the highest. A label whose
+    scores are uninformative is given to no example; maximising the F1 of each label alone would give it to most (Yang
+    2001, A study of thresholding strategies for text categorization). Meant for the development set, whose own scores
+    are then slightly too good.
     """
     _check_lengths(gold, probabilities)
     order = np.argsort(-probabilities, axis=0, kind="stable")
@@ -131,9 +133,9 @@ def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) ->
 
 
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """entity_precision, entity_recall, entity_f1 over all entities (micro), and the accuracy of tags.
+    """Returns entity_precision, entity_recall, entity_f1 over all entities (micro), and the accuracy of tags.
 
-    One list of BIO tags a sentence. An entity is right if its type, first and last word are. Strict: it starts with
+    One list of BIO tags per sentence. An entity is right if its type, first and last word are. Strict: it starts with
     B- and nothing else, so an I- that continues nothing is no entity and a tagger must learn where entities begin.
     (CoNLL's conlleval lets such an I- begin one, as IOB1 needs; of sequences that are valid both give the same score.)
     Raises UserError for no sentences and for tags that are not BIO; in `gold` an I- must continue its entity.
@@ -149,7 +151,7 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def entity_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Table:
-    """Precision, recall, f1 and support of every entity type that occurs in `gold` or `predicted`, by name."""
+    """Returns precision, recall, f1 and support of every entity type that occurs in `gold` or `predicted`, by name."""
     from seqeval.metrics.v1 import precision_recall_fscore_support, unique_labels
     from seqeval.scheme import IOB2
 
@@ -159,13 +161,13 @@ def entity_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
 
 
 def majority_baseline(gold: LabelIds) -> float:
-    """Accuracy of always predicting the most frequent label. A fine-tuning run that stays there has failed."""
+    """Returns the accuracy of always predicting the most frequent label. A run that stays at it has failed."""
     _check_some(gold)
     return float(np.bincount(gold).max() / len(gold))
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n − 1 in the divisor); the latter is nan for a single value."""
+    """Returns mean and sample standard deviation (n − 1 in the divisor); the latter is nan for a single value."""
     _check_some(values)
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
@@ -181,10 +183,10 @@ def _averaged_f1(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets) ->
 def _tag_lists(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Both as the lists that seqeval wants, checked."""
+    """Returns both as the lists that seqeval expects. Raises UserError if they do not fit together."""
     _check_lengths(gold, predicted)
     if not any(gold):
-        raise UserError(f"nothing to score: {len(gold):,} sentences without a word")
+        raise UserError(f"there is nothing to score: {len(gold):,} sentences without a word")
     for number, (tags, given) in enumerate(zip(gold, predicted, strict=True)):
         if len(tags) != len(given):
             raise UserError(f"predicted sentence {number} has {len(given)} tags, gold {len(tags)}: tag every word")
@@ -229,7 +231,7 @@ def _check_lengths(gold: Any, predicted: Any) -> None:
 
 def _check_some(values: Any) -> None:
     if not len(values):
-        raise UserError("nothing to score: the set is empty")
+        raise UserError("there is nothing to score: the set is empty")
 
 
 def _table(names: Sequence[str], columns: Any) -> Table:

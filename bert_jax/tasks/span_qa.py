@@ -1,7 +1,7 @@
 """Questions whose answer is a span of a context, or that have none: SQuAD 1.1 and 2.0 (Devlin et al. 2018, 4.2, 4.3).
 
-A question and a window of its context make a row, [CLS] question [SEP] window [SEP]; the model gives every token a
-logit as start and one as end of the answer, and those of [CLS] together speak for "no answer".
+A question and a window of its context make a row, [CLS] question [SEP] window [SEP]. The model gives every token one
+logit as the start and one as the end of the answer; those of [CLS] together are the score of "no answer".
 """
 
 import logging
@@ -41,8 +41,8 @@ _NOTHING_TO_ANSWER_WITH = float(np.finfo(np.float32).max)  # null odds of a cont
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window(Item):
-    """A row, and what leads from its tokens back to the characters of the context."""
+class ContextWindow(Item):
+    """One window of a context with its question, and what leads from its tokens back to characters of the context."""
 
     example: int  # number of its question among those encoded together
     first: int  # the row's first token of the context
@@ -52,7 +52,8 @@ class Window(Item):
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The best spans of each of W windows, the best first; tokens count from `Window.first`, `end` is included."""
+    """The K best spans of each of W windows, the best first. Tokens count from `ContextWindow.first`; ends are
+    included."""
 
     scores: Float[np.ndarray, "W K"]  # −inf where there are no more
     starts: Int[np.ndarray, "W K"]
@@ -60,7 +61,8 @@ class Spans:
 
 
 class SpanQA(FineTuning):
-    """`threshold`: "no answer" is given where its score exceeds the best span's by more (SQuAD 2.0 only)."""
+    """Questions about contexts. "No answer" is predicted where its score exceeds that of the best span by more than
+    `threshold` (SQuAD 2.0 only)."""
 
     head = "span/"
     makes_answers = True
@@ -101,9 +103,12 @@ class SpanQA(FineTuning):
             if report.num_misplaced:
                 logging.warning("answers not at their answer_start, the first: %s", report.first_misplaced)
             _warn_of_shared_contexts(self.examples["train"], split, examples)
-        # Resuming and continuing from a checkpoint alike: what the questions of this run are counts.
+        # The questions of this run decide, whatever those of the checkpoint were: the head is the same for both.
         questions = (example for split in ("train", "validation") for example in self.examples.get(split, ()))
-        self.may_have_no_answer = any(example.is_impossible for example in questions)
+        may_have_no_answer = any(example.is_impossible for example in questions)
+        if getattr(self, "may_have_no_answer", may_have_no_answer) != may_have_no_answer:
+            logging.warning("the checkpoint and data.train differ in whether questions may have no answer")
+        self.may_have_no_answer = may_have_no_answer
         train = [example for example in self.examples["train"] if example.is_impossible or _gold(example)]
         if len(train) < len(self.examples["train"]):
             left_out = len(self.examples["train"]) - len(train)
@@ -129,7 +134,7 @@ class SpanQA(FineTuning):
             too_long += answer is not None and answer[1] - answer[0] >= MAX_ANSWER_TOKENS
             question = question[: data.max_query_length]
             begin = len(question) + 2  # the context's first token in a row
-            # A context without a token has a window all the same: every question gets its prediction.
+            # A context without any token has a window too, because every question gets a prediction.
             windows = sliding(len(ids), data.sequence_length - begin - 1, data.window_stride) or [(0, 0)]
             for (start, size), trusted in zip(windows, max_context_mask(windows), strict=True):
                 shown = slice(start, start + size)
@@ -142,7 +147,7 @@ class SpanQA(FineTuning):
                     "label_weights": np.asarray(example.is_impossible or answer is not None, np.float32),
                 }
                 items.append(
-                    Window(
+                    ContextWindow(
                         parts=(Part(*self.tokenizer.row(question, ids[shown])),),
                         values=values,
                         example=number,
@@ -164,7 +169,8 @@ class SpanQA(FineTuning):
     def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         inputs = trunk_inputs(batch)
         logits = model.logits(model.encode(*inputs, key=key).hidden)
-        # The original lets padding take part in the softmax; here its length depends on what else is in the batch.
+        # The original lets padding take part in the softmax. Here the amount of padding depends on the other rows of
+        # the batch, which must not change a prediction.
         logits = jnp.where(inputs[-1][:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
         return {"start_logits": logits[:, None, :, 0], "end_logits": logits[:, None, :, 1]}
 
@@ -181,9 +187,10 @@ class SpanQA(FineTuning):
     def predict(
         self, examples: Sequence[QuestionExample], items: Sequence[Any], outputs: dict[str, list[np.ndarray]]
     ) -> list[dict[str, Any]]:
-        """Of each question: `id`; `answer`, a slice of its context, "" for none, with its `probability` and place
-        `start`, `end` in characters; `n_best` answers, the best first. Of a model that may say "no answer" also
-        `null_odds`, how far the score of that is above the best answer's, and `null_probability`."""
+        """Returns for each question its `id`; `answer`, a slice of the context ("" = none), with its `probability` and
+        its position `start`, `end` in characters; and `n_best` answers, the best first. A model that may predict "no
+        answer" adds `null_odds`, by how much the score of no answer exceeds the best answer's, and `null_probability`.
+        """
         check_finite(outputs)
         candidates: list[list[tuple[float, Span]]] = [[] for _ in examples]
         null_scores = np.full(len(examples), np.inf)
@@ -259,15 +266,15 @@ class SpanQA(FineTuning):
 
 
 def best_spans(
-    windows: Sequence[Window],
+    windows: Sequence[ContextWindow],
     start_logits: Sequence[Float[np.ndarray, " L"]],
     end_logits: Sequence[Float[np.ndarray, " L"]],
 ) -> Spans:
-    """The N_BEST spans of each window by the sum of their logits, among the N_BEST likeliest starts × ends of its
-    context that are no longer than MAX_ANSWER_TOKENS and start where the window has maximum context.
+    """Returns the N_BEST spans of each window by the sum of their logits, among the N_BEST most probable starts × ends
+    of its context that are no longer than MAX_ANSWER_TOKENS and start where the window has maximum context.
 
-    Should none of these pairs be a span, the best single token stands in, so that a window which may start an answer
-    gives one (run_squad.py has none then, and fails). Ties go to the earlier start, then the earlier end.
+    If none of these pairs is a span, the best single token replaces them, so that a window which may start an answer
+    gives one (run_squad.py gives none and fails). Ties go to the earlier start, then the earlier end.
     """
     width = max(len(window.offsets) for window in windows)
     start, end = (np.full((len(windows), width), -np.inf) for _ in range(2))
@@ -291,7 +298,7 @@ def best_spans(
 
 
 def _encoded_contexts(tokenizer: Tokenizer, contexts: Iterable[str]) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Ids and offsets of each context, once for all its questions."""
+    """Returns ids and offsets of each distinct context, which is encoded once for all of its questions."""
     distinct = list(dict.fromkeys(contexts))
     encoded = tokenizer.encode(distinct)
     return {
@@ -301,7 +308,7 @@ def _encoded_contexts(tokenizer: Tokenizer, contexts: Iterable[str]) -> dict[str
 
 
 def _gold(example: QuestionExample) -> Span | None:
-    """Characters of the first answer that is where it says."""
+    """Returns the characters of the first answer that the context has at the answer's start; None if it has none."""
     for answer in example.answers:
         end = answer.start + len(answer.text)
         if example.context[answer.start : end] == answer.text:
@@ -310,7 +317,7 @@ def _gold(example: QuestionExample) -> Span | None:
 
 
 def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
-    """What of a prediction depends on the threshold."""
+    """Returns the fields of a prediction that depend on the threshold."""
     if not prediction["n_best"]:
         return {}
     if "null_odds" in prediction and prediction["null_odds"] > threshold:

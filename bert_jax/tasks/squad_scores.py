@@ -1,11 +1,11 @@
-"""The official metrics of SQuAD: evaluate-v1.1.py and evaluate-v2.0.py, figure for figure.
+"""The official metrics of SQuAD, equal to those of evaluate-v1.1.py and evaluate-v2.0.py to the last digit.
 
-Figures are percentages over all questions. Version 2.0 rules hold when a question has no answer or when no-answer
+Metrics are percentages over all questions. Version 2.0 rules hold when a question has no answer or when no-answer
 scores are given, 1.1 rules otherwise. They differ in three points:
-- answers that are nothing but punctuation and articles: 1.1 gives two of them exact match 1 but F1 0, 2.0 drops them
+- answers of punctuation and articles only: 1.1 gives two of them exact match 1 but F1 0, 2.0 drops them
   from the gold answers and lets an empty prediction match an unanswerable question with F1 1;
 - a question without prediction: 0 in 1.1, an error in 2.0;
-- 2.0 reports answerable (HasAns) and unanswerable (NoAns) questions apart.
+- 2.0 reports answerable (HasAns) and unanswerable (NoAns) questions separately.
 """
 
 import re
@@ -29,7 +29,8 @@ def squad_scores(
     predictions: Mapping[str, str],
     na_scores: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """exact_match, f1, total; by 2.0 rules also HasAns_… and NoAns_…, with `na_scores` also those of `best_threshold`.
+    """Returns exact_match, f1 and total, by 2.0 rules also HasAns_… and NoAns_…, with `na_scores` also those of
+    `best_threshold`.
 
     `predictions` by question id, "" for no answer, are scored as they stand: no threshold is applied to them (nor does
     evaluate-v2.0, whose default of 1 no probability exceeds). Predictions for other ids are ignored. Raises UserError
@@ -52,13 +53,13 @@ def squad_scores(
 def best_threshold(
     examples: Sequence[QuestionExample], predictions: Mapping[str, str], na_scores: Mapping[str, float]
 ) -> dict[str, float]:
-    """best_exact, best_exact_thresh, best_f1, best_f1_thresh: what answering iff score ≤ threshold reaches at best.
+    """Returns best_exact, best_exact_thresh, best_f1, best_f1_thresh of answering iff score ≤ threshold.
 
     `na_scores` by question id, higher for "no answer": probabilities or BERT's score_null − best_non_null. Give for
     every question the best text there is, even where it will be rejected. The search of evaluate-v2.0, which adds the
-    questions in the order of their scores, but a threshold here lies between different scores and every figure is one
+    questions in the order of their scores, but a threshold here lies between different scores and every value is one
     that the metric gives. (The script also cuts between equal scores, and takes "the" on an unanswerable question for
-    wrong although its metric takes it for no answer.) Of equal figures the lowest threshold; where never answering
+    wrong although its metric takes it for no answer.) Of equal values the lowest threshold; where never answering
     is best, 0 or, should a score not be above 0, the lowest score − 1.
     """
     table = _score_table(examples, predictions, is_v2=True)
@@ -76,12 +77,12 @@ def best_threshold(
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, no ASCII punctuation, no English articles, single spaces."""
+    """Returns the text in lower case, without ASCII punctuation and English articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 class _Table(NamedTuple):
-    """A line a question; scores in [0, 1]."""
+    """One entry per question; scores in [0, 1]."""
 
     has_answer: Bool[np.ndarray, " N"]
     exact: Float[np.ndarray, " N"]
@@ -103,7 +104,7 @@ def _score_table(examples: Sequence[QuestionExample], predictions: Mapping[str, 
 
 
 def _question_scores(example: QuestionExample, predictions: Mapping[str, str], is_v2: bool) -> tuple[float, float]:
-    """Exact match and F1, each the best over the gold answers."""
+    """Returns exact match and F1, each the best over the gold answers."""
     if example.id not in predictions:
         return 0.0, 0.0
     prediction = predictions[example.id]
@@ -117,7 +118,7 @@ def _question_scores(example: QuestionExample, predictions: Mapping[str, str], i
 
 
 def _f1(prediction: str, gold: str, is_v2: bool) -> float:
-    """Harmonic mean of precision and recall over the words of two normalized texts, as bags."""
+    """Returns the harmonic mean of precision and recall over the words of two normalized texts, as bags."""
     if is_v2 and not (prediction and gold):
         return float(prediction == gold)
     predicted_words, gold_words = prediction.split(), gold.split()
@@ -131,7 +132,8 @@ def _f1(prediction: str, gold: str, is_v2: bool) -> float:
 def _search(
     scores: Float[np.ndarray, " N"], has_answer: Bool[np.ndarray, " N"], na: Float[np.ndarray, " N"]
 ) -> tuple[float, float]:
-    """Best percentage and its threshold: never answering, then one more group of equal na-scores answered at a time."""
+    """Returns the best percentage and its threshold. The candidates are never to answer, and then to answer one more
+    group of equal na-scores at a time."""
     never = float((~has_answer).sum())
     order = np.argsort(na, kind="stable")
     ascending = na[order]

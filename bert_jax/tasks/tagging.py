@@ -1,15 +1,14 @@
 """Tags of words: entities (NER), chunks, parts of speech (Devlin et al. 2018, section 5.3).
 
-The first piece of a word speaks for it; other pieces and special tokens weigh nothing. A sentence longer than the model
-is several items, windows of whole words that overlap, and each word counts in the one that shows most around it: every
-word is learned from once, predicted once and scored once, also one that the tokenizer leaves nothing of.
+The first piece of a word carries its tag; other pieces and special tokens have weight 0. A sentence longer than the
+model becomes several items, windows of whole words that overlap, and each word counts in the window that shows most
+context around it. So every word is learned once, predicted once and scored once, even a word without any token.
 
-Entities come in and go out as BIO. A predicted I- that continues no entity of its type begins one, as conlleval and
-seqeval's default have it, so that scores compare with published ones and every prediction is valid BIO.
+Entities are read and predicted as BIO. A predicted I- that continues no entity of its type begins one, as in conlleval
+and in seqeval's default, so that scores are comparable with published ones and every prediction is valid BIO.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,26 +30,28 @@ from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_
 from bert_jax.data.labelled.words import text_and_spans, text_to_tag
 from bert_jax.models.heads import BertForTokenClassification
 from bert_jax.tasks import scores, sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, agreed_labels, listed, trunk_inputs
+from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums
 from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Rows, Sums
+from bert_jax.tasks.texts import agreed_labels, listed, log_tags
 
 
 class Tagging(FineTuning):
-    """`labels` are "O", B-TYPE and I-TYPE of every type; tags of no such form (parts of speech) stay as they are."""
+    """Words with tags. `labels` are "O" and the B-TYPE and I-TYPE of every type; tags without this form, such as parts
+    of speech, are used as they are."""
 
     head = "classifier/"
     shares_rows = True
     token_outputs = ("logits", "tag_ids", "tag_probabilities")
     labels: list[str]
-    characters: bool  # words are single characters, as in Chinese: texts to predict are cut up like that
+    characters: bool  # words are single characters, as in Chinese; texts to predict are then split in the same way
 
     def read(self, spec: str) -> Iterator[TaggedExample]:
         data = self.config.data
         return tagged_examples(spec, text=data.text, label=data.label, names=self._named())
 
     def prediction_examples(self, rows: Iterable[Row]) -> Iterator[TaggedExample | UserError]:
-        """Column `data.text` holds a text, or a list of words."""
+        """Yields an example per row, whose column data.text holds a text or a list of words."""
         for row in rows:
             try:
                 if isinstance(value_in(row, self.config.data.text), str):
@@ -65,8 +66,8 @@ class Tagging(FineTuning):
         return "no tags; data.label names their column" if example.tags is None else ""
 
     def learn(self) -> None:
-        """A type of entity that training lacks is a mistake until `data.labels` names all types: then it counts as
-        missed. An I- where training has only the B-, or the reverse, is none."""
+        """Finds the labels. A type of entity that the training examples lack is an error, unless data.labels names it:
+        then it counts as missed. An I- of which training has only the B-, or the reverse, is not an error."""
         if self.config.data.long_texts not in ("windows", "error"):
             raise UserError(
                 f"data.long_texts is '{self.config.data.long_texts}': every word has to get a tag; "
@@ -97,7 +98,7 @@ class Tagging(FineTuning):
                 f"{metric} is: choose accuracy or macro_f1"
             )
         self._check_tags(train)
-        _report(self.examples, self.has_entities)
+        log_tags(self.examples, self.has_entities)
 
     @property
     def has_entities(self) -> bool:
@@ -124,9 +125,11 @@ class Tagging(FineTuning):
                     "set data.long_texts=windows"
                 )
             long += sum(sizes) > room
-            tags = _tags(example) or self.labels[:1] * len(sizes)  # of a text to predict nobody asks for the loss
+            # A text to predict has no tags, and its loss is not used.
+            tags = _tags(example) or self.labels[:1] * len(sizes)
             labels = np.asarray([number[tag] for tag in tags], np.int32)
-            chunks = chunks_of_words(sizes, room) or [(0, -1)]  # a sentence of no words is an item too
+            # A sentence without words is an item too, because it gets a prediction.
+            chunks = chunks_of_words(sizes, room) or [(0, -1)]
             for (first, last), scored in zip(chunks, scored_words(chunks), strict=True):
                 kept = [word[:room] for word in pieces[first : last + 1]]
                 shown = np.asarray([1, *(len(word) for word in kept)], np.int64).cumsum()  # where each word begins
@@ -151,12 +154,12 @@ class Tagging(FineTuning):
         }
 
     def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
-        """Without the logits, which nothing on the host needs: of a large set they would fill its memory."""
+        """Leaves the logits out of the rows: the host does not need them, and those of a large set fill its memory."""
         sums, rows = super().evaluate(model, batch, constants)
         return sums, {name: value for name, value in rows.items() if name != "logits"}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Words weigh alike, whatever the length of their sentence."""
+        """Gives all words the same weight, whatever the length of their sentence."""
         return {"loss": jnp.maximum(jnp.sum(batch["label_weights"]), 1e-6)}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
@@ -168,9 +171,12 @@ class Tagging(FineTuning):
     def predict(
         self, examples: Sequence[TaggedExample], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
     ) -> list[dict[str, Any]]:
-        """Of each example words, tags and the probabilities of these. Of entities also: type, text, start and end
-        (characters of the text, or of the words joined), word_start and word_end (ends are not included), and as
-        probability the product over the words, since the model's tags are independent of each other."""
+        """Returns for each example its words, their tags and the probabilities of the tags.
+
+        For entities also: type, text, start and end (characters of the text, or of the joined words), word_start and
+        word_end (ends are not included), and the probability: the product over the words, since the model predicts tags
+        independently of each other.
+        """
         check_finite({"probabilities": outputs["tag_probabilities"]})
         ids = [np.full(len(example.words), -1) for example in examples]
         sure = [np.zeros(len(example.words)) for example in examples]
@@ -207,7 +213,7 @@ class Tagging(FineTuning):
         return names_of("data.labels", self.config.data.labels)
 
     def _kinds(self, is_plain: bool) -> list[str]:
-        """Types that `data.labels` names, by themselves or by their tags: PER, or O, B-PER and I-PER."""
+        """Returns the types that data.labels names, by themselves (PER) or by their tags (O, B-PER, I-PER)."""
         return [kind for kind in dict.fromkeys(_kind(name, is_plain) for name in self._named()) if kind != "O"]
 
     def _in_bio(self, split: str, examples: Sequence[TaggedExample]) -> list[TaggedExample]:
@@ -216,7 +222,7 @@ class Tagging(FineTuning):
         except UserError as error:
             raise UserError(f"data.{split}={self.config.data[split]}: {error}") from error
         logging.info("%s: tags are %s", split, scheme)
-        mended, first, converted = 0, "", []
+        repaired, first, converted = 0, "", []
         for example in examples:
             before = to_bio(_tags(example), scheme)
             tags, count = (before, 0) if scheme == "plain" else repair(before)
@@ -224,12 +230,12 @@ class Tagging(FineTuning):
                 word = next(i for i, (old, new) in enumerate(zip(before, tags, strict=True)) if old != new)
                 place = f"{_place(example, word)}: {_tags(example)[word]} ('{example.words[word]}')"
                 if not self.config.data.repair_tags:
-                    raise UserError(f"{place} continues no entity: mend the tag, or set data.repair_tags=True")
-                mended, first = mended + count, first or place
+                    raise UserError(f"{place} continues no entity; correct the tag, or set data.repair_tags=True")
+                repaired, first = repaired + count, first or place
             spaces = example.spaces_between and not self.characters
             converted.append(replace(example, tags=tuple(tags), spaces_between=spaces))
-        if mended:
-            logging.warning("%s: %d tags continue no entity and now begin one (first: %s)", split, mended, first)
+        if repaired:
+            logging.warning("%s: %d tags continue no entity and now begin one (first: %s)", split, repaired, first)
         return converted
 
     def _check_tags(self, train: set[str]) -> None:
@@ -242,12 +248,12 @@ class Tagging(FineTuning):
                     if tag not in known:
                         kinds = sorted({_kind(label, plain) for label in known} - {"O"})
                         raise UserError(
-                            f"{_place(example, word)}: '{kind}' is not among {listed(kinds)}: mend the tag, or name "
+                            f"{_place(example, word)}: '{kind}' is not among {listed(kinds)}; correct the tag, or name "
                             "all kinds in data.labels, to have those counted as missed that training lacks"
                         )
                     if kind not in learned and kind not in warned:
                         warned.add(kind)
-                        logging.warning("%s has '%s', data.train has not: it will be missed", split, kind)
+                        logging.warning("%s has '%s', which data.train lacks: the model will miss it", split, kind)
 
     def _label_weights(self, number: dict[str, int]) -> Float[np.ndarray, " C"]:
         if self.config.train.class_weights != "balanced" or "train" not in self.examples:
@@ -255,7 +261,8 @@ class Tagging(FineTuning):
         return balanced_weights([number[t] for e in self.examples["train"] for t in _tags(e)], len(number))
 
     def _item(self, place, pieces, words, at, labels, label_weights) -> Item:
-        """`word_numbers`: from 1, at the first piece of each word that is scored here; 0 elsewhere."""
+        """Returns a window as an item. `word_numbers` count from 1 and stand at the first piece of each word that is
+        scored in this window; 0 elsewhere."""
         part = Part(*self.tokenizer.row([i for word in pieces for i in word]))
         numbers, targets, weights = (np.zeros(len(part.ids), dtype) for dtype in (np.int32, np.int32, np.float32))
         numbers[at], targets[at], weights[at] = words + 1, labels, label_weights
@@ -288,33 +295,6 @@ class Tagging(FineTuning):
         return {"words": words, "tags": tags, "probabilities": sure.tolist(), "entities": entities}
 
 
-def _report(splits: dict[str, list[TaggedExample]], has_entities: bool) -> None:
-    seen: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # words → how they are tagged, in splits so far
-    for split, examples in splits.items():
-        sizes = sorted(len(example.words) for example in examples)
-        tags = (tag for example in examples for tag in _tags(example))
-        kinds = Counter(tag.removeprefix("B-") for tag in tags if tag.startswith("B-") or not has_entities)
-        logging.info(
-            "%s: %d sentences, %d words; of a sentence min %d, median %d, max %d; %s: %s",
-            *(split, len(sizes), sum(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]),
-            "entities" if has_entities else "tags",
-            ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(30)),
-        )
-        repeated = differing = 0
-        first = ""
-        for example in examples:
-            before = seen.setdefault(example.words, set())
-            repeated += bool(before)
-            differing += bool(before - {_tags(example)})
-            first = first or (example.origin if before else "")
-            before.add(_tags(example))
-        if repeated:
-            earlier = "earlier ones" if split == "train" else "earlier ones or those of other splits"
-            logging.warning(
-                "%s: %d sentences repeat %s, %d with other tags (first: %s)", split, repeated, earlier, differing, first
-            )
-
-
 def _labels(kinds: Sequence[str], is_plain: bool, has_o: bool) -> list[str]:
     first = ["O"] if has_o or not is_plain else []
     if is_plain:
@@ -323,7 +303,8 @@ def _labels(kinds: Sequence[str], is_plain: bool, has_o: bool) -> list[str]:
 
 
 def _are_characters(examples: Sequence[TaggedExample]) -> bool:
-    """Columns, too, may have a character a line; single letters of ASCII alone are no such text."""
+    """Returns True if every word is one character, and not only ASCII letters. CoNLL columns, too, may have one
+    character per line."""
     if not any(example.spaces_between for example in examples):
         return True
     words = {word for example in examples for word in example.words}
@@ -339,7 +320,7 @@ def _tags(example: TaggedExample) -> tuple[str, ...]:
 
 
 def _place(example: TaggedExample, word: int) -> str:
-    """In CoNLL columns each word has a line of its own."""
+    """Returns where a word is. In CoNLL columns each word has a line of its own; elsewhere only the row is known."""
     path, _, line = example.origin.rpartition(":")
     if path.startswith("tfds:") or suffix_of(Path(path)) in (".jsonl", ".json", ".parquet"):
         return f"{example.origin}, word {word + 1}"

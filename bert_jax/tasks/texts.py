@@ -1,13 +1,14 @@
-"""What classification and multiple choice share: long texts, and what is logged about texts and labels."""
+"""What several families share: long texts, labels, and what is logged about the data."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Part
-from bert_jax.data.labelled.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.examples import TaggedExample, TextExample, describe, format_report, warnings
 from bert_jax.data.labelled.windows import sliding
 from bert_jax.data.tokenizers.rows import row_length
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -59,3 +60,46 @@ def log_splits(splits: Mapping[str, Sequence[TextExample]]) -> None:
     logging.info("%s", format_report(report))
     for warning in warnings(report):
         logging.warning("%s", warning)
+
+
+def log_tags(splits: Mapping[str, Sequence[TaggedExample]], has_entities: bool) -> None:
+    """Logs sizes and tags of every split, and warns of sentences that occur twice or with different tags."""
+    seen: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # words → their tags in the examples so far
+    for split, examples in splits.items():
+        sizes = sorted(len(example.words) for example in examples)
+        tags = (tag for example in examples for tag in (example.tags or ()))
+        kinds = Counter(tag.removeprefix("B-") for tag in tags if tag.startswith("B-") or not has_entities)
+        logging.info(
+            "%s: %d sentences, %d words; of a sentence min %d, median %d, max %d; %s: %s",
+            *(split, len(sizes), sum(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]),
+            "entities" if has_entities else "tags",
+            ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(30)),
+        )
+        repeated = differing = 0
+        first = ""
+        for example in examples:
+            before = seen.setdefault(example.words, set())
+            repeated += bool(before)
+            differing += bool(before - {(example.tags or ())})
+            first = first or (example.origin if before else "")
+            before.add(example.tags or ())
+        if repeated:
+            earlier = "earlier ones" if split == "train" else "earlier ones or those of other splits"
+            logging.warning(
+                "%s: %d sentences repeat %s, %d with other tags (first: %s)", split, repeated, earlier, differing, first
+            )
+
+
+def agreed_labels(known: list[str] | None, found: list[str], what: str) -> list[str]:
+    """Returns the labels of the checkpoint if there is one, else those of the data. Raises UserError if they differ."""
+    if known is not None and sorted(known) != sorted(found):
+        raise UserError(
+            f"the checkpoint of init_from knows the {what} {listed(known)}, the data has {listed(found)}; "
+            "train a head of its own with --config.train.new_head=True"
+        )
+    return known or found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names as a part of a message."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -341,7 +341,9 @@ def test_eight_devices_score_like_one(tmp_path):
         task, mesh = load(config), make_mesh(config.mesh)
         graphdef, _ = abstract_state(task, optax.sgd(0.1))
         state = init_state(task, optax.sgd(0.1), 0, mesh)
-        evaluation = make_evaluation(task, graphdef, config, mesh)(state.parameters, "validation", task.description())
+        evaluation = make_evaluation(task, graphdef, config, mesh, {})(
+            state.parameters, "validation", task.description()
+        )
         found.append((evaluation.metrics, evaluation.predictions))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for one, eight in zip(found[0][1], found[1][1], strict=True):

@@ -83,7 +83,7 @@ def loaded(tmp_path, train, validation=None, description=None, **keys):
 def evaluated(task, parameters=None):
     """Returns the evaluation of a model, untrained unless its parameters are given."""
     parameters = fresh(task) if parameters is None else parameters
-    evaluate = make_evaluation(task, shape_of(task), task.config, make_mesh(task.config.mesh))
+    evaluate = make_evaluation(task, shape_of(task), task.config, make_mesh(task.config.mesh), {})
     return evaluate(parameters, "validation", task.description())
 
 
@@ -261,7 +261,7 @@ def test_schemes_come_out_as_bio(tmp_path):
     assert task.labels == ["O", "B-X", "B-Y", "I-X", "I-Y"]
 
 
-def test_invalid_bio_is_mended_and_counted_or_an_error(tmp_path, caplog):
+def test_invalid_bio_is_repaired_and_counted_or_an_error(tmp_path, caplog):
     bad = [[("a", "B-X"), ("b", "O")], [("c", "B-X"), ("d", "I-Y"), ("e", "O"), ("f", "I-X")]]
     with caplog.at_level(logging.INFO):
         task = loaded(tmp_path, bad)
@@ -281,7 +281,7 @@ def test_types_that_training_lacks(tmp_path, caplog):
     """I-Y is unknown as a tag but not as a type; Z is, unless it is named."""
     assert loaded(tmp_path, GOOD, [[("a", "B-Y"), ("b", "I-Y")]]).labels[-1] == "I-Y"
     other = [[("a", "O"), ("b", "B-Z")], [("a", "B-Z")]]
-    with pytest.raises(UserError, match=r"dev\.conll:2: 'Z' is not among X, Y: mend the tag, or name .* data\.labels"):
+    with pytest.raises(UserError, match=r"dev\.conll:2: 'Z' is not among X, Y; correct the tag, or .* data\.labels"):
         loaded(tmp_path, GOOD, other)
     with caplog.at_level(logging.WARNING):
         task = loaded(tmp_path, GOOD, other, labels="X, Y,Z")
@@ -433,7 +433,7 @@ def test_words_are_slices_of_the_text_and_leave_nothing_visible_out(text, charac
 
 @given(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=12))
 def test_entities_are_those_of_seqeval(tags):
-    """Of any tags the model may give: mended, strict seqeval finds in them what its lenient default finds before."""
+    """In repaired tags strict seqeval finds what its lenient default finds in the model's own."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     expected = [(kind, first, last + 1) for kind, first, last in get_entities(tags)]
