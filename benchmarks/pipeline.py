@@ -118,7 +118,7 @@ def _items(prepared: PreparedCorpus) -> list[Item]:
 
 def _fine_tuning(items: Sequence[Item], config: ConfigDict, *, packed: bool) -> TrainBatches:
     size = config.train.batch_size
-    order = EpochOrder(items, size, config.seed, dealt=packed)
+    order = EpochOrder(items, size, config.seed, mixed=packed)
     choose = packed_shapes if packed else padded_shapes
     shapes = choose(items, order.epoch(0), size, config.data.buckets, config.data.sequence_length)
     return batches.train_batches(items, shapes, order, config, fingerprint="")

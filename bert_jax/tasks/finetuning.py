@@ -240,7 +240,7 @@ class FineTuning(Task, ABC):
 
     def _plan(self) -> BatchPlan:
         config, data = self.config, self.config.data
-        can_pack = self.shares_rows and all(len(item.parts) == 1 for items in self.items.values() for item in items)
+        can_pack = self.shares_rows and all(len(item.parts) == 1 for item in self.items["train"])
         if data.packing and not self.shares_rows:
             raise UserError(f"data.packing: task={config.task} needs rows of their own for its texts; leave it out")
         if data.packing and not can_pack:
@@ -257,9 +257,9 @@ class FineTuning(Task, ABC):
             is_packed=data.packing if can_pack else False,
             devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
             accumulation=config.train.accumulation,
-            reach=self._reach(),
-            worth=self._tokens_worth_a_program(jax.default_backend()),
-            worth_on_cpu=self._tokens_worth_a_program("cpu"),
+            crossover_length=self._crossover_length(),
+            break_even_tokens=self._break_even_tokens(jax.default_backend()),
+            break_even_tokens_on_cpu=self._break_even_tokens("cpu"),
         )
 
     def _count_step(self) -> None:
@@ -279,11 +279,11 @@ class FineTuning(Task, ABC):
             100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
         )
 
-    def _reach(self) -> float:
+    def _crossover_length(self) -> float:
         """Length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500."""
         return self.bert_config.hidden_size**2 / (25 * self.bert_config.num_attention_heads)
 
-    def _tokens_worth_a_program(self, backend: str) -> float:
+    def _break_even_tokens(self, backend: str) -> float:
         """How many tokens of an epoch are trained on in the time that it takes to compile the step for one more shape
         of a batch, divided by the epochs: a rough figure, from one second a layer and half of what a device reaches at
         best."""

@@ -59,7 +59,9 @@ def load(tmp_path, kind, pooling="cls", *, packing=None, **data):
         config.checkpoint.best_metric = "accuracy"
         task = Tagging(config, TOKENIZER, None)
     else:
-        config = small(classify.get_config(kind), train=file, validation=file, text="text", label="label", **data)
+        config = small(
+            classify.get_config(kind), **{"train": file, "validation": file} | data, text="text", label="label"
+        )
         config.model.pooling = pooling
         task = Classification(config, TOKENIZER, None)
     config.data.packing = packing
@@ -182,3 +184,25 @@ def test_rows_are_shared_where_that_takes_less(tmp_path):
     task = Classification(small(classify.get_config(), train=str(file), text="text", label="label"), TOKENIZER, None)
     task.load()
     assert not task.plan.is_packed  # all of one length: nothing to gain
+
+
+@pytest.mark.parametrize("packing", [None, False])
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_training_depends_on_training_examples_alone(tmp_path, split, packing):
+    """One test text that is longer than any other turned packing off, and gave padded batches other shapes."""
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"text": " ".join(WORDS * 4), "label": "0"}) + "\n")
+    options = {"packing": packing, "long_texts": "windows"}
+    plain, other = load(tmp_path, "single", **options), load(tmp_path, "single", **options, **{split: str(long)})
+    assert len(other.items[split][0].parts) > 1
+    assert plain.plan.shapes == other.plan.shapes and plain.plan.is_packed is other.plan.is_packed is (packing is None)
+    states, batches = [], []
+    for task in (plain, other):
+        reader = task.train_batches(3, 0, 1)
+        batches.append(next(reader))
+        states.append(reader.state())
+        reader.close()
+    assert states[0] == states[1] and batches[0].keys() == batches[1].keys()
+    assert all(np.array_equal(batches[0][name], batches[1][name]) for name in batches[0])
+    (batch,) = other.eval_batches(split, 0, 1)
+    assert batch["part_weights"].shape[1] > 1 and batch["item_weights"].sum() == 1

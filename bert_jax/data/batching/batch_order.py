@@ -1,8 +1,8 @@
-"""Which items a batch has: of like length, to be padded little, or of all lengths, to share rows.
+"""Which items a batch has: items of like length, so that little is padded, or of mixed lengths, to share rows.
 
-Batches of all lengths are dealt: the items are sorted by length, cut into as many strata as a batch has items, and
-every batch gets one of each stratum; the batch that has most so far gets the shortest of the next. So all batches have
-about as many tokens, which one shape then holds.
+For batches of mixed lengths the items are sorted by length and cut into length groups of as many items as there are
+batches. Every batch gets one item of each group; the batch that has most tokens so far gets the shortest of the next
+group. So all batches have about as many tokens, and one shape, which is one compiled program, holds them all.
 """
 
 from collections.abc import Sequence
@@ -16,37 +16,41 @@ from bert_jax.data.batching.items import Item
 
 Numbers = Int[np.ndarray, " n"]  # of the items of a batch
 
-_SORTED_TOGETHER = 50  # batches whose items are sorted by length before they are cut into batches
+# Items are sorted by length within so many batches. Over the whole epoch the same items would always meet.
+_SORTED_TOGETHER = 50
 
 
 class Order(Protocol):
+    """A function from the number of a batch to the numbers of its items."""
+
     batches: int
 
     def __call__(self, batch: int) -> Numbers: ...
 
 
 class EpochOrder:
-    """Number of a training batch, counted through all epochs → numbers of its items.
+    """A function from the number of a training batch, counted through all epochs, to the numbers of its items.
 
-    `dealt`: batches of all lengths. Otherwise an epoch is shuffled, sorted within stretches of 50 batches, cut into
-    batches, and these are shuffled again.
+    With `mixed`, batches have items of mixed lengths. Otherwise an epoch is shuffled, sorted by length within stretches
+    of 50 batches, cut into batches, and these are shuffled again.
     """
 
-    def __init__(self, items: Sequence[Item], batch_size: int, seed: int, *, dealt: bool):
+    def __init__(self, items: Sequence[Item], batch_size: int, seed: int, *, mixed: bool):
         self._keys = _keys(items)
-        self._batch_size, self._seed, self._dealt = batch_size, seed, dealt
+        self._batch_size, self._seed, self._mixed = batch_size, seed, mixed
         self.batches_per_epoch = steps_per_epoch(len(items), batch_size)
-        self._cached = lru_cache(maxsize=2)(self.epoch)  # reading ahead may stand on two epochs
+        self._cached = lru_cache(maxsize=2)(self.epoch)  # what is read ahead may be of the next epoch
 
     def __call__(self, batch: int) -> Numbers:
         epoch, position = divmod(batch, self.batches_per_epoch)
         return self._cached(epoch)[position]
 
     def epoch(self, epoch: int) -> list[Numbers]:
+        """Returns the batches of an epoch; they are a function of (seed, epoch) alone, so resuming is arithmetic."""
         random = np.random.default_rng((self._seed, epoch))
         order = random.permutation(len(self._keys))
-        if self._dealt:
-            batches = deal(order, self._keys, self.batches_per_epoch, random)
+        if self._mixed:
+            batches = assign(order, self._keys, self.batches_per_epoch, random)
             return [batches[i] for i in random.permutation(len(batches))]
         stretch = _SORTED_TOGETHER * self._batch_size
         batches = []
@@ -58,35 +62,41 @@ class EpochOrder:
 
 
 class SortedOrder:
-    """The longest items first: the largest shape, and any lack of memory, comes with the first batch. Or `dealt`."""
+    """The order of an evaluation: the longest items first, or with `mixed` batches of mixed lengths.
 
-    def __init__(self, items: Sequence[Item], batch_size: int, *, dealt: bool):
+    The largest shape comes with the first batch, so that a lack of memory shows at once.
+    """
+
+    def __init__(self, items: Sequence[Item], batch_size: int, *, mixed: bool):
         keys = _keys(items)
         self.batches = steps_per_epoch(len(items), batch_size)
         order = np.argsort(-keys, kind="stable")
         cuts = range(0, len(order), batch_size)
-        self._of_batch = deal(order, keys, self.batches, None) if dealt else [order[i : i + batch_size] for i in cuts]
+        self._of_batch = assign(order, keys, self.batches, None) if mixed else [order[i : i + batch_size] for i in cuts]
 
     def __call__(self, batch: int) -> Numbers:
         return self._of_batch[batch]
 
 
-def deal(
+def assign(
     order: Numbers, lengths: Int[np.ndarray, " N"], count: int, random: np.random.Generator | None
 ) -> list[Numbers]:
-    """`count` batches of the items in `order`, with about as many tokens each. Chance decides between batches that
-    differ by less than the items of a stratum do, so that items of rare lengths, too, meet others in every epoch."""
+    """Assigns the items in `order` to `count` batches with about as many tokens each.
+
+    Chance decides between batches that differ by less than the items of a length group do: without it the few items of
+    a rare length would meet the same others in every epoch. `random=None`: no chance.
+    """
     order = order[np.argsort(-lengths[order], kind="stable")]
     batches: list[list[int]] = [[] for _ in range(count)]
     tokens = np.zeros(count, np.int64)
     for start in range(0, len(order), count):
-        stratum = order[start : start + count]
-        spread = lengths[stratum[0]] - lengths[stratum[-1]]
+        group = order[start : start + count]
+        spread = lengths[group[0]] - lengths[group[-1]]
         chance = np.zeros(count) if random is None else random.uniform(0, spread + 1, count)
-        fewest = np.argsort(tokens + chance, kind="stable")[: len(stratum)]
-        for batch, item in zip(fewest.tolist(), stratum.tolist(), strict=True):
+        fewest = np.argsort(tokens + chance, kind="stable")[: len(group)]
+        for batch, item in zip(fewest.tolist(), group.tolist(), strict=True):
             batches[batch].append(item)
-        tokens[fewest] += lengths[stratum]
+        tokens[fewest] += lengths[group]
     return [np.asarray(batch) for batch in batches]
 
 
@@ -95,5 +105,6 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
 
 
 def _keys(items: Sequence[Item]) -> Int[np.ndarray, " N"]:
-    """Items of several parts are longer than any of one."""
+    """Returns what items are sorted by: their length, but items of more parts always count as longer, since parts
+    decide about the shape first."""
     return np.asarray([len(item.parts) * 1_000_000 + item.length for item in items], np.int64)

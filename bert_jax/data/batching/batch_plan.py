@@ -1,6 +1,7 @@
 """How the items of a run become batches: in rows that are shared or padded, in which order, of which shapes.
 
-It depends on the items and the config alone, not on the seed: all seeds of a run share their programs.
+A plan depends on the items and the config alone, not on the seed: all seeds of a run share their programs. Training
+depends on the training items alone: validation and test files may change between two starts of a run.
 """
 
 from collections.abc import Sequence
@@ -8,25 +9,22 @@ from functools import cached_property, partial
 
 from bert_jax.data.batching.batch_order import EpochOrder, Numbers, SortedOrder, steps_per_epoch
 from bert_jax.data.batching.items import Item
-from bert_jax.data.batching.shapes import (
-    Shape,
-    epoch_cost,
-    mean_shape,
-    packed_shapes,
-    padded_shapes,
-    shapes_worth_their_programs,
-)
+from bert_jax.data.batching.shapes import Shape, epoch_cost, mean_shape, packed_shapes, padded_shapes
 
-_TRIED = 64  # batches that packing is tried on at least, of several epochs if one has fewer
+# Batches that packing is tried on at least. A small set gives so many only in several epochs, and a shape that just
+# fits the batches of one epoch would leave those of the next to the padded shape.
+_TRIED = 64
 
 
 class BatchPlan:
-    """`items` by split, "train" among them.
+    """Orders and shapes of the batches of a run.
 
-    `is_packed`: whether items share rows; None = as takes less. `devices` divide the rows of a batch, those of training
-    together with `accumulation`. `reach` is that of `Shape.cost`. `worth` is the number of tokens of an epoch that take
-    as long as one more program; `worth_on_cpu`, on a CPU, decides where `is_packed` is None, whatever the device: a run
-    that goes on on another one must not get other batches.
+    `items` by split, "train" among them. `is_packed`: whether items of training share rows; None chooses the cheaper of
+    the two. An evaluation does as training does, unless an item of its split has several parts.
+    `devices` divide the rows of a batch, and in training also `accumulation`. `crossover_length` is that of
+    `Shape.cost`. `break_even_tokens` is the number of tokens of an epoch that take as long as to compile one more
+    program; where `is_packed` is None, `break_even_tokens_on_cpu` decides, whatever the device: a run that is resumed
+    on another device must not get other batches.
     """
 
     def __init__(
@@ -40,61 +38,82 @@ class BatchPlan:
         is_packed: bool | None,
         devices: int,
         accumulation: int,
-        reach: float,
-        worth: float,
-        worth_on_cpu: float,
+        crossover_length: float,
+        break_even_tokens: float,
+        break_even_tokens_on_cpu: float,
     ):
         self.items, self.batch_size, self.eval_batch_size = items, batch_size, eval_batch_size
-        self._limits, self._reach, self._worth = (max_shapes, max_length), reach, worth
+        self._limits = max_shapes, max_length
+        self._crossover_length, self._break_even_tokens = crossover_length, break_even_tokens
         self._devices, self._accumulation = devices, accumulation
         self.steps_per_epoch = steps_per_epoch(len(items["train"]), batch_size)
-        self.is_packed = self._takes_less_packed(worth_on_cpu) if is_packed is None else is_packed
+        self.is_packed = self._is_cheaper_packed(break_even_tokens_on_cpu) if is_packed is None else is_packed
 
     def order(self, seed: int) -> EpochOrder:
-        return EpochOrder(self.items["train"], self.batch_size, seed, dealt=self.is_packed)
+        return EpochOrder(self.items["train"], self.batch_size, seed, mixed=self.is_packed)
 
     def eval_order(self, split: str) -> SortedOrder:
-        return SortedOrder(self.items[split], self.eval_batch_size, dealt=self.is_packed)
+        return SortedOrder(self.items[split], self.eval_batch_size, mixed=self._shares_rows(split))
 
     @cached_property
     def shapes(self) -> list[Shape]:
-        if self.is_packed:
-            epochs = max(1, _TRIED // self.steps_per_epoch)
-            batches = [batch for epoch in range(epochs) for batch in self.order(0).epoch(epoch)]
-            multiple = self._devices * self._accumulation
-            return self._packed_shapes(self.items["train"], batches, self.batch_size, multiple, epochs)
-        everything = [item for items in self.items.values() for item in items]
-        batches = EpochOrder(everything, self.batch_size, 0, dealt=False).epoch(0)
-        return padded_shapes(everything, batches, self.batch_size, *self._limits, worth=self._worth)
+        """The shapes of training batches."""
+        items = self.items["train"]
+        if not self.is_packed:
+            return self._padded_shapes(items, self.order(0).epoch(0), self.batch_size)
+        epochs = max(1, _TRIED // self.steps_per_epoch)
+        batches = [batch for epoch in range(epochs) for batch in self.order(0).epoch(epoch)]
+        return self._packed_shapes(items, batches, self.batch_size, self._devices * self._accumulation, epochs)
 
     @cached_property
     def eval_shapes(self) -> dict[str, list[Shape]]:
-        """By split."""
+        """The shapes of the batches of each split, by split."""
         found = {}
         for split, items in self.items.items():
             order = self.eval_order(split)
             batches = [order(number) for number in range(order.batches)]
-            if self.is_packed:
+            if self._shares_rows(split):
                 found[split] = self._packed_shapes(items, batches, self.eval_batch_size, self._devices, epochs=1)
             else:
-                shapes = [shape._replace(rows=self.eval_batch_size) for shape in self.shapes]
-                found[split] = shapes_worth_their_programs(shapes, items, batches, worth=self._worth)
+                found[split] = self._padded_shapes(items, batches, self.eval_batch_size)
         return found
 
     def mean_shape(self) -> tuple[float, float]:
-        """Rows of a training batch and tokens of a row, in the mean."""
+        """Returns the means over training batches of their rows, and of the tokens of a row."""
         return mean_shape(self.items["train"], self.order(0).epoch(0), self.shapes)
+
+    def _shares_rows(self, split: str) -> bool:
+        return self.is_packed and all(len(item.parts) == 1 for item in self.items[split])
+
+    def _padded_shapes(self, items: Sequence[Item], batches: Sequence[Numbers], size: int) -> list[Shape]:
+        return padded_shapes(items, batches, size, *self._limits, break_even_tokens=self._break_even_tokens)
 
     def _packed_shapes(
         self, items: Sequence[Item], batches: Sequence[Numbers], size: int, multiple: int, epochs: int
     ) -> list[Shape]:
-        choose = partial(packed_shapes, reach=self._reach, worth=self._worth)
-        return choose(items, batches, size, *self._limits, epochs=epochs, multiple=multiple)
+        return packed_shapes(
+            items,
+            batches,
+            size,
+            *self._limits,
+            epochs=epochs,
+            multiple=multiple,
+            crossover_length=self._crossover_length,
+            break_even_tokens=self._break_even_tokens,
+        )
 
-    def _takes_less_packed(self, worth: float) -> bool:
-        items, size, reach = self.items["train"], self.batch_size, self._reach
-        dealt, alike = (EpochOrder(items, size, 0, dealt=dealt).epoch(0) for dealt in (True, False))
-        packed = packed_shapes(items, dealt, size, *self._limits, reach=reach, worth=worth)
-        padded = padded_shapes(items, alike, size, *self._limits, worth=worth)
-        cost = partial(epoch_cost, items, reach=reach, worth=worth)
-        return cost(dealt, packed) < cost(alike, padded)
+    def _is_cheaper_packed(self, break_even_tokens: float) -> bool:
+        items, size = self.items["train"], self.batch_size
+        crossover_length = self._crossover_length
+        mixed, alike = (EpochOrder(items, size, 0, mixed=mixed).epoch(0) for mixed in (True, False))
+        packed = packed_shapes(
+            items,
+            mixed,
+            size,
+            *self._limits,
+            crossover_length=crossover_length,
+            break_even_tokens=break_even_tokens,
+        )
+        padded = padded_shapes(items, alike, size, *self._limits, break_even_tokens=break_even_tokens)
+        cost = partial(epoch_cost, items, crossover_length=crossover_length, break_even_tokens=break_even_tokens)
+        return cost(mixed, packed) < cost(alike, padded)

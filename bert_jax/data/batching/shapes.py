@@ -1,11 +1,11 @@
 """Which shapes the batches of a run have: few, since each is compiled, and with little padding.
 
-Padded: every item has a row of its own, as long as the longest of its batch; a batch takes the smallest of several
+Padded: every item has rows of its own, as long as the longest of its batch; a batch takes the smallest of several
 lengths. Packed: items share rows, which may be longer than any of them; the longest item goes first, each into the row
-that has least in it, and a batch takes the cheapest shape that holds it so. The last shape of all holds any batch.
+that has fewest tokens in it, and a batch takes the cheapest shape that holds it so. The last shape of all holds any
+batch.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,15 +16,17 @@ from jaxtyping import Int
 from bert_jax.data.batching.batch_order import Numbers
 from bert_jax.data.batching.items import Item
 
-_ROUNDED_TO = 4  # tokens: lengths are multiples of it
-_SAMPLE = 256  # batches that packing is tried on
+_ROUNDED_TO = 4  # tokens: finer lengths save nothing that can be measured, and coarser ones pad short texts by a tenth
+_SAMPLE = 256  # batches that packing is tried on: more change the choice of shapes no more
 _QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0)  # of the lengths that batches need, tried for rows that are shared
-_LONGER = 1.5  # than the longest item, a row that is shared: where items fill more than half of it, two make a bad fit
-_ROOM = 2  # a row has places for so many times its even share of the batch's items
+# Shared rows may be so much longer than the longest item: where items fill more than half of a row, two are a bad fit.
+_LONGER = 1.5
+_ROOM = 2  # a row holds so many times its even share of the batch's items, since short items come together
 
 
 class Shape(NamedTuple):
-    """N rows, S parts, L tokens, and places for K items in a row, of which either S or K is 1."""
+    """The shape of a batch: groups of rows, rows of one item, tokens of a row, and how many items share a row; one of
+    `parts` and `items` is 1. The letters of `batches.py` for them are G, W, L and S."""
 
     rows: int
     parts: int
@@ -33,12 +35,13 @@ class Shape(NamedTuple):
 
     @property
     def area(self) -> int:
-        """Places for tokens in one row."""
+        """Tokens of one group of rows, padding included."""
         return self.parts * self.tokens
 
-    def cost(self, reach: float = np.inf) -> float:
-        """Places for tokens in all rows, each dearer by a share of L / `reach` for attention."""
-        return self.rows * self.area * (1 + self.tokens / reach)
+    def cost(self, crossover_length: float = np.inf) -> float:
+        """Returns the time of a step in tokens: all tokens of the batch, padding included, where attention makes each
+        dearer by a share of L / `crossover_length`, the length of rows at which it takes as long as all the rest."""
+        return self.rows * self.area * (1 + self.tokens / crossover_length)
 
     def __str__(self) -> str:
         return f"{self.rows}×{self.tokens}" if self.parts == 1 else f"{self.rows}×{self.parts}×{self.tokens}"
@@ -51,12 +54,12 @@ def padded_shapes(
     max_shapes: int,
     max_length: int,
     *,
-    worth: float = 0.0,
+    break_even_tokens: float = 0.0,
 ) -> list[Shape]:
-    """At most `max_shapes` shapes that waste least on these batches of an epoch.
+    """Returns at most `max_shapes` shapes that waste least on these batches of an epoch.
 
-    `worth`: the tokens of an epoch that one more shape has to save, since each has to be compiled. The fewest parts get
-    all the lengths that are left over: texts of several windows are as long as the model anyway.
+    `break_even_tokens`: the tokens of an epoch that one more shape has to save, since each has to be compiled. The
+    fewest parts get all the lengths that are left over: texts of several windows are as long as the model anyway.
     """
     needs = [_need([items[i] for i in batch]) for batch in batches]
     largest = (max(len(item.parts) for item in items), max(item.length for item in items))
@@ -64,23 +67,8 @@ def padded_shapes(
     for number in range(max_shapes, 0, -1):
         shapes = [Shape(batch_size, *shape) for shape in _shapes([*needs, largest], number, max_length)]
         tokens = sum(_fitting(shapes, *need).cost() for need in needs)
-        found[tokens + worth * len(shapes)] = shapes
+        found[tokens + break_even_tokens * len(shapes)] = shapes
     return found[min(found)]
-
-
-def shapes_worth_their_programs(
-    shapes: Sequence[Shape], items: Sequence[Item], batches: Iterable[Numbers], *, worth: float
-) -> list[Shape]:
-    """Those of padded `shapes` that these batches had best use, if each has to save `worth` tokens."""
-    needs = [_need([items[i] for i in batch]) for batch in batches]
-
-    def cost(chosen: Sequence[Shape]) -> float:
-        return sum(_fitting(chosen, *need).cost() for need in needs) + worth * len(chosen)
-
-    largest = _fitting(shapes, max(parts for parts, _ in needs), max(length for _, length in needs))
-    smaller = [shape for shape in shapes if shape.area < largest.area]
-    choices = ([*some, largest] for n in range(len(smaller) + 1) for some in itertools.combinations(smaller, n))
-    return min(choices, key=cost)
 
 
 def packed_shapes(
@@ -92,12 +80,14 @@ def packed_shapes(
     *,
     epochs: int = 1,
     multiple: int = 1,
-    reach: float = np.inf,
-    worth: float = 0.0,
+    crossover_length: float = np.inf,
+    break_even_tokens: float = 0.0,
 ) -> list[Shape]:
-    """At most `max_shapes` shapes that cost least on these batches of `epochs` epochs; the last is padded.
+    """Returns at most `max_shapes` shapes that cost least on these batches of `epochs` epochs; the last is padded.
 
-    `multiple`: of devices, that the rows are spread over. `reach`: as in `Shape.cost`. `worth`: as in `padded_shapes`.
+    The number of rows is a multiple of `multiple`, so that devices and micro-batches divide it. `crossover_length` is
+    that of `Shape.cost`, `break_even_tokens` that of `padded_shapes`. Shapes are chosen one after the other, each the
+    one that saves most beside those chosen before: all choices would be too many to try.
     """
     longest = max(item.length for item in items)
     last = Shape(batch_size, 1, min(_rounded(longest), max_length))
@@ -109,58 +99,68 @@ def packed_shapes(
         row[: len(batch)] = [items[i].length for i in batch]
     candidates: dict[Shape, np.ndarray] = {}  # → which batches it holds
     for rows in _row_counts(batch_size, multiple):
-        places = _places(batch_size, rows)
-        need = _deal(lengths, rows, places)[1].max(axis=1)
+        most = _most_items(batch_size, rows)
+        need = _assign_rows(lengths, rows, most)[1].max(axis=1)
         for length in {min(_rounded(n), limit) for n in np.quantile(need, _QUANTILES, method="higher")}:
-            candidates[Shape(rows, 1, length, places)] = need <= length
+            candidates[Shape(rows, 1, length, most)] = need <= length
     chosen: list[Shape] = []
 
     def cost(shapes: Sequence[Shape]) -> float:
-        """Of an epoch. Batches to come may differ: half a one in so many as were tried is taken to need the last shape,
-        which is compiled only if one does."""
-        least = np.full(len(sample), last.cost(reach))
+        """Returns the cost of an epoch. Batches to come may differ from those that were tried: half a batch more than
+        was seen is assumed to need the last shape, which is compiled only if one does."""
+        least = np.full(len(sample), last.cost(crossover_length))
         for shape in shapes:
-            least = np.where(candidates[shape], np.minimum(least, shape.cost(reach)), least)
+            least = np.where(candidates[shape], np.minimum(least, shape.cost(crossover_length)), least)
         needs_last = not np.all(np.any([candidates[shape] for shape in shapes] or [[False]], axis=0))
-        return scale * (least.sum() + 0.5 * last.cost(reach)) + worth * (len(shapes) + needs_last)
+        return scale * (least.sum() + 0.5 * last.cost(crossover_length)) + break_even_tokens * (
+            len(shapes) + needs_last
+        )
 
     while len(chosen) < max_shapes - 1 and candidates:
         best = min(candidates, key=lambda shape: cost([*chosen, shape]))
         if cost([*chosen, best]) >= cost(chosen):
             break
         chosen.append(best)
-    return [*sorted(chosen, key=lambda shape: shape.cost(reach)), last]
+    return [*sorted(chosen, key=lambda shape: shape.cost(crossover_length)), last]
 
 
 def fit(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[Shape, list[list[int]]]:
-    """The first of the shapes that holds these items, and how (`arrange`)."""
+    """Returns the first of the shapes that holds these items, and how (`arrange`)."""
     return next((shape, rows) for shape in shapes if (rows := arrange(items, shape)) is not None)
 
 
 def arrange(items: Sequence[Item], shape: Shape) -> list[list[int]] | None:
-    """Which of the items are in each row, by their place in the list; None if the shape does not hold them."""
+    """Returns which items are in each group of rows, by their position in the list; None if the shape does not hold
+    them."""
     if shape.items == 1:
         parts, length = _need(items)
         if len(items) > shape.rows or parts > shape.parts or length > shape.tokens:
             return None
         return [[i] if i < len(items) else [] for i in range(shape.rows)]
     lengths = np.asarray([[item.length for item in items]])
-    (row_of,), loads = _deal(lengths, shape.rows, shape.items)
+    (row_of,), loads = _assign_rows(lengths, shape.rows, shape.items)
     if loads.max() > shape.tokens or len(items) > shape.rows * shape.items:
         return None
     return [np.flatnonzero(row_of == row).tolist() for row in range(shape.rows)]
 
 
 def epoch_cost(
-    items: Sequence[Item], batches: Sequence[Numbers], shapes: Sequence[Shape], *, reach: float, worth: float
+    items: Sequence[Item],
+    batches: Sequence[Numbers],
+    shapes: Sequence[Shape],
+    *,
+    crossover_length: float,
+    break_even_tokens: float,
 ) -> float:
-    """`Shape.cost` of all these batches, and `worth` for each shape that they use; by a sample."""
+    """Returns `Shape.cost` of all these batches, estimated from a sample, and `break_even_tokens` for each shape that
+    they use."""
     found = [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
-    return float(np.mean([shape.cost(reach) for shape in found])) * len(batches) + worth * len({*found})
+    of_batches = float(np.mean([shape.cost(crossover_length) for shape in found])) * len(batches)
+    return of_batches + break_even_tokens * len({*found})
 
 
 def mean_shape(items: Sequence[Item], batches: Sequence[Numbers], shapes: Sequence[Shape]) -> tuple[float, float]:
-    """Of these batches: sequences' rows (N × S) a batch, and tokens a row, padding included."""
+    """Returns the means over these batches of their rows, and of the tokens of a row, padding included."""
     found = [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
     rows = float(np.mean([shape.rows * shape.parts for shape in found]))
     return rows, float(np.mean([shape.cost() for shape in found])) / rows
@@ -170,16 +170,20 @@ def _sampled(batches: Sequence[Numbers]) -> Sequence[Numbers]:
     return batches[:: -(-len(batches) // _SAMPLE)]
 
 
-def _deal(
-    lengths: Int[np.ndarray, "J B"], rows: int, places: int
-) -> tuple[Int[np.ndarray, "J B"], Int[np.ndarray, "J N"]]:
-    """For each of J batches the row of every item, and the tokens in every row; a length of 0 is no item."""
+def _assign_rows(
+    lengths: Int[np.ndarray, "J N"], rows: int, most: int
+) -> tuple[Int[np.ndarray, "J N"], Int[np.ndarray, "J rows"]]:
+    """Returns for each of J batches the row of every item, and the tokens in every row; a length of 0 is no item.
+
+    Longest first, each into the row with fewest tokens among those with fewer than `most` items: the rows come out
+    about equally full, so that the fullest, which decides the length of all, is hardly longer than their mean.
+    """
     every = np.arange(len(lengths))
     row_of = np.zeros_like(lengths)
     loads, counts = np.zeros((2, len(lengths), rows), np.int64)
     for item in np.argsort(-lengths, axis=1, kind="stable").T:
         size = lengths[every, item]
-        row = np.argmin(np.where(counts < places, loads, np.iinfo(np.int64).max), axis=1)
+        row = np.argmin(np.where(counts < most, loads, np.iinfo(np.int64).max), axis=1)
         row_of[every, item] = np.where(size > 0, row, -1)
         loads[every, row] += size
         counts[every, row] += size > 0
@@ -187,7 +191,7 @@ def _deal(
 
 
 def _row_counts(batch_size: int, multiple: int) -> list[int]:
-    """1, 2, … 8, then each about an eighth more, fewer than the batch's items."""
+    """Returns 1, 2, … 8, then each about an eighth more, times `multiple`; fewer than the batch's items."""
     counts, count = [], 1
     while count * multiple < batch_size:
         counts.append(count * multiple)
@@ -195,7 +199,7 @@ def _row_counts(batch_size: int, multiple: int) -> list[int]:
     return counts
 
 
-def _places(batch_size: int, rows: int) -> int:
+def _most_items(batch_size: int, rows: int) -> int:
     return min(batch_size, _ROOM * -(-batch_size // rows))
 
 
@@ -208,8 +212,9 @@ def _fitting(shapes: Sequence[Shape], parts: int, length: int) -> Shape:
 
 
 def _shapes(needs: Sequence[tuple[int, int]], number: int, max_length: int) -> list[tuple[int, int]]:
-    """At most `number` (parts, tokens) for batches that need these, the smallest first."""
+    """Returns at most `number` (parts, tokens) for batches that need these, the smallest first."""
     counts = sorted({parts for parts, _ in needs})
+    # Many numbers of parts would use up all shapes: powers of two double the rows of an item at worst.
     if len(counts) > max(1, number // 2):
         counts = sorted({min(_power_of_two(count), counts[-1]) for count in counts})
     counts = counts[-number:]
@@ -225,7 +230,8 @@ def _shapes(needs: Sequence[tuple[int, int]], number: int, max_length: int) -> l
 
 
 def _best_lengths(lengths: Sequence[int], number: int, limit: int) -> list[int]:
-    """At most `number` lengths for batches with these maxima, so that the sum of what they are padded to is least."""
+    """Returns at most `number` lengths for batches with these maxima, such that the sum of what the batches are padded
+    to is least. Exact, by dynamic programming over the sorted maxima."""
     if not lengths:
         return []
     rounded = np.minimum(-(-np.asarray(lengths) // _ROUNDED_TO) * _ROUNDED_TO, limit)

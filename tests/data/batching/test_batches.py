@@ -36,8 +36,8 @@ def make_config(batch_size=4, max_length=64, buckets=4):
 def epochs(items, config, count, start=0, packed=False, **process):
     size = config.train.batch_size
     limits = size, config.data.buckets, config.data.sequence_length
-    order = EpochOrder(items, size, config.seed, dealt=packed)
-    some = EpochOrder(items, size, 0, dealt=packed).epoch(0)
+    order = EpochOrder(items, size, config.seed, mixed=packed)
+    some = EpochOrder(items, size, 0, mixed=packed).epoch(0)
     shapes = packed_shapes(items, some, *limits, multiple=2) if packed else padded_shapes(items, some, *limits)
     batches = train_batches(items, shapes, order, config, fingerprint="x", start_step=start, **process)
     try:
@@ -130,7 +130,7 @@ def test_processes_share_out_the_same_batches(packed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_evaluation_gives_every_item_once(packed):
     items = make_items([(n % 17 + 2,) for n in range(41)])
-    order = SortedOrder(items, 8, dealt=packed)
+    order = SortedOrder(items, 8, mixed=packed)
     some = [order(i) for i in range(order.batches)]
     shapes = (packed_shapes if packed else padded_shapes)(items, some, 8, 4, 64)
     batches = list(ordered_batches(items, shapes, order, 8, make_config().data))

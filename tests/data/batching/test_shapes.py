@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.data.batching.batch_order import EpochOrder, SortedOrder
+from bert_jax.data.batching.batch_order import EpochOrder
 from bert_jax.data.batching.items import Item, Part
-from bert_jax.data.batching.shapes import Shape, arrange, fit, packed_shapes, padded_shapes, shapes_worth_their_programs
+from bert_jax.data.batching.shapes import Shape, arrange, fit, packed_shapes, padded_shapes
 
 
 def make_items(sizes):
@@ -16,9 +16,12 @@ def make_items(sizes):
     return [Item(tuple(Part(np.zeros(n, np.int32), np.zeros(n, np.int32)) for n in lengths)) for lengths in sizes]
 
 
-def padded(items, batch_size, max_shapes, max_length, worth=0.0):
-    batches = EpochOrder(items, batch_size, 0, dealt=False).epoch(0)
-    return [shape[1:3] for shape in padded_shapes(items, batches, batch_size, max_shapes, max_length, worth=worth)]
+def padded(items, batch_size, max_shapes, max_length, break_even=0.0):
+    batches = EpochOrder(items, batch_size, 0, mixed=False).epoch(0)
+    return [
+        shape[1:3]
+        for shape in padded_shapes(items, batches, batch_size, max_shapes, max_length, break_even_tokens=break_even)
+    ]
 
 
 @given(
@@ -49,25 +52,8 @@ def test_a_shape_that_saves_less_than_it_costs_is_not_made():
     items = make_items([(8,)] * 40 + [(16,)] * 40)
     # In batches of four 10 batches of 8 are padded to 16 by one shape alone: 320 tokens of an epoch.
     assert padded(items, 4, 4, 64) == [(1, 8), (1, 16)]
-    assert padded(items, 4, 4, 64, worth=319) == [(1, 8), (1, 16)]
-    assert padded(items, 4, 4, 64, worth=321) == [(1, 16)]
-
-
-def test_an_evaluation_uses_no_more_programs_than_pay():
-    items = make_items([(8,)] * 16 + [(16,)] * 8 + [(32,)] * 4)
-    shapes = [Shape(4, 1, length) for length in (8, 16, 32, 64)]  # that of 64 is of training only
-
-    def few(shapes, items, size, worth):
-        order = SortedOrder(items, size, dealt=False)
-        batches = [order(i) for i in range(order.batches)]
-        return [shape[1:3] for shape in shapes_worth_their_programs(shapes, items, batches, worth=worth)]
-
-    # Batches of four, sorted: one of 32, two of 16, four of 8 tokens. Without the shape of 16 two cost 64 more each.
-    assert few(shapes, items, 4, 0) == few(shapes, items, 4, 127) == [(1, 8), (1, 16), (1, 32)]
-    assert few(shapes, items, 4, 129) == [(1, 8), (1, 32)]
-    assert few(shapes, items, 4, 385) == [(1, 32)]
-    several = make_items([(4, 4, 4), (30,)])
-    assert few([Shape(2, 1, 32), Shape(2, 3, 8), Shape(2, 3, 32)], several, 2, 0) == [(3, 32)]
+    assert padded(items, 4, 4, 64, break_even=319) == [(1, 8), (1, 16)]
+    assert padded(items, 4, 4, 64, break_even=321) == [(1, 16)]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=24), st.integers(1, 6), st.integers(1, 8), st.integers(1, 80))
@@ -84,12 +70,12 @@ def test_rows_are_shared_within_bounds_or_not_at_all(lengths, rows, places, toke
 def test_packed_shapes_hold_every_batch_and_suit_the_devices(lengths, batch_size, multiple, max_shapes):
     batch_size *= multiple
     items = make_items([(length,) for length in lengths])
-    batches = EpochOrder(items, batch_size, 0, dealt=True).epoch(0)
+    batches = EpochOrder(items, batch_size, 0, mixed=True).epoch(0)
     shapes = packed_shapes(items, batches, batch_size, max_shapes, 60, multiple=multiple)
     assert 1 <= len(shapes) <= max_shapes and shapes[-1].items == 1 == shapes[-1].parts
     assert all(shape.rows % multiple == 0 and shape.tokens <= 1.5 * max(lengths) + 4 for shape in shapes)
     assert shapes[-1].tokens <= 60
-    for batch in [*batches, *EpochOrder(items, batch_size, 7, dealt=True).epoch(3)]:
+    for batch in [*batches, *EpochOrder(items, batch_size, 7, mixed=True).epoch(3)]:
         fit([items[i] for i in batch], shapes)  # would raise StopIteration
 
 
@@ -98,9 +84,9 @@ def test_texts_of_mixed_lengths_fill_their_rows():
     random = np.random.default_rng(0)
     lengths = np.clip(np.exp(random.normal(2.3, 0.7, 2000)), 3, 66).astype(int)
     items = make_items([(length,) for length in lengths.tolist()])
-    batches = EpochOrder(items, 32, 0, dealt=True).epoch(0)
-    shapes = packed_shapes(items, batches, 32, 8, 128, reach=500, worth=20_000)
-    used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, dealt=True).epoch(1)]
+    batches = EpochOrder(items, 32, 0, mixed=True).epoch(0)
+    shapes = packed_shapes(items, batches, 32, 8, 128, crossover_length=500, break_even_tokens=20_000)
+    used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, mixed=True).epoch(1)]
     assert len(shapes) == 2 and used.count(shapes[-1]) <= 1  # one program for all of the next epoch, but for a stray
     assert lengths.sum() / sum(shape.cost() for shape in used) > 0.85
 
@@ -109,8 +95,8 @@ def test_rows_are_longer_than_any_text_where_two_make_a_bad_fit():
     """Rows of the longest, 128, would be 88 % real."""
     lengths = np.random.default_rng(0).integers(40, 129, 2000)
     items = make_items([(length,) for length in lengths.tolist()])
-    batches = EpochOrder(items, 32, 0, dealt=True).epoch(0)
-    shapes = packed_shapes(items, batches, 32, 8, 128, reach=500, worth=20_000)
-    used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, dealt=True).epoch(1)]
+    batches = EpochOrder(items, 32, 0, mixed=True).epoch(0)
+    shapes = packed_shapes(items, batches, 32, 8, 128, crossover_length=500, break_even_tokens=20_000)
+    used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, mixed=True).epoch(1)]
     assert 128 < shapes[0].tokens <= 192 and used.count(shapes[-1]) <= 1
     assert lengths.sum() / sum(shape.cost() for shape in used) > 0.95
