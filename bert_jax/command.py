@@ -24,6 +24,9 @@ from bert_jax.config import UserError
 # surrogate, which stands for an undecodable byte.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# SIGINTs received. An extension module that is interrupted while it is imported raises ImportError instead.
+_INTERRUPTS: list[int] = []
+
 
 class Parser(argparse.ArgumentParser):
     """Flags in groups, one group per set of modes; a mistake is a UserError, and help names every default."""
@@ -94,6 +97,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     _log_to_stderr()
+    signal.signal(signal.SIGINT, _interrupt)
     status = exit_status(main, sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -114,18 +118,19 @@ def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
     try:
         return main(argv)
     except UserError as error:
-        return _explain(error, argv, error)
+        return _interrupted() if _INTERRUPTS else _explain(error, argv, error)
     except BrokenPipeError:  # whoever reads standard output has seen enough, as in `… | head`
         return _leave_to_nobody(1)
     except KeyboardInterrupt:
-        complain("interrupted")
-        return 128 + signal.SIGINT
+        return _interrupted()
     except MemoryError as error:
         return _explain(error, argv, "there is not enough memory; lower the sizes, or free some")
     except OSError as error:
         name = f"{error.filename}: " if error.filename is not None else ""
         return _explain(error, argv, f"{name}{error.strerror or error or type(error).__name__}")
     except Exception as error:
+        if _INTERRUPTS:
+            return _interrupted()
         if _is_of_devices(error):
             asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).partition(" (set JAX_PLATFORMS")[0]
             remedy = f"JAX_PLATFORMS is '{asked}'; unset it, or set it to cpu"
@@ -176,6 +181,16 @@ def _spelled(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for the byte
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    _INTERRUPTS.append(number)
+    raise KeyboardInterrupt
+
+
+def _interrupted() -> int:
+    complain("interrupted")
+    return 128 + signal.SIGINT
 
 
 def _explain(error: BaseException, argv: list[str], message: object) -> int:

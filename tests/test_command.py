@@ -53,6 +53,13 @@ def test_an_exception_is_one_line_and_a_status(raised, status, line, capsys):
         assert "Traceback" in error and error.endswith(line + "\n")
 
 
+def test_an_interrupt_that_became_another_exception():
+    body = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    {}"
+    for raised in ("raise ImportError('numpy')", "raise UserError('task is odd')", "raise"):
+        result = call(body.format(raised))
+        assert (result.returncode, result.stderr) == (130, b"error: interrupted\n")
+
+
 def test_a_bug_keeps_its_traceback_after_a_line(capsys):
     assert exit_status(lambda argv: {}["missing"], []) == 1
     line, *rest = capsys.readouterr().err.splitlines()
