@@ -9,6 +9,7 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.start import _join_processes, start_run
+from bert_jax.tasks import task_class
 from experiments import classify
 
 ASK = """
@@ -100,3 +101,23 @@ def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: jax finds no device (")
     assert line.endswith(f": JAX_PLATFORMS is '{platform}'; unset it, or set it to cpu")
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        ("1 +", "broken_task.Mine", "which fails (SyntaxError: invalid syntax"),
+        ("nothing", "broken_task.Mine", "which fails (NameError: name 'nothing' is not defined)"),
+        ("", "broken_task.Mine", "which fails (AttributeError: "),
+        ("Mine = 3", "broken_task.Mine", "which is not a class; it can be pretraining"),
+        ("", "no_such_module_here.Mine", "which fails (ModuleNotFoundError: "),
+        ("", "classify", "task is 'classify'; it can be pretraining, classification"),
+    ],
+)
+def test_a_task_that_cannot_be_loaded(code, name, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_task.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_task", raising=False)
+    with pytest.raises(UserError) as caught:
+        task_class(name)
+    assert str(caught.value).startswith(f"task is '{name}'") and message in str(caught.value)

@@ -26,12 +26,20 @@ def task_class(name: str) -> "type[Task]":
     Raises UserError.
     """
     module, _, attribute = TASKS.get(name, name).rpartition(".")
-    try:
+    if name in TASKS:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    known = f"it can be {', '.join(TASKS)}, or the path of a class such as my_task.MyTask"
+    if not module:
+        raise UserError(f"task is '{name}'; {known}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's: it may raise anything
         raise UserError(
-            f"task is '{name}'; it can be {', '.join(TASKS)}, or the path of a class such as my_task.MyTask ({error})"
+            f"task is '{name}', which cannot be loaded ({type(error).__name__}: {error}); {known}"
         ) from error
+    if not isinstance(found, type):
+        raise UserError(f"task is '{name}', which is not a class; {known}")
+    return found
 
 
 def known_task(name: str, users_task: str, origin: str) -> "type[Task]":
