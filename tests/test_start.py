@@ -106,11 +106,11 @@ def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
 @pytest.mark.parametrize(
     ("code", "name", "message"),
     [
-        ("1 +", "broken_task.Mine", "which fails (SyntaxError: invalid syntax"),
-        ("nothing", "broken_task.Mine", "which fails (NameError: name 'nothing' is not defined)"),
-        ("", "broken_task.Mine", "which fails (AttributeError: "),
+        ("1 +", "broken_task.Mine", "which cannot be loaded (SyntaxError: invalid syntax"),
+        ("nothing", "broken_task.Mine", "which cannot be loaded (NameError: name 'nothing' is not defined)"),
+        ("", "broken_task.Mine", "which cannot be loaded (AttributeError: "),
         ("Mine = 3", "broken_task.Mine", "which is not a class; it can be pretraining"),
-        ("", "no_such_module_here.Mine", "which fails (ModuleNotFoundError: "),
+        ("", "no_such_module_here.Mine", "which cannot be loaded (ModuleNotFoundError: "),
         ("", "classify", "task is 'classify'; it can be pretraining, classification"),
     ],
 )
