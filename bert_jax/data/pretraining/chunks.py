@@ -30,7 +30,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block became, by split."""
+    """The records and the statistics of a block, by split."""
 
     num_bytes: int
     records: dict[str, list[bytes]]
@@ -39,7 +39,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class BlockWork:
-    """What a worker needs to turn blocks into records; called with a block, it returns the result."""
+    """A picklable function from a block to its result, with all that a worker needs for it."""
 
     tokenizer: Tokenizer
     sequence_length: int
@@ -55,7 +55,10 @@ class BlockWork:
     def _tokenized(
         self, block: Block, statistics: dict[str, Statistics]
     ) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
-        """(document number, split, ids, sentence lengths); the tokenizer gets many sentences at a time."""
+        """Yields (document number, split, ids, sentence lengths).
+
+        The tokenizer gets the sentences of many documents at a time, since a call costs as much as a short document.
+        """
         waiting: list[tuple[int, str, list[str]]] = []
         characters = 0
         last = len(block.documents) - 1
@@ -75,7 +78,7 @@ class BlockWork:
                 waiting, characters = [], 0
 
     def _encoded(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As `encode_flat`, but memory does not grow with what is given: a book is one document."""
+        """Returns what `encode_flat` does, in parts, so that memory stays flat: a book is one document."""
         parts, first, characters = [], 0, 0
         for index, sentence in enumerate(sentences, 1):
             characters += len(sentence)
@@ -112,10 +115,11 @@ class BlockWork:
 
 
 def cut_chunks(sentence_lengths: Iterable[int], target: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Sentence lengths with none over `target` tokens, and the chunks as ranges (first, last + 1) of them.
+    """Returns sentence lengths of at most `target` tokens, and the chunks as ranges (first, last + 1) of them.
 
-    A chunk takes whole sentences until it has `target` tokens or the document ends. A longer sentence is
-    cut into pieces of `target` tokens, so no token is lost; empty ones vanish.
+    A chunk takes whole sentences until it has `target` tokens or the document ends, as the original's instances do, so
+    it may be longer than a row: which end is cut is drawn again in each epoch. A longer sentence is cut into pieces of
+    `target` tokens, so no token is lost; empty ones vanish.
     """
     lengths: list[int] = []
     chunks: list[tuple[int, int]] = []
@@ -135,7 +139,7 @@ def cut_chunks(sentence_lengths: Iterable[int], target: int) -> tuple[list[int],
 
 
 def blocks(split: Iterable[tuple[str, Document]]) -> Iterator[Block]:
-    """Blocks of about 1 MB of text."""
+    """Yields blocks of about 1 MB of text."""
     block = Block(0)
     for name, document in split:
         block.documents.append((name, document))

@@ -1,7 +1,7 @@
 """The instances of create_pretraining_data.py (google-research/bert), bit for bit: REFERENCE.md §2.1.
 
-One `random.Random` drives everything, so the order of the draws is part of the contract: each comment below
-that mentions a draw is load-bearing. Needs all documents in memory, as the original does.
+One `random.Random` drives everything, so the order of the draws is part of the contract: do not reorder what a comment
+calls a draw. All documents must fit into memory, as in the original.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True)
 class OriginalSettings:
-    """Names as in our config; the original's flags in the comments."""
+    """The options of the script, named as in our config; the comments give the script's flags."""
 
     sequence_length: int  # max_seq_length
     max_predictions: int  # max_predictions_per_seq
@@ -68,7 +68,7 @@ def create_instances(
     settings: OriginalSettings,
     store: Callable[[Instance], Any] = lambda instance: instance,
 ) -> list[Any]:
-    """All instances in their final order. `documents` is not changed; documents without tokens are skipped.
+    """Returns all instances in their final order. `documents` is not changed; those without tokens are skipped.
 
     `store` turns each instance into what is kept of it (bytes, say), since the final shuffle needs them all.
     """
@@ -119,10 +119,10 @@ def _pair(
     rng: Random,
     settings: OriginalSettings,
 ) -> tuple[list[str], list[str], bool, int]:
-    """A, B, whether B is random, and how many sentences of the chunk go back to be used again."""
+    """Returns A, B, whether B is random, and how many sentences of the chunk are to be used again."""
     a_end = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
     a = _flat(chunk[:a_end])
-    # No draw for a single sentence: `or` must not be turned round.
+    # A single sentence takes no draw: the order of the two conditions matters.
     if len(chunk) > 1 and rng.random() >= settings.random_next_rate:
         return a, _flat(chunk[a_end:]), False, 0
     other = index
@@ -144,7 +144,11 @@ def _flat(sentences: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _truncate(a: list[str], b: list[str], limit: int, rng: Random) -> None:
-    """The longer (B if equal) loses its first or its last token, one draw a token."""
+    """Removes the first or the last token of the longer part (B if equal), one draw per token, until both fit.
+
+    The lengths are those of `pair_lengths`, but each draw decides an end of the part that is longer at that moment, so
+    the two parts cannot be cut one after the other.
+    """
     while len(a) + len(b) > limit:
         longer = a if len(a) > len(b) else b
         del longer[0 if rng.random() < 0.5 else -1]
@@ -153,12 +157,14 @@ def _truncate(a: list[str], b: list[str], limit: int, rng: Random) -> None:
 def _mask(
     tokens: list[str], vocabulary: Sequence[str], rng: Random, settings: OriginalSettings
 ) -> tuple[list[str], list[int], list[str]]:
-    """(masked tokens, positions, labels). The number predicted counts [CLS] and [SEP] and rounds half to even."""
+    """Returns (masked tokens, positions, labels). The number predicted counts [CLS] and [SEP], and rounds half to
+    even."""
     candidates: list[list[int]] = []
     for position, token in enumerate(tokens):
         if token in (CLS, SEP):
             continue
-        # The last candidate may end before a [SEP]: a B that starts with "##" is glued to A's last word.
+        # The last candidate may end before a [SEP]: as in the original, a B that starts inside a word joins A's last
+        # word.
         if settings.whole_word and candidates and token.startswith(settings.continuation_prefix):
             candidates[-1].append(position)
         else:

@@ -1,9 +1,9 @@
-"""Several pairs in a row of their own full length, so that hardly a place is padding (data.packing).
+"""Several pairs in one row, so that hardly a position is padding (data.packing).
 
 The endless sequence of pairs is cut into stretches, and each stretch fills ROWS_TOGETHER rows: first fit, the longest
 pair first. How many pairs a stretch has is decided once, by packing a sample, so that a row's number says which stretch
 it belongs to: row r stays a pure function of (seed, r), and no earlier row has to be packed to find it. (Grain's own
-first fit is an iterator whose place is known by running it, and takes ten times as long a pair.)
+first fit is an iterator whose position is known only by running it, and it takes ten times as long per pair.)
 """
 
 import threading
@@ -18,18 +18,18 @@ from ml_collections import ConfigDict
 from bert_jax.data.pretraining.pairs import ChunkSource, Pair, PairSettings, check_ids, make_pair, shuffled, write_pair
 
 ROWS_TOGETHER = 1024
-# Of the places. A stretch varies: with less room, pairs find no place and are left for another epoch (English
-# Wikipedia, 512 tokens: none at 0.98, at 0.99 one in a thousand on average and one in three hundred at worst).
+# Share of the positions that pairs fill. A stretch varies: with less spare room, some pairs fit nowhere and wait for
+# another epoch (English Wikipedia, 512 tokens: none at 0.98, at 0.99 one in a thousand, at worst one in three hundred).
 _FILLED = 0.98
 _SAMPLE = 4096  # pairs
 _TRIALS = 3  # stretches
-_MEAN_SHORTEST = 16  # tokens: a row has places for pairs as long as this
+_MEAN_SHORTEST = 16  # tokens; a row can hold so many pairs of this length
 _KEPT = 4  # stretches
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What a row can hold: `length` tokens, of `sequences` pairs, with `predictions` masked tokens in all.
+    """The capacity of a row: `length` tokens, of `sequences` pairs, with `predictions` masked tokens in all.
 
     `budgets[n]` is the number of predictions of a pair of n tokens, the same as in a row of its own.
     """
@@ -51,7 +51,7 @@ class Packing:
 
 
 def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, " L+1"]:
-    """How many tokens of a sequence of n are predicted, n = 0 … length: round(rate × n), at least 1, at most `most`.
+    """Returns how many tokens of a sequence of n are predicted, n = 0 … length: round(rate × n), from 1 to `most`.
 
     Made on the host: 0.15 × 190 rounds to another number in float32 than in the original's float64.
     """
@@ -59,7 +59,7 @@ def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, "
 
 
 class PackedRows:
-    """Row at a position of the endless sequence of packed rows.
+    """The endless sequence of packed rows, each made when it is asked for by its position.
 
     Every process that reads makes all pairs of the stretches that its rows are from, and keeps the last few: more
     processes do not make pairs any faster. Can be pickled, and shared by threads.
@@ -72,8 +72,9 @@ class PackedRows:
         self._lock = threading.Lock()
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
-        """As `pairs.instance`, with the k-th pair where sequence_ids is k, position_ids that begin anew in each pair,
-        and of S places for pairs: first_tokens, next_sentence_labels int32[S], next_sentence_weights float32[S]."""
+        """Returns a row as `pairs.instance` does, with the k-th pair where sequence_ids is k, position_ids that start
+        at 0 in each pair, and for up to S pairs: first_tokens, next_sentence_labels int32[S], next_sentence_weights
+        float32[S]."""
         stretch, place = divmod(position, ROWS_TOGETHER)
         # Rows were filled from the longest pair to the shortest; a batch must not be of one length.
         pairs = self._rows(stretch)[shuffled(place, ROWS_TOGETHER, self._seed, stretch)]
@@ -83,7 +84,7 @@ class PackedRows:
         return row
 
     def first_pair(self, position: int) -> int:
-        """Of the stretch that a row is from."""
+        """Returns the first pair of the stretch that a row is from."""
         return position // ROWS_TOGETHER * self.pairs_together
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,8 +106,8 @@ class PackedRows:
 
 
 def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[int]]:
-    """The numbers of the pairs in each of `rows` rows: each pair, the longest first, goes into the first row with
-    room for its tokens, for its predictions and for one more pair. What fits nowhere is left out."""
+    """Returns the numbers of the pairs in each of `rows` rows: each pair, the longest first, goes into the first row
+    with room for its tokens, for its predictions and for one more pair. What fits nowhere is left out."""
     members: list[list[int]] = [[] for _ in range(rows)]
     tokens, predictions = np.full(rows, packing.length), np.full(rows, packing.predictions)
     sequences = np.full(rows, packing.sequences)
@@ -123,7 +124,7 @@ def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[
 
 
 def _pairs_together(source: ChunkSource, settings: PairSettings, packing: Packing, seed: int) -> int:
-    """How many pairs fill ROWS_TOGETHER rows without any of the sample's being left out."""
+    """Returns how many pairs fill ROWS_TOGETHER rows such that no pair of the sample is left out."""
     sample = [pair.tokens for pair in _pairs(source, settings, seed, range(_SAMPLE))]
     tokens, predictions = np.mean(sample), np.mean(packing.budgets[sample])
     a_row = min(packing.length / tokens, packing.predictions / predictions, packing.sequences)

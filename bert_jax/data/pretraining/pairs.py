@@ -1,10 +1,10 @@
 """Chunks → sentence pairs, made when they are read: a pure function of (seed, epoch, index).
 
-A row follows create_pretraining_data.py of google-research/bert (REFERENCE.md §2.1) where the sampling of
-its instances is concerned: target length, where A ends, whether B is random, how a pair is truncated. It
-differs in two points, both because chunks are cut once and read anew each epoch: a row with a random B does
-not give the unused sentences of its chunk back (other epochs use them), and a random B starts in a random
-chunk of another document, so documents are drawn in proportion to their length.
+A row is sampled as create_pretraining_data.py of google-research/bert (REFERENCE.md §2.1) samples its instances: the
+target length, where A ends, whether B is random, how a pair is truncated. Two points differ, both because chunks are
+cut once and read again in each epoch: a row with a random B does not give the unused sentences of its chunk back (other
+epochs use them), and a random B starts in a random chunk of another document, so documents are drawn in proportion to
+their length.
 """
 
 from bisect import bisect_left, bisect_right
@@ -26,7 +26,8 @@ Chunk = Mapping[str, Any]  # a record: tokens and sentence_lengths are arrays, t
 
 
 class ChunkSource(Protocol):
-    """Random access to the chunks of a split: `Records`, or a list in tests."""
+    """Random access to the chunks of a split: `Records`, or a list in tests. The chunks of a document are
+    neighbours."""
 
     def __len__(self) -> int: ...
 
@@ -68,14 +69,14 @@ class Pair(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Special ones included."""
+        """The length of the row that the pair fills, special tokens included."""
         return row_length(len(self.a), None if self.b is None else len(self.b))
 
 
 def instance(source: ChunkSource, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
-    """Row `position` of the endless sequence of epochs over `source`.
+    """Returns row `position` of the endless sequence of epochs over `source`.
 
-    Returns input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L], and with one
+    It has input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L], and with one
     entry, that of the only pair: first_tokens int32[1], next_sentence_labels int32[1] (nsp: 1 = random B; sop: 1 =
     swapped) and next_sentence_weights float32[1] (0 where a row has no label). Raises UserError for a token id outside
     the vocabulary.
@@ -97,9 +98,10 @@ def instance(source: ChunkSource, settings: PairSettings, seed: int, position: i
 
 
 def make_pair(source: ChunkSource, settings: PairSettings, seed: int, position: int) -> Pair:
-    """What row `position` holds. Its ids are not checked."""
+    """Returns the pair of row `position`. Its ids are not checked: packing makes many pairs that it does not use."""
     epoch, index = divmod(position, len(source))
     record = shuffled(index, len(source), seed, epoch)
+    # Each row has a stream of draws of its own, so that it can be made without the rows before it.
     draws = _Draws(seed, epoch, index)
     chunk = source[record]
     if settings.pairing == "none":
@@ -114,7 +116,7 @@ def make_pair(source: ChunkSource, settings: PairSettings, seed: int, position: 
 
 
 def write_pair(pair: Pair, settings: PairSettings, input_ids: np.ndarray, token_type_ids: np.ndarray) -> None:
-    """Fills the first `pair.tokens` places of two arrays of zeros."""
+    """Fills the first `pair.tokens` positions of two arrays of zeros."""
     write_row(input_ids[: pair.tokens], pair.a, pair.b, settings.cls_id, settings.sep_id)
     if pair.b is not None:
         write_types(token_type_ids[: pair.tokens], len(pair.a))
@@ -131,7 +133,7 @@ def check_ids(source: ChunkSource, settings: PairSettings, record: int, input_id
 
 
 def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
-    """The record that the row `index` of an epoch starts from: a permutation of range(count) per (seed, epoch)."""
+    """Returns the record that row `index` of an epoch starts from: a permutation of range(count) per (seed, epoch)."""
     from grain.experimental import index_shuffle
 
     key = _mix(_mix(seed & _MASK64) ^ epoch) & 0xFFFFFFFF
@@ -139,10 +141,10 @@ def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
 
 
 def _window(source: ChunkSource, chunk: Chunk, target: int | None, draws: "_Draws") -> list[int]:
-    """Token offsets of sentence ends, starting with the offset of the first: the sentences that a row uses.
+    """Returns the token offsets of the sentences that a row uses: where the first begins, and where each one ends.
 
-    All of the chunk without a target. Else sentences until it is reached, from a start drawn among those
-    with enough text after them: starting always with the first would starve the others.
+    Without a target these are all of the chunk. With one, sentences are taken until it is reached, from a start drawn
+    among those with enough text after them: starting always with the first would starve the others.
     """
     ends = [0, *_ends(source, chunk)]
     if target is None:
@@ -162,10 +164,11 @@ def _next_sentence(
     target: int,
     draws: "_Draws",
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """A, B and 0 if B is the rest, 1 if it comes from another document."""
+    """Returns A, B, and the label: 0 if B is the rest of the sentences, 1 if it comes from another document."""
     tokens, count = chunk["tokens"], len(sentences) - 1
     a_end = draws.between(1, count - 1) if count > 1 else 1
     a = tokens[sentences[0] : sentences[a_end]]
+    # A single sentence has no rest, so its B is always random, as in the original.
     if count == 1 or draws.uniform() < settings.random_next_rate:
         b, label = _random_part(source, record, chunk, target - len(a), draws), 1
     else:
@@ -183,7 +186,8 @@ def _sentence_order(
     target: int,
     draws: "_Draws",
 ) -> tuple[np.ndarray, np.ndarray | None, int | None]:
-    """Two neighbouring parts and 0 if in order, 1 if swapped; a lone sentence is cut between two tokens."""
+    """Returns two neighbouring parts and the label: 0 in order, 1 swapped. A lone sentence is cut between two
+    tokens."""
     tokens, count = chunk["tokens"], len(sentences) - 1
     if count > 1:
         cut = sentences[draws.between(1, count - 1)]
@@ -191,12 +195,13 @@ def _sentence_order(
         cut = sentences[0] + draws.between(1, sentences[1] - sentences[0] - 1)
     else:
         return tokens[sentences[0] : sentences[1]], None, None
+    # Truncated before swapping: which part loses the odd token must not tell whether they were swapped.
     a, b = _truncate(tokens[sentences[0] : cut], tokens[cut : sentences[-1]], settings.sequence_length - 3, draws)
     return (b, a, 1) if draws.uniform() < 0.5 else (a, b, 0)
 
 
 def _random_part(source: ChunkSource, record: int, chunk: Chunk, length: int, draws: "_Draws") -> np.ndarray:
-    """Whole sentences of another document, at least `length` tokens unless that document ends before.
+    """Returns whole sentences of another document, at least `length` tokens unless that document ends before.
 
     The chunks of a document are neighbours, so this one occupies `num_chunks` records from
     `record - chunk_index`: skipping that range draws another document without trying.
@@ -216,6 +221,7 @@ def _random_part(source: ChunkSource, record: int, chunk: Chunk, length: int, dr
     last = min(max(bisect_left(ends, offset + length), start), len(ends) - 1)
     part = other["tokens"][offset : ends[last]]
     missing = length - len(part)
+    # One following chunk suffices: all but the last of a document have as many tokens as a pair can.
     if missing <= 0 or other["chunk_index"] + 1 == other["num_chunks"]:
         return part
     if drawn + 1 >= len(source):
@@ -251,7 +257,7 @@ def _truncate(a: np.ndarray, b: np.ndarray, limit: int, draws: "_Draws") -> tupl
 
 
 def _trim(tokens: np.ndarray, length: int, draws: "_Draws") -> np.ndarray:
-    """Loses tokens at the front or the back, each with equal chance, until at most `length` are left."""
+    """Returns `length` tokens at most, after dropping tokens from the front or the back with equal chance each."""
     excess = len(tokens) - length
     if excess <= 0:
         return tokens
@@ -260,7 +266,7 @@ def _trim(tokens: np.ndarray, length: int, draws: "_Draws") -> np.ndarray:
 
 
 def _mix(state: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014) on an unsigned 64-bit integer."""
+    """Returns the finaliser of SplitMix64 (Steele, Lea, Flood 2014) on an unsigned 64-bit integer."""
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
     return state ^ (state >> 31)
@@ -275,24 +281,24 @@ class _Draws:
             self._state = _mix((self._state + part + 0x9E3779B97F4A7C15) & _MASK64)
 
     def bits(self) -> int:
-        """64 random bits."""
+        """Returns 64 random bits."""
         self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK64
         return _mix(self._state)
 
     def below(self, count: int) -> int:
-        """Uniform on [0, count); the bias is under count / 2^64."""
+        """Returns an integer, uniform on [0, count); the bias is under count / 2^64."""
         return (self.bits() * count) >> 64
 
     def between(self, low: int, high: int) -> int:
-        """Uniform on [low, high], both included."""
+        """Returns an integer, uniform on [low, high], both included."""
         return low + self.below(high - low + 1)
 
     def uniform(self) -> float:
-        """Uniform on [0, 1)."""
+        """Returns a number, uniform on [0, 1)."""
         return (self.bits() >> 11) * 2.0**-53
 
     def heads(self, tosses: int) -> int:
-        """How many of so many coins show heads."""
+        """Returns how many of `tosses` fair coins show heads, 64 coins per draw."""
         heads = 0
         for done in range(0, tosses, 64):
             heads += (self.bits() >> max(0, 64 - (tosses - done))).bit_count()

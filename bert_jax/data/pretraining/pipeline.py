@@ -1,4 +1,4 @@
-"""PreparedCorpus shards → batches, by Grain: the same rows whatever the number of processes, threads or restarts.
+"""Prepared shards → batches, by Grain: the same rows whatever the number of processes, threads or restarts.
 
 Training reads an endless sequence of rows, epoch after epoch; step s takes rows [s·B, (s+1)·B) and process p
 its contiguous share of them, so the state of the iterator is the number of the next step.
@@ -53,10 +53,10 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example of a split once (a random config.eval.max_examples of them, if fewer), always the same rows.
+    """Yields every example of a split once (a random config.eval.max_examples of them, if fewer), always the same rows.
 
-    Each pair has a row of its own, packed training or not: the figures of both are of the same pairs. The last batch
-    is filled up with rows of zeros; every process yields the same number of batches.
+    Each pair has a row of its own, whether training is packed or not, so that the metrics of both are comparable. The
+    last batch is filled up with rows of zeros; every process yields the same number of batches.
     """
     rows = _rows(prepared, config, split, config.eval.seed)
     share = Share(config.eval.batch_size, process_index, process_count, "eval.batch_size")
@@ -70,17 +70,17 @@ def eval_batches(
 
 
 def num_train_examples(prepared: PreparedCorpus) -> int:
-    """Pairs of one epoch."""
+    """Returns the number of pairs of one epoch."""
     return prepared.num_records("train")
 
 
 def pairs_per_row(prepared: PreparedCorpus, config: ConfigDict) -> float:
-    """Of training: 1, or with data.packing about how many share a row."""
+    """Returns how many pairs share a row of training: 1, or with data.packing about the number that fit."""
     return _packed_rows(prepared, config).pairs_together / ROWS_TOGETHER if config.data.packing else 1.0
 
 
 def num_eval_examples(prepared: PreparedCorpus, config: ConfigDict, *, split: str = "validation") -> int:
-    """Rows that `eval_batches` yields, those of zeros not counted."""
+    """Returns how many rows `eval_batches` yields, those of zeros not counted."""
     available = prepared.num_records(split)
     return min(config.eval.max_examples or available, available)
 
@@ -91,12 +91,12 @@ class _Rows(Protocol):
     def __call__(self, position: int) -> Batch: ...
 
     def first_pair(self, position: int) -> int:
-        """Where in the endless sequence of pairs the row at `position` starts to be made."""
+        """Returns the number of the first pair that the row at `position` is made from."""
         ...
 
 
 class _Pairs:
-    """Row at a position of the endless sequence, made from chunks."""
+    """The endless sequence of rows that are made from chunks, one pair each."""
 
     def __init__(self, source: Records, settings: PairSettings, seed: int):
         self.source, self._settings, self._seed = source, settings, seed
@@ -109,7 +109,7 @@ class _Pairs:
 
 
 class _StaticInstances:
-    """The same for finished instances: only their order changes from epoch to epoch."""
+    """The endless sequence of finished instances: only their order changes from epoch to epoch."""
 
     def __init__(self, source: Records, sequence_length: int, max_predictions: int, vocab_size: int, seed: int):
         self.source, self._seed, self._vocab_size = source, seed, vocab_size
@@ -155,7 +155,8 @@ class _StaticInstances:
 
 
 class _Batches:
-    """Batch number → arrays; rows from `stop` on are zeros. Can be pickled for Grain's workers."""
+    """A function from the number of a batch to its arrays; rows from `stop` on are zeros. Can be pickled for Grain's
+    workers."""
 
     def __init__(self, rows: _Rows, share: Share, stop: int | None):
         self._rows, self._share, self._stop = rows, share, stop

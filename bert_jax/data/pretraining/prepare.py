@@ -88,7 +88,7 @@ def _original_rules(folder: Path) -> Tokenizer:
 
 
 def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything the records depend on. A vocabulary still to be trained is known by what it is trained with."""
+    """Returns everything the records depend on. A vocabulary still to be trained is known by its training options."""
     names = ["corpus", "text_field", "sequence_length", "masking", "validation_share", "test_share"]
     if tokenizer is None:
         names += ["tokenizer", "vocab_size", "vocab_sample_megabytes", "lowercase", "strip_accents", "split_cjk"]
@@ -101,7 +101,7 @@ def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer 
 
 
 def _checked(prepared: PreparedCorpus, data: ConfigDict) -> PreparedCorpus:
-    """Raises UserError for a dataset that this config cannot train on."""
+    """Returns the dataset. Raises UserError if this config cannot train on it."""
     documents = prepared.manifest["splits"]["train"]["documents"]
     if prepared.num_records("train") == 0:
         raise UserError(f"corpus {data.corpus} {data.files!r} has no text to train on: check data.files")
@@ -122,7 +122,7 @@ def _build(
     settings: dict[str, Any],
     progress: bool,
 ) -> None:
-    """Fills the folder: shards, TFDS metadata, report, and the manifest last."""
+    """Writes the shards, the metadata for TFDS, the report, and the manifest last."""
     started = time.monotonic()
     split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
     bar = tqdm(total=corpus.num_bytes, unit="B", unit_scale=True, desc="preparing", disable=not progress)
@@ -155,7 +155,7 @@ def _build(
 def _write_chunks(
     directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
 ) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
-    """Shards of chunks, made by the workers."""
+    """Writes shards of chunks, which the workers make."""
     dtype = record_fields(data.masking, tokenizer.vocab_size)["tokens"]
     assert dtype is not None
     work = BlockWork(tokenizer, data.sequence_length, dtype)
@@ -174,14 +174,15 @@ def _write_chunks(
 
 
 def _shard_bytes(corpus: Corpus) -> int:
-    """About 1/64 of the records, which take half of the text's bytes; 128 KB to 8 MB, or 2 if the size is not known."""
+    """Returns the size of a shard: 1/64 of the records, which take half of the text's bytes; 128 KB to 8 MB, or 2 MB if
+    the size of the text is not known."""
     return 1 << 21 if corpus.num_bytes is None else min(max(corpus.num_bytes // 128, 1 << 17), 1 << 23)
 
 
 def _write_static(
     directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
 ) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
-    """The original script's instances, each split on its own: with both shares 0, exactly its output for this seed."""
+    """Writes the original script's instances of each split: with both shares 0, exactly its output for this seed."""
     if data.pairing != "nsp" or data.mask_unit == "span":
         raise UserError(
             f"data.masking=static is the original script, which has no pairing={data.pairing} with "
@@ -227,7 +228,7 @@ def _encode_instance(instance: Instance, tokenizer: Tokenizer, fields: dict[str,
 
 
 def _name_shards(directory: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives the shards the names TFDS expects, now that their number is known, and makes them durable."""
+    """Gives the shards the names that TFDS expects, now that their number is known."""
     named = []
     for split in SPLITS:
         files = [shard for shard in shards if shard["split"] == split]
@@ -264,7 +265,8 @@ def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards:
 
 @contextlib.contextmanager
 def _temporary_sibling(directory: Path) -> Iterator[Path]:
-    """A locked folder beside `directory`, removed at the end; those whose process was killed are removed first."""
+    """Gives a locked folder beside `directory`, removed at the end; those whose process was killed are removed
+    first."""
     prefix = f".{directory.name}.partial-"
     temporary = None
     try:

@@ -1,4 +1,4 @@
-"""The records of a prepared dataset: their TFDS features, the bytes they are stored as, what writes and reads them.
+"""The records of a prepared dataset: their TFDS features, their bytes, their writer and their reader.
 
 A dynamic record is a chunk (consecutive whole sentences of one document); a static one is a finished
 instance of the original script. Both are `tf.train.Example`s in ArrayRecord, as TFDS writes them, so
@@ -33,7 +33,7 @@ _OTHER_FILES = 256  # handles that the rest of the process may need
 
 
 def record_fields(masking: str, vocab_size: int) -> dict[str, np.dtype | None]:
-    """Field name → dtype of its one-dimensional array, or None for a single integer."""
+    """Returns the fields of a record: name → dtype of a one-dimensional array, or None for a single integer."""
     token = np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
     length = np.dtype("<u2")
     if masking == "static":
@@ -48,7 +48,7 @@ def record_fields(masking: str, vocab_size: int) -> dict[str, np.dtype | None]:
 
 
 def tfds_features(fields: Mapping[str, np.dtype | None]) -> Any:
-    """The same fields as a `tfds.features.FeaturesDict`."""
+    """Returns the same fields as a `tfds.features.FeaturesDict`."""
     import tensorflow_datasets as tfds
 
     def feature(dtype: np.dtype | None) -> Any:
@@ -60,7 +60,7 @@ def tfds_features(fields: Mapping[str, np.dtype | None]) -> Any:
 
 
 def encode_record(record: Mapping[str, int | np.ndarray]) -> bytes:
-    """A serialized `tf.train.Example`; equal records give equal bytes: the protobuf library's deterministic ones.
+    """Returns a serialized `tf.train.Example`: the bytes of the protobuf library's deterministic serialization.
 
     Written by hand, since the library takes longer and its import 45 MB of every worker: a map entry for each name, in
     order, of key (field 1) and feature (2), which is a bytes_list (1) or an int64_list (3) of one value.
@@ -95,7 +95,7 @@ def _sized(content: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """`value` ≥ 0 in groups of seven bits, the lowest first; all but the last have the eighth bit set."""
+    """Returns `value` ≥ 0 in groups of seven bits, the lowest first; all but the last have the eighth bit set."""
     groups = bytearray()
     while value > 127:
         groups.append(value & 127 | 128)
@@ -110,7 +110,7 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 class ShardWriter:
-    """Records to files of about `limit` bytes, named by split and order until their number is known."""
+    """A writer of shards of about `limit` bytes, which are named by split and order until their number is known."""
 
     def __init__(self, directory: Path, limit: int):
         self.shards: list[dict[str, Any]] = []  # "split", "file", "records"
@@ -219,7 +219,8 @@ class Records:
 
 
 def _file_handles(wanted: int) -> int:
-    """`wanted` if the process may open so many files, its limit raised if need be; else as many as it may."""
+    """Returns `wanted`, after raising the limit of open files if need be, or fewer if the process may not have so
+    many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < wanted + _OTHER_FILES:

@@ -1,4 +1,4 @@
-"""What a prepared corpus looks like: counts, histograms, and warnings when something looks wrong.
+"""Statistics of a prepared corpus: counts, histograms, and warnings when something looks wrong.
 
 Memory is bounded: lengths go into power-of-two bins, and repeated lines are counted on a sample of the
 sentences chosen by their hash (every sentence with a hash of the sample is counted, so its repetitions are
@@ -60,7 +60,7 @@ class Statistics:
         self._shrink()
 
     def repeated_share(self) -> float:
-        """Share of the sentences that occurred before."""
+        """Returns the share of the sentences that occurred before."""
         sampled = sum(self._lines.values())
         return 1 - len(self._lines) / sampled if sampled else 0.0
 
@@ -71,7 +71,7 @@ class Statistics:
 
 
 def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:
-    """The report as JSON: counts a split, shares and histograms over all, warnings as sentences."""
+    """Returns the report as JSON: counts per split, shares and histograms over all splits, warnings as sentences."""
     total = Statistics()
     for statistics in splits.values():
         total.merge(statistics)
@@ -88,7 +88,7 @@ def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """The report for people: a table of counts, bars, warnings."""
+    """Returns the report as text: a table of counts, bars, warnings."""
     columns = ("documents", "sentences", "tokens", "chunks")
     lines = [f"{'split':<12}" + "".join(f"{column:>14}" for column in columns)]
     for name, counts in report["splits"].items():
@@ -104,7 +104,7 @@ def report_text(report: dict[str, Any]) -> str:
 
 
 def _histogram(bins: Counter[int]) -> dict[str, int]:
-    """Bit length → count becomes "low-high" → count; without the empty bin of static preparation."""
+    """Returns the counts by ranges "low-high" instead of bit lengths, without the empty bin of static preparation."""
     names = {bits: f"{1 << bits - 1}-{(1 << bits) - 1}" if bits > 1 else "1" for bits in bins if bits}
     return {names[bits]: bins[bits] for bits in sorted(names)}
 

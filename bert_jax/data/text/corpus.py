@@ -84,15 +84,15 @@ def open_corpus(data: ConfigDict) -> Corpus:
 
 
 def split_sentences(document: Document) -> list[str]:
-    """Non-empty sentences in order; see `sentences.split_text` for where one ends."""
+    """Returns the non-empty sentences in order; see `sentences.split_text` for where one ends."""
     if document.one_sentence_per_line:
         return [line for line in map(str.strip, document.text.split("\n")) if line]
     return split_text(document.text)
 
 
 def _read_text(path: Path) -> Iterator[Document]:
-    """A file that begins with <doc is a WikiExtractor dump; else see `_layout`. A document ends where the layout says
-    so, or after a million characters."""
+    """Yields the documents of a text file. One that begins with <doc is a WikiExtractor dump; else see `_layout`. A
+    document ends where the layout says so, or after a million characters."""
     head = _head(path)
     if head.lstrip().startswith("<doc "):
         yield from _read_wikiextractor(path)
@@ -129,7 +129,7 @@ def _head(path: Path) -> str:
 
 
 def _layout(head: str) -> _Layout:
-    """How the lines of a plain text file are meant, from its first 256 K characters:
+    """Returns how the lines of a plain text file are meant, from its first 256 K characters:
 
     1. 60 % of the lines end a sentence and few go on in lower case from the line before: a line is a whole. It is a
        sentence if lines hold at most 1.5 sentences on average, else a paragraph.

@@ -1,4 +1,4 @@
-"""Where a sentence ends: one regular expression to find candidates, a few table look-ups to reject them."""
+"""Sentence boundaries: one regular expression finds candidates, a few table look-ups reject some of them."""
 
 import re
 
@@ -26,9 +26,9 @@ _CJK = re.compile(f"{_LATIN_END}|{_CJK_END}")
 
 
 def split_text(text: str) -> list[str]:
-    """Sentences of a text whose paragraphs are lines: no sentence crosses a line, none is empty, none has white space
-    at its ends. A full stop after a title, an initial, an abbreviation or before a lower-case letter ends nothing;
-    。！？… end a sentence without a space, and closing quotes and brackets stay with it."""
+    """Returns the sentences of a text whose paragraphs are lines: no sentence crosses a line, none is empty, none has
+    white space at its ends. A full stop after a title, an initial, an abbreviation or before a lower-case letter ends
+    nothing; 。！？… end a sentence without a space, and closing quotes and brackets stay with it."""
     cjk = "。" in text or "！" in text or "？" in text
     sentences = []
     start = 0

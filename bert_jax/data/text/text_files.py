@@ -35,7 +35,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def find_files(files: str, option: str = "data.files") -> list[Path]:
-    """`files` is a path or comma-separated paths and globs; the result is sorted, each file once.
+    """Returns the files that a path, or comma-separated paths and globs, names: sorted, each file once.
 
     `option` is what messages call the place where the user wrote it.
     """
@@ -58,7 +58,7 @@ def find_files(files: str, option: str = "data.files") -> list[Path]:
 
 
 def fingerprint_of(paths: list[Path], options: list[str]) -> str:
-    """Reads every byte (0.3 s for 200 MB): modification times lie after a copy or a checkout."""
+    """Returns a hash of every byte (0.3 s for 200 MB): modification times change with a copy or a checkout."""
 
     def blocks() -> Iterator[bytes]:
         for path in paths:
@@ -86,7 +86,7 @@ def digest_of(options: list[str], blocks: Iterable[bytes]) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines without their ends, decoded a block of whole lines at a time."""
+    """Yields lines without their ends, decoded one block of whole lines at a time."""
     position, lines, size, carry = 0, 0, 0, []
     for block in read_blocks(path):
         cut = block.rfind(b"\n") + 1
@@ -131,7 +131,7 @@ def read_bytes(path: Path, remedy: str = "correct the path") -> bytes:
 
 
 def parse_json(path: Path, number: int, line: str) -> Any:
-    """The value on line `number`, as `json_value`."""
+    """Returns the value on line `number`, as `json_value` does. Raises UserError if there is none."""
     try:
         return json_value(line)
     except (ValueError, RecursionError) as error:
@@ -139,7 +139,7 @@ def parse_json(path: Path, number: int, line: str) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """Halves of surrogate pairs, which escapes can write, are no characters: they become U+FFFD.
+    """Returns the value of a JSON text. Halves of surrogate pairs, which escapes can write, become U+FFFD.
 
     Raises ValueError for what is no JSON, and for numbers of over 4,300 digits; RecursionError for deep nesting.
     """
@@ -151,7 +151,7 @@ def json_value(text: str) -> Any:
 
 
 def _open_zst(path: Path) -> Iterator[bytes]:
-    """Frame by frame: the library's stream reader takes a cut file for a finished one."""
+    """Yields the content frame by frame: the library's stream reader takes a cut file for a finished one."""
     with path.open("rb") as stream:
         frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
         while block := stream.read(_ZST_BLOCK):
@@ -179,7 +179,7 @@ OPENERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """What is in a file, decompressed by its suffix."""
+    """Yields the content of a file, decompressed by its suffix."""
     opener = OPENERS.get(path.suffix)
     try:
         yield from opener(path) if opener else _blocks_of(path.open("rb"))

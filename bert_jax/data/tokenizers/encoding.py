@@ -1,4 +1,4 @@
-"""What every tokenizer is and gives: the interface, and rows with special tokens, offsets and truncation."""
+"""The interface of every tokenizer, and its rows with special tokens, offsets and truncation."""
 
 import hashlib
 import json
@@ -68,17 +68,17 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids only, no special tokens added, never truncated."""
+        """Returns the ids of each text, without special tokens, never truncated."""
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, " T"], Int64[np.ndarray, " N"]]:
-        """The same ids in one array, and the number of each text: the fast path for corpora."""
+        """Returns the same ids in one array, and how many each text has: the fast path for corpora."""
         rows = self.encode_words(texts)
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, without [PAD], [CLS] and [SEP]."""
+        """Returns the text of the ids, without [PAD], [CLS] and [SEP]."""
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
@@ -126,7 +126,7 @@ class Tokenizer(ABC):
         return self._tokens[token_id]
 
     def id(self, token: str) -> int:
-        """Raises KeyError for a token that is not in the vocabulary."""
+        """Returns the id of a token. Raises KeyError if it is not in the vocabulary."""
         return self._ids[token]
 
     def truncated(self, length_a: int, length_b: int, room: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ Word = tuple[str, list[int]]  # normalised characters, and the index in the sour
 
 
 class OriginalWordPiece:
-    """`pieces(text)` gives ids and (start, end) character offsets; the switches are those of data.* in the config."""
+    """The original's tokenizer; its switches are those of data.* in the config."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class OriginalWordPiece:
         return ids, offsets
 
     def words(self, text: str) -> Iterator[Word]:
-        """Normalised and split at punctuation, before any vocabulary is looked at."""
+        """Yields the words, normalised and split at punctuation, before any vocabulary is looked at."""
         for word in self._words(text):
             yield from _split_punctuation(self._normalise(word))
 
@@ -77,8 +77,10 @@ class OriginalWordPiece:
             yield "".join(chars), positions
 
     def _normalise(self, word: Word) -> Word:
-        """Positions are carried character by character, the text is normalised whole: only so do the final sigma and
-        the order of combining marks come out as in the original. Both have the same length."""
+        """Returns the normalised word with the position of each of its characters.
+
+        Positions are carried character by character, but the text is normalised as a whole: otherwise the final sigma
+        and the order of combining marks would differ from the original. Both have the same length."""
         text, positions = word
         if self.lowercase:
             positions = [p for char, p in zip(text, positions, strict=True) for _ in char.lower()]
@@ -89,7 +91,8 @@ class OriginalWordPiece:
         return text, positions
 
     def _greedy(self, chars: str) -> list[tuple[int, int, int]]:
-        """Longest match first; the whole word is [UNK] if a part of it is in no piece or it is too long."""
+        """Returns (id, start, end) of the pieces, the longest match first; a word that is too long or has a part that
+        no piece matches is [UNK] as a whole."""
         unknown = [(self.unk_id, 0, len(chars))]
         if len(chars) > MAX_WORD_LENGTH:
             return unknown

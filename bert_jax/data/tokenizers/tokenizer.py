@@ -52,7 +52,7 @@ _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes of Transf
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Unigram or BPE; a piece that begins a word starts with ▁."""
+    """A unigram or BPE model, in which a piece that begins a word starts with ▁."""
 
     def __init__(self, model: bytes, origin: str):
         self._model = model
@@ -88,7 +88,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path, data: ConfigDict | None = None) -> Tokenizer:
-    """From a file (vocab.txt, tokenizer.json, *.model) or a folder (written by `save`, or a Hugging Face one).
+    """Loads a file (vocab.txt, tokenizer.json, *.model) or a folder (written by `save`, or by Hugging Face).
 
     Where lower-casing, accents and CJK splitting come from: 1. the folder's tokenizer_config.json (as in Transformers),
     2. tokenizer.json, 3. `data`, 4. uncased. Tokens added to the vocabulary are found wherever Transformers puts them.
@@ -142,7 +142,7 @@ def tokenizer_from_config(data: ConfigDict, corpus: Corpus) -> Tokenizer:
 
 
 def _sample(corpus: Corpus, limit: int) -> list[str]:
-    """Every k-th document; k doubles, and every other one kept so far goes, whenever the limit (bytes) is passed."""
+    """Returns every k-th document. Whenever their bytes pass the limit, k doubles and every other one is dropped."""
     kept: list[str] = []
     size, every = 0, 1
     for index, document in enumerate(corpus.documents()):
@@ -235,7 +235,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: dict[str, 
 
 
 def _without_spaces(text: str, begin: int, end: int) -> Span:
-    """SentencePiece counts the space before a word to its first piece."""
+    """Returns the span without the space before a word, which SentencePiece counts to its first piece."""
     while begin < end and text[begin].isspace():
         begin += 1
     return begin, end

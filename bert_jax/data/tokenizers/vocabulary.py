@@ -40,7 +40,8 @@ def train_wordpiece(
     *,
     progress: bool = False,
 ) -> list[str]:
-    """Tokens in id order, special tokens first; fewer than `vocab_size` if the text has no more pairs seen twice."""
+    """Returns the tokens in id order, special tokens first; fewer than `vocab_size` if the text has no more pairs seen
+    twice."""
     words = _count_words(texts, normalizer)
     if not words:
         raise UserError("no text to learn a vocabulary from: check data.files")
@@ -68,7 +69,7 @@ def train_wordpiece(
 def train_sentencepiece(
     texts: Iterator[str], vocab_size: int, kind: str, special_tokens: list[str], *, lowercase: bool
 ) -> bytes:
-    """A serialized model of `kind` unigram | bpe. [MASK] can be typed in text; the other special tokens cannot.
+    """Returns a serialized model of `kind` unigram | bpe. [MASK] can be typed in text; the other special tokens cannot.
 
     Raises UserError if the text has too little variety, with the size that is possible (BPE shrinks by itself).
     """
@@ -108,7 +109,8 @@ def train_sentencepiece(
 
 
 def read_vocab_file(path: Path) -> list[str]:
-    """Lines are tokens in id order. Raises UserError for a token that occurs twice, or a file that is not text."""
+    """Returns the lines, which are tokens in id order. Raises UserError for a token that occurs twice, or for no
+    text."""
     try:
         lines = read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -125,17 +127,17 @@ def read_vocab_file(path: Path) -> list[str]:
 
 
 def separate_cjk(text: str) -> str:
-    """A space on both sides of each common CJK character: a part of what the normalizer does anyway, at C speed."""
+    """Puts spaces around common CJK characters, which the normalizer would do anyway, at C speed."""
     return text if text.isascii() else " ".join(_CJK.split(text))
 
 
 def may_hold_cjk(encoded: bytes) -> bool:
-    """Whether it is worth looking for common CJK characters; false for nearly all text in alphabets."""
+    """Returns False if there are no common CJK characters, as in nearly all text in alphabets."""
     return any(byte in encoded for byte in _CJK_LEADS)
 
 
 def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Counter[str]:
-    """Counts of the words that the encoder will see.
+    """Returns the counts of the words that the encoder will see.
 
     Bytes are split at spaces and ASCII punctuation first (C speed), and only the distinct words go through the exact
     normalizer. It treats words apart from each other, so all words with one count make one string.
@@ -165,7 +167,8 @@ def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -
 
 
 def _alphabet(words: Counter[str], room: int) -> tuple[set[str], set[str]]:
-    """Characters that may begin a word, and those that may continue one: the most frequent, up to the coverage."""
+    """Returns the characters that may begin a word and those that may continue one: the most frequent, up to the
+    coverage."""
     counts: Counter[str] = Counter()
     continuing: set[str] = set()
     for word, count in words.items():

@@ -25,7 +25,8 @@ _END_ID = -1
 
 
 class WordPieceTokenizer(Tokenizer):
-    """`original=True`: the rules of google-research/bert, with the switches of the backend's BertNormalizer."""
+    """A WordPiece vocabulary; with `original=True` by the rules of google-research/bert, with the backend's
+    switches."""
 
     def __init__(self, backend: tokenizers.Tokenizer, origin: str, original: bool = False):
         backend.no_truncation()
@@ -112,11 +113,11 @@ class WordPieceTokenizer(Tokenizer):
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
-        """A copy of the Rust tokenizer behind this one."""
+        """Returns a copy of the Rust tokenizer behind this one."""
         return tokenizers.Tokenizer.from_str(self._backend.to_str())
 
     def split_words(self, texts: Sequence[str]) -> list[list[str]]:
-        """The words that the rules make of each text, normalised, before any vocabulary is looked at."""
+        """Returns the normalised words of each text, before any vocabulary is looked at."""
         if self._rules is not None:
             return [[word for word, _ in self._rules.words(text)] for text in texts]
         clean, split = self._backend.normalizer, self._backend.pre_tokenizer
@@ -133,7 +134,7 @@ class WordPieceTokenizer(Tokenizer):
         return [(e.ids, e.offsets) for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def _words(self, texts: Sequence[str]) -> list[bytes]:
-        """The words of all texts, `_END` after each text."""
+        """Returns the words of all texts, with `_END` after each text."""
         joined = b" \xff ".join([*map(str.encode, texts), b""])
         if self._split_cjk and may_hold_cjk(joined):
             texts = [separate_cjk(text) for text in texts]
@@ -168,7 +169,7 @@ class WordPieceTokenizer(Tokenizer):
         return _as_bytes(self._backend.encode(word, add_special_tokens=False).ids)
 
     def _longest_first(self, word: str) -> bytes:
-        """The rule of WordPiece, for words that no other rule touches: twice as fast as a call into Rust."""
+        """Applies WordPiece's rule to words that no other rule touches: twice as fast as a call into Rust."""
         vocab, found = self._first, b""
         while word:
             end = len(word)
@@ -264,7 +265,7 @@ def bert_normalizer(lowercase: bool, strip_accents: bool | None, split_cjk: bool
 
 
 def _splits_at_spaces(backend: tokenizers.Tokenizer) -> bool:
-    """Whether encoding a text is encoding its words: see `encode_words`."""
+    """Returns True if encoding a text is encoding its words one by one: see `encode_flat`."""
     plain = all(
         not (token.lstrip or token.rstrip or token.single_word or token.normalized or re.search(r"\s", token.content))
         and token.content.startswith(
