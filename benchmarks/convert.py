@@ -80,7 +80,7 @@ def _make_checkpoint(folder: Path) -> None:
     parameters = {
         name: rng.standard_normal(shape, np.float32)
         for name, shape in parameter_shapes(config, num_labels=2).items()
-        if not name.startswith(("classifier/", "span/"))
+        if not name.startswith(("heads/classifier/", "heads/span/"))
     }
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = make_wordpiece([*special, *(f"w{i}" for i in range(30_522 - 5))], "random", True, None, True)

@@ -115,7 +115,7 @@ def write_model(model: str, checkpoint: str, scratch: Path) -> tuple[Path, Path]
     parameters = flatten(jax.jit(lambda: task.init(nnx.Rngs(params=0)))())
     if model == "minilm":
         parameters |= {name: value for name, value in source.parameters.items() if name in parameters}
-    parameters["classifier/kernel"] *= 20  # so that texts differ in their probabilities
+    parameters["heads/classifier/kernel"] *= 20  # so that texts differ in their probabilities
     ours, theirs = scratch / "ours", scratch / "theirs"
     run = {"step": 0, "config": config.to_dict(), "task": task.description()}
     write_checkpoint(ours, parameters, run, source.tokenizer)

@@ -17,13 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from flax import nnx
 from timing import Times, in_turns, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import BertConfig, bert_config
-from bert_jax.models.heads import BertForPretraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.sharding import make_mesh
@@ -118,9 +116,6 @@ class GivenBatches(Pretraining):
 
     def __init__(self, config: BertConfig):
         self.bert_config = config
-
-    def init(self, rngs: nnx.Rngs) -> BertForPretraining:
-        return BertForPretraining(self.bert_config, rngs=rngs)
 
 
 def our_step(size: str, batch: dict[str, np.ndarray]) -> Step:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.models.heads import Classifier
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.finetuning import Outputs
 from bert_jax.tasks.task import Batch, Sums
@@ -23,8 +23,8 @@ from experiments import finetune
 class Ordinal(Classification):
     """Labels count up in their sorted order; number k means that the first k questions are answered by yes."""
 
-    def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
-        return BertForSequenceClassification(self.bert_config, len(self.labels) - 1, rngs=rngs)
+    def classifier(self, rngs: nnx.Rngs) -> Classifier:
+        return Classifier(self.bert_config, len(self.labels) - 1, rngs=rngs)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         logits = outputs["logits"]

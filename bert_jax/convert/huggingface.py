@@ -21,6 +21,7 @@ from bert_jax.convert.names import (
     TRUNK,
     Name,
     huggingface_names,
+    part_of,
 )
 from bert_jax.convert.sentence_encoder import left_out_of
 from bert_jax.convert.tensor_files import open_tensors
@@ -77,7 +78,7 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     names = [name for name in huggingface_names() if name.part in _parts_read(architecture)]
     parameters, report = from_tensors(tensors, names, config, num_labels=num_labels, origin=str(folder), allow=allow)
     head = {"classification": "classifier", "tagging": "classifier", "multiple_choice": "classifier", "span_qa": "span"}
-    if task in head and f"{head[task]}/kernel" not in parameters:
+    if task in head and f"heads/{head[task]}/kernel" not in parameters:
         raise UserError(f"{folder} is a {architecture} without a head; read it with --architecture=BertModel")
     report.copies, report.notes = copies, notes
     dropout = settings.get("classifier_dropout")
@@ -121,7 +122,7 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
 
 def default_architecture(model: Loaded) -> str:
     """The first architecture of the task for which everything is there."""
-    present = {name.partition("/")[0] for name in model.parameters}
+    present = {part_of(name) for name in model.parameters}
     fitting = [
         name for name, (task, parts) in ARCHITECTURES.items() if task == model.task and present.issuperset(parts)
     ]

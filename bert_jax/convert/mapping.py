@@ -10,12 +10,15 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import UserError
-from bert_jax.convert.names import TRUNK, Name
+from bert_jax.convert.names import TRUNK, Name, part_of
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig
-from bert_jax.models.heads import BertForPretraining
+from bert_jax.models.heads import LinearHead, MaskedLMHead
+from bert_jax.training.parameters import flatten
 
 Arrays = dict[str, np.ndarray]
+_MODULE = re.compile(r"(?:heads/)?[^./]*[./]?")  # the beginning of a name, theirs or ours
 Tensors = Mapping[str, Callable[[], np.ndarray]]  # their name → reads the tensor
 
 
@@ -115,7 +118,7 @@ def to_tensors(
         report.loaded[name.ours] = name.theirs
         report.reshaped += [name.ours] if name.transposed or name.stacked else []
     report.left_out = list(left)
-    foreign = [name for name in left if name.partition("/")[0] in (*TRUNK, "window_query")]
+    foreign = [name for name in left if part_of(name) in (*TRUNK, "window_query")]
     unexplained = [name for name in foreign if not (allow and re.search(allow, name))]
     if unexplained:
         raise UserError(
@@ -126,16 +129,14 @@ def to_tensors(
 
 
 def parameter_shapes(config: BertConfig, num_labels: int) -> dict[str, tuple[int, ...]]:
-    """Of the trunk and of every head."""
-    model = nnx.eval_shape(lambda: BertForPretraining(config, rngs=nnx.Rngs(params=0)))
-    shapes = {"/".join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    size = config.hidden_size
-    heads = {"classifier": num_labels, "span": 2}
-    return shapes | {
-        f"{head}/{name}": shape
-        for head, count in heads.items()
-        for name, shape in (("kernel", (size, count)), ("bias", (count,)))
-    }
+    """Returns the shapes of the trunk and of every head."""
+
+    def build() -> Model:
+        rngs, sizes = nnx.Rngs(params=0), {"nsp": 2, "classifier": num_labels, "span": 2}
+        heads = {name: LinearHead(config, size, rngs=rngs) for name, size in sizes.items()}
+        return Model(Bert(config, rngs=rngs), {"mlm": MaskedLMHead(config, rngs=rngs)} | heads)
+
+    return {name: tuple(x.shape) for name, x in flatten(nnx.eval_shape(build)).items()}
 
 
 def to_host(parameters: Mapping[str, jax.Array]) -> Arrays:
@@ -167,7 +168,7 @@ def _read(sources: Tensors, name: Name, shape: tuple[int, ...], origin: str, rep
 
 def _check_parts(parameters: Arrays, names: list[Name], missing: list[str], origin: str) -> None:
     """The trunk must be whole; pooler and heads may be missing, but not by halves."""
-    present = {name.partition("/")[0] for name in parameters} | set(TRUNK)
+    present = {part_of(name) for name in parameters} | set(TRUNK)
     for name in names:
         if name.ours in missing and name.part in present:
             raise UserError(f"{origin} has no {name.theirs.format(0)}; the checkpoint is not whole")
@@ -175,7 +176,7 @@ def _check_parts(parameters: Arrays, names: list[Name], missing: list[str], orig
 
 def _allowing(names: list[str]) -> str:
     """A regular expression for the modules that the names belong to."""
-    return "|".join(sorted({re.escape(re.split(r"(?<=[./])", name)[0]) for name in names}))
+    return "|".join(sorted({re.escape(_MODULE.findall(name)[0]) for name in names}))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -64,12 +64,12 @@ MODULES: tuple[tuple[str, str, str, Suffixes], ...] = (
         NORM,
     ),
     ("pooler", "pooler.dense", "pooler/dense", LINEAR),
-    ("mlm/transform", "cls.predictions.transform.dense", "cls/predictions/transform/dense", LINEAR),
-    ("mlm/layer_norm", "cls.predictions.transform.LayerNorm", "cls/predictions/transform/LayerNorm", NORM),
-    ("mlm", "cls.predictions", "cls/predictions/", {"bias": (".bias", "output_bias")}),
-    ("nsp", "cls.seq_relationship", "cls/seq_relationship/", HEAD),
-    ("classifier", "classifier", "", HEAD),
-    ("span", "qa_outputs", "cls/squad/", HEAD),
+    ("heads/mlm/transform", "cls.predictions.transform.dense", "cls/predictions/transform/dense", LINEAR),
+    ("heads/mlm/layer_norm", "cls.predictions.transform.LayerNorm", "cls/predictions/transform/LayerNorm", NORM),
+    ("heads/mlm", "cls.predictions", "cls/predictions/", {"bias": (".bias", "output_bias")}),
+    ("heads/nsp", "cls.seq_relationship", "cls/seq_relationship/", HEAD),
+    ("heads/classifier", "classifier", "", HEAD),
+    ("heads/span", "qa_outputs", "cls/squad/", HEAD),
 )
 
 TRUNK = ("embeddings", "encoder")
@@ -106,10 +106,15 @@ class Name:
 
     @property
     def part(self) -> str:
-        return self.ours.partition("/")[0]
+        return part_of(self.ours)
 
     def layers(self, count: int) -> list[str]:
         return [self.theirs.format(layer) for layer in range(count)] if self.stacked else [self.theirs]
+
+
+def part_of(name: str) -> str:
+    """Returns the module that one of our parameters belongs to: `embeddings`, `encoder`, `pooler` or its head."""
+    return name.removeprefix("heads/").partition("/")[0]
 
 
 def huggingface_names() -> list[Name]:

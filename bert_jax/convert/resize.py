@@ -127,7 +127,7 @@ def _with_words(tokenizer: WordPieceTokenizer, numbers: dict[str, int], added: d
 def _with_rows(parameters: Arrays, pieces: list[list[int]], ids: list[int]) -> Arrays:
     """A row for each of `ids`: the mean of the rows of its pieces (as often as they occur in it)."""
     extended = dict(parameters)
-    for name in ("embeddings/word/embedding", "mlm/bias"):
+    for name in ("embeddings/word/embedding", "heads/mlm/bias"):
         if name not in parameters:
             continue
         old = parameters[name]

@@ -19,8 +19,9 @@ from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.inference.output import identity, results, whole_file
 from bert_jax.inference.predictor import in_place_of_good, windows
+from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.config import check_length
-from bert_jax.models.encoder import Bert, Encoded
+from bert_jax.models.encoder import Encoded
 from bert_jax.models.heads import pool_tokens
 
 POOLINGS = ("cls", "mean", "max")
@@ -135,21 +136,23 @@ class Embedder:
         tokens = [self.tokenizer.token(i) for i in text.ids[inside]]
         return TokenVectors(tokens, list(starts), list(ends), vectors[inside])
 
-    def _of_sentences(self, model: Bert, batch: dict[str, Array]) -> dict[str, Float[Array, "B D"]]:
+    def _of_sentences(self, model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B D"]]:
         hidden, sequence_ids = self._hidden(model, batch)
         vectors = hidden[:, 0] if self._pooling == "cls" else pool_tokens(hidden, sequence_ids, self._pooling)
         return {"vectors": self._normalized(vectors)}
 
-    def _of_tokens(self, model: Bert, batch: dict[str, Array]) -> dict[str, Float[Array, "B L D"]]:
+    def _of_tokens(self, model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B L D"]]:
         return {"vectors": self._normalized(self._hidden(model, batch)[0])}
 
-    def _hidden(self, model: Bert, batch: dict[str, Array]) -> tuple[Float[Array, "B L D"], Array]:
-        inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")]
-        encoded: Encoded = model.encode(*inputs, all_layers=True)
+    def _hidden(self, model: Model, batch: dict[str, Array]) -> tuple[Float[Array, "B L D"], Array]:
+        inputs = TrunkInputs.from_batch(batch)
+        encoded: Encoded = model.trunk.encode(inputs, all_layers=True)
         assert encoded.layers is not None
         outputs = [*encoded.layers[:-1], encoded.hidden]  # the last one as the heads see it, also of a pre-norm model
         chosen = [outputs[i].astype(jnp.float32) for i in self._layers]
-        return (jnp.concatenate(chosen, axis=-1) if self._concatenates else sum(chosen[1:], chosen[0])), inputs[-1]
+        return (
+            jnp.concatenate(chosen, axis=-1) if self._concatenates else sum(chosen[1:], chosen[0])
+        ), inputs.sequence_ids
 
     def _normalized(self, vectors: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         if not self._normalize:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened
 from bert_jax.inference.prepared import UnrolledEncoder
 from bert_jax.models.attention import attention_mask
+from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.encoder import unstack
 from bert_jax.models.layers import accumulator, dot
 
@@ -135,22 +136,23 @@ def problem(number: int, text: Any) -> InputError | None:
 
 
 def _outputs(
-    model: Any, batch: dict[str, Array], *, hidden: bool, attentions: bool
+    model: Model, batch: dict[str, Array], *, hidden: bool, attentions: bool
 ) -> dict[str, Float32[Array, "..."]]:
-    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-    inputs = [batch[name] for name in names]
-    config, encoder = model.config, model.encoder
-    encoded = model.encode(*inputs, all_layers=True)
+    inputs, trunk = TrunkInputs.from_batch(batch), model.trunk
+    config, encoder = trunk.config, cast(Any, trunk.encoder)
+    encoded = trunk.encode(inputs, all_layers=True)
     assert encoded.layers is not None
     # The last one as the heads see it, also in a pre-norm model. XLA computes the embeddings once.
-    states = [model.embeddings(*inputs[:3]), *encoded.layers[:-1], encoded.hidden]
-    outputs = {"pooled": model.pool(encoded.hidden)}
+    words = trunk.embeddings.word(batch["input_ids"])
+    embedded = trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids)
+    states = [embedded, *encoded.layers[:-1], encoded.hidden]
+    outputs = {"pooled": trunk.pool(encoded.hidden)}
     for i, state in enumerate(states):
         if hidden or i == len(states) - 1:
             outputs[f"hidden {i}"] = state.astype(jnp.float32)
     if attentions:
         layers = encoder.layers if isinstance(encoder, UnrolledEncoder) else unstack(encoder.layers, len(states) - 1)
-        mask = attention_mask(inputs[-1], config.causal)
+        mask = attention_mask(inputs.sequence_ids, config.causal)
         for i, layer in enumerate(layers):
             x = layer.attention_layer_norm(states[i], config.dtype) if config.norm == "pre" else states[i]
             outputs[f"attention {i}"] = _attention_weights(layer.attention, x, mask)

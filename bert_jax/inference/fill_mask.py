@@ -9,6 +9,8 @@ import numpy as np
 
 from bert_jax.config import UserError
 from bert_jax.inference.open import Opened, opened_of
+from bert_jax.models.attention import take_places
+from bert_jax.models.bert import TrunkInputs
 
 
 class FillMask:
@@ -17,7 +19,7 @@ class FillMask:
     def __init__(self, checkpoint: str | Path | Opened, which: str = "best"):
         opened = opened_of(checkpoint, which=which)
         self.tokenizer, self.config = opened.tokenizer, opened.bert_config
-        if not opened.has("mlm/"):
+        if not opened.has("heads/mlm/"):
             raise UserError(f"{opened.path} has no MLM head, which fills masks; it was made without one")
         # Neither the pooler nor the head of sentence pairs takes part: a saved BertForMaskedLM has none.
         self._logits = opened.at_work.program(_logits)
@@ -63,5 +65,6 @@ class FillMask:
 
 def _logits(model, input_ids, sequence_ids, positions):
     places = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
-    hidden = model.encode(input_ids, jnp.zeros_like(input_ids), places, sequence_ids).hidden
-    return model.mlm_logits(hidden, positions)
+    inputs = TrunkInputs(input_ids, jnp.zeros_like(input_ids), places, sequence_ids)
+    hidden = take_places(model.trunk.encode(inputs).hidden, positions)
+    return model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])

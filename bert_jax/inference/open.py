@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.prepared import Prepared
+from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig, bert_config
-from bert_jax.models.encoder import Bert
+from bert_jax.models.heads import MaskedLMHead
 from bert_jax.options import INFERENCE, SHAPE
 from bert_jax.tasks import TASKS, known_task
 from bert_jax.tasks.task import Task
@@ -32,8 +33,6 @@ from bert_jax.training.checkpoint import (
     read_checkpoint,
 )
 from bert_jax.training.parameters import Parameters, flatten, take_over, unflatten
-
-_NOT_THE_TRUNK = "(?!embeddings/|encoder/|pooler/)"
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,16 @@ class Opened:
     @cached_property
     def at_work(self) -> Prepared:
         """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
-        the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk."""
+        the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk and
+        the MLM head, which need no class."""
         name = self.config.get("task", "pretraining")
         is_known = name in TASKS or name == self.users_task
-        build = self.task.init if is_known else lambda rngs: Bert(self.bert_config, rngs=rngs)
-        return Prepared(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped=_NOT_THE_TRUNK)))
+        build = self.task.init if is_known else self._without_task
+        return Prepared(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped="heads/")))
+
+    def _without_task(self, rngs: nnx.Rngs) -> Model:
+        trunk = Bert(self.bert_config, rngs=rngs)
+        return Model(trunk, {"mlm": MaskedLMHead(self.bert_config, rngs=rngs)} if self.has("heads/mlm/") else {})
 
     def has(self, part: str) -> bool:
         """Returns whether the checkpoint has parameters whose names begin with `part`."""

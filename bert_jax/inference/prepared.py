@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from bert_jax.models.attention import SelfAttention, take_places
-from bert_jax.models.encoder import Bert, Encoded, Encoder, is_scanned, unstack
+from bert_jax.models.bert import Bert, Model
+from bert_jax.models.encoder import Encoded, Encoder, is_scanned, unstack
 from bert_jax.models.layers import Linear, accumulator, along_last, dot
 
 _ONES = 16  # columns: a side under 16 would take the whole product off the fast path
@@ -113,15 +114,15 @@ class UnrolledEncoder(nnx.Module):
 def _prepared(model: nnx.Module) -> nnx.Module:
     """Under `jit`, whose argument nobody else has: it is changed in place. A task of one's own may have another model,
     which stays as it is."""
-    if not isinstance(model, Bert):
+    if not isinstance(model, Model) or not isinstance(model.trunk, Bert):
         return model
-    config, layers = model.config, model.encoder.layers
+    config, layers = model.trunk.config, model.trunk.encoder.layers
     layers.attention = FusedSelfAttention(layers.attention)
     if config.dtype == "bfloat16":
         for linear in (layers.attention.projection, layers.attention.output, layers.intermediate, layers.output):
             _round(linear)
     if not is_scanned(config):
-        model.encoder = UnrolledEncoder(model.encoder)  # type: ignore[assignment]
+        model.trunk.encoder = UnrolledEncoder(model.trunk.encoder)  # type: ignore[assignment]
     return model
 
 

@@ -1,4 +1,4 @@
-"""BERT: embeddings, a stack of transformer layers, the pooler (Devlin et al. 2018; google-research/bert)."""
+"""Embeddings and the stack of transformer layers (Devlin et al. 2018; google-research/bert)."""
 
 from typing import Any, NamedTuple
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from bert_jax.models.attention import SelfAttention, attention_mask, take_places
+from bert_jax.models.attention import SelfAttention, take_places
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout, dropout_seeds
+from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
 
 
 class Encoded(NamedTuple):
@@ -19,46 +19,6 @@ class Encoded(NamedTuple):
 
     hidden: Float[Array, "B L D"] | Float[Array, "B P D"]
     layers: list[Float[Array, "B L D"]] | None
-
-
-class Bert(nnx.Module):
-    """The trunk; models with heads inherit from it, so that a trunk parameter has one name everywhere."""
-
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.embeddings = Embeddings(config, rngs=rngs)
-        self.encoder = Encoder(config, rngs=rngs)
-        self.pooler = Linear(config.hidden_size, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
-
-    def encode(
-        self,
-        input_ids: Int[Array, "B L"],
-        token_type_ids: Int[Array, "B L"],
-        position_ids: Int[Array, "B L"],
-        sequence_ids: Int[Array, "B L"],
-        *,
-        key: Key[Array, ""] | None = None,
-        places: Int[Array, "B P"] | None = None,
-        all_layers: bool = False,
-    ) -> Encoded:
-        """Hidden states of every token, or of those at `places` alone, for which the last layer has less to do.
-        `sequence_ids`: 0 = padding, k = k-th sequence packed in the row."""
-        seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * self.config.num_hidden_layers)
-        x = self.embeddings(input_ids, token_type_ids, position_ids, seed=None if seeds is None else seeds[0])
-        mask = attention_mask(sequence_ids, self.config.causal)
-        seeds = None if seeds is None else seeds[1:]
-        return self.encoder(x, mask, seeds=seeds, places=places, all_layers=all_layers)
-
-    def pool(
-        self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
-    ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
-        """tanh(linear) of the hidden state of a row's first token, or of the first token of each of the S sequences
-        that are packed in a row, at `first_tokens`; in float32."""
-        return self.pooled(hidden[:, 0] if first_tokens is None else take_places(hidden, first_tokens))
-
-    def pooled(self, first: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        """tanh(linear) of hidden states of first tokens; in float32."""
-        return jnp.tanh(self.pooler(first.astype(jnp.float32), "float32"))
 
 
 class Embeddings(nnx.Module):
@@ -75,7 +35,14 @@ class Embeddings(nnx.Module):
         if config.embedding_size != config.hidden_size:
             self.projection = Linear(config.embedding_size, config.hidden_size, **options)
 
-    def __call__(self, input_ids, token_type_ids, position_ids, *, seed=None) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        words: Float[Array, "B L E"],
+        token_type_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"],
+        *,
+        seed: UInt32[Array, "2"] | None = None,
+    ) -> Float[Array, "B L D"]:
         config = self.config
         if config.position_embedding == "learned":
             positions = self.position(position_ids)
@@ -85,7 +52,7 @@ class Embeddings(nnx.Module):
         # Two rows do not make a gather worth its scattered gradient: the original, too, multiplies by a one-hot.
         types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
         types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
-        x = self.layer_norm(self.word(input_ids) + positions + types, config.dtype)
+        x = self.layer_norm(words + positions + types, config.dtype)
         x = dropout(x, config.hidden_dropout, seed)
         return self.projection(x, config.dtype) if config.embedding_size != config.hidden_size else x
 

@@ -16,7 +16,8 @@ from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import names_of, text_examples, text_in
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
-from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.models.bert import Bert, Model
+from bert_jax.models.heads import Classifier, LinearHead, pool_windows
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
@@ -31,7 +32,7 @@ class Classification(FineTuning):
     regression: a number, by the squared error of one output.
     """
 
-    head = "classifier/|window_query/"
+    head = "heads/classifier/|heads/window_query/"
     reads_vectors = True
     shares_rows = True
     labels: list[str]
@@ -114,20 +115,31 @@ class Classification(FineTuning):
         log_cut(cut, len(examples), data)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
-        pooling = self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
-        outputs = 1 if self.kind == "regression" else len(self.labels)
-        model = BertForSequenceClassification(self.bert_config, outputs, rngs=rngs, window_pooling=pooling)
-        if self.kind != "single" and "train" in self.examples:
-            model.classifier.bias = nnx.Param(jnp.asarray(self._first_bias()))
-        return model
+    def init(self, rngs: nnx.Rngs) -> Model:
+        trunk = Bert(self.bert_config, rngs=rngs)
+        heads = {"classifier": self.classifier(rngs)}
+        if self.window_pooling == "attention":
+            heads["window_query"] = LinearHead(self.bert_config, 1, rngs=rngs)
+        return Model(trunk, heads)
 
-    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+    def classifier(self, rngs: nnx.Rngs) -> LinearHead:
+        """Returns the head that turns the vector of a text into logits."""
+        classifier = Classifier(self.bert_config, 1 if self.kind == "regression" else len(self.labels), rngs=rngs)
+        if self.kind != "single" and "train" in self.examples:
+            classifier.bias = nnx.Param(jnp.asarray(self._first_bias()))
+        return classifier
+
+    @property
+    def window_pooling(self) -> str:
+        return self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
+
+    def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         vectors, weights = sequence_vectors(model, batch, trunk_key), batch["part_weights"]
         if weights.shape[1] > 1:
-            vectors = model.pool_windows(vectors, weights)[:, None]
-        return {"logits": model.classify(vectors, key=head_key)}
+            query = model.heads.get("window_query")
+            vectors = pool_windows(vectors, weights, self.window_pooling, query)[:, None]
+        return {"logits": model.heads["classifier"].logits(vectors, key=head_key)}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"] * batch["label_weights"]), 1e-6)}

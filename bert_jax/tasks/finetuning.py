@@ -27,9 +27,10 @@ from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
+from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
-from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.models.heads import pool_sequences, pool_tokens
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import (
     Batch,
@@ -54,7 +55,7 @@ class FineTuning(Task, ABC):
     objectives: ClassVar = {"loss": 1.0}
     makes_predictions = True
     head: ClassVar[str]  # regular expression of the head's parameters
-    other_heads = "mlm/|nsp/|classifier/|span/|window_query/"
+    other_heads = "heads/"
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry per token
@@ -114,7 +115,7 @@ class FineTuning(Task, ABC):
     def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
     @abstractmethod
-    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+    def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         """Returns what the head computes without labels: [G, S, …] for items or, of `token_outputs`, [B, L, …]
         (`batches.py` explains the letters)."""
 
@@ -201,10 +202,10 @@ class FineTuning(Task, ABC):
         """Gives all examples the same weight; a family whose loss is a mean over something else overrides this."""
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"]), 1.0)}
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         return self._sums(self.outputs(model, batch, key), batch)
 
-    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         outputs = self.outputs(model, batch, None)
         return self._sums(outputs, batch), outputs | {name: batch[name] for name in ("item_ids", "first_tokens")}
 
@@ -307,10 +308,6 @@ class FineTuning(Task, ABC):
         return digest.hexdigest()
 
 
-def trunk_inputs(batch: Batch) -> tuple[Array, Array, Array, Array]:
-    return batch["input_ids"], batch["token_type_ids"], batch["position_ids"], batch["sequence_ids"]
-
-
 def refuse_options_of_classes(config: ConfigDict) -> None:
     """Raises UserError for options that only families with classes have."""
     for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
@@ -318,17 +315,20 @@ def refuse_options_of_classes(config: ConfigDict) -> None:
             raise UserError(f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}")
 
 
-def sequence_vectors(
-    model: BertForSequenceClassification, batch: Batch, key: Key[Array, ""] | None
-) -> Float[Array, "G P D"]:
-    """Returns one vector for each part of an item, or for each of the items that share a row: P is W or S."""
-    inputs, first_tokens = trunk_inputs(batch), batch["first_tokens"]
-    is_shared = first_tokens.shape[1] > 1
-    if model.config.pooling == "cls":
-        places = first_tokens if is_shared else jnp.zeros_like(inputs[0][:, :1])
-        vectors = model.pooled(model.encode(*inputs, key=key, places=places).hidden)
+def sequence_vectors(model: Model, batch: Batch, key: Key[Array, ""] | None) -> Float[Array, "G P D"]:
+    """Returns one vector for each part of an item, or for each of the items that share a row (P is W or S): by
+    `model.pooling` the pooler's output, or the mean or largest values of the tokens."""
+    inputs, first_tokens = TrunkInputs.from_batch(batch), batch["first_tokens"]
+    is_shared, trunk = first_tokens.shape[1] > 1, model.trunk
+    if trunk.config.pooling == "cls":
+        places = first_tokens if is_shared else jnp.zeros_like(inputs.sequence_ids[:, :1])
+        vectors = trunk.pooled(trunk.encode(inputs, key=key, places=places).hidden)
     else:
-        vectors = model.vector(model.encode(*inputs, key=key).hidden, inputs[-1], first_tokens if is_shared else None)
+        hidden, pooling = trunk.encode(inputs, key=key).hidden, trunk.config.pooling
+        if is_shared:
+            vectors = pool_sequences(hidden, inputs.sequence_ids, first_tokens.shape[1], pooling)
+        else:
+            vectors = pool_tokens(hidden, inputs.sequence_ids, pooling)
     return vectors if is_shared else vectors.reshape(*batch["part_weights"].shape, -1)
 
 

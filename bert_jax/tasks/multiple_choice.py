@@ -20,7 +20,8 @@ from bert_jax.data.labelled.columns import choice_examples, names_of, text_in, t
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.models.bert import Bert, Model
+from bert_jax.models.heads import Classifier
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
 from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
@@ -35,7 +36,7 @@ class MultipleChoice(FineTuning):
     data.label the number of the right one, from 0.
     """
 
-    head = "classifier/"
+    head = "heads/classifier/"
     reads_vectors = True
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
@@ -93,12 +94,14 @@ class MultipleChoice(FineTuning):
         log_cut(cut, len(examples), data)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> BertForSequenceClassification:
-        return BertForSequenceClassification(self.bert_config, 1, rngs=rngs)
+    def init(self, rngs: nnx.Rngs) -> Model:
+        trunk = Bert(self.bert_config, rngs=rngs)
+        return Model(trunk, {"classifier": Classifier(self.bert_config, 1, rngs=rngs)})
 
-    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+    def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        logits = model.classify(sequence_vectors(model, batch, trunk_key), key=head_key)[:, :, 0]
+        vectors = sequence_vectors(model, batch, trunk_key)
+        logits = model.heads["classifier"].logits(vectors, key=head_key)[:, :, 0]
         return {"logits": jnp.where(batch["part_weights"] > 0, logits, jnp.finfo(jnp.float32).min)[:, None]}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:

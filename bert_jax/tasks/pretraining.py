@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
+from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
-from bert_jax.models.heads import BertForPretraining, padded_decoder, vocabulary_logits
+from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import Masking, mask_tokens
 from bert_jax.tasks.task import (
@@ -45,8 +46,8 @@ class Pretraining(Task):
 
     objectives: ClassVar = {"mlm_loss": 1.0, "nsp_loss": 1.0}
     makes_predictions = False
-    new_parameters = "mlm/|nsp/|pooler/"
-    dropped_parameters = "classifier/|span/|window_query/"
+    new_parameters = "heads/mlm/|heads/nsp/|pooler/"
+    dropped_parameters = "heads/"
     renewed_parameters = ""
     final_splits = ()
     prepared: PreparedCorpus  # only of a task with data
@@ -96,8 +97,9 @@ class Pretraining(Task):
     def description(self) -> Description:
         return {}  # the config and the tokenizer say everything
 
-    def init(self, rngs: nnx.Rngs) -> BertForPretraining:
-        return BertForPretraining(self.bert_config, rngs=rngs)
+    def init(self, rngs: nnx.Rngs) -> Model:
+        config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
+        return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
 
     def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
         return pipeline.train_batches(
@@ -141,17 +143,18 @@ class Pretraining(Task):
             "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
         }
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
-        trunk = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids"))
+    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         masked, first = batch["masked_positions"], batch["first_tokens"]
-        hidden = model.encode(*trunk, key=key, places=jnp.concatenate([first, masked], axis=1)).hidden
+        positions = jnp.concatenate([first, masked], axis=1)
+        hidden = model.trunk.encode(TrunkInputs.from_batch(batch), key=key, places=positions).hidden
         of_pairs, of_masks = jnp.split(hidden, [first.shape[1]], axis=1)
-        vectors = model.mlm.vectors(of_masks)
+        mlm, nsp = model.heads["mlm"], model.heads["nsp"]
+        vectors = mlm.vectors(of_masks)
         # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
-        vectors_of_pairs = model.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
-        nsp_logits = model.nsp(vectors_of_pairs, "float32").reshape(*first.shape, 2)
-        table, bias = model.mlm_decoder()
-        decoder = padded_decoder(table, bias, vocabulary_multiple())
+        vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
+        nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
+        table = model.trunk.embeddings.word.embedding[...]  # the decoder is tied to the embeddings
+        decoder = padded_decoder(table, mlm.bias[...], vocabulary_multiple())
         mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
         sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
@@ -162,7 +165,7 @@ class Pretraining(Task):
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
 
-    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         return self.sums(model, batch, None, constants), {}
 
     def means(self, sums: HostSums) -> dict[str, float]:

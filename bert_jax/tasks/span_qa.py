@@ -25,9 +25,10 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask, sliding
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.models.heads import BertForQuestionAnswering
+from bert_jax.models.bert import Bert, Model, TrunkInputs
+from bert_jax.models.heads import LinearHead
 from bert_jax.tasks import sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, trunk_inputs
+from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes
 from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.squad_scores import best_threshold, squad_scores
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
@@ -64,7 +65,7 @@ class SpanQA(FineTuning):
     """Questions about contexts. "No answer" is predicted where its score exceeds that of the best span by more than
     `threshold` (SQuAD 2.0 only)."""
 
-    head = "span/"
+    head = "heads/span/"
     makes_answers = True
     may_have_no_answer: bool
     threshold = 0.0
@@ -163,15 +164,17 @@ class SpanQA(FineTuning):
             logging.warning("%d answers are longer than the %d tokens that are predicted", too_long, MAX_ANSWER_TOKENS)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> BertForQuestionAnswering:
-        return BertForQuestionAnswering(self.bert_config, rngs=rngs)
+    def init(self, rngs: nnx.Rngs) -> Model:
+        """The first logit of a token is that of an answer's start, the second that of its end; no dropout here."""
+        trunk = Bert(self.bert_config, rngs=rngs)
+        return Model(trunk, {"span": LinearHead(self.bert_config, 2, rngs=rngs)})
 
-    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        inputs = trunk_inputs(batch)
-        logits = model.logits(model.encode(*inputs, key=key).hidden)
+    def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+        inputs = TrunkInputs.from_batch(batch)
+        logits = model.heads["span"].logits(model.trunk.encode(inputs, key=key).hidden)
         # The original lets padding take part in the softmax. Here the amount of padding depends on the other rows of
         # the batch, which must not change a prediction.
-        logits = jnp.where(inputs[-1][:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(inputs.sequence_ids[:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
         return {"start_logits": logits[:, None, :, 0], "end_logits": logits[:, None, :, 1]}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:

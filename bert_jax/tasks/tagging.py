@@ -28,9 +28,10 @@ from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row, suffix_of
 from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
 from bert_jax.data.labelled.words import text_and_spans, text_to_tag
-from bert_jax.models.heads import BertForTokenClassification
+from bert_jax.models.bert import Bert, Model, TrunkInputs
+from bert_jax.models.heads import Classifier
 from bert_jax.tasks import scores, sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, trunk_inputs
+from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums
 from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Rows, Sums
 from bert_jax.tasks.texts import agreed_labels, listed, log_tags
@@ -40,7 +41,7 @@ class Tagging(FineTuning):
     """Words with tags. `labels` are "O" and the B-TYPE and I-TYPE of every type; tags without this form, such as parts
     of speech, are used as they are."""
 
-    head = "classifier/"
+    head = "heads/classifier/"
     shares_rows = True
     token_outputs = ("logits", "tag_ids", "tag_probabilities")
     labels: list[str]
@@ -139,13 +140,14 @@ class Tagging(FineTuning):
             logging.info("%d of %d sentences are over %d tokens: windows", long, len(examples), length)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> BertForTokenClassification:
-        return BertForTokenClassification(self.bert_config, len(self.labels), rngs=rngs)
+    def init(self, rngs: nnx.Rngs) -> Model:
+        trunk = Bert(self.bert_config, rngs=rngs)
+        return Model(trunk, {"classifier": Classifier(self.bert_config, len(self.labels), rngs=rngs)})
 
-    def outputs(self, model: Any, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
+    def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        hidden = model.encode(*trunk_inputs(batch), key=trunk_key).hidden
-        logits = model.logits(hidden, key=head_key)
+        hidden = model.trunk.encode(TrunkInputs.from_batch(batch), key=trunk_key).hidden
+        logits = model.heads["classifier"].logits(hidden, key=head_key)
         largest = jnp.max(logits, axis=-1)
         return {
             "logits": logits,
@@ -153,7 +155,7 @@ class Tagging(FineTuning):
             "tag_probabilities": jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1)),
         }
 
-    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         """Leaves the logits out of the rows: the host does not need them, and those of a large set fill its memory."""
         sums, rows = super().evaluate(model, batch, constants)
         return sums, {name: value for name, value in rows.items() if name != "logits"}

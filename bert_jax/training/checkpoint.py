@@ -36,7 +36,7 @@ from bert_jax.training.checkpoint_format import (
     seal,
     unpack,
 )
-from bert_jax.training.parameters import Parameters
+from bert_jax.training.parameters import Parameters, name_of_format_1, name_since_format_2, rename
 from bert_jax.training.sharding import tree_shardings
 from bert_jax.training.step import TrainState
 
@@ -93,12 +93,13 @@ def read_checkpoint(
             f"{directory} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
+    as_saved = name_of_format_1 if run.get("format", 1) == 1 else str
     with guarded(directory):
-        trees = {"parameters": _abstract_parameters(directory, run)}
+        trees: dict[str, Any] = {"parameters": rename(_abstract_parameters(directory, run), name_since_format_2)}
     if expected is not None:
-        _check_structure(expected, trees["parameters"], run, directory)
+        _check_structure(expected, trees["parameters"], run, directory, as_saved)
         trees["optimizer"] = expected.optimizer
-    targets = {item: jax.tree.map(_target, tree, shardings(tree)) for item, tree in trees.items()}
+    targets = {item: rename(jax.tree.map(_target, tree, shardings(tree)), as_saved) for item, tree in trees.items()}
     restored = _agreed(directory, targets)
     for item, tree in restored.items():
         saved = run["checksums"][item]
@@ -106,6 +107,7 @@ def read_checkpoint(
             raise Damaged(f"checkpoint {directory}: {item} differ from what was saved")
     if names := not_finite(restored["parameters"]):
         raise Damaged(f"checkpoint {directory}: {len(names)} parameters are not finite, among them {names[0]}")
+    restored = rename(restored, name_since_format_2)
     return Saved(restored["parameters"], restored.get("optimizer"), run, tokenizer)
 
 
@@ -244,7 +246,9 @@ def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.
     return shapes
 
 
-def _check_structure(expected: TrainState, shapes: dict, run: dict[str, Any], directory: Path) -> None:
+def _check_structure(
+    expected: TrainState, shapes: dict, run: dict[str, Any], directory: Path, as_saved: Callable[[str], str]
+) -> None:
     """Raises UserError if the run's state has other arrays than `expected`: an option was changed, nothing is lost."""
     saved = {name: x.shape for name, x in shapes.items()}
     wanted = {name: x.shape for name, x in expected.parameters.items()}
@@ -260,7 +264,8 @@ def _check_structure(expected: TrainState, shapes: dict, run: dict[str, Any], di
         raise UserError(
             f"{directory} has no optimizer state; start from it with --config.init_from in another --workdir"
         )
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected.optimizer)[0]]
+    optimizer = rename(expected.optimizer, as_saved)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(optimizer)[0]]
     # Runs of format 1 kept moments of frozen parameters too; these are left behind.
     surplus = [] if run.get("format", 1) == 1 else sorted(sums.keys() - set(paths))
     absent = sorted(set(paths) - sums.keys())

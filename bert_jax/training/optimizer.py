@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, pattern
+from bert_jax.training.parameters import global_norm
 
 _LAYERS = "encoder/layers/"
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -133,7 +134,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """One factor for all gradients, as in the original; optax's divides each array, which then is written once more."""
 
     def update(updates, state, params=None):
-        norm = optax.tree.norm(updates)
+        norm = global_norm(cast(dict, updates))
         factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
         return jax.tree.map(lambda g: g * factor, updates), state
 

@@ -1,26 +1,67 @@
-"""Parameters as a flat dict {name: array}: as they are trained, saved, matched by rules and converted."""
+"""Parameters as a flat dict {name: array}: as they are trained, saved, matched by rules and converted.
+
+A parameter of the trunk is called as in the trunk (`encoder/layers/attention/query/kernel`), one of a head
+`heads/<name>/…`. Layers are stacked along the first axis of their parameters.
+"""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from bert_jax.config import UserError
+from bert_jax.models.bert import Model
 
 Parameters = dict[str, Array]
+_TRUNK, _HEADS = "trunk/", "heads/"
+_TRUNK_PARTS = ("embeddings/", "encoder/", "pooler/")
 
 
 def flatten(model: nnx.Module) -> Parameters:
-    """Names are attribute paths joined by "/", as in `encoder/layers/attention/query/kernel`."""
+    """Returns the parameters by name: attribute paths joined by "/", of a trunk without `trunk`."""
     _, state = nnx.split(model)
-    return {"/".join(map(str, path)): parameter.get_value() for path, parameter in nnx.to_flat_state(state)}
+    return {"/".join(map(str, path)).removeprefix(_TRUNK): x.get_value() for path, x in nnx.to_flat_state(state)}
 
 
-def unflatten(graphdef: nnx.GraphDef, parameters: Parameters) -> nnx.Module:
-    """The model with these parameters; `graphdef` comes from `nnx.split` of one like it."""
-    flat = [(tuple(name.split("/")), nnx.Param(value)) for name, value in parameters.items()]
+def unflatten(graphdef: nnx.GraphDef, parameters: Parameters) -> Model:
+    """Returns the model with these parameters; `graphdef` comes from `nnx.split` of one like it."""
+    paths = {name: name if name.startswith(_HEADS) else _TRUNK + name for name in parameters}
+    flat = [(tuple(paths[name].split("/")), nnx.Param(value)) for name, value in parameters.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def name_of_format_1(name: str) -> str:
+    """Returns what checkpoints without a `format` call a parameter: their heads stood beside the trunk."""
+    return name.removeprefix(_HEADS)
+
+
+def name_since_format_2(name: str) -> str:
+    """Returns today's name for one of either format."""
+    return name if name.startswith((*_TRUNK_PARTS, _HEADS)) else _HEADS + name
+
+
+def rename(tree: Any, rule: Callable[[str], str]) -> Any:
+    """Applies a rule to the keys of every innermost dict: of parameters, or of an optimizer's state for them."""
+
+    def is_named(x: Any) -> bool:
+        return isinstance(x, dict) and not any(isinstance(value, dict) for value in x.values())
+
+    return jax.tree.map(lambda x: {rule(k): v for k, v in x.items()} if is_named(x) else x, tree, is_leaf=is_named)
+
+
+def global_norm(gradients: Mapping[str, Array]) -> Float[Array, ""]:
+    """Returns the square root of the sum of squares of all arrays, added up in the order of the names of format 1.
+
+    The order decides the last digits of the norm, and by clipping those of every update: this one keeps the metrics of
+    runs the same as they were when heads stood beside the trunk.
+    """
+    names = sorted(gradients, key=name_of_format_1)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(gradients[name])) for name in names))
 
 
 @dataclass(frozen=True)

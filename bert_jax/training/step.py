@@ -20,7 +20,7 @@ from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
 from bert_jax.training.memory import check_program_fits
 from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import Schedule
-from bert_jax.training.parameters import Parameters, flatten, unflatten
+from bert_jax.training.parameters import Parameters, flatten, global_norm, unflatten
 from bert_jax.training.sharding import tree_shardings
 
 MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
@@ -92,7 +92,7 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(grads, state.optimizer, trained)
         parameters = state.parameters | cast(Parameters, optax.apply_updates(trained, updates))
         one = jnp.float32(1)
-        sums |= {"grad_norm": (optax.tree.norm(grads), one), "learning_rate": (schedule(state.step), one)}
+        sums |= {"grad_norm": (global_norm(cast(Parameters, grads)), one), "learning_rate": (schedule(state.step), one)}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())

@@ -12,10 +12,13 @@ import pytest
 from flax import nnx
 
 from bert_jax.convert.mapping import Loaded, Report, parameter_shapes
+from bert_jax.convert.names import part_of
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
-from bert_jax.models import heads
+from bert_jax.models.attention import take_places
+from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
-from bert_jax.training.parameters import unflatten
+from bert_jax.models.heads import Classifier, LinearHead, MaskedLMHead, pool_tokens
+from bert_jax.training.parameters import flatten, unflatten
 
 PEER = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"[unused{i}]" for i in range(5)), *"abcdefghij"]
@@ -65,7 +68,7 @@ def make_loaded() -> Callable:
         parameters = {
             name: rng.normal(0.3 if name.endswith("scale") else 0, 0.2, shape).astype(np.float32)
             for name, shape in parameter_shapes(config, labels).items()
-            if name.partition("/")[0] in ("embeddings", "encoder", "pooler", *head)
+            if part_of(name) in ("embeddings", "encoder", "pooler", *head)
         }
         tokenizer = make_wordpiece(TOKENS, "test", True, None, True)
         return Loaded(config, parameters, tokenizer, task, description or {}, Report())
@@ -87,7 +90,7 @@ def ours() -> Callable:
 
 @pytest.fixture
 def tools() -> SimpleNamespace:
-    return SimpleNamespace(rows=rows, torch_inputs=torch_inputs, graphdef=graphdef, encode=encode, tokens=TOKENS)
+    return SimpleNamespace(**{f.__name__: f for f in (rows, torch_inputs, graphdef, encode, mlm_logits)}, tokens=TOKENS)
 
 
 def rows(lengths: list[int], vocab_size: int) -> dict[str, np.ndarray]:
@@ -114,39 +117,47 @@ def graphdef(loaded: Loaded):
 
 
 def encode(model, batch, all_layers=False):
-    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-    return model.encode(*(jnp.asarray(batch[name]) for name in names), all_layers=all_layers)
+    inputs = TrunkInputs.from_batch({name: jnp.asarray(x) for name, x in batch.items()})
+    return model.trunk.encode(inputs, all_layers=all_layers)
+
+
+def mlm_logits(model, hidden, positions):
+    return model.heads["mlm"](take_places(hidden, positions), model.trunk.embeddings.word.embedding[...])
 
 
 def compute(loaded: Loaded, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    shapes = nnx.to_flat_state(nnx.split(nnx.eval_shape(lambda: _build(loaded)))[1])
-    empty = {"/".join(path): np.zeros(leaf.shape, np.float32) for path, leaf in shapes}
+    shapes = flatten(nnx.eval_shape(lambda: _build(loaded)))
+    empty = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.items()}
     assert loaded.parameters.keys() <= empty.keys()
 
     @jax.jit
     def run(parameters):
         model = unflatten(graphdef(loaded), parameters)
         encoded = encode(model, batch, all_layers=True)
-        found = {"layers": encoded.layers, "hidden": encoded.hidden, "pooled": model.pool(encoded.hidden)}
+        found = {"layers": encoded.layers, "hidden": encoded.hidden, "pooled": model.trunk.pool(encoded.hidden)}
         sequence_ids = jnp.asarray(batch["sequence_ids"])
         if loaded.task == "pretraining":
             positions = jnp.broadcast_to(jnp.arange(sequence_ids.shape[1])[None], sequence_ids.shape)
-            found |= {"mlm": model.mlm_logits(encoded.hidden, positions), "nsp": model.nsp_logits(encoded.hidden)}
+            found["mlm"] = mlm_logits(model, encoded.hidden, positions)
+            found["nsp"] = model.heads["nsp"].logits(found["pooled"])
         elif loaded.task in ("classification", "multiple_choice"):
-            found["logits"] = model.classify(model.vector(encoded.hidden, sequence_ids))
+            how = loaded.config.pooling
+            vectors = found["pooled"] if how == "cls" else pool_tokens(encoded.hidden, sequence_ids, how)
+            found["logits"] = model.heads["classifier"].logits(vectors)
         else:
-            found["logits"] = model.logits(encoded.hidden)
+            (head,) = model.heads.values()
+            found["logits"] = head.logits(encoded.hidden)
         return found
 
     return jax.tree.map(np.asarray, run(empty | loaded.parameters))
 
 
-def _build(loaded: Loaded):
-    rngs = nnx.Rngs(params=0)
+def _build(loaded: Loaded) -> Model:
+    config, rngs = loaded.config, nnx.Rngs(params=0)
     if loaded.task == "pretraining":
-        return heads.BertForPretraining(loaded.config, rngs=rngs)
-    if loaded.task == "span_qa":
-        return heads.BertForQuestionAnswering(loaded.config, rngs=rngs)
-    kinds = {"tagging": heads.BertForTokenClassification}
-    kind = kinds.get(loaded.task, heads.BertForSequenceClassification)
-    return kind(loaded.config, loaded.parameters["classifier/bias"].shape[0], rngs=rngs)
+        heads = {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)}
+    elif loaded.task == "span_qa":
+        heads = {"span": LinearHead(config, 2, rngs=rngs)}
+    else:
+        heads = {"classifier": Classifier(config, loaded.parameters["heads/classifier/bias"].shape[0], rngs=rngs)}
+    return Model(Bert(config, rngs=rngs), heads)

@@ -146,7 +146,7 @@ def test_pretraining_goes_on_from_a_converted_checkpoint_with_or_without_heads(t
         with caplog.at_level(logging.INFO):
             assert modes.train(small_config.copy_and_resolve_references(), tmp_path / f"next_{name}") == 0
         (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("warm start from")]
-        assert (f"{left} left as initialised: mlm/" in line) == (left > 0)
+        assert (f"{left} left as initialised: heads/mlm/" in line) == (left > 0)
         caplog.clear()
     fill = FillMask(str(tmp_path / "whole"))
     assert fill("the [MASK] of a list")[0] == FillMask(str(trained))("the [MASK] of a list")[0]
@@ -227,7 +227,7 @@ MISTAKES = {
                 f"--to={t / 'x'}",
             ]
         ),
-        "needs span/kernel, which is not among the parameters; choose --architecture",
+        "needs heads/span/kernel, which is not among the parameters; choose --architecture",
     ),
     "no words": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--extend_vocab=none"], "none cannot be read"),
     "vocabulary": (

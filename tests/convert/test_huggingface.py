@@ -94,9 +94,11 @@ def test_loss_and_gradients_are_those_of_pytorch(tmp_path, make_peer, batch, too
     def loss(parameters):
         model = unflatten(tools.graphdef(loaded), parameters)
         hidden = tools.encode(model, batch).hidden
-        mlm = jax.nn.log_softmax(model.mlm_logits(hidden, jnp.asarray([[3, 20], [5, 0], [0, 0], [11, 0]])))
+        mlm = jax.nn.log_softmax(tools.mlm_logits(model, hidden, jnp.asarray([[3, 20], [5, 0], [0, 0], [11, 0]])))
         picked = mlm[jnp.asarray([0, 0, 1, 3]), jnp.asarray([0, 1, 0, 0]), jnp.asarray([5, 6, 7, 8])]
-        nsp = jax.nn.log_softmax(model.nsp_logits(hidden))[jnp.arange(4), jnp.asarray(next_sentence)]
+        nsp = jax.nn.log_softmax(model.heads["nsp"].logits(model.trunk.pool(hidden)))[
+            jnp.arange(4), jnp.asarray(next_sentence)
+        ]
         return -picked.mean() - nsp.mean()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(loaded.parameters)
@@ -129,8 +131,8 @@ def test_fine_tuning_steps_are_those_of_pytorch(tmp_path, make_peer, batch, tool
 
     def loss(parameters):
         model = unflatten(tools.graphdef(loaded), parameters)
-        vector = model.vector(tools.encode(model, batch).hidden, jnp.asarray(batch["sequence_ids"]))
-        return -jax.nn.log_softmax(model.classify(vector))[jnp.arange(4), jnp.asarray(labels)].mean()
+        vector = model.trunk.pool(tools.encode(model, batch).hidden)
+        return -jax.nn.log_softmax(model.heads["classifier"].logits(vector))[jnp.arange(4), jnp.asarray(labels)].mean()
 
     @jax.jit
     def step(parameters, state):
@@ -191,7 +193,7 @@ def test_real_weights_of_a_sentence_encoder(ours, tools):
     peer = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
     loaded = huggingface.read(folder)
     assert len(loaded.report.loaded) == 23
-    assert [name.split("/")[0] for name in loaded.report.missing] == ["mlm"] * 5 + ["nsp"] * 2
+    assert [name.split("/")[1] for name in loaded.report.missing] == ["mlm"] * 5 + ["nsp"] * 2
     assert loaded.report.copies == ["embeddings.position_ids"]
     assert loaded.config.pooling == "mean"
     assert [note.split(" is ")[0] for note in loaded.report.notes] == [
@@ -249,7 +251,7 @@ def test_old_names_prefix_copies_and_shards_are_understood(tmp_path, make_loaded
     save_file(bare, file)
     trunk = huggingface.read(tmp_path)
     assert len(trunk.parameters) == 23
-    assert [name.split("/")[0] for name in trunk.report.missing] == ["mlm"] * 5 + ["nsp"] * 2
+    assert [name.split("/")[1] for name in trunk.report.missing] == ["mlm"] * 5 + ["nsp"] * 2
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -354,7 +356,7 @@ def test_a_config_that_cannot_be_honoured_is_refused(tmp_path, make_loaded, chan
         ({"norm": "pre"}, "BertForPreTraining", "norm is pre; a BertForPreTraining has post only"),
         ({"embedding_size": 16}, "BertModel", "embedding_size is 16; a BertModel has 32 only"),
         ({"position_embedding": "sinusoidal"}, "BertModel", "position_embedding is sinusoidal"),
-        ({}, "BertForSequenceClassification", "needs classifier/kernel, which is not among the parameters"),
+        ({}, "BertForSequenceClassification", "needs heads/classifier/kernel, which is not among the parameters"),
         ({}, "BertForEverything", "cannot write a BertForEverything; it can be BertForPreTraining, "),
     ],
 )
@@ -372,11 +374,11 @@ def test_pooling_and_windows_of_a_classifier_have_no_place_there(tmp_path, make_
     with pytest.raises(UserError, match="pooling is mean; a BertForSequenceClassification has cls only"):
         huggingface.write(tmp_path / "new", make_loaded("classification", description=described, pooling="mean"))
     model = make_loaded("classification", description=described)
-    model.parameters["window_query/bias"] = np.zeros(1, np.float32)
-    with pytest.raises(UserError, match=r"no place for window_query/bias; .* --allow='window_query/'"):
+    model.parameters["heads/window_query/bias"] = np.zeros(1, np.float32)
+    with pytest.raises(UserError, match=r"no place for heads/window_query/bias; .* --allow='heads/window_query/'"):
         huggingface.write(tmp_path / "new", model)
-    report = huggingface.write(tmp_path / "new", model, allow="window_query/")
-    assert report.left_out == ["window_query/bias"]
+    report = huggingface.write(tmp_path / "new", model, allow="heads/window_query/")
+    assert report.left_out == ["heads/window_query/bias"]
 
 
 def test_the_pooler_of_a_tagger_is_left_out_and_that_is_said(tmp_path, make_loaded):

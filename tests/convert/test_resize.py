@@ -35,7 +35,7 @@ def test_slots_first_then_the_end_with_means_of_the_pieces(make_loaded, tools):
     for word, number in zip(NEW, ids, strict=True):
         pieces = [model.tokenizer.token(i) for i in model.tokenizer.encode_words([word])[0]]
         rows = [tools.tokens.index(piece) for piece in pieces]
-        for name in ("embeddings/word/embedding", "mlm/bias"):
+        for name in ("embeddings/word/embedding", "heads/mlm/bias"):
             np.testing.assert_allclose(parameters[name][number], model.parameters[name][rows].mean(0), atol=1e-7)
     assert model.tokenizer.encode_words(["abba"])[0] == [tools.tokens.index(p) for p in ("a", "##b", "##b", "##a")]
     for name, value in model.parameters.items():

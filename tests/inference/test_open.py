@@ -11,8 +11,7 @@ from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.open import meant, open_model
 from bert_jax.inference.predictor import Predictor
-from bert_jax.models.config import bert_config
-from bert_jax.models.heads import BertForPretraining
+from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.checkpoint import write_checkpoint
 from bert_jax.training.parameters import flatten
 from experiments import base
@@ -24,10 +23,9 @@ def pretrained(folder, without="(none)", change=None):
     """Writes a tiny checkpoint of pretraining without the parameters whose names start with `without`."""
     config = base.get_config()
     config.model.update(size=None, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32)
-    config.model.update(max_position_embeddings=32, embedding_size=16, initializer_range=0.5, dtype="float32")
     config.data.sequence_length = 32
-    shape = bert_config(config.model, TOKENIZER.vocab_size)
-    parameters = jax.device_get(flatten(BertForPretraining(shape, rngs=nnx.Rngs(params=0))))
+    config.model.update(max_position_embeddings=32, embedding_size=16, initializer_range=0.5, dtype="float32")
+    parameters = jax.device_get(flatten(Pretraining(config, TOKENIZER, None).init(nnx.Rngs(params=0))))
     parameters = {name: x for name, x in parameters.items() if not name.startswith(without)}
     run = {"step": 3, "config": config.to_dict(), "task": {}}
     write_checkpoint(folder, parameters | (change or {}), run, TOKENIZER)
@@ -37,9 +35,9 @@ def pretrained(folder, without="(none)", change=None):
 def test_fill_mask_needs_neither_pooler_nor_sentence_pairs(tmp_path):
     """What a saved BertForMaskedLM lacks does not change an answer."""
     whole = FillMask(pretrained(tmp_path / "whole"))("a [MASK] good")
-    assert FillMask(pretrained(tmp_path / "bare", ("nsp/", "pooler/")))("a [MASK] good") == whole
+    assert FillMask(pretrained(tmp_path / "bare", ("heads/nsp/", "pooler/")))("a [MASK] good") == whole
     with pytest.raises(UserError, match="has no MLM head"):
-        FillMask(pretrained(tmp_path / "headless", "mlm/"))
+        FillMask(pretrained(tmp_path / "headless", "heads/mlm/"))
 
 
 @pytest.mark.parametrize("tool", [FillMask, Embedder])

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from bert_jax.inference.prepared import Prepared, attend_on_cpu
 from bert_jax.models.attention import attention_mask
+from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
-from bert_jax.models.heads import BertForTokenClassification
+from bert_jax.models.heads import Classifier
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def tagger(config: BertConfig) -> Model:
+    rngs = nnx.Rngs(params=0)
+    return Model(Bert(config, rngs=rngs), {"classifier": Classifier(config, 5, rngs=rngs)})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -24,17 +30,17 @@ def test_equals_the_model_it_was_made_of(dtype, norm, layers):
     config = BertConfig(
         vocab_size=50, embedding_size=32, initializer_range=0.5, dtype=dtype, norm=norm, layers=layers, **SHAPE
     )
-    model = BertForTokenClassification(config, 5, rngs=nnx.Rngs(params=0))
-    kernels = {"attention": model.encoder.layers.attention, "outer": model.encoder.layers}
+    model = tagger(config)
+    layers = model.trunk.encoder.layers
     ids = np.random.default_rng(0).integers(1, 50, (3, 24)).astype(np.int32)
     sequences = np.sort(np.random.default_rng(1).integers(0, 3, (3, 24)), axis=1)[:, ::-1].astype(np.int32)
     places = np.tile(np.arange(24, dtype=np.int32), (3, 1))
 
     def outputs(model, ids, sequences):
-        inputs = ids, jnp.zeros_like(ids), jnp.asarray(places), sequences
-        encoded = model.encode(*inputs, all_layers=True)
-        few = jnp.asarray([[0], [23], [7]])
-        return model.logits(encoded.hidden), encoded.layers, model.logits(model.encode(*inputs, places=few).hidden)
+        inputs = TrunkInputs(ids, jnp.zeros_like(ids), jnp.asarray(places), sequences)
+        encoded, logits = model.trunk.encode(inputs, all_layers=True), model.heads["classifier"].logits
+        few = model.trunk.encode(inputs, places=jnp.asarray([[0], [23], [7]])).hidden
+        return logits(encoded.hidden), encoded.layers, logits(few)
 
     plain = jax.jit(outputs)(model, ids, sequences)
     found = Prepared(model).program(outputs)(ids, sequences)
@@ -43,14 +49,14 @@ def test_equals_the_model_it_was_made_of(dtype, norm, layers):
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
             np.testing.assert_array_equal(one, other)
     else:  # attention rounds at another place: no further from the exact result than the model itself
-        exact = BertForTokenClassification(replace(config, dtype="float32"), 5, rngs=nnx.Rngs(params=0))
+        exact = tagger(replace(config, dtype="float32"))
         expected = jax.jit(outputs)(exact, ids, sequences)[0]
         error, of_model = (float(jnp.sqrt(jnp.mean((x - expected) ** 2))) for x in (found[0], plain[0]))
         assert error <= 1.25 * of_model < 0.05 * np.std(expected)
         of_places = expected[jnp.arange(3), jnp.asarray([0, 23, 7])]
         assert float(jnp.sqrt(jnp.mean((found[2][:, 0] - of_places) ** 2))) < 0.05 * np.std(expected)
     assert np.ptp(np.asarray(plain[0])) > 1
-    assert kernels["attention"].query.kernel.shape == (3, 32, 32), "the model that was given has not changed"
+    assert layers.attention.query.kernel.shape == (3, 32, 32), "the model that was given has not changed"
 
 
 @given(st.integers(1, 3), st.integers(16, 40), st.sampled_from([16, 24]), st.booleans(), st.integers(0, 9))
@@ -73,17 +79,17 @@ def test_attention_on_a_cpu_is_softmax_over_the_own_sequence(rows, length, size,
 
 def test_programs_share_one_set_of_parameters_and_compile_once_a_shape():
     config = BertConfig(vocab_size=50, embedding_size=32, **SHAPE)
-    prepared = Prepared(BertForTokenClassification(config, 5, rngs=nnx.Rngs(params=0)))
+    prepared = Prepared(tagger(config))
     traced = []
 
     def size(model, x):
         traced.append(x.shape)
-        kernel = model.encoder.layers[0].intermediate.kernel[...]
-        return kernel.dtype == jnp.bfloat16, model.classifier.kernel[...].dtype == jnp.float32, jnp.sum(x)
+        kernel = model.trunk.encoder.layers[0].intermediate.kernel[...]
+        return kernel.dtype == jnp.bfloat16, model.heads["classifier"].kernel[...].dtype == jnp.float32, jnp.sum(x)
 
     run = prepared.program(size)
     for length in (3, 4, 3, 4):
         assert [float(x) for x in run(np.ones(length, np.float32))] == [1, 1, length]
     assert traced == [(3,), (4,)]
-    other = prepared.program(lambda model, x: x + model.pooler.bias[0])
+    other = prepared.program(lambda model, x: x + model.trunk.pooler.bias[0])
     assert float(other(np.float32(2))) == 2

@@ -10,8 +10,9 @@ from flax import nnx
 
 from bert_jax.config import UserError
 from bert_jax.models.attention import attention_mask
+from bert_jax.models.bert import Bert, TrunkInputs
 from bert_jax.models.config import BertConfig, training_flops
-from bert_jax.models.encoder import Bert, sinusoids
+from bert_jax.models.encoder import sinusoids
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
 # The same program with fewer optimizations: what is tested here holds with any, and compiling is all the time it takes.
@@ -51,7 +52,7 @@ def test_left_to_right_looks_at_nothing_to_the_right(random_model, causal):
         mask = attention_mask(jnp.ones((1, length), int), model.config.causal)
         return model.encoder(embedded, mask).hidden[0, position].sum()
 
-    embedded = model.embeddings(ids, ids * 0, jnp.arange(length)[None])
+    embedded = model.embeddings(model.embeddings.word(ids), ids * 0, jnp.arange(length)[None])
     influence = jax.vmap(jax.grad(token_sum), (None, 0))(embedded, jnp.arange(length))
     influence = np.abs(np.asarray(influence))[:, 0].max(-1)  # [output position, input position]
     assert (influence[np.tril_indices(length)] > 1e-6).all()
@@ -126,7 +127,7 @@ def test_hidden_states_of_some_places_are_those_of_all(random_model, layers, nor
     sequences = jnp.asarray([[1] * 12, [1] * 5 + [2] * 7, [1] * 8 + [0] * 4])
 
     def loss(model, only):
-        encoded = model.encode(ids, ids % 2, _positions(ids), sequences, places=places if only else None)
+        encoded = model.encode(_inputs(ids, sequences, ids % 2), places=places if only else None)
         hidden = encoded.hidden if only else jnp.take_along_axis(encoded.hidden, places[:, :, None], axis=1)
         return jnp.sum(jnp.sin(hidden * jnp.arange(4.0)[None, :, None])), hidden
 
@@ -143,7 +144,8 @@ def test_the_last_layer_computes_no_more_than_is_asked_for(random_model):
     """Of 64 places one: the products of its feed-forward part have one row a sequence."""
     config = BertConfig(**(SMALL | {"layers": "unroll"}))
     model, ids = _bert(random_model, config), _ids(2, 64)
-    encode = lambda places: model.encode(ids, ids * 0, _positions(ids) % 40, ids * 0 + 1, places=places).hidden  # noqa: E731
+    inputs = TrunkInputs(ids, ids * 0, _positions(ids) % 40, ids * 0 + 1)
+    encode = lambda places: model.encode(inputs, places=places).hidden  # noqa: E731
     flops = [jax.jit(encode).lower(places).cost_analysis()["flops"] for places in (None, jnp.zeros((2, 1), jnp.int32))]
     saved = (training_flops(config, 2, 64, 0) - training_flops(config, 2, 64, 0, places=1)) / 3
     assert flops[0] - flops[1] == pytest.approx(saved, rel=0.1)
@@ -168,7 +170,7 @@ def test_factorised_embeddings_are_small_tables_and_a_projection(random_model):
     assert model.embeddings.word.embedding.shape == (100, 8)
     assert model.embeddings.projection.kernel.shape == (8, 32)
     ids = _ids(2, 5)
-    embedded = model.embeddings(ids, ids * 0, _positions(ids))
+    embedded = model.embeddings(model.embeddings.word(ids), ids * 0, _positions(ids))
     tables = [np.asarray(t.embedding[...]) for t in (model.embeddings.word, model.embeddings.position)]
     norm = model.embeddings.layer_norm
     total = tables[0][np.asarray(ids)] + tables[1][None, :5] + np.asarray(model.embeddings.token_type.embedding[...])[0]
@@ -191,16 +193,16 @@ def test_pre_norm_normalises_the_input_of_each_block_and_the_end(random_model):
     for part in (model.encoder.layers.attention.output, model.encoder.layers.output):
         part.kernel[...], part.bias[...] = part.kernel[...] * 0, part.bias[...] * 0
     ids = _ids(2, 10)
-    embedded = model.embeddings(ids, ids * 0, _positions(ids))
+    embedded = model.embeddings(model.embeddings.word(ids), ids * 0, _positions(ids))
     np.testing.assert_allclose(_encode(model, ids), model.encoder.layer_norm(embedded, "float32"), atol=1e-6)
 
 
 def test_token_types_and_positions_are_looked_up(random_model):
     model = _bert(random_model, BertConfig(**SMALL))
     ids = _ids(1, 6)
-    base = model.embeddings(ids, ids * 0, _positions(ids))
+    base = model.embeddings(model.embeddings.word(ids), ids * 0, _positions(ids))
     typed = model.embeddings(ids, jnp.asarray([[0, 0, 0, 1, 1, 1]]), _positions(ids))
-    moved = model.embeddings(ids, ids * 0, _positions(ids) + 1)
+    moved = model.embeddings(model.embeddings.word(ids), ids * 0, _positions(ids) + 1)
     changed = np.abs(np.asarray(typed - base)).max(-1)[0]
     np.testing.assert_array_equal(changed > 1e-3, [False, False, False, True, True, True])
     assert (np.abs(np.asarray(moved - base)).max(-1) > 1e-3).all()
@@ -239,7 +241,7 @@ def _value_and_gradient(model, key):
     ids = _ids(2, 12)
 
     def loss(model):
-        hidden = model.encode(ids, ids % 2, _positions(ids), ids * 0 + 1, key=key).hidden
+        hidden = model.encode(_inputs(ids, ids * 0 + 1, ids % 2), key=key).hidden
         return jnp.sum(jnp.sin(hidden))
 
     value, gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(model)
@@ -255,7 +257,11 @@ def _encode(model, ids, sequence_ids=None, position_ids=None, key=None):
 
 @partial(jax.jit, static_argnames="all_layers", compiler_options=QUICK)
 def _encode_compiled(model, ids, types, positions, sequences, key=None, all_layers=False):
-    return model.encode(ids, types, positions, sequences, key=key, all_layers=all_layers)
+    return model.encode(TrunkInputs(ids, types, positions, sequences), key=key, all_layers=all_layers)
+
+
+def _inputs(ids, sequence_ids, types):
+    return TrunkInputs(ids, types, _positions(ids), sequence_ids)
 
 
 def _ids(rows, length, seed=0):

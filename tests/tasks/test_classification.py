@@ -11,7 +11,7 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
-from bert_jax.models.heads import BertForSequenceClassification
+from bert_jax.models.heads import LinearHead, pool_windows
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.task import Source
@@ -119,16 +119,16 @@ def test_a_new_head_of_several_labels_starts_at_their_shares(tmp_path):
     """With 1 text added on either side, so that a label that training lacks is rare, not impossible."""
     rows = [{"text": "a", "label": label} for label in ("common", "common|rare", "common", "")]
     config = make_config("multi", train=write(tmp_path / "train.jsonl", rows), labels="common,rare,never")
-    bias = load(config).init(nnx.Rngs(params=0)).classifier.bias[...]
+    bias = load(config).init(nnx.Rngs(params=0)).heads["classifier"].bias[...]
     np.testing.assert_allclose(jax.nn.sigmoid(bias), [4 / 6, 2 / 6, 1 / 6], rtol=1e-6)
     of_a_checkpoint = Classification(config, TOKENIZER, {"labels": ["a", "b"], "thresholds": [0.5, 0.5]})
-    assert not of_a_checkpoint.init(nnx.Rngs(params=0)).classifier.bias[...].any()
+    assert not of_a_checkpoint.init(nnx.Rngs(params=0)).heads["classifier"].bias[...].any()
 
 
 def test_a_new_head_of_numbers_starts_at_their_mean(tmp_path):
     rows = [{"text": "a", "label": label} for label in (1.0, 2.5, 4.0, 4.5)]
     config = make_config("regression", train=write(tmp_path / "train.jsonl", rows))
-    np.testing.assert_array_equal(load(config).init(nnx.Rngs(params=0)).classifier.bias[...], [3.0])
+    np.testing.assert_array_equal(load(config).init(nnx.Rngs(params=0)).heads["classifier"].bias[...], [3.0])
 
 
 def test_regression_of_the_number_of_good_words(tmp_path):
@@ -196,14 +196,13 @@ def test_pooling_of_windows_against_numpy():
     config = Classification(make_config(), TOKENIZER, {"labels": ["a", "b"], "thresholds": []}).bert_config
     vectors = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
     weights = np.asarray([[1, 1, 0], [0, 0, 0]], np.float32)
-    pooled = {}
+    pooled, window_query = {}, LinearHead(config, 1, rngs=nnx.Rngs(0))
     for how in ("mean", "max", "attention"):
-        model = BertForSequenceClassification(config, 2, rngs=nnx.Rngs(0), window_pooling=how)
-        pooled[how] = np.asarray(model.pool_windows(vectors, weights))
+        pooled[how] = np.asarray(pool_windows(vectors, weights, how, window_query))
         assert not pooled[how][1].any()
     np.testing.assert_allclose(pooled["mean"][0], vectors[0, :2].mean(0), rtol=1e-6)
     np.testing.assert_allclose(pooled["max"][0], vectors[0, :2].max(0), rtol=1e-6)
-    query, bias = np.asarray(model.window_query.kernel[...])[:, 0], float(model.window_query.bias[...][0])
+    query, bias = np.asarray(window_query.kernel[...])[:, 0], float(window_query.bias[...][0])
     scores = np.exp(vectors[0, :2] @ query + bias)
     expected = (scores[:, None] * vectors[0, :2]).sum(0) / scores.sum()
     np.testing.assert_allclose(pooled["attention"][0], expected, rtol=1e-5)

@@ -73,7 +73,7 @@ def test_overfits_32_questions(tmp_path):
         assert prediction["probability"] == max(prediction["probabilities"]) > 0.5
     assert read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"] == {}
     assert MultipleChoice(config, TOKENIZER, {}).renewed_parameters == ""  # a run that goes on keeps the head
-    assert MultipleChoice(config, TOKENIZER, None).renewed_parameters == "classifier/"
+    assert MultipleChoice(config, TOKENIZER, None).renewed_parameters == "heads/classifier/"
 
 
 def test_shuffled_labels_teach_nothing(tmp_path):

@@ -15,6 +15,7 @@ from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairSettings, instance
 from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.models.bert import TrunkInputs
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
 from bert_jax.tasks import pretraining
 from bert_jax.tasks.losses import cross_entropy_sums
@@ -180,8 +181,8 @@ def test_logits_of_a_sequence_do_not_see_its_neighbours(task: Pretraining):
 
     @jax.jit
     def logits(ids):
-        hidden = model.encode(ids, *trunk[1:]).hidden
-        return model.nsp_logits(hidden, first), hidden
+        hidden = model.trunk.encode(TrunkInputs(ids, *trunk[1:])).hidden
+        return model.heads["nsp"].logits(model.trunk.pool(hidden, first)), hidden
 
     nsp, hidden = logits(trunk[0])
     other, other_hidden = logits(jnp.where(trunk[3] == 2, 7, trunk[0]))  # all of the second sequence replaced

@@ -125,7 +125,7 @@ def test_overfits_32_examples(tmp_path):
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run")))
     labels = ["O", "B-LOC", "B-PER", "I-LOC", "I-PER"]
     assert saved.run["task"] == {"labels": labels, "characters": False}
-    assert saved.parameters["classifier/kernel"].shape == (32, 5)
+    assert saved.parameters["heads/classifier/kernel"].shape == (32, 5)
     # Round trip: a task made of the description alone tags as the run did.
     again = Tagging(config, TOKENIZER, json.loads(json.dumps(saved.run["task"])))
     assert again.labels == labels and again.description() == task.description()
@@ -383,7 +383,7 @@ def test_going_on_from_a_checkpoint(tmp_path):
     config = make_config(train=write(tmp_path / "t", one_type))
     config.train.new_head = True
     task = Tagging.with_data(config, Source(TOKENIZER, "tagging", description))
-    assert task.labels == ["O", "B-X", "I-X"] and task.renewed_parameters == "classifier/"
+    assert task.labels == ["O", "B-X", "I-X"] and task.renewed_parameters == "heads/classifier/"
 
 
 def test_characters(tmp_path):

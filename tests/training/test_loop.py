@@ -71,7 +71,7 @@ def test_a_run_leaves_what_is_promised(small_config, uninterrupted):
     saved = read_checkpoint(find_checkpoint(str(workdir)))
     assert saved.run["step"] == 8 and saved.run["data"]["step"] == 8
     assert saved.run["config"]["train"]["batch_size"] == 16
-    assert saved.tokenizer.vocab_size == saved.parameters["mlm/bias"].shape[0]
+    assert saved.tokenizer.vocab_size == saved.parameters["heads/mlm/bias"].shape[0]
 
 
 def test_stopped_and_continued_is_the_same_run(small_config, uninterrupted, tmp_path):

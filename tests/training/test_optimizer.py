@@ -78,7 +78,7 @@ def parameters():
     return {
         "encoder/layers/output/kernel": jnp.asarray(values),
         "encoder/layers/output_layer_norm/scale": jnp.ones((3, 5)),
-        "mlm/bias": jnp.zeros(7),
+        "heads/mlm/bias": jnp.zeros(7),
     }
 
 
@@ -92,7 +92,7 @@ def test_layer_norm_and_biases_do_not_decay():
     params = parameters()
     updates = one_update(config, jax.tree.map(jnp.zeros_like, params), params)
     np.testing.assert_allclose(updates["encoder/layers/output/kernel"], -0.05 * params["encoder/layers/output/kernel"])
-    assert not updates["encoder/layers/output_layer_norm/scale"].any() and not updates["mlm/bias"].any()
+    assert not updates["encoder/layers/output_layer_norm/scale"].any() and not updates["heads/mlm/bias"].any()
 
 
 def test_gradient_is_clipped_by_its_global_norm():
@@ -101,7 +101,7 @@ def test_gradient_is_clipped_by_its_global_norm():
     config = optimizer_config(weight_decay=0.0, eps=1.0, b1=0.0, b2=0.0)
     # With eps 1 and no memory an update is g / (|g| + 1): it shows the clipped gradient.
     g = 1 / np.sqrt(82)
-    np.testing.assert_allclose(one_update(config, grads, params)["mlm/bias"], -0.1 * g / (g + 1), rtol=1e-5)
+    np.testing.assert_allclose(one_update(config, grads, params)["heads/mlm/bias"], -0.1 * g / (g + 1), rtol=1e-5)
 
 
 def test_lamb_scales_each_layer_by_itself():
@@ -114,5 +114,5 @@ def test_lamb_scales_each_layer_by_itself():
         u = 0.1 * g / (np.sqrt(0.001 * g * g) + 1e-6)
         expected = -0.1 * u * np.linalg.norm(w) / np.linalg.norm(u)
         np.testing.assert_allclose(updates["encoder/layers/output/kernel"][layer], expected, rtol=1e-5)
-    g = np.asarray(grads["mlm/bias"])
-    np.testing.assert_allclose(updates["mlm/bias"], -0.1 * 0.1 * g / (np.sqrt(0.001 * g * g) + 1e-6), rtol=1e-5)
+    g = np.asarray(grads["heads/mlm/bias"])
+    np.testing.assert_allclose(updates["heads/mlm/bias"], -0.1 * 0.1 * g / (np.sqrt(0.001 * g * g) + 1e-6), rtol=1e-5)

@@ -20,7 +20,7 @@ SHAPES = {
     "embeddings/word/embedding": (9, 4),
     "encoder/layers/output/kernel": (3, 8, 4),
     "pooler/kernel": (4, 4),
-    "classifier/bias": (2,),
+    "heads/classifier/bias": (2,),
 }
 
 
@@ -57,7 +57,7 @@ def test_learning_rates_fall_from_the_head_to_the_embeddings():
         "embeddings/word/embedding": [1 / 16],
         "encoder/layers/output/kernel": [1 / 8, 1 / 4, 1 / 2],
         "pooler/kernel": [1],
-        "classifier/bias": [1],
+        "heads/classifier/bias": [1],
     }
 
 
@@ -101,7 +101,7 @@ def test_top_layers_and_pooler_start_anew(tmp_path):
     np.testing.assert_array_equal(before[kernel][0], after[kernel][0])
     assert np.all(np.any(before[kernel][1:] != after[kernel][1:], axis=(1, 2)))
     assert np.any(before["pooler/kernel"] != after["pooler/kernel"])
-    np.testing.assert_array_equal(before["classifier/kernel"], after["classifier/kernel"])
+    np.testing.assert_array_equal(before["heads/classifier/kernel"], after["heads/classifier/kernel"])
     config.train.reinitialise_layers = 4
     with pytest.raises(UserError, match="reinitialise_layers is 4; the model has 3 layers"):
         modes.train(config, tmp_path / "other")

@@ -65,7 +65,7 @@ def test_eight_devices_equal_one(small_config, dropout):
     small_config.mesh.data = 8
     eight = Trainer(small_config)
     np.testing.assert_allclose(eight.run(4), one, rtol=2e-6)
-    assert len(eight.state.parameters["nsp/kernel"].sharding.device_set) == 8
+    assert len(eight.state.parameters["heads/nsp/kernel"].sharding.device_set) == 8
 
 
 def test_same_seed_same_bits_and_another_seed_others(small_config):
@@ -85,7 +85,7 @@ def test_no_recompilation_after_the_first_step(small_config):
 
 def test_state_is_donated(small_config):
     trainer = Trainer(small_config)
-    before = trainer.state.parameters["nsp/kernel"]
+    before = trainer.state.parameters["heads/nsp/kernel"]
     trainer.run(1)
     assert before.is_deleted()
 

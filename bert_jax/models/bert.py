@@ -1,0 +1,87 @@
+"""BERT: one trunk, and beside it the heads of a task (Devlin et al. 2018; google-research/bert)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from bert_jax.models.attention import attention_mask, take_places
+from bert_jax.models.config import BertConfig
+from bert_jax.models.encoder import Embeddings, Encoded, Encoder, Layer
+from bert_jax.models.layers import Linear, dropout_seeds
+
+
+class TrunkInputs(NamedTuple):
+    """The rows that a trunk reads.
+
+    `sequence_ids` is 0 for padding and k for the k-th sequence packed in the row; attention stays inside a sequence.
+    `embeddings`, if given, takes the place of the word embeddings, and `input_ids` may then be None.
+    """
+
+    input_ids: Int[Array, "B L"] | None
+    token_type_ids: Int[Array, "B L"]
+    position_ids: Int[Array, "B L"]
+    sequence_ids: Int[Array, "B L"]
+    embeddings: Float[Array, "B L E"] | None = None
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Array]) -> "TrunkInputs":
+        return cls(*(batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")))
+
+
+class Bert(nnx.Module):
+    """The trunk: embeddings, a stack of transformer layers, the pooler."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.pooler = Linear(config.hidden_size, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
+
+    def encode(
+        self,
+        inputs: TrunkInputs,
+        *,
+        key: Key[Array, ""] | None = None,
+        places: Int[Array, "B P"] | None = None,
+        all_layers: bool = False,
+    ) -> Encoded:
+        """Returns the hidden states of every token, or of those at `places` alone, for which the last layer has less
+        to compute. Without a `key` nothing is dropped out."""
+        seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * self.config.num_hidden_layers)
+        words = inputs.embeddings
+        if words is None:
+            if inputs.input_ids is None:
+                raise ValueError("TrunkInputs has neither input_ids nor embeddings; give one of them")
+            words = self.embeddings.word(inputs.input_ids)
+        first_seed = None if seeds is None else seeds[0]
+        x = self.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=first_seed)
+        mask = attention_mask(inputs.sequence_ids, self.config.causal)
+        seeds = None if seeds is None else seeds[1:]
+        return self.encoder(x, mask, seeds=seeds, places=places, all_layers=all_layers)
+
+    def pool(
+        self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None
+    ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
+        """Returns `pooled` of each row's first token, or of the S tokens of each row at `first_tokens`, which begin
+        the sequences packed in it."""
+        return self.pooled(hidden[:, 0] if first_tokens is None else take_places(hidden, first_tokens))
+
+    def pooled(self, first: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        """Returns tanh(linear) of hidden states of first tokens, in float32."""
+        return jnp.tanh(self.pooler(first.astype(jnp.float32), "float32"))
+
+
+class Model(nnx.Module):
+    """A trunk and the heads of a task, by name.
+
+    Parameters of the trunk are called as in the trunk (`encoder/layers/…`), those of the heads `heads/<name>/…`
+    (training/parameters.py). The trunk is made first and the heads in their order, each of which draws its initial
+    values from the same `nnx.Rngs`.
+    """
+
+    def __init__(self, trunk: Bert, heads: Mapping[str, nnx.Module]):
+        self.trunk = trunk
+        self.heads: Mapping[str, Any] = nnx.Dict(heads)  # whatever module a task knows how to call
