@@ -4,21 +4,16 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from bert_jax.command import say
 from bert_jax.config import UserError
-from bert_jax.start import check_writable, keep_programs, start_run
+from bert_jax.run import evaluate_checkpoint, keep_programs, run, start_run
 from bert_jax.tasks import task_class
-
-if TYPE_CHECKING:
-    from bert_jax.tasks.task import Evaluation, Task
-    from bert_jax.training.loop import Finished
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
@@ -33,37 +28,19 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
 def train(
     config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, profile: int = 0, **_
 ) -> int:
-    """Prepares if need be, trains or resumes, draws the curves and, after fine-tuning, the page of results; with
-    `config.seeds` over 1, a run a seed. `profile` steps are traced, see `lab/profile.py`."""
-    check_writable(workdir)
+    """Trains, or continues the run in the workdir, as `run.py` says; with `config.seeds` over 1, one run per seed."""
     if config.seeds > 1:
         if profile:
             raise UserError(f"--profile={profile} is for one run; leave it out, or set --config.seeds=1")
         from bert_jax.lab.seeds import train_seeds
 
-        return train_seeds(config, workdir, train)
-    source = start_run(config, workdir)
-    import jax
-
-    from bert_jax.lab.plots import plot_run
-    from bert_jax.lab.profile import Profiler
-    from bert_jax.training.loop import train as run_loop
-    from bert_jax.training.observer import Observer
-    from bert_jax.training.throughput import Throughput
-
-    task = task_class(config.task).with_data(config, source)
-    observers: list[Observer] = [Throughput()]
-    observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
-    finished = run_loop(task, config, workdir, observers)
-    if jax.process_index() == 0:
-        plot_run(workdir)
-    if finished.signal is None and task.makes_predictions and finished.evaluation:
-        _report(task, config, workdir, finished, overrides)
-    if finished.signal is not None:
-        logging.warning("stopped at step %d, saved in %s; the same command continues", finished.step, workdir)
-        return 128 + finished.signal
-    logging.info("done: %s", workdir)
-    return 0
+        return train_seeds(config, workdir, run)
+    result = run(config, workdir, overrides=overrides, profile=profile)
+    if result.signal is not None:
+        logging.warning("stopped at step %d, saved in %s; the same command continues", result.step, workdir)
+    else:
+        logging.info("done: %s", workdir)
+    return result.status
 
 
 def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_) -> int:
@@ -73,14 +50,11 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
     from bert_jax.training.metrics_log import MetricsLog
 
     task = task_class(config.task).with_data(config, source)
-    run, description, step = _evaluation(task, config, meant(workdir, config.init_from), checkpoint)
+    found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
     log = MetricsLog(workdir, step, step)
-    for split, name in (("validation", "eval"), ("test", "test")):
-        evaluation = run(split, description)
-        description |= evaluation.learned
-        if evaluation:
-            log.record(step, name, evaluation.metrics)
-            say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
+    for split, evaluation in found.items():
+        log.record(step, "eval" if split == "validation" else split, evaluation.metrics)
+        say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
     log.close()
     return 0
 
@@ -195,44 +169,6 @@ MODES = {
     "predict": predict,
     "embed": embed,
 }
-
-
-def _evaluation(
-    task: "Task", config: ConfigDict, path: str, which: str
-) -> tuple[Callable[[str, dict], "Evaluation"], dict[str, Any], int]:
-    """Returns the evaluation of a checkpoint as a function of (split, description), its description and its step."""
-    from bert_jax.inference.open import check_alike, open_model
-    from bert_jax.training.checkpoint import on_mesh
-    from bert_jax.training.evaluation import make_evaluation
-    from bert_jax.training.sharding import make_mesh, place
-
-    mesh = make_mesh(config.mesh)
-    opened = open_model(path, which=which, users_task=config.task, shardings=on_mesh(mesh))
-    check_alike(opened.bert_config, {f"model.{key}": value for key, value in config.model.items()}, opened.path)
-    if opened.tokenizer.content_hash != task.tokenizer.content_hash:
-        raise UserError(
-            f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
-            "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
-        )
-    graphdef, parameters = opened.fit(task.init)
-    run = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))
-    return partial(run, parameters), task.description() | opened.run["task"], opened.step
-
-
-def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished", overrides) -> None:
-    """Reports on the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
-    import jax
-
-    from bert_jax.lab.report import write_report
-    from bert_jax.training.checkpoint import choose_checkpoint
-
-    folder, evaluation = choose_checkpoint(str(workdir)), finished.evaluation
-    if int(folder.name) != finished.step:
-        run, description, _ = _evaluation(task, config, str(folder), "best")
-        evaluation = run("validation", description)
-    report = task.report(evaluation)
-    if report is not None and jax.process_index() == 0:
-        write_report(report, evaluation.metrics, config, workdir, overrides)
 
 
 def _records(workdir: Path) -> list[Path]:

@@ -1,7 +1,14 @@
 """PNG curves of one run from its metrics.jsonl."""
 
+import io
 import json
+import logging
 from pathlib import Path
+from typing import Any
+
+from bert_jax.files import write_atomically
+
+Record = dict[str, Any]  # a line of metrics.jsonl: step, split and numbers
 
 TRAIN_COLOUR, EVAL_COLOUR, CHANCE_COLOUR = "#8aa4c8", "#c0392b", "#777777"
 
@@ -14,8 +21,8 @@ PICTURES = {
     "throughput": ("Tokens per second", ("tokens_per_second",)),
 }
 
-# What a guesser without a model would reach: name drawn → label of a dashed line and its level, a number or the
-# name of an evaluation figure.
+# The level of a guesser without a model: name drawn → label of a dashed line and its level, a number or the name of a
+# metric of evaluation.
 REFERENCES = {
     "mlm_loss": ("unigram entropy", "unigram_entropy"),
     "mlm_accuracy": ("most frequent token", "majority_accuracy"),
@@ -25,34 +32,56 @@ REFERENCES = {
 
 
 def plot_run(workdir: Path) -> list[Path]:
-    """Writes `plots/*.png` and gives their paths; nothing if there are no metrics yet."""
+    """Writes `plots/*.png` and returns their paths; none if there are no metrics yet, or no room: a picture is no
+    reason for a run to fail."""
     import matplotlib
 
     matplotlib.use("Agg")
     records = read_metrics(workdir / "metrics.jsonl")
-    if not records:
+    folder, paths = workdir / "plots", []
+    try:
+        for name, (title, drawn) in PICTURES.items() if records else ():
+            folder.mkdir(exist_ok=True)
+            paths.append(folder / f"{name}.png")
+            write_atomically(paths[-1], _picture(records, title, drawn))
+    except OSError as problem:
+        logging.warning("%s: the curves could not be drawn (%s)", folder, problem.strerror)
         return []
-    folder = workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    return [_picture(folder / f"{name}.png", records, *spec) for name, spec in PICTURES.items()]
+    return paths
 
 
-def read_metrics(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_metrics(path: Path) -> list[Record]:
+    """Returns the lines of a metrics.jsonl; [] if there is no file. Lines that are no metrics, such as half a line that
+    is still being written, are left out with one warning."""
+    if not path.exists():
+        return []
+    records, bad = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            if not (isinstance(record["step"], int) and isinstance(record["split"], str)):
+                raise ValueError
+            records.append(record)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            bad += 1
+    if bad:
+        logging.warning("%s: %d lines are no metrics and were left out", path, bad)
+    return records
 
 
-def series(records: list[dict], split: str, name: str) -> tuple[list[int], list[float]]:
-    points = {r["step"]: r[name] for r in records if r["split"] == split and name in r}
+def series(records: list[Record], split: str, name: str) -> tuple[list[int], list[float]]:
+    """Returns the steps, sorted, and the values of a metric; of several values of one step the last."""
+    points = {r["step"]: r[name] for r in records if r["split"] == split and isinstance(r.get(name), int | float)}
     return sorted(points), [points[step] for step in sorted(points)]
 
 
-def _picture(path, records, title, names):
+def _picture(records: list[Record], title: str, names: tuple[str, ...]) -> bytes:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    names = [name for name in names if any(name in record for record in records)]
-    figure, axes = plt.subplots(1, max(len(names), 1), figsize=(4.6 * max(len(names), 1), 3.4), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=False):
+    drawn = [name for name in names if any(name in record for record in records)]
+    figure, axes = plt.subplots(1, max(len(drawn), 1), figsize=(4.6 * max(len(drawn), 1), 3.4), squeeze=False)
+    for axis, name in zip(axes[0], drawn, strict=False):
         styles = {"train": (TRAIN_COLOUR, "training", ""), "eval": (EVAL_COLOUR, "held out", ".")}
         for split, (colour, label, marker) in styles.items():
             steps, values = series(records, split, name)
@@ -69,12 +98,13 @@ def _picture(path, records, title, names):
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
     plt.close(figure)
-    return path
+    return content.getvalue()
 
 
-def _reference(records, name):
+def _reference(records: list[Record], name: str) -> tuple[str, float | None]:
     if name not in REFERENCES:
         return "", None
     label, level = REFERENCES[name]

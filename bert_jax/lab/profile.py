@@ -21,6 +21,7 @@ import numpy as np
 from jax.stages import Compiled
 
 from bert_jax.config import UserError
+from bert_jax.files import write_atomically
 from bert_jax.tasks.task import Batch, Sums
 from bert_jax.training.observer import DATA_WAIT, Observer
 
@@ -95,8 +96,8 @@ class Profiler(Observer):
         texts = [program.as_text() or "" for program in self.programs]
         try:
             found = read_trace(self.folder, texts, self.seen - SKIPPED)
-            (self.folder / "profile.txt").write_text(str(found))
-            (self.folder / "profile.json").write_text(json.dumps(vars(found), indent=1) + "\n")
+            write_atomically(self.folder / "profile.txt", str(found))
+            write_atomically(self.folder / "profile.json", json.dumps(vars(found), indent=1) + "\n")
         except (UserError, OSError) as error:  # no reason to end the run: the trace itself can be looked at
             logging.warning("--profile: %s", error)
             return

@@ -4,81 +4,99 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from bert_jax.command import say
+from bert_jax.config import UserError
+from bert_jax.files import write_atomically
+from bert_jax.run import Result
+
+# Split in seeds.json and metrics.jsonl → its metrics in a Result. "eval" and "test" belong to the same checkpoint.
+SPLITS: dict[str, Callable[[Result], dict[str, float]]] = {
+    "eval": lambda result: result.best,
+    "eval_last": lambda result: result.last,
+    "test": lambda result: result.test,
+}
 
 
-def train_seeds(config: ConfigDict, workdir: Path, train: Callable[[ConfigDict, Path], int]) -> int:
-    """Runs `config.seeds` seeds in `workdir/seed<n>`, each resumable by itself, and writes `workdir/seeds.json`.
+def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Path], Result]) -> int:
+    """Makes `config.seeds` runs in `workdir/seed<n>`, each resumable by itself, and writes `workdir/seeds.json`.
 
-    `workdir/metrics.jsonl` gets one line of each split with the means. Returns the exit status: that of a run that was
-    stopped, or 0.
+    `workdir/metrics.jsonl` gets one line per split with the means. Returns the exit status: that of a run that was
+    stopped, or 0. Raises UserError if the workdir holds a single run.
     """
-    folders = []
+    if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds a single run; choose another --workdir for seeds={config.seeds}")
+    results: dict[str, Result] = {}
     for seed in range(config.seed, config.seed + config.seeds):
         one = config.copy_and_resolve_references()
         one.seed, one.seeds = seed, 1
-        folders.append(workdir / f"seed{seed}")
-        logging.info("seed %d: %s", seed, folders[-1])
-        status = train(one, folders[-1])
-        if status:
-            return status
-    report = summarise(folders, config.checkpoint.best_metric, config.checkpoint.best_mode)
-    (workdir / "seeds.json").write_text(json.dumps(report, indent=2) + "\n")
-    with open(workdir / "metrics.jsonl", "w") as file:
-        for split, metrics in report["splits"].items():
-            means = {name: values["mean"] for name, values in metrics.items()}
-            file.write(json.dumps({"step": report["steps"], "split": split} | means) + "\n")
-    say(format_summary(report))
+        folder = workdir / f"seed{seed}"
+        logging.info("seed %d: %s", seed, folder)
+        results[folder.name] = run(one, folder)
+        if results[folder.name].status:
+            return results[folder.name].status
+    import jax
+
+    if jax.process_index() == 0:
+        report = summarise(results, config.checkpoint.best_metric, config.checkpoint.best_mode)
+        _write(report, workdir)
+        say(format_summary(report))
     return 0
 
 
-def summarise(folders: list[Path], metric: str, mode: str) -> dict[str, Any]:
-    """The last line of each split of every run → mean, sample standard deviation and values of each figure.
+def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str, Any]:
+    """Returns mean, sample standard deviation and values of each metric, for the splits that every run has.
 
-    `best` is the run that is best on validation; `failed` are those no better than always the commonest class.
+    `best` is the run that is best on validation (None without one); `failed` are those whose accuracy there is no
+    higher than that of always guessing the most frequent class.
     """
-    last = {folder.name: _last_lines(folder / "metrics.jsonl") for folder in folders}
     splits: dict[str, dict[str, dict[str, Any]]] = {}
-    for split in ("eval", "test"):
-        lines = [lines[split] for lines in last.values() if split in lines]
-        if len(lines) == len(folders):
-            names = [name for name in lines[0] if name not in ("step", "split")]
-            splits[split] = {name: _spread([line[name] for line in lines]) for name in names}
+    for split, of_result in SPLITS.items():
+        found = [of_result(result) for result in results.values()]
+        names = [name for name in found[0] if all(name in metrics for metrics in found)]
+        if names:
+            splits[split] = {name: _spread([metrics[name] for metrics in found]) for name in names}
     sign = -1 if mode == "min" else 1
-    evaluated = {name: lines["eval"] for name, lines in last.items() if "eval" in lines}
+    evaluated = {name: result.best for name, result in results.items() if metric in result.best}
     return {
-        "steps": max(line["step"] for line in evaluated.values()),
-        "best": max(evaluated, key=lambda name: sign * evaluated[name][metric]),
+        "steps": max(result.step for result in results.values()),
+        "best": max(evaluated, key=lambda name: sign * evaluated[name][metric], default=None),
         "failed": [
             name
-            for name, line in evaluated.items()
-            if "majority_accuracy" in line and line["accuracy"] <= line["majority_accuracy"]
+            for name, metrics in evaluated.items()
+            if "majority_accuracy" in metrics and metrics.get("accuracy", 1) <= metrics["majority_accuracy"]
         ],
         "splits": splits,
     }
 
 
 def format_summary(report: dict[str, Any]) -> str:
+    """Returns one line per split and metric, and one about the runs."""
     lines = [
-        f"{split:5} {name:20} {v['mean']:.4f} ± {v['sd']:.4f}   ({', '.join(f'{x:.4f}' for x in v['values'])})"
+        f"{split:9} {name:20} {v['mean']:.4f} ± {v['sd']:.4f}   ({', '.join(f'{x:.4f}' for x in v['values'])})"
         for split, metrics in report["splits"].items()
         for name, v in metrics.items()
     ]
+    if report["best"] is None:
+        return "\n".join([*lines, "no run was evaluated on validation examples"])
     failed = ", ".join(report["failed"]) or "none"
     return "\n".join([*lines, f"best on validation: {report['best']}; no better than the commonest class: {failed}"])
+
+
+def _write(report: dict[str, Any], workdir: Path) -> None:
+    lines = [
+        {"step": report["steps"], "split": split} | {name: values["mean"] for name, values in metrics.items()}
+        for split, metrics in report["splits"].items()
+    ]
+    write_atomically(workdir / "seeds.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
     sd = statistics.stdev(values) if len(values) > 1 else math.nan
     return {"mean": statistics.fmean(values), "sd": sd, "values": values}
-
-
-def _last_lines(path: Path) -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line["split"]: line for line in lines}

@@ -39,6 +39,7 @@ class Finished:
     """How a call of `train` ended. `signal` is the one that stopped it before its last step, or None."""
 
     step: int
+    ended: str  # "done", "patience" or "signal"
     evaluation: Evaluation  # the last one of validation
     final: dict[str, Evaluation]  # split → evaluation of the best checkpoint
     signal: int | None = None
@@ -158,7 +159,8 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
             for split in task.final_splits:
                 final[split] = evaluate(parameters, split, description)
                 log.record(step, split, final[split].metrics)
-    return Finished(step, evaluation, final, stopped_by)
+    ended = "done" if step >= config.train.steps else "patience"
+    return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
 
 
 @contextlib.contextmanager

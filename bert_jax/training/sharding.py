@@ -1,10 +1,13 @@
 """Which device holds what: the mesh, and rules from parameter names to partitions."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -43,6 +46,21 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
         return parameter_sharding(mesh, name) if name else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Guards what every process does before training: if it fails on one, it fails on all. Otherwise the rest would
+    wait for the one that has ended. Raises UserError where only another process failed."""
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        if jax.process_count() > 1:
+            others = multihost_utils.process_allgather(np.int32(succeeded))
+            if succeeded and not others.all():
+                raise UserError(f"process {int(others.argmin())} failed; its output says why")
 
 
 def place(mesh: Mesh, tree: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 
-from bert_jax.lab.plots import PICTURES, plot_run, series
+from bert_jax.lab.plots import PICTURES, plot_run, read_metrics, series
 
 
 def test_pictures_of_a_run(tmp_path):
@@ -25,3 +25,21 @@ def test_no_metrics_no_pictures(tmp_path):
 def test_a_series_is_sorted_by_step_and_the_last_word_counts():
     records = [{"step": s, "split": "train", "loss": v} for s, v in ((4, 1.0), (2, 3.0), (4, 2.0))]
     assert series(records, "train", "loss") == ([2, 4], [3.0, 2.0])
+
+
+def test_foreign_lines_are_left_out_with_one_warning(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1, "split": "train", "loss": 2.0}\n[1]\n\xff\n{"step": "1", "split": 2}\n{"step": 2, "sp'
+    )
+    assert read_metrics(path) == [{"step": 1, "split": "train", "loss": 2.0}]
+    assert [message for message in caplog.messages if str(path) in message] == [
+        f"{path}: 4 lines are no metrics and were left out"
+    ]
+
+
+def test_pictures_that_cannot_be_written_are_no_reason_to_fail(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 2.0}\n')
+    (tmp_path / "plots").write_text("a file where the folder would be")
+    assert plot_run(tmp_path) == []
+    assert "the curves could not be drawn" in caplog.text

@@ -1,6 +1,7 @@
 """The loop in a workdir: files, resuming to the same bits, damage, signals, warm starts."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,11 +16,13 @@ import pytest
 from bert_jax.config import UserError, to_json
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+from bert_jax.training.checkpoint import find_checkpoint, has_checkpoint, read_checkpoint
 from bert_jax.training.loop import train
+from bert_jax.training.observer import Observer
+from bert_jax.training.throughput import Throughput
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wait_share")
+TIMES = ("peak_bytes", "tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wait_share")
 
 
 def run(config, workdir):
@@ -261,7 +264,58 @@ def test_full_disk_keeps_the_last_good_checkpoint(small_config, tmp_path, monkey
     assert run(small_config, tmp_path).step == 12
 
 
+def test_observers_change_no_result(small_config, uninterrupted, tmp_path):
+    expected = uninterrupted(small_config)
+    task = Pretraining.over(small_config, prepare(small_config.data, small_config.data.seed, progress=False))
+    train(task, small_config, tmp_path, [Throughput(), Observer()])
+    assert "peak_bytes" in (tmp_path / "metrics.jsonl").read_text()
+    assert "peak_bytes" not in (expected / "metrics.jsonl").read_text()
+    assert_same_run(tmp_path, expected)
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(small_config, tmp_path):
-    small_config.optimizer.update(learning_rate=1e30, clip_norm=0.0, warmup_steps=0)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step"):
+    learning_rate = small_config.optimizer.learning_rate
+    huge = {"learning_rate": 1e3, "weight_decay": 1e3, "clip_norm": 0.0, "warmup_steps": 0}
+    small_config.optimizer.update(huge, schedule="constant")  # decay makes weights a million times larger in a step
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step .*; nothing was saved: .* the same --workdir"):
         run(small_config, tmp_path)
+    assert not has_checkpoint(str(tmp_path))
+    usual = {"learning_rate": learning_rate, "weight_decay": 0.01, "clip_norm": 1.0, "warmup_steps": 2}
+    small_config.optimizer.update(usual, schedule="bert")
+    assert run(small_config, tmp_path).step == 8  # as the message says
+
+
+@pytest.mark.parametrize("where", ["loss", "evaluation"])
+def test_a_run_that_diverges_late_keeps_its_finite_checkpoint(small_config, tmp_path, monkeypatch, where):
+    run(small_config, tmp_path / "run")
+    small_config.train.steps = 9
+    if where == "loss":
+        means = Pretraining.means
+        monkeypatch.setattr(Pretraining, "means", lambda self, sums: means(self, sums) | {"loss": float("nan")})
+    else:  # the update after the last loss was too large
+        evaluation = Pretraining.evaluation
+
+        def diverged(self, *arguments):
+            found = evaluation(self, *arguments)
+            return dataclasses.replace(found, metrics=found.metrics | {"loss": float("nan")})
+
+        monkeypatch.setattr(Pretraining, "evaluation", diverged)
+    with pytest.raises(UserError, match=r"the loss is nan at step 9; the checkpoint of step 8 is whole and finite: "):
+        run(small_config, tmp_path / "run")
+    monkeypatch.undo()
+    assert find_checkpoint(str(tmp_path / "run")).name == "8"
+    small_config.init_from = str(tmp_path / "run")  # as the message says
+    small_config.optimizer.learning_rate = 1e-4
+    small_config.train.steps = 1
+    assert run(small_config, tmp_path / "other").step == 1
+
+
+def test_parameters_that_are_not_finite_are_not_saved(small_config, tmp_path, monkeypatch):
+    small_config.data.update(validation_share=0.0, test_share=0.0)  # no evaluation would notice
+    huge = {"learning_rate": 1e3, "weight_decay": 1e3, "clip_norm": 0.0, "warmup_steps": 0}
+    small_config.optimizer.update(huge, schedule="constant")
+    small_config.checkpoint.every = 100
+    monkeypatch.setattr(Pretraining, "means", lambda self, sums: {"loss": 1.0})  # not even the loss
+    with pytest.raises(UserError, match=r"is no longer finite after step 8; nothing was saved"):
+        run(small_config, tmp_path)
+    assert not has_checkpoint(str(tmp_path))

@@ -76,6 +76,9 @@ def test_frozen_parameters_keep_their_bits_and_the_others_move(tmp_path):
     config.optimizer.freeze = "embeddings/|encoder/layers/0/"
     config.seed = 1
     assert modes.train(config, tmp_path / "run") == 0
+    moments = json.loads((find_checkpoint(str(tmp_path / "run")) / "run" / "metadata").read_text())["checksums"]
+    assert not any("embeddings/" in name for name in moments["optimizer"])  # nothing is kept for what is frozen
+    assert any("encoder/layers/" in name for name in moments["optimizer"])
     before, after = parameters(tmp_path / "source"), parameters(tmp_path / "run")
     for name, value in before.items():
         if name.startswith("embeddings/"):
@@ -163,14 +166,20 @@ def test_two_seeds_and_what_is_said_of_them(tmp_path, capsys):
     config = make_config(tmp_path)
     config.seeds, config.seed = 2, 5
     config.optimizer.learning_rate = 0.0
-    assert modes.train(config, tmp_path / "runs") == 0
+    assert modes.train(config.copy_and_resolve_references(), tmp_path / "runs") == 0
     last = [json.loads((tmp_path / "runs" / f"seed{i}" / "metrics.jsonl").read_text().splitlines()[-1]) for i in (5, 6)]
     losses = [line["loss"] for line in last]
     assert losses[0] != losses[1]
     report = json.loads((tmp_path / "runs" / "seeds.json").read_text())
-    figures = report["splits"]["eval"]["loss"]
+    figures = report["splits"]["eval_last"]["loss"]
     np.testing.assert_allclose(figures["mean"], np.mean(losses))
     np.testing.assert_allclose(figures["sd"], np.std(losses, ddof=1))
-    summary = json.loads((tmp_path / "runs" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert summary["split"] == "eval" and summary["accuracy"] == np.mean([line["accuracy"] for line in last])
+    lines = (tmp_path / "runs" / "metrics.jsonl").read_text().splitlines()
+    summary = json.loads(lines[-1])
+    assert [json.loads(line)["split"] for line in lines] == ["eval", "eval_last"] and summary["accuracy"] == np.mean(
+        [line["accuracy"] for line in last]
+    )
     assert "no better than the commonest class: seed5, seed6" in capsys.readouterr().out  # 80 % are "not"
+    config.seeds = 1
+    with pytest.raises(UserError, match="holds the runs of several seeds"):
+        modes.train(config, tmp_path / "runs")

@@ -1,21 +1,24 @@
-"""What a run sets up before it begins."""
+"""How a run starts and what it returns."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from bert_jax import run as runs
 from bert_jax.config import UserError
-from bert_jax.start import _join_processes, start_run
+from bert_jax.run import _join_processes, keep_programs, run, start_run
 from bert_jax.tasks import task_class
 from experiments import classify
 
 ASK = """
 import sys, jax
 from pathlib import Path
-from bert_jax.start import keep_programs
+from bert_jax.run import keep_programs
 keep_programs(Path(sys.argv[1]))
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
 """
@@ -121,3 +124,48 @@ def test_a_task_that_cannot_be_loaded(code, name, message, tmp_path, monkeypatch
     with pytest.raises(UserError) as caught:
         task_class(name)
     assert str(caught.value).startswith(f"task is '{name}'") and message in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / ".compiled").write_text("a file where the folder would be")
+    before = jax.config.jax_compilation_cache_dir
+    keep_programs(tmp_path / "run")
+    assert "programs are not kept" in caplog.text
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+NUMBERS = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+
+
+def test_processes_that_do_not_find_each_other_are_said_in_bounded_time(monkeypatch):
+    asked = {}
+
+    def initialize(*_, **arguments):
+        asked.update(arguments)
+        raise RuntimeError("DEADLINE_EXCEEDED: barrier timed out\nmore lines")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match=r"localhost:1234: the processes cannot be joined \(DEAD"):
+        _join_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1234"} | NUMBERS)
+    assert asked["initialization_timeout"] == runs._JOIN_SECONDS == 300
+
+
+def test_processes_are_joined_once(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", None)  # a call would raise TypeError
+    _join_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1234"} | NUMBERS)
+
+
+def test_a_result_has_last_and_best_metrics_also_of_a_run_that_was_done_before(small_config, tmp_path):
+    small_config.checkpoint.update(best_metric="mlm_accuracy", best_mode="max", keep=9)
+    config = small_config.copy_and_resolve_references()
+    result = run(small_config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evals = {line["step"]: line["mlm_accuracy"] for line in lines if line["split"] == "eval"}
+    assert (result.step, result.ended, result.status, result.test) == (8, "done", 0, {})
+    assert result.last["mlm_accuracy"] == evals[8]
+    assert result.best["mlm_accuracy"] == max(evals[4], evals[8])
+    assert evals[int(result.checkpoint.name)] == result.best["mlm_accuracy"]
+    assert "tokens_per_second" in next(line for line in lines if line["split"] == "train")
+    assert run(config, tmp_path / "run") == result

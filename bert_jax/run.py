@@ -1,0 +1,287 @@
+"""One run: how it starts (processes, data, task), trains, and ends (curves, report).
+
+Heavy imports are inside the functions, as in `modes.py`.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError, from_json_dict, read_config, validate
+from bert_jax.tasks import task_class
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.task import Description, Evaluation, Source, Task
+    from bert_jax.training.loop import Finished
+
+_JOIN_SECONDS = 300  # that a process waits for the others; machines of a pod do not start together
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run. Metrics are {name: value}, as in metrics.jsonl; {} where there are no examples."""
+
+    workdir: Path
+    step: int  # updates made
+    ended: str  # "done", "patience" (no better evaluation for train.patience of them) or "signal"
+    last: dict[str, float]  # validation, the newest evaluation
+    best: dict[str, float]  # validation, at the best checkpoint by checkpoint.best_metric
+    test: dict[str, float]  # data.test, with the best checkpoint
+    checkpoint: Path  # the best checkpoint; the newest if none was evaluated
+    signal: int | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status of a command: 0, or 128 + n for a run that signal n stopped and that can be continued."""
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, profile: int = 0) -> Result:
+    """Trains, or continues the run in `workdir`: prepares the data if need be, trains, draws the curves and writes the
+    page of results.
+
+    What the config leaves open is filled in, in place. `overrides` are the options set on the command line, for the
+    page. The time of `profile` steps is broken down, see `lab/profile.py`. Raises UserError.
+    """
+    if config.seeds > 1:
+        raise UserError(f"seeds is {config.seeds}: this makes one run; use bert_jax.lab.seeds.train_seeds")
+    source = start_run(config, workdir)
+    import jax
+
+    from bert_jax.lab.plots import plot_run
+    from bert_jax.lab.profile import Profiler
+    from bert_jax.training.loop import train
+    from bert_jax.training.observer import Observer
+    from bert_jax.training.sharding import together
+    from bert_jax.training.throughput import Throughput
+
+    with together():
+        check_writable(workdir)
+        if (workdir / "seeds.json").exists():
+            raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
+        task = task_class(config.task).with_data(config, source)
+    observers: list[Observer] = [Throughput()]
+    observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
+    finished = train(task, config, workdir, observers)
+    if jax.process_index() == 0:
+        plot_run(workdir)
+    if finished.signal is None and task.makes_predictions and finished.evaluation:
+        _report(task, config, workdir, finished, overrides)
+    return _result(workdir, finished)
+
+
+def start_run(config: ConfigDict, workdir: Path) -> "Source | None":
+    """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
+    checkpoint. Raises UserError for every mistake that shows before any data is read."""
+    check_files(config)
+    task_class(config.task)
+    keep_programs(workdir)
+    _join_processes(os.environ)
+    import jax
+
+    from bert_jax.models.config import SHAPE, bert_config, check_length
+    from bert_jax.training.sharding import make_mesh, together
+
+    with together():
+        source = _inherit(config, workdir)
+        vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
+        model = bert_config(config.model, config.model.vocab_size or vocab_size)
+        config.model.update({key: getattr(model, key) for key in SHAPE})
+        check_length(model, config.data.sequence_length)
+        validate(config, jax.device_count())
+        make_mesh(config.mesh)
+    return source
+
+
+def check_files(config: ConfigDict) -> None:
+    """Raises UserError for a file that the config names and that is not there, before anything slow is done."""
+    from bert_jax.data.text.text_files import find_files
+
+    for key in ("train", "validation", "test"):
+        if config.data[key] and not config.data[key].startswith("tfds:"):
+            find_files(config.data[key], f"data.{key}")
+    if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
+        raise UserError(f"data.vocab_file: {config.data.vocab_file} does not exist; correct the path")
+
+
+def evaluate_checkpoint(task: "Task", config: ConfigDict, path: str, which: str) -> "tuple[dict[str, Evaluation], int]":
+    """Returns the evaluation of each split of a checkpoint ({} for none), and its step. Thresholds found on validation
+    are used on test. Raises UserError if the checkpoint holds another model or vocabulary than the config and its
+    data."""
+    from bert_jax.inference.open import check_alike, open_model
+    from bert_jax.training.checkpoint import on_mesh
+    from bert_jax.training.evaluation import make_evaluation
+    from bert_jax.training.sharding import make_mesh, place
+
+    mesh = make_mesh(config.mesh)
+    opened = open_model(path, which=which, users_task=config.task, shardings=on_mesh(mesh))
+    check_alike(opened.bert_config, {f"model.{key}": value for key, value in config.model.items()}, opened.path)
+    if opened.tokenizer.content_hash != task.tokenizer.content_hash:
+        raise UserError(
+            f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
+            "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
+        )
+    graphdef, parameters = opened.fit(task.init)
+    evaluate = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))
+    description: Description = task.description() | opened.run["task"]
+    found = {}
+    for split in ("validation", "test"):
+        found[split] = evaluate(parameters, split, description)
+        description |= found[split].learned
+    return {split: evaluation for split, evaluation in found.items() if evaluation}, opened.step
+
+
+def keep_programs(workdir: Path) -> None:
+    """Keeps compiled programs beside the workdir for later runs, also small ones: by itself jax keeps those that took
+    a second, which an evaluation's does not. jax's own settings have precedence."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = workdir.absolute().parent / ".compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as problem:  # costs time, nothing else
+            logging.warning("%s cannot be written to (%s): programs are not kept", folder, problem.strerror)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+def check_writable(workdir: Path) -> None:
+    """Makes the folder. Raises UserError if it cannot be written to."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as problem:
+        raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
+
+
+def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
+    """Returns what the run takes from a checkpoint, besides parameters; None if it starts from scratch.
+
+    What the config leaves open of the model's shape is filled in from the run that this one continues, else from
+    `init_from`.
+    """
+    from bert_jax.models.config import bert_config, inherit_shape
+    from bert_jax.tasks.task import Source
+    from bert_jax.training.checkpoint import (
+        Damaged,
+        choose_checkpoint,
+        describe_checkpoint,
+        find_checkpoint,
+        has_checkpoint,
+    )
+
+    if (workdir / "config.json").is_file() and has_checkpoint(str(workdir)):
+        model = read_config(workdir / "config.json").model
+        inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
+    if not config.init_from:
+        return None
+    # A run that continues no longer needs what it started from, unless its newest checkpoint is damaged.
+    has_own = has_checkpoint(str(workdir))
+    if not has_own and not has_checkpoint(config.init_from):
+        _explain_init_from(config.init_from)
+    try:
+        folder = find_checkpoint(str(workdir)) if has_own else choose_checkpoint(config.init_from)
+        item, tokenizer = describe_checkpoint(folder)
+    except Damaged:
+        if not has_own:
+            raise
+        item, tokenizer = describe_checkpoint(choose_checkpoint(config.init_from))
+    saved = from_json_dict(item["config"])
+    inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
+    return Source(tokenizer, saved.task, item["task"])
+
+
+def _explain_init_from(path: str) -> NoReturn:
+    """Raises UserError. The commonest first mistake is the name or the folder of a model in another format."""
+    from bert_jax.convert import google_tf, hub
+
+    folder = Path(path)
+    convert = f"python -m bert_jax.convert --from={path} --to=ckpts/{folder.name}"
+    then = f"{convert}, then give --config.init_from=ckpts/{folder.name}"
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
+        raise UserError(f"init_from={path} is a workdir without a checkpoint; train that run first")
+    if google_tf.is_checkpoint(folder) or any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        raise UserError(f"init_from={path} is a model in another format; convert it first: {then}")
+    if folder.exists():
+        raise UserError(f"init_from={path} is not a checkpoint; give a workdir or one of its checkpoints")
+    if hub.is_name(path):
+        raise UserError(f"init_from={path} does not exist; if it is a model of the Hugging Face Hub: {then}")
+    raise UserError(f"init_from={path} does not exist; correct the path")
+
+
+def _join_processes(environment: Mapping[str, str]) -> None:
+    """Makes one run of several processes if JAX_COORDINATOR_ADDRESS is set, unless that is done: to `auto` where jax
+    finds the cluster itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Raises UserError."""
+    import jax
+
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if address is None or jax.distributed.is_initialized():  # several seeds are several runs
+        return
+    arguments: tuple[Any, ...] = ()
+    if address == "auto":
+        del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
+    else:
+        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        if any(not environment.get(name, "").isdecimal() for name in names):
+            raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
+        count, number = (int(environment[name]) for name in names)
+        if number >= count:
+            raise UserError(f"JAX_PROCESS_ID is {number}; it must be below JAX_NUM_PROCESSES, which is {count}")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is '{address}'; it must be host:port or auto")
+        arguments = (address, count, number)
+    try:
+        jax.distributed.initialize(*arguments, initialization_timeout=_JOIN_SECONDS)
+    except (ValueError, RuntimeError) as error:  # no cluster, no such host, nobody answers
+        first = str(error).partition("\n")[0]
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: the processes cannot be joined ({first})") from error
+
+
+def _result(workdir: Path, finished: "Finished") -> Result:
+    """Metrics are read from the log, because a run that was continued made some of its evaluations earlier."""
+    from bert_jax.lab.plots import read_metrics
+    from bert_jax.training.checkpoint import choose_checkpoint
+
+    checkpoint = choose_checkpoint(str(workdir))
+    by_step: dict[str, dict[int, dict[str, float]]] = {"eval": {}, "test": {}}
+    for line in read_metrics(workdir / "metrics.jsonl"):
+        if line["split"] in by_step:
+            by_step[line["split"]][line["step"]] = {k: v for k, v in line.items() if k not in ("step", "split")}
+    evaluations = by_step["eval"]
+    return Result(
+        workdir,
+        finished.step,
+        finished.ended,
+        last=evaluations[max(evaluations)] if evaluations else {},
+        best=evaluations.get(int(checkpoint.name), {}),
+        test=by_step["test"].get(finished.step, {}),
+        checkpoint=checkpoint,
+        signal=finished.signal,
+    )
+
+
+def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished", overrides: Any) -> None:
+    """Reports on the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
+    import jax
+
+    from bert_jax.lab.report import write_report
+    from bert_jax.training.checkpoint import choose_checkpoint
+
+    folder, evaluation = choose_checkpoint(str(workdir)), finished.evaluation
+    if int(folder.name) != finished.step:
+        evaluation = evaluate_checkpoint(task, config, str(folder), "best")[0]["validation"]
+    report = task.report(evaluation)
+    if report is not None and jax.process_index() == 0:
+        write_report(report, evaluation.metrics, config, workdir, overrides)
