@@ -29,7 +29,7 @@ _ROW_GROUP = 4096  # rows of a Parquet file that are held in memory
 
 
 class TokenVectors(NamedTuple):
-    """Without [CLS] and [SEP]. Offsets count characters of the text."""
+    """The tokens of one text without [CLS] and [SEP]. Offsets count characters of the text."""
 
     tokens: list[str]
     starts: list[int]
@@ -90,17 +90,17 @@ class Embedder:
 
     @property
     def size(self) -> int:
-        """Numbers in a vector."""
+        """The number of values in a vector."""
         return self._hidden_size * (len(self._layers) if self._concatenates else 1)
 
     def stream(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
-        """For each row the vector of its text, or the UserError that says what is wrong with it, in order."""
+        """Yields for each row, in order, the vector of its text or the UserError that says what is wrong with it."""
         for window in windows(rows):
             encoded = in_place_of_good(window, lambda rows: self._encode(rows, column))
             yield from in_place_of_good(encoded, lambda texts: self._run(self._sentences, texts))
 
     def stream_tokens(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
-        """As `stream`, with `TokenVectors`."""
+        """Yields `TokenVectors`, otherwise as `stream`."""
         for window in windows(rows):
             encoded = in_place_of_good(window, lambda rows: self._encode(rows, column))
             yield from in_place_of_good(
@@ -161,7 +161,7 @@ class Embedder:
 
 
 def write_npy(rows: Iterable[InputRow], embedder: Embedder, column: str, output: Path, *, skip_bad: bool) -> None:
-    """float32[rows, size]; a bad row that is skipped is a row of nan, so that the others stay beside their texts."""
+    """Writes float32[rows, size]; a bad row that is skipped is a row of nan, so that the others stay in their rows."""
     nothing = np.full(embedder.size, np.nan, np.float32)
     count = 0
     with whole_file(output) as file:
@@ -176,8 +176,8 @@ def write_npy(rows: Iterable[InputRow], embedder: Embedder, column: str, output:
 def write_parquet(
     rows: Iterable[InputRow], embedder: Embedder, column: str, output: Path, *, skip_bad: bool, tokens: bool
 ) -> None:
-    """Columns `line`, `id` (text, or null), `vector`, `error` (null if there is none); of tokens `tokens`, `starts`,
-    `ends` and `vectors` in place of `vector`."""
+    """Writes columns `line`, `id` (text, or null), `vector`, `error` (null if there is none); with `tokens`, columns
+    `tokens`, `starts`, `ends` and `vectors` in place of `vector`."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -204,13 +204,13 @@ def _record(row: InputRow, result: Any, tokens: bool) -> dict[str, Any]:
 
 
 def _write_header(file: IO[bytes], count: int, size: int) -> None:
-    """Of one length whatever the count: NumPy leaves room for the first axis to grow."""
+    """Writes a header that is equally long whatever the count: NumPy leaves room for the first axis to grow."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (count, size)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def _layers(layer: int | str, num_layers: int) -> list[int]:
-    """Places in the list of layers."""
+    """Returns the indices of the layers. Raises UserError for a layer that the model does not have."""
     if layer in ("last4_sum", "last4_concat"):
         if num_layers < 4:
             raise UserError(f"layer is '{layer}'; this model has {num_layers} layers")

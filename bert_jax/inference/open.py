@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.inference.prepared import Prepared
+from bert_jax.inference.prepared import PredictionModel
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.heads import MaskedLMHead
@@ -63,14 +63,14 @@ class Opened:
         return nnx.split(_abstract(self.task.init))[0]
 
     @cached_property
-    def at_work(self) -> Prepared:
+    def at_work(self) -> PredictionModel:
         """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
         the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk and
         the MLM head, which need no class."""
         name = self.config.get("task", "pretraining")
         is_known = name in TASKS or name == self.users_task
         build = self.task.init if is_known else self._without_task
-        return Prepared(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped="heads/")))
+        return PredictionModel(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped="heads/")))
 
     def _without_task(self, rngs: nnx.Rngs) -> Model:
         trunk = Bert(self.bert_config, rngs=rngs)

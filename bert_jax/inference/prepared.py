@@ -20,8 +20,8 @@ from bert_jax.models.layers import Linear, accumulator, along_last, dot
 _ONES = 16  # columns: a side under 16 would take the whole product off the fast path
 
 
-class Prepared:
-    """The parameters of `model`, ready for use; `model` itself may go."""
+class PredictionModel:
+    """The parameters of `model`, ready for use; `model` itself is no longer needed."""
 
     def __init__(self, model: nnx.Module):
         # As a list: to walk through the modules of a small model takes longer than it takes to run on a short text.

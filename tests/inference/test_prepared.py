@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.inference.prepared import Prepared, attend_on_cpu
+from bert_jax.inference.prepared import PredictionModel, attend_on_cpu
 from bert_jax.models.attention import attention_mask
 from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
@@ -43,7 +43,7 @@ def test_equals_the_model_it_was_made_of(dtype, norm, layers):
         return logits(encoded.hidden), encoded.layers, logits(few)
 
     plain = jax.jit(outputs)(model, ids, sequences)
-    found = Prepared(model).program(outputs)(ids, sequences)
+    found = PredictionModel(model).program(outputs)(ids, sequences)
     assert len(found[1]) == 3
     if dtype == "float32":
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
@@ -79,7 +79,7 @@ def test_attention_on_a_cpu_is_softmax_over_the_own_sequence(rows, length, size,
 
 def test_programs_share_one_set_of_parameters_and_compile_once_a_shape():
     config = BertConfig(vocab_size=50, embedding_size=32, **SHAPE)
-    prepared = Prepared(tagger(config))
+    prepared = PredictionModel(tagger(config))
     traced = []
 
     def size(model, x):
