@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
 import numpy as np
+from jaxtyping import Integer
 
 from bert_jax.data.pretraining.records import encode_record
 from bert_jax.data.pretraining.report import Statistics
@@ -54,7 +55,7 @@ class BlockWork:
 
     def _tokenized(
         self, block: Block, statistics: dict[str, Statistics]
-    ) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[int, str, Integer[np.ndarray, " T"], Integer[np.ndarray, " N"]]]:
         """Yields (document number, split, ids, sentence lengths).
 
         The tokenizer gets the sentences of many documents at a time, since a call costs as much as a short document.
@@ -77,7 +78,7 @@ class BlockWork:
                     token, sentence = token + size, sentence + len(sentences)
                 waiting, characters = [], 0
 
-    def _encoded(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _encoded(self, sentences: list[str]) -> tuple[Integer[np.ndarray, " T"], Integer[np.ndarray, " N"]]:
         """Returns what `encode_flat` does, in parts, so that memory stays flat: a book is one document."""
         parts, first, characters = [], 0, 0
         for index, sentence in enumerate(sentences, 1):
@@ -91,7 +92,13 @@ class BlockWork:
         ids, lengths = zip(*parts, strict=True)
         return np.concatenate(ids), np.concatenate(lengths)
 
-    def _records(self, number: int, tokens: np.ndarray, sentences: np.ndarray, statistics: Statistics) -> list[bytes]:
+    def _records(
+        self,
+        number: int,
+        tokens: Integer[np.ndarray, " T"],
+        sentences: Integer[np.ndarray, " N"],
+        statistics: Statistics,
+    ) -> list[bytes]:
         lengths, chunks = cut_chunks(sentences.tolist(), self.sequence_length - 3)
         if not lengths:
             return []

@@ -14,14 +14,17 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.data.tokenizers.rows import pair_lengths, row_length, write_row, write_types
 
 _MASK64 = (1 << 64) - 1
 _AGAIN = "delete the dataset and prepare it again"
 
+Tokens = Integer[np.ndarray, " _"]
 Chunk = Mapping[str, Any]  # a record: tokens and sentence_lengths are arrays, the other fields integers
 
 
@@ -47,7 +50,7 @@ class PairSettings:
     vocab_size: int
 
     @classmethod
-    def from_config(cls, data: ConfigDict, tokenizer: Any) -> "PairSettings":
+    def from_config(cls, data: ConfigDict, tokenizer: Tokenizer) -> "PairSettings":
         return cls(
             sequence_length=data.sequence_length,
             pairing=data.pairing,
@@ -63,8 +66,8 @@ class Pair(NamedTuple):
     """The tokens of both parts without special ones; B and the label are None where there is none."""
 
     record: int  # the chunk that A is from
-    a: np.ndarray
-    b: np.ndarray | None
+    a: Tokens
+    b: Tokens | None
     label: int | None
 
     @property
@@ -115,14 +118,16 @@ def make_pair(source: ChunkSource, settings: PairSettings, seed: int, position: 
     return Pair(record, *parts(source, settings, record, chunk, sentences, target, draws))
 
 
-def write_pair(pair: Pair, settings: PairSettings, input_ids: np.ndarray, token_type_ids: np.ndarray) -> None:
+def write_pair(
+    pair: Pair, settings: PairSettings, input_ids: Int32[np.ndarray, " L"], token_type_ids: Int32[np.ndarray, " L"]
+) -> None:
     """Fills the first `pair.tokens` positions of two arrays of zeros."""
     write_row(input_ids[: pair.tokens], pair.a, pair.b, settings.cls_id, settings.sep_id)
     if pair.b is not None:
         write_types(token_type_ids[: pair.tokens], len(pair.a))
 
 
-def check_ids(source: ChunkSource, settings: PairSettings, record: int, input_ids: np.ndarray) -> None:
+def check_ids(source: ChunkSource, settings: PairSettings, record: int, input_ids: Int32[np.ndarray, " L"]) -> None:
     """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
     largest = int(input_ids.view(np.uint32).max())  # a negative id is then the largest
     if largest >= settings.vocab_size:
@@ -163,7 +168,7 @@ def _next_sentence(
     sentences: list[int],
     target: int,
     draws: "_Draws",
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> tuple[Tokens, Tokens, int]:
     """Returns A, B, and the label: 0 if B is the rest of the sentences, 1 if it comes from another document."""
     tokens, count = chunk["tokens"], len(sentences) - 1
     a_end = draws.between(1, count - 1) if count > 1 else 1
@@ -185,7 +190,7 @@ def _sentence_order(
     sentences: list[int],
     target: int,
     draws: "_Draws",
-) -> tuple[np.ndarray, np.ndarray | None, int | None]:
+) -> tuple[Tokens, Tokens | None, int | None]:
     """Returns two neighbouring parts and the label: 0 in order, 1 swapped. A lone sentence is cut between two
     tokens."""
     tokens, count = chunk["tokens"], len(sentences) - 1
@@ -200,7 +205,7 @@ def _sentence_order(
     return (b, a, 1) if draws.uniform() < 0.5 else (a, b, 0)
 
 
-def _random_part(source: ChunkSource, record: int, chunk: Chunk, length: int, draws: "_Draws") -> np.ndarray:
+def _random_part(source: ChunkSource, record: int, chunk: Chunk, length: int, draws: "_Draws") -> Tokens:
     """Returns whole sentences of another document, at least `length` tokens unless that document ends before.
 
     The chunks of a document are neighbours, so this one occupies `num_chunks` records from
@@ -249,14 +254,14 @@ def _name(source: ChunkSource) -> str:
     return str(getattr(source, "directory", "the dataset"))
 
 
-def _truncate(a: np.ndarray, b: np.ndarray, limit: int, draws: "_Draws") -> tuple[np.ndarray, np.ndarray]:
+def _truncate(a: Tokens, b: Tokens, limit: int, draws: "_Draws") -> tuple[Tokens, Tokens]:
     """Returns the parts as the original's loop leaves them, which takes the first or the last token of the longer one
     (B if equal) while the pair is too long: its lengths, and as many tokens from either end as its coins would say."""
     keep_a, keep_b = pair_lengths(len(a), len(b), limit, original=True)
     return _trim(a, keep_a, draws), _trim(b, keep_b, draws)
 
 
-def _trim(tokens: np.ndarray, length: int, draws: "_Draws") -> np.ndarray:
+def _trim(tokens: Tokens, length: int, draws: "_Draws") -> Tokens:
     """Returns `length` tokens at most, after dropping tokens from the front or the back with equal chance each."""
     excess = len(tokens) - length
     if excess <= 0:

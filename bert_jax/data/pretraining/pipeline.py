@@ -5,15 +5,16 @@ its contiguous share of them, so the state of the iterator is the number of the 
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Batch, Share, TrainBatches, read_ahead
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing
-from bert_jax.data.pretraining.pairs import PairSettings, instance, shuffled
+from bert_jax.data.pretraining.pairs import ChunkSource, PairSettings, instance, shuffled
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.pretraining.records import Records
 
@@ -86,7 +87,10 @@ def num_eval_examples(prepared: PreparedCorpus, config: ConfigDict, *, split: st
 
 
 class _Rows(Protocol):
-    source: Any  # of the records of a split
+    @property
+    def source(self) -> ChunkSource:
+        """The records of a split."""
+        ...
 
     def __call__(self, position: int) -> Batch: ...
 
@@ -213,7 +217,7 @@ def _check(prepared: PreparedCorpus, config: ConfigDict, split: str) -> None:
         )
 
 
-def _padded(values: np.ndarray, length: int) -> np.ndarray:
+def _padded(values: Integer[np.ndarray, " N"], length: int) -> Int32[np.ndarray, " L"]:
     row = np.zeros(length, np.int32)
     row[: len(values)] = values
     return row
