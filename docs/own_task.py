@@ -4,8 +4,8 @@
         --config.data.train=train.csv --config.data.validation=dev.csv \\
         --config.data.text=review --config.data.label=stars
 
-K classes in order are K − 1 questions, each with a sigmoid (Frank and Hall 2001): a guess of 4 where 5 is right costs
-less than a guess of 1. Reading, encoding and labels are those of text classification.
+K ordered classes are K − 1 questions, each with a sigmoid (Frank and Hall 2001): predicting 4 where 5 is right costs
+less than predicting 1. Reading, encoding and labels are those of text classification.
 """
 
 import jax
@@ -21,7 +21,7 @@ from experiments import finetune
 
 
 class Ordinal(Classification):
-    """Labels count up in their sorted order; number k means that the first k questions are answered by yes."""
+    """Labels are ordered as they sort; label number k means that the first k questions are answered with yes."""
 
     def classifier(self, rngs: nnx.Rngs) -> Classifier:
         return Classifier(self.bert_config, len(self.labels) - 1, rngs=rngs)
@@ -30,7 +30,7 @@ class Ordinal(Classification):
         logits = outputs["logits"]
         questions = jnp.arange(logits.shape[-1])[None, None]
         yes = (batch["labels"][:, :, None] > questions).astype(jnp.float32)
-        loss = jnp.sum(jax.nn.softplus(logits) - yes * logits, axis=-1)  # a cross-entropy a question, in nats
+        loss = jnp.sum(jax.nn.softplus(logits) - yes * logits, axis=-1)  # one cross-entropy per question, in nats
         weights = batch["item_weights"]
         return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
 

@@ -29,7 +29,7 @@ def of_family(family, folder):
     random = np.random.default_rng(0)
     texts = [random.choice(LETTERS, 6).tolist() for _ in range(12)]
     joined = [" ".join(text) for text in texts]
-    kinds = [LETTERS.index(text[0]) % 2 for text in texts]
+    kinds, rows = [LETTERS.index(text[0]) % 2 for text in texts], []
     if family == "tagging":
         rows = [{"words": text, "tags": [f"T{LETTERS.index(x) % 2}" for x in text]} for text in texts]
         config = ner.get_config("plain")
