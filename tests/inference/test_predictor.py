@@ -119,7 +119,7 @@ def test_the_best_checkpoint_is_found(tmp_path):
     config.checkpoint.update(keep=5, best_metric="accuracy", best_mode="max")
     checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint)
     for step, metrics in ((1, {"accuracy": 0.9}), (2, {"accuracy": 0.5}), (3, {"accuracy": 0.9}), (4, {})):
-        state = TrainState(jnp.asarray(step), {"x": jnp.ones(2)}, {"y": jnp.ones(2)})
+        state = TrainState(jnp.asarray(step), {"pooler/bias": jnp.ones(2)}, {"y": jnp.ones(2)})
         checkpoints.save(state, {"config": config.to_dict(), "task": {}}, TOKENIZER, metrics)
     checkpoints.wait()
     best = checkpoints.best(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
