@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bert_jax import backend
 from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.items import Item, Part
@@ -22,9 +23,6 @@ _MOST_LENGTHS = 8
 _SHORTEST = 16  # tokens
 _FEW = 4  # items that are run one by one, since a batch of so few is mostly padding
 _SAVED_SHARE = 0.005  # of the tokens of a call, padding included, that one more program has to save
-# On a CPU a batch has so many tokens: what its layers pass on to each other then stays in the caches. For MiniLM,
-# 64 rows of 128 tokens take an eighth more time a token than 16 do, and 16 rows of 512 a fifth more than 4.
-_TOKENS_ON_CPU = 2048
 
 
 class _Batch(NamedTuple):
@@ -42,7 +40,7 @@ class Batching:
         self.lengths: list[int] = []  # of batches, in order
         self._is_fixed = False
         self._lock = threading.Lock()  # held while lengths are chosen, which takes no time beside running a program
-        self._is_cpu = jax.default_backend() == "cpu"
+        self._tokens = backend.current().tokens_per_batch
 
     def run(
         self, program: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]], items: Sequence[Item]
@@ -98,7 +96,7 @@ class Batching:
 
     def rows(self, parts: int, length: int) -> int:
         """Returns how many items of so many parts a batch of this length has."""
-        fitting = max(2, _TOKENS_ON_CPU // (parts * length)) if self._is_cpu else self._batch_size
+        fitting = max(2, self._tokens // (parts * length)) if self._tokens else self._batch_size
         return min(self._batch_size, fitting)
 
     def _batches(self, items: Sequence[Item]) -> Iterator[_Batch]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from bert_jax import backend
 from bert_jax.models.attention import SelfAttention, take_places
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.encoder import Encoded, Encoder, is_scanned, unstack
@@ -50,7 +51,7 @@ class FusedSelfAttention(SelfAttention):
         return [query, *jnp.split(self._columns(x, slice(size, None)), 2, axis=-1)]
 
     def _attend(self, query, key_, value, mask, seed):
-        if jax.default_backend() != "cpu" or self.config.dtype != "bfloat16":
+        if not backend.current().is_cpu or self.config.dtype != "bfloat16":
             return super()._attend(query, key_, value, mask, seed)
         return attend_on_cpu(query, key_, value, mask)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from bert_jax import backend
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Linear, accumulator, along_last, dot, dropout
 
@@ -54,7 +55,7 @@ class SelfAttention(nnx.Module):
     def _project(self, x, *parts: Linear):
         """[B, L, D] → so many of [B, L, D]. By one product, but for bfloat16 on a CPU, where joining the kernels, which
         XLA does in float32, costs more than that saves. In float32 the bits are those of inference/prepared.py."""
-        if jax.default_backend() == "cpu" and self.config.dtype == "bfloat16":
+        if backend.current().is_cpu and self.config.dtype == "bfloat16":
             return [part(x, self.config.dtype) for part in parts]
         kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=-1)
         bias = jnp.concatenate([part.bias[...] for part in parts], axis=-1)
@@ -126,4 +127,4 @@ def use_cudnn(config: BertConfig, training: bool) -> bool:
     if config.attention != "auto":
         return config.attention == "cudnn"
     able = config.dtype == "bfloat16" and not (training and config.attention_dropout > 0)
-    return able and jax.default_backend() == "gpu" and float(jax.devices()[0].compute_capability) >= 8  # Ampere
+    return able and backend.current().fused_attention

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from bert_jax import backend
 from bert_jax.models.attention import SelfAttention, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
@@ -146,7 +147,7 @@ class Layer(nnx.Module):
 def is_scanned(config: BertConfig) -> bool:
     """Whether layers are a loop of the program, or one after the other in it. Of a loop the last is like all and
     computes every place, whichever are asked for."""
-    return config.layers == "scan" or (config.layers == "auto" and jax.default_backend() != "cpu")
+    return config.layers == "scan" or (config.layers == "auto" and not backend.current().unrolls_layers)
 
 
 def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:

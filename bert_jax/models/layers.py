@@ -18,6 +18,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from bert_jax import backend
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
@@ -84,13 +86,13 @@ def dot_transposed(
 
 
 def accumulator(dtype: str) -> str:
-    """The dtype in which a product is had for nothing: on a CPU float32, elsewhere that of its operands."""
-    return "float32" if jax.default_backend() == "cpu" else dtype
+    """Returns the dtype in which a product costs nothing extra: on a CPU float32, elsewhere that of its operands."""
+    return backend.current().accumulator(dtype)
 
 
 def _in_float32(x, w, dtype):
     rows = x.size // x.shape[-1] if w.ndim == 2 else x.shape[-2]  # those of all leading dimensions are one product
-    return dtype == "float32" or (jax.default_backend() == "cpu" and min(rows, x.shape[-1], *w.shape[-2:]) < 16)
+    return dtype == "float32" or min(rows, x.shape[-1], *w.shape[-2:]) < backend.current().smallest_side
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -139,7 +141,7 @@ _bf16_dot_transposed.defvjp(_bf16_dot_transposed_forward, _bf16_dot_transposed_b
 
 def _product(x, w, out_dtype):
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    if jax.default_backend() == "cpu":
+    if backend.current().row_major_operands:
         if w.ndim > 2:  # where the operands of a batch of products are read across, XLA widens them to float32
             x, w = row_major(x), row_major(w)
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
@@ -150,7 +152,7 @@ def _product(x, w, out_dtype):
 def _transposed(x):
     """The last two axes swapped; on a CPU written out row-major, which costs less than a product that reads across."""
     x = jnp.swapaxes(x.astype(jnp.bfloat16), -1, -2)
-    return row_major(x) if jax.default_backend() == "cpu" else x
+    return row_major(x) if backend.current().row_major_operands else x
 
 
 @custom_partitioning

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from bert_jax import backend
 from bert_jax.config import UserError
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
@@ -259,8 +260,8 @@ class FineTuning(Task, ABC):
             devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
             accumulation=config.train.accumulation,
             crossover_length=self._crossover_length(),
-            break_even_tokens=self._break_even_tokens(jax.default_backend()),
-            break_even_tokens_on_cpu=self._break_even_tokens("cpu"),
+            break_even_tokens=self._break_even_tokens(backend.current().flops),
+            break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU.flops),
         )
 
     def _count_step(self) -> None:
@@ -284,14 +285,13 @@ class FineTuning(Task, ABC):
         """Length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500."""
         return self.bert_config.hidden_size**2 / (25 * self.bert_config.num_attention_heads)
 
-    def _break_even_tokens(self, backend: str) -> float:
+    def _break_even_tokens(self, flops: float) -> float:
         """How many tokens of an epoch are trained on in the time that it takes to compile the step for one more shape
         of a batch, divided by the epochs: a rough figure, from one second a layer and half of what a device reaches at
         best."""
         train, length = self.config.train, self.config.data.sequence_length
         epochs = train.epochs or train.steps / steps_per_epoch(len(self.items["train"]), train.batch_size)
         seconds = float(self.bert_config.num_hidden_layers)
-        flops = 4e11 if backend == "cpu" else 5e13
         return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self) -> str:

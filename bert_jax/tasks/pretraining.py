@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from bert_jax import backend
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
@@ -154,7 +155,7 @@ class Pretraining(Task):
         vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
         nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
         table = model.trunk.embeddings.word.embedding[...]  # the decoder is tied to the embeddings
-        decoder = padded_decoder(table, mlm.bias[...], vocabulary_multiple())
+        decoder = padded_decoder(table, mlm.bias[...], backend.current().vocabulary_multiple)
         mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
         sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
@@ -220,12 +221,6 @@ def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus
     finally:
         if jax.process_index() == 0 and jax.process_count() > 1:
             multihost_utils.sync_global_devices("prepared")
-
-
-def vocabulary_multiple() -> int:
-    """Returns what the vocabulary of the MLM product is padded to a multiple of. GPU and TPU multiply in tiles; on a
-    CPU the padded copy of the table costs more than it gains."""
-    return 1 if jax.default_backend() == "cpu" else 128
 
 
 def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:

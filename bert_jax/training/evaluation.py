@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bert_jax.backend import backend_of
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Constants, Description, Evaluation, HostSums, Task
 from bert_jax.training.parameters import Parameters
@@ -45,7 +46,7 @@ def make_evaluation(
         running = None
         for batch in task.eval_batches(split, jax.process_index(), jax.process_count()):
             placed = to_mesh(mesh, batch)
-            if mesh.devices.flat[0].platform == "cpu":  # two in flight would hold their temporary memory twice
+            if backend_of(mesh).steps_in_flight == 1:  # two in flight would hold their temporary memory twice
                 jax.block_until_ready(running)
             launched = eval_step(parameters, constants, placed)
             if running is not None:

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
+from bert_jax.backend import backend_of
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Evaluation, Sums, Task
 from bert_jax.training.checkpoint_format import not_finite
@@ -68,7 +69,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     # Phase 2: step functions and state
     watch, key, constants = Observers(observers), jax.random.key(config.seed), place(mesh, task.constants())
     accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
-    train_step = make_train_step(task, graphdef, optimizer, schedule, accumulation, frozen)
+    train_step = make_train_step(task, graphdef, optimizer, schedule, accumulation, frozen, backend_of(mesh))
     launch = TrainStep(train_step, mesh, watch)
     evaluate = make_evaluation(task, graphdef, config, mesh, constants)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from bert_jax.backend import backend_of
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Task
 from bert_jax.training.sharding import tree_shardings
@@ -68,7 +69,7 @@ def memory_limit(mesh: Mesh) -> int | None:
     devices = mesh.local_devices
     if not devices:
         return None
-    if devices[0].platform == "cpu":
+    if backend_of(mesh).is_cpu:
         return host_memory() // len(devices)  # virtual devices share it
     return (devices[0].memory_stats() or {}).get("bytes_limit")
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Int, Key, PyTree
 
+from bert_jax.backend import Backend, backend_of, current, traced_for
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
 from bert_jax.training.memory import check_program_fits
@@ -67,6 +68,7 @@ def make_train_step(
     schedule: Schedule,
     accumulation: int,
     frozen: Collection[str] = (),
+    backend: Backend | None = None,
 ) -> Callable[[TrainState, Constants, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """Returns a jitted function of (state, constants, global batch, key of the run's seed) to (state, sums of the
     metrics). The old state's memory is given to the new one.
@@ -74,8 +76,9 @@ def make_train_step(
     All randomness is a function of (seed, step). The seed is not part of the program, so that runs with other seeds
     share it. Gradients of `accumulation` micro-batches are added up; because every objective is divided by the weight
     of the whole batch, their sum is the gradient of the whole batch. For the `frozen` parameters no gradient is
-    computed, and the optimizer does not see them.
+    computed, and the optimizer does not see them. The step is traced for `backend`, by default the process's own.
     """
+    backend = backend or current()
 
     def step(state: TrainState, constants: Constants, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(key, state.step)
@@ -95,7 +98,8 @@ def make_train_step(
         sums |= {"grad_norm": (global_norm(cast(Parameters, grads)), one), "learning_rate": (schedule(state.step), one)}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
 
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    options = dict(backend.compiler_options)
+    return jax.jit(traced_for(backend, step), donate_argnums=0, compiler_options=options)
 
 
 class TrainStep:
@@ -106,7 +110,7 @@ class TrainStep:
         self.step, self.mesh, self.watch = cast(Wrapped, step), mesh, watch
         # A CPU allocates temporary memory when a step is launched, not when it starts: two in flight would hold it
         # twice.
-        self.runs_alone = mesh.devices.flat[0].platform == "cpu"
+        self.runs_alone = backend_of(mesh).steps_in_flight == 1
         self.shapes: set[frozenset] = set()
         self.running: Sums = {}
 
@@ -167,13 +171,8 @@ def make_eval_step(
         sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key), constants)
         return sums, jax.lax.with_sharding_constraint(rows, everywhere)
 
-    return jax.jit(step, compiler_options=compiler_options())
-
-
-def compiler_options() -> dict[str, Any]:
-    """On a CPU, LLVM's second and third level of optimisation take a quarter of the time to compile and gain nothing:
-    the time of a step is in products, which come compiled."""
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    backend = backend_of(mesh)
+    return jax.jit(traced_for(backend, step), compiler_options=dict(backend.compiler_options))
 
 
 def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, ""], known: Parameters) -> TrainState:

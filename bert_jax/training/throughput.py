@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from bert_jax.backend import backend_of, current
 from bert_jax.tasks.task import Batch, Sums, Task
 from bert_jax.training.memory import peak_bytes
 from bert_jax.training.observer import Observer
@@ -176,7 +177,7 @@ def copy_bandwidth(mesh: Mesh) -> float:
 
 @cache
 def _measured_flops(repeats: int = 3) -> float:
-    size = 2048 if jax.default_backend() == "cpu" else 8192  # long enough for the launch not to count
+    size = 2048 if current().is_cpu else 8192  # long enough for the launch not to count
     x = jnp.tile(jnp.asarray(np.random.default_rng(0).standard_normal((size // 16, size)), jnp.bfloat16), (16, 1))
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     return 2 * size**3 / _seconds(lambda: product(x), repeats)
@@ -185,7 +186,7 @@ def _measured_flops(repeats: int = 3) -> float:
 @cache
 def _measured_bandwidth(repeats: int = 3) -> float:
     """Values are read and written in place: with fresh memory the time of the kernel that hands it out would count."""
-    size = 128 << 20 if jax.default_backend() == "cpu" else 1 << 30  # over what caches hold
+    size = 128 << 20 if current().is_cpu else 1 << 30  # over what caches hold
     held = [jnp.zeros(size // 4, jnp.float32)]
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -209,4 +210,4 @@ def _seconds(run: Callable[[], jax.Array], repeats: int) -> float:
 
 def _independent(mesh: Mesh) -> int:
     """Returns how often the measured speed is there: virtual CPU devices share the cores that were measured."""
-    return 1 if mesh.devices.flat[0].platform == "cpu" else mesh.size
+    return 1 if backend_of(mesh).is_cpu else mesh.size

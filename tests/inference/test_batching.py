@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bert_jax.backend import GPU, use_backend
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item, Part
-from bert_jax.inference import batching
 from bert_jax.inference.batching import Batching, ladder
 
 
@@ -69,12 +69,12 @@ def test_never_more_than_eight_lengths_whatever_comes(calls, batch_size):
     assert all(len(different) <= 1 for different in rows.values()), "one program a length"
 
 
-def test_a_batch_on_a_cpu_has_2048_tokens_and_elsewhere_as_many_as_asked_for(monkeypatch):
+def test_a_batch_on_a_cpu_has_2048_tokens_and_elsewhere_as_many_as_asked_for():
     texts = Batching(512, 64)
     assert [texts.rows(1, length) for length in (16, 32, 64, 512)] == [64, 64, 32, 4]
     assert texts.rows(4, 512) == 2
-    monkeypatch.setattr(batching.jax, "default_backend", lambda: "gpu")
-    assert Batching(512, 64).rows(1, 512) == 64
+    with use_backend(GPU):
+        assert Batching(512, 64).rows(1, 512) == 64
 
 
 def test_little_padding_on_texts_of_mixed_length():

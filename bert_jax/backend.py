@@ -1,0 +1,114 @@
+"""What differs between CPU, GPU and TPU, decided once from the devices that a program runs on.
+
+Whoever builds a program for a mesh traces it under `with use_backend(backend_of(mesh)):`; the code of models and tasks
+asks `current()`. So a program for a TPU can be traced on a machine that has none.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cache, wraps
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The decisions for one kind of device.
+
+    The constants were measured on the machine named beside them. They decide speed, never what is computed, except
+    that another order of products changes the last bits.
+    """
+
+    platform: str
+    is_cpu: bool = False
+    float32_accumulators: bool = False  # the product of bfloat16 operands is asked for in float32
+    row_major_operands: bool = False  # products take operands and give results that lie row-major in memory
+    smallest_side: int = 0  # products with a shorter side are computed in float32
+    unrolls_layers: bool = False  # under model.layers=auto; a loop compiles faster
+    vocabulary_multiple: int = 128  # the vocabulary of the MLM product is padded to it: the size of a tile
+    fused_attention: bool = False  # model.attention=auto may use cuDNN
+    steps_in_flight: int = 2
+    tokens_per_batch: int | None = None  # of a prediction batch; None = as many as the batch size allows
+    flops: float = 5e13  # per second: half of what a device reaches at best, to weigh compiling against computing
+    compiler_options: Mapping[str, int | bool | str] = field(default_factory=dict)
+
+    def accumulator(self, dtype: str) -> str:
+        """Returns the dtype in which a product costs nothing extra."""
+        return "float32" if self.float32_accumulators else dtype
+
+
+# 2-core x86 CPUs with AMX, 2026: oneDNN's bfloat16 kernels are reached only by row-major operands and float32 results,
+# and gain nothing under 16. A padded table costs more than it gains. LLVM's higher optimisation levels take a quarter
+# of the compile time and gain nothing. A batch of 2,048 tokens stays in the caches (MiniLM: 64 rows of 128 tokens take
+# an eighth more time per token than 16 do, 16 rows of 512 a fifth more than 4). Memory is allocated at launch.
+CPU = Backend(
+    "cpu",
+    is_cpu=True,
+    float32_accumulators=True,
+    row_major_operands=True,
+    smallest_side=16,
+    unrolls_layers=True,
+    vocabulary_multiple=1,
+    steps_in_flight=1,
+    tokens_per_batch=2048,
+    flops=4e11,
+    compiler_options=MappingProxyType({"xla_backend_optimization_level": 1}),
+)
+GPU = Backend("gpu")
+TPU = Backend("tpu")
+
+_current: ContextVar[Backend | None] = ContextVar("backend", default=None)
+
+
+def backend_of(mesh: Mesh) -> Backend:
+    """Returns the backend of the mesh's devices, which are of one kind."""
+    return _of_device(mesh.devices.flat[0])
+
+
+def current() -> Backend:
+    """Returns the backend that `use_backend` set, or else that of the process's default device."""
+    return _current.get() or _default()
+
+
+@contextlib.contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Lets `current()` return `backend` for what is traced inside."""
+    token = _current.set(backend)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def traced_for(backend: Backend, function: Callable[P, R]) -> Callable[P, R]:
+    """Returns the function as it is traced under `use_backend(backend)`, whenever that happens."""
+
+    @wraps(function)
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+        with use_backend(backend):
+            return function(*args, **kwargs)
+
+    return traced
+
+
+@cache
+def _default() -> Backend:
+    return _of_device(jax.devices()[0])
+
+
+@cache
+def _of_device(device: Any) -> Backend:  # jax.Device is not a type for pyright
+    if device.platform == "cpu":
+        return CPU
+    if device.platform == "gpu":  # cuDNN's kernel needs Ampere or later; AMD's devices have names in place of numbers
+        capability = str(getattr(device, "compute_capability", ""))
+        return replace(GPU, fused_attention=capability.replace(".", "").isdigit() and float(capability) >= 8)
+    return TPU
