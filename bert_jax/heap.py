@@ -1,14 +1,17 @@
 """Memory that stays with the process, in huge pages: glibc's heap for programs that run on a CPU.
 
-XLA takes the temporary memory of a step anew each time, 1.2 GB for BERT-base at 8×128. By itself glibc gets blocks of
-that size from the kernel and returns them at once, so that every step has 290,000 pages of 4 KB found and zeroed: up to
-a fifth of its time, more on a machine whose memory is fragmented (docs/LOG.md). Of a heap that is not given back the
-next step has the same block again, and in pages of 2 MB it takes fewer entries of the address cache. The price: a
-process keeps the most that it ever had, and holes between blocks make that some more.
+XLA allocates the temporary memory of every step again, 1.2 GB for BERT-base at 8×128. By default glibc gets blocks of
+that size from the kernel and returns them at once, so that the kernel has to find and zero 290,000 pages of 4 KB for
+every step: up to a fifth of its time, more on a machine whose memory is fragmented (docs/LOG.md). From a heap that is
+kept, the next step gets the same block again, and pages of 2 MB take fewer entries of the address cache.
 
-glibc reads these settings when a process starts; so this process starts once more.
+The price is memory: free blocks between others stay, too. What compiling a program and the first steps leave behind
+made fine-tuning MiniLM half as large again as it is with `release_free_memory` at a few chosen steps.
+
+glibc reads these settings when a process starts; therefore this process starts once more.
 """
 
+import ctypes
 import os
 import platform
 import sys
@@ -25,14 +28,21 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio
 
 
 def restart_with_kept_heap() -> None:
-    """Replaces this process by the same command with glibc's tunables set, unless the user has set them all or it would
-    change nothing. Call it before anything is done that must not be done twice."""
+    """Replaces this process by the same command with glibc's tunables set, unless the user has set them all or they
+    would change nothing. Call it before anything is done that must not be done twice."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     given = {setting.partition("=")[0] for setting in tunables.split(":")}
     missing = [f"{name}={value}" for name, value in _useful_settings().items() if name not in given]
     if missing:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, *missing]))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def release_free_memory() -> None:
+    """Returns the free blocks of a kept heap to the kernel. The next step has to get its pages again, about a third of
+    its time: call it where the pattern of blocks changes, not in every step."""
+    if "glibc.malloc.trim_threshold" in os.environ.get("GLIBC_TUNABLES", "") and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _useful_settings() -> dict[str, int]:
@@ -46,6 +56,7 @@ def _useful_settings() -> dict[str, int]:
 
 
 def _computes_on_cpu() -> bool:
-    """By what jax will find, which cannot be asked yet."""
+    """Returns whether jax will compute on a CPU. jax itself cannot be asked yet: it must not be imported before the
+    process starts again."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" if platforms else not any(glob(pattern) for pattern in _ACCELERATORS)

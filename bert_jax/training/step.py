@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from bert_jax.backend import Backend, backend_of, current, traced_for
 from bert_jax.config import UserError
+from bert_jax.heap import release_free_memory
 from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
 from bert_jax.training.memory import check_program_fits
 from bert_jax.training.observer import Observer
@@ -112,6 +113,7 @@ class TrainStep:
         # twice.
         self.runs_alone = backend_of(mesh).steps_in_flight == 1
         self.shapes: set[frozenset] = set()
+        self.since_compiled = 0  # steps
         self.running: Sums = {}
 
     def __call__(
@@ -127,6 +129,13 @@ class TrainStep:
             check_program_fits(program, self.mesh)
             self.watch.compiled(batch, program, time.perf_counter() - start)
             self.shapes.add(shape)
+            self.since_compiled = 0
+        # The heap gets holes when a program is compiled and while the first steps settle: steps 0, 1, 2, 4, … 64 and
+        # then every 64th start without them.
+        count = self.since_compiled
+        if self.runs_alone and (count % 64 == 0 or count & (count - 1) == 0):
+            release_free_memory()
+        self.since_compiled += 1
         state, sums = self.step(state, constants, batch, key)  # finds the program that was compiled above
         jax.block_until_ready(self.running)
         self.running = sums
