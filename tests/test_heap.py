@@ -67,3 +67,29 @@ def test_what_the_user_has_set_stays(tmp_path):
 @on_linux
 def test_a_run_on_an_accelerator_is_left_alone(tmp_path):
     assert run(tmp_path, JAX_PLATFORMS="cuda")[::3] == (1, "None")
+
+
+RELEASE = """
+import numpy as np
+from bert_jax.heap import release_free_memory
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+block = np.ones(1 << 28, np.uint8)
+above = np.ones(1 << 20, np.uint8)  # lies behind the block, which is no free end of the heap then
+del block
+before = resident()
+release_free_memory()
+print(before, resident())
+"""
+
+
+@on_linux
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_free_blocks_of_a_kept_heap_are_returned_on_request(is_kept):
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    kept = ":".join(f"{name}={value}" for name, value in heap._SETTINGS.items())
+    environment |= {"PYTHONPATH": os.getcwd()} | ({"GLIBC_TUNABLES": kept} if is_kept else {})
+    result = subprocess.run(
+        [sys.executable, "-c", RELEASE], env=environment, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, result.stdout.split())
+    assert (before > 256 and after < before - 250) if is_kept else before < 256  # MB
