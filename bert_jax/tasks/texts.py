@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Part
-from bert_jax.data.labelled.examples import TaggedExample, TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.examples import TaggedExample, TextExample, format_summary, summarise, warnings
 from bert_jax.data.labelled.windows import sliding
 from bert_jax.data.tokenizers.rows import row_length
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -56,8 +56,8 @@ def log_cut(cut: int, count: int, data: ConfigDict) -> None:
 
 def log_splits(splits: Mapping[str, Sequence[TextExample]]) -> None:
     """Logs sizes, labels and lengths of every split, and warns of what looks like a mistake in the data."""
-    report = describe(splits)
-    logging.info("%s", format_report(report))
+    report = summarise(splits)
+    logging.info("%s", format_summary(report))
     for warning in warnings(report):
         logging.warning("%s", warning)
 

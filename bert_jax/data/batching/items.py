@@ -1,4 +1,4 @@
-"""One example as the model sees it, before it is in a batch."""
+"""Encoded examples: what the model sees of one example, before it is in a batch."""
 
 from dataclasses import dataclass, field
 
@@ -22,8 +22,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One part (a text, a pair, a window with a question) or several (the windows of a long text, the choices of a
-    question). `values` are arrays of one shape for all items; `token_values` have one entry a token of the only part.
+    """An encoded example: one part (a text, a pair, a window with a question) or several (the windows of a long text,
+    the choices of a question).
+
+    `values` are arrays of one shape for all items; `token_values` have one entry per token of the only part.
     """
 
     parts: tuple[Part, ...]

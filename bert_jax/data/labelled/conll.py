@@ -49,7 +49,7 @@ def tagged_examples(spec: str, *, text: str, label: str, names: Sequence[str] = 
 
 
 def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
-    """How the entities of all `sequences` are tagged; "plain" if tags have no such form (parts of speech).
+    """Returns how the entities of all `sequences` are tagged; "plain" if tags have no such form (parts of speech).
 
     Tags of B and I only are IOB1 if an I begins an entity and every B directly follows an entity of its type; else BIO,
     where an I that begins an entity is a mistake (see `repair`). Raises UserError for a mixture.
@@ -80,8 +80,8 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
 
 
 def to_bio(tags: Sequence[str], scheme: Scheme) -> list[str]:
-    """BIO (IOB2) for the same entities. What is invalid in its scheme stays invalid, for `repair`, except that an I
-    after something else begins an entity in IOB1."""
+    """Returns BIO (IOB2) tags for the same entities. What is invalid in its scheme stays invalid, for `repair`,
+    except that an I after something else begins an entity in IOB1."""
     if scheme in ("plain", "BIO"):
         return list(tags)
     if scheme == "IOB1":
@@ -90,8 +90,8 @@ def to_bio(tags: Sequence[str], scheme: Scheme) -> list[str]:
 
 
 def repair(tags: Sequence[str]) -> tuple[list[str], int]:
-    """BIO in which an I that follows no entity of its type begins one (B); and how many were changed. This is how
-    conlleval reads such tags."""
+    """Returns BIO tags in which an I that follows no entity of its type begins one (B), and how many were changed. This
+    is how conlleval reads such tags."""
     repaired = [
         f"B-{tag[2:]}" if tag.startswith("I-") and (before == "O" or before[2:] != tag[2:]) else tag
         for before, tag in itertools.pairwise(["O", *tags])
@@ -100,7 +100,7 @@ def repair(tags: Sequence[str]) -> tuple[list[str], int]:
 
 
 def entities_of(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """(type, first word, end) of the entities in valid BIO, end not included."""
+    """Yields (type, first word, end) for the entities in valid BIO, end not included."""
     start = None
     for place, tag in enumerate([*tags, "O"]):
         if start is not None and not tag.startswith("I-"):
@@ -184,13 +184,13 @@ def _tags_of_spans(origin: str, text: str, labels: Any) -> tuple[str, ...]:
 
 
 def _spans(origin: str, text: str, labels: Any) -> Iterator[tuple[str, int, int]]:
-    """(type, first, last), checked against the text."""
+    """Yields (type, first, last), checked against the text."""
     try:
         found = [
             (kind, surface, first, last)
             for kind, surfaces in labels.items()
-            for surface, places in surfaces.items()
-            for first, last in places
+            for surface, spans in surfaces.items()
+            for first, last in spans
         ]
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{origin}: spans must be {{"TYPE": {{"surface": [[first, last]]}}}}: correct it') from error

@@ -1,4 +1,4 @@
-"""What the readers of fine-tuning data give: plain examples, before any tokenizer has seen them; a report on them.
+"""Labelled examples as they are read, before any tokenizer has seen them, and a summary of them.
 
 Every example says in `origin` where it comes from ("train.csv:17", "dev.json:data[3].paragraphs[0].qas[1]"), for
 messages.
@@ -17,7 +17,7 @@ _SHOWN = 30  # labels of a split in the report
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """`label` is a class name, a number (regression) or class names (several a text); None if there is none."""
+    """`label` is a class name, a number (regression) or class names (several per text); None if there is none."""
 
     origin: str
     text: str
@@ -63,8 +63,8 @@ class ChoiceExample:
     label: int | None = None
 
 
-def describe(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
-    """What is in each split and what splits share, as JSON takes it:
+def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
+    """Returns what is in each split and what splits share, as JSON takes it:
 
     {"splits": {name: {"examples", "unlabelled", "labels": {label: count}, "label_values": quantiles of numbers,
     "characters": quantiles of text + pair, "empty_texts", "duplicates": examples that repeat an earlier one,
@@ -77,7 +77,7 @@ def describe(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
     """
     labels_by_text = {name: _labels_by_text(examples) for name, examples in splits.items()}
     return {
-        "splits": {name: _describe_split(examples, labels_by_text[name]) for name, examples in splits.items()},
+        "splits": {name: _summarise_split(examples, labels_by_text[name]) for name, examples in splits.items()},
         "shared": [
             {"of": later, "in": earlier} | _shared(splits[later], labels_by_text[earlier])
             for earlier, later in itertools.combinations(splits, 2)
@@ -85,8 +85,8 @@ def describe(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
     }
 
 
-def format_report(report: Mapping[str, Any]) -> str:
-    """For a log: a paragraph a split, a line for two splits that share texts."""
+def format_summary(report: Mapping[str, Any]) -> str:
+    """Returns the summary as text for a log: a paragraph per split, a line for two splits that share texts."""
     lines = []
     for name, split in report["splits"].items():
         counts = ", ".join(
@@ -111,7 +111,8 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
-    """What is likely a mistake in the data, a line each, with where it is first. The first split is what is learned."""
+    """Returns what is likely a mistake in the data, one line each, with its first occurrence. The first split is that
+    of training."""
     found = []
     for name, split in report["splits"].items():
         for key, what in (
@@ -154,7 +155,7 @@ def _label_warnings(splits: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _describe_split(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
+def _summarise_split(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
     first: dict[str, str] = {}
     counts: dict[str, int] = dict.fromkeys(("unlabelled", "empty_texts", "duplicates", "conflicts"), 0)
     labels: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Questions with answers in a context: SQuAD v1.1 and v2.0 JSON, or a question a row."""
+"""Questions with answers in a context: SQuAD v1.1 and v2.0 JSON, or one question per row."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +24,11 @@ class AnswerReport:
 
 
 def question_examples(spec: str) -> Iterator[QuestionExample]:
-    """`spec` as in `tables.read_rows`. A .json file is SQuAD's own: {"data": [{"title", "paragraphs": [{"context",
-    "qas"}]}]}. Elsewhere a row has `question` and `context`, and may have `id` (else its origin), `title`,
-    `is_impossible` and `answers` ([{"text", "answer_start"}], or {"text": [], "answer_start": []}).
+    """Yields the questions of `spec`, see `tables.read_rows`.
+
+    A .json file is SQuAD's own: {"data": [{"title", "paragraphs": [{"context", "qas"}]}]}. Elsewhere a row has
+    `question` and `context`, and may have `id` (else its origin), `title`, `is_impossible` and `answers` ([{"text",
+    "answer_start"}], or {"text": [], "answer_start": []}).
 
     Answers may be missing, as in a test set. Without `is_impossible` a row whose answers are an empty list is
     impossible, as in Hugging Face's copy of SQuAD 2.0. Raises UserError, with the place in the JSON, for what has
@@ -41,7 +43,8 @@ def question_examples(spec: str) -> Iterator[QuestionExample]:
 
 
 def check_answers(examples: Iterable[QuestionExample]) -> AnswerReport:
-    """Raises UserError if more than a fifth of the answers are not in the context at their offset."""
+    """Returns counts of questions and answers. Raises UserError if more than a fifth of the answers are not in the
+    context at their offset."""
     questions = impossible = unanswered = answers = misplaced = 0
     first = ""
     for example in examples:

@@ -16,15 +16,15 @@ _SPLIT = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokeniz
 
 @dataclass(frozen=True, slots=True)
 class TextToTag(TaggedExample):
-    """Words that were cut out of a text: `text[start:end]` of each span."""
+    """Words that were cut out of a text: `text[start:end]` for each of `spans`."""
 
     text: str = ""
     spans: tuple[Span, ...] = ()
 
 
 def text_to_tag(origin: str, text: str, characters: bool) -> TextToTag:
-    """Words as BERT's basic tokenizer cuts them, at white space, around punctuation and CJK characters, but as they are
-    written; or all characters. What is only control characters is no word."""
+    """Splits a text into words as BERT's basic tokenizer does, at white space and around punctuation and CJK
+    characters, but leaves them as they are written; or into its characters. Control characters alone are no word."""
     if characters:
         spans = [(i, i + 1) for i in range(len(text))]
     else:
@@ -34,7 +34,7 @@ def text_to_tag(origin: str, text: str, characters: bool) -> TextToTag:
 
 
 def text_and_spans(example: TaggedExample) -> tuple[str, Sequence[Span]]:
-    """Where the words are: in their text, or in what they give when joined."""
+    """Returns the text and the span of each word in it; words without a text of their own are joined."""
     if isinstance(example, TextToTag):
         return example.text, example.spans
     between = " " if example.spaces_between else ""

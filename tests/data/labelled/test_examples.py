@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.data.labelled.examples import TextExample, describe, format_report, warnings
+from bert_jax.data.labelled.examples import TextExample, format_summary, summarise, warnings
 
 
 def examples(name: str, *rows: tuple) -> list[TextExample]:
@@ -23,7 +23,7 @@ DEV = examples("dev", ("good", "neg"), ("new", "neu"), ("bad", "neg"), ("bad", N
 
 
 def test_counts_by_hand():
-    report = describe({"train": TRAIN, "dev": DEV})
+    report = summarise({"train": TRAIN, "dev": DEV})
     assert report == {
         "splits": {
             "train": {
@@ -60,7 +60,7 @@ def test_counts_by_hand():
 
 
 def test_the_second_text_counts():
-    report = describe({"a": examples("a", ("x", "y", "1"), ("x", "z", "0"), ("x", "", "0"))})
+    report = summarise({"a": examples("a", ("x", "y", "1"), ("x", "z", "0"), ("x", "", "0"))})
     split = report["splits"]["a"]
     assert (split["duplicates"], split["conflicts"], split["empty_texts"]) == (0, 0, 1)
     assert split["characters"] == {"min": 1, "median": 2, "p90": 2, "p99": 2, "max": 2}
@@ -68,17 +68,17 @@ def test_the_second_text_counts():
 
 def test_numbers_and_several_labels():
     scores = examples("a", *((f"text {i}", i / 10) for i in range(11)))
-    split = describe({"a": scores})["splits"]["a"]
+    split = summarise({"a": scores})["splits"]["a"]
     assert split["label_values"] == {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.9, "max": 1.0}
     assert split["labels"] == {}
     topics = examples("b", ("x", ("oil", "gas")), ("x", ("gas", "oil")), ("y", ()), ("x", ("oil",)))
-    split = describe({"b": topics})["splits"]["b"]
+    split = summarise({"b": topics})["splits"]["b"]
     assert split["labels"] == {"oil": 3, "gas": 2}
     assert (split["conflicts"], split["unlabelled"]) == (1, 0)  # the order of labels makes none
 
 
 def test_report_reads_well():
-    assert format_report(describe({"train": TRAIN, "dev": DEV})).splitlines() == [
+    assert format_summary(summarise({"train": TRAIN, "dev": DEV})).splitlines() == [
         "train: 6 examples (1 unlabelled, 1 empty texts, 2 duplicates, 1 conflicts)",
         "  labels: pos 3 (50.0%), neg 2 (33.3%)",
         "  characters: min 0, median 4, p90 6, p99 6, max 6",
@@ -87,13 +87,13 @@ def test_report_reads_well():
         "  characters: min 3, median 3, p90 3, p99 3, max 4",
         "3 texts of dev are in train, 1 with another label",
     ]
-    many = describe({"a": examples("a", *((str(i), f"l{i:02}") for i in range(40)))})
-    assert format_report(many).splitlines()[1].endswith("l29 1 (2.5%), and 10 more")
-    assert format_report(describe({"none": []})) == "none: 0 examples"
+    many = summarise({"a": examples("a", *((str(i), f"l{i:02}") for i in range(40)))})
+    assert format_summary(many).splitlines()[1].endswith("l29 1 (2.5%), and 10 more")
+    assert format_summary(summarise({"none": []})) == "none: 0 examples"
 
 
 def test_every_warning_says_where():
-    assert warnings(describe({"train": TRAIN, "dev": DEV})) == [
+    assert warnings(summarise({"train": TRAIN, "dev": DEV})) == [
         "train: 1 examples with an empty text (first: train:7)",
         "train: 2 examples repeat an earlier one (first: train:4)",
         "train: 1 texts have several labels (first: train:5)",
@@ -108,15 +108,15 @@ def test_every_warning_says_where():
 
 def test_warnings_about_labels():
     same = examples("train", *((f"text {i}", "pos") for i in range(9)))
-    assert warnings(describe({"train": same})) == ["train: every label is 'pos': there is nothing to learn"]
+    assert warnings(summarise({"train": same})) == ["train: every label is 'pos': there is nothing to learn"]
     spelled = examples("train", *((f"text {i}", label) for i, label in enumerate(["pos", "Pos", "neg"] * 5)))
-    assert warnings(describe({"train": spelled})) == ["labels 'Pos', 'pos' differ in case or white space only"]
+    assert warnings(summarise({"train": spelled})) == ["labels 'Pos', 'pos' differ in case or white space only"]
 
 
 def test_clean_splits_and_an_unlabelled_test_set_have_no_warning():
     train = examples("train", *((f"text {i}", str(i % 2)) for i in range(10)))
     test = examples("test", *((f"test {i}", None) for i in range(10)))
-    assert warnings(describe({"train": train, "test": test})) == []
+    assert warnings(summarise({"train": train, "test": test})) == []
 
 
 rows = st.lists(st.tuples(st.sampled_from("abc "), st.sampled_from([None, "x", "y"])))
@@ -124,7 +124,7 @@ rows = st.lists(st.tuples(st.sampled_from("abc "), st.sampled_from([None, "x", "
 
 @given(rows, rows)
 def test_counts_agree_with_quadratic_ones(first, second):
-    report = describe({"a": examples("a", *first), "b": examples("b", *second)})
+    report = summarise({"a": examples("a", *first), "b": examples("b", *second)})
     a = report["splits"]["a"]
     strip = [text.strip() for text, _ in first]
     assert a["duplicates"] == sum(text in strip[:i] for i, text in enumerate(strip))
