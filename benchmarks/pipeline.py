@@ -40,7 +40,8 @@ from bert_jax.data.pretraining.pipeline import train_batches
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.heap import restart_with_kept_heap
-from bert_jax.models.config import bert_config, training_flops
+from bert_jax.models.config import bert_config
+from bert_jax.models.cost import training_flops
 from bert_jax.training.sharding import make_mesh, to_mesh
 from experiments import base
 

@@ -100,35 +100,3 @@ def check_length(config: BertConfig, length: int) -> None:
         raise UserError(
             f"data.sequence_length {length} is over model.max_position_embeddings {config.max_position_embeddings}"
         )
-
-
-def training_flops(
-    config: BertConfig, rows: float, length: float, predictions: int, places: float | None = None
-) -> float:
-    """Floating-point operations of forward and backward passes over `rows` rows; a multiply-add is two.
-
-    Matrix products only; the backward pass counts twice the forward one; rematerialisation counts nothing. `places`: of
-    a row, that the last layer is computed at; None = all.
-    """
-    d, f, e = config.hidden_size, config.intermediate_size, config.embedding_size
-    per_place = 2 * d * d + 2 * d * f + 2 * length * d  # query, output, FFN, attention
-    per_layer = length * (2 * d * d + per_place)  # key and value of every token
-    skipped = 0 if places is None else (length - places) * per_place
-    per_row = config.num_hidden_layers * per_layer - skipped + (0 if e == d else length * e * d)
-    per_row += predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
-    return 3 * 2 * rows * float(per_row)
-
-
-def training_bytes(config: BertConfig, rows: float, length: float, *, fused_attention: bool) -> float:
-    """Bytes of activations that forward and backward passes over `rows` rows read and write at the least.
-
-    Each matrix product of a layer reads its activations once and writes them once, in `dtype`; what is element-wise is
-    fused to the products; the backward pass moves twice what the forward one does, as each product has two. Scores stay
-    inside the kernel where attention is fused. Embeddings, heads and rematerialisation are left out, and so are the
-    parameters (`training/throughput.py`).
-    """
-    d, f = config.hidden_size, config.intermediate_size
-    scores = 0 if fused_attention else 2 * config.num_attention_heads * length
-    per_token = 12 * d + 2 * f + scores  # projections 6 d, scores and context 4 d, FFN 2 d and 2 f
-    width = 2 if config.dtype == "bfloat16" else 4
-    return 3.0 * width * config.num_hidden_layers * rows * length * per_token

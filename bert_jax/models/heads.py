@@ -70,8 +70,8 @@ def padded_decoder(
 
 
 def pool_windows(
-    vectors: Float[Array, "B S D"], weights: Float[Array, "B S"], how: str, query: LinearHead | None = None
-) -> Float[Array, "B D"]:
+    vectors: Float[Array, "G W D"], weights: Float[Array, "G W"], how: str, query: LinearHead | None = None
+) -> Float[Array, "G D"]:
     """Joins the vectors of the windows of a long text into one.
 
     `how` is "mean", "max" or "attention", a weighted mean whose weights are a softmax over the scores of `query`.
@@ -96,7 +96,7 @@ def pool_tokens(hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], 
 
 def pool_sequences(
     hidden: Float[Array, "B L D"], sequence_ids: Int[Array, "B L"], count: int, how: str
-) -> Float[Array, "B K D"]:
+) -> Float[Array, "B S D"]:
     """Returns the same for each of a row's `count` sequences; zeros for those that are not there."""
     hidden = hidden.astype(jnp.float32)
     of_sequence = jax.nn.one_hot(sequence_ids - 1, count)

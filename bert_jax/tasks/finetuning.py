@@ -29,7 +29,8 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Model, TrunkInputs
-from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
+from bert_jax.models.config import bert_config, check_length
+from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import pool_sequences, pool_tokens
 from bert_jax.tasks.sections import Report, Section

@@ -23,7 +23,8 @@ from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model, TrunkInputs
-from bert_jax.models.config import bert_config, check_length, training_bytes, training_flops
+from bert_jax.models.config import bert_config, check_length
+from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError, pattern
 from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
-from bert_jax.training.parameters import Parameters, take_over
+from bert_jax.training.parameters import Parameters, is_stacked, take_over
 from bert_jax.training.saving import Checkpoints
 from bert_jax.training.step import TrainState, init_state
 
@@ -61,7 +61,7 @@ def _without_top_layers(known: Mapping[str, Any], top: int) -> Parameters:
     section 4). Raises UserError if there are fewer layers."""
     if not top:
         return dict(known)
-    stacked = [name for name in known if name.startswith("encoder/layers/")]
+    stacked = [name for name in known if is_stacked(name)]
     depth = known[stacked[0]].shape[0]
     if top > depth:
         raise UserError(f"train.reinitialise_layers is {top}; the model has {depth} layers")

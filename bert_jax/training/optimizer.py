@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, pattern
-from bert_jax.training.parameters import global_norm
+from bert_jax.training.parameters import LAYERS, global_norm, is_stacked
 
-_LAYERS = "encoder/layers/"
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 Multipliers = Mapping[str, np.ndarray]  # parameter → [1], or [layers] where layers are stacked
 
@@ -61,12 +60,12 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
     under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it is found in a name, in which a layer has its
     number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none.
     """
-    depth = next((shape[0] for name, shape in shapes.items() if name.startswith(_LAYERS)), 0)
+    depth = next((shape[0] for name, shape in shapes.items() if is_stacked(name)), 0)
     freeze = pattern("optimizer.freeze", optimizer.freeze)
     multipliers, frozen = {}, 0
     for name, shape in shapes.items():
-        if name.startswith(_LAYERS):
-            names = [f"{_LAYERS}{i}/{name.removeprefix(_LAYERS)}" for i in range(shape[0])]
+        if is_stacked(name):
+            names = [f"{LAYERS}{i}/{name.removeprefix(LAYERS)}" for i in range(shape[0])]
             above = np.arange(depth, 0, -1)
         else:
             names, above = [name], np.asarray([depth + 1 if name.startswith("embeddings/") else 0])
@@ -175,6 +174,6 @@ def scale_by_layer_trust_ratio(decays: Callable) -> optax.GradientTransformation
 
 
 def _trust_ratio(name, parameter, update):
-    axes = tuple(range(1 if name.startswith(_LAYERS) else 0, update.ndim))
+    axes = tuple(range(1 if is_stacked(name) else 0, update.ndim))
     p, u = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
     return jnp.where((p > 0) & (u > 0), p / jnp.where(u > 0, u, 1), 1)

@@ -22,6 +22,14 @@ _TRUNK, _HEADS = "trunk/", "heads/"
 _TRUNK_PARTS = ("embeddings/", "encoder/", "pooler/")
 
 
+LAYERS = "encoder/layers/"
+
+
+def is_stacked(name: str) -> bool:
+    """Returns True for a parameter, or its optimizer state, that has one slice per layer along its first axis."""
+    return name.startswith(LAYERS)
+
+
 def flatten(model: nnx.Module) -> Parameters:
     """Returns the parameters by name: attribute paths joined by "/", of a trunk without `trunk`."""
     _, state = nnx.split(model)

@@ -11,7 +11,8 @@ from flax import nnx
 from bert_jax.config import UserError
 from bert_jax.models.attention import attention_mask
 from bert_jax.models.bert import Bert, TrunkInputs
-from bert_jax.models.config import BertConfig, training_flops
+from bert_jax.models.config import BertConfig
+from bert_jax.models.cost import training_flops
 from bert_jax.models.encoder import sinusoids
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
-from bert_jax.models.config import BertConfig, training_bytes
+from bert_jax.models.config import BertConfig
+from bert_jax.models.cost import training_bytes
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import throughput
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
