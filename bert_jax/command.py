@@ -97,6 +97,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     _log_to_stderr()
+    _hide_late_callbacks()
     signal.signal(signal.SIGINT, _interrupt)
     status = exit_status(main, sys.argv[1:])
     try:
@@ -146,8 +147,22 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in ("absl", "orbax", "jax"):  # Orbax warns, through absl, of files that no one has promised
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    for noisy in ("absl", "orbax"):  # Orbax warns, through absl, of files that no one has promised, and logs the
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # traceback of every error that it raises besides
+
+
+def _hide_late_callbacks() -> None:
+    """Hides what TensorStore prints when a write fails after Orbax has closed the event loop that waits for it: the
+    failure itself is raised in the main thread."""
+
+    report_others = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report_others(unraisable)
+
+    sys.unraisablehook = report
 
 
 def say(text: str) -> None:

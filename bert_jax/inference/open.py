@@ -25,6 +25,7 @@ from bert_jax.options import INFERENCE, SHAPE
 from bert_jax.tasks import TASKS, known_task
 from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import (
+    Saved,
     Shardings,
     choose_checkpoint,
     find_checkpoint,
@@ -32,6 +33,7 @@ from bert_jax.training.checkpoint import (
     on_one_device,
     read_checkpoint,
 )
+from bert_jax.training.checkpoint_format import Damaged
 from bert_jax.training.parameters import Parameters, flatten, take_over, unflatten
 
 
@@ -122,8 +124,7 @@ def open_model(
     if _is_foreign(Path(path)):
         opened = _open_foreign(str(path), users_task, shardings)
     else:
-        folder = choose_checkpoint(str(path), which)
-        saved = read_checkpoint(folder, shardings=shardings)
+        folder, saved = _read(str(path), which, shardings)
         config = from_json_dict(saved.run["config"])
         opened = Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run, users_task)
     check_alike(opened.bert_config, overrides or {}, opened.path)
@@ -133,6 +134,20 @@ def open_model(
             opened.config[group][name] = overrides[key]
     del vars(opened)["bert_config"]  # it was made from the config as it was
     return opened
+
+
+def _read(path: str, which: str, shardings: Shardings) -> tuple[Path, Saved]:
+    """Returns the chosen checkpoint. A run that is training may delete it meanwhile; then the choice is made again."""
+    for attempts_left in (3, 2, 1, 0):
+        folder = None
+        try:
+            folder = choose_checkpoint(path, which)
+            return folder, read_checkpoint(folder, shardings=shardings)
+        except Damaged:
+            if not attempts_left or (folder is not None and folder.exists()):
+                raise
+            logging.info("%s: a checkpoint was deleted by its run while it was read; choosing again", path)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def opened_of(model: str | Path | Opened, **options: Any) -> Opened:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,18 @@ _DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDIT
 
 
 def first_line(problem: BaseException) -> str:
-    """Returns the first line of the exception's text, for a message of one line."""
-    text = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    return text.partition(" See full TensorStore details")[0][:200]
+    """Returns what an exception says, for a message of one line: the system's error if it is in it, else its start."""
+    text = str(problem).strip() or type(problem).__name__
+    found = _SYSTEM.search(text)
+    if found and not isinstance(problem, OSError):  # TensorStore puts it behind paths and hundreds of other characters
+        return found.group()
+    return text.splitlines()[0].partition(" See full TensorStore details")[0][:200]
+
+
+_SYSTEM = re.compile(
+    "No space left on device|Disk quota exceeded|Permission denied|Operation not permitted|Read-only file system|"
+    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory"
+)
 
 
 def seal(run: Json, arrays: Mapping[str, Mapping[str, int]], tokenizer: Json) -> Json:

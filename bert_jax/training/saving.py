@@ -70,6 +70,7 @@ class Checkpoints:
         arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
         args = items(arrays, {"step": step, "score": score} | run, tokenizer)
         with self._explained():
+            self.directory.stat()  # Orbax would make a deleted workdir again, without all that was in it
             self._writer.save(self.directory / str(step), args=args)
         self._writing = step, score
 

@@ -1,5 +1,7 @@
 """The one door: whichever way a model is asked for, the same checkpoint, the same checks."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from flax import nnx
 
 from bert_jax import modes
 from bert_jax.config import UserError
+from bert_jax.inference import open as inference_open
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.open import meant, open_model
@@ -71,3 +74,25 @@ def test_every_mode_says_when_another_model_is_asked_for(tuned):
     config.model.hidden_size = 48
     with pytest.raises(UserError, match=message):
         modes.evaluate(config, workdir)
+
+
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_replaced_by_the_next(tmp_path, monkeypatch):
+    older, newer = (pretrained(tmp_path / "checkpoints" / step) for step in ("1", "2"))
+    read, asked = inference_open.read_checkpoint, []
+
+    def read_while_training(folder, **options):
+        asked.append(folder.name)
+        if len(asked) == 1:
+            shutil.rmtree(newer)
+        return read(folder, **options)
+
+    monkeypatch.setattr(inference_open, "read_checkpoint", read_while_training)
+    assert str(open_model(tmp_path).path) == older and asked == ["2", "1"]
+
+
+def test_a_damaged_checkpoint_is_not_replaced_by_another(tmp_path):
+    for step in ("1", "2"):
+        pretrained(tmp_path / "checkpoints" / step)
+    next((tmp_path / "checkpoints" / "2" / "parameters" / "d").iterdir()).write_bytes(b"")
+    with pytest.raises(UserError, match="2 is damaged"):
+        open_model(tmp_path)

@@ -23,9 +23,9 @@ TOKENIZER = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "
 MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
 
 
-def state(step, names=("x",)):
+def state(step, names=("pooler/x",)):
     arrays = {name: jnp.full(4, step, jnp.float32) for name in names}
-    return TrainState(jnp.asarray(step, jnp.int32), {"x": jnp.full(4, step, jnp.float32)}, {"mu": arrays})
+    return TrainState(jnp.asarray(step, jnp.int32), {"pooler/x": jnp.full(4, step, jnp.float32)}, {"mu": arrays})
 
 
 def opened(folder, keep=2, mode="max"):
@@ -74,7 +74,7 @@ def test_the_best_is_still_known_after_a_restart(tmp_path):
     checkpoints = opened(tmp_path)
     parameters, run = checkpoints.best(MESH)
     checkpoints.close()
-    assert run["step"] == 1 and parameters["x"][0] == 1
+    assert run["step"] == 1 and parameters["pooler/x"][0] == 1
 
 
 @pytest.mark.parametrize("item", ["run", "tokenizer"])
@@ -118,17 +118,18 @@ def test_trouble_moves_nothing(tmp_path, monkeypatch):
 
 def test_another_optimizer_is_named_and_no_damage(tmp_path):
     folder = save(tmp_path, [0.1])
-    with pytest.raises(UserError, match=r"another optimizer .*lacks \['mu'\]\['y'\].*optimizer.name=adamw"):
-        restored(tmp_path, jax.eval_shape(lambda: state(0, ("x", "y"))))
-    with pytest.raises(UserError, match=r"another optimizer .*has \['mu'\]\['x'\] besides"):
+    with pytest.raises(UserError, match=r"another optimizer .*lacks \['mu'\]\['pooler/y'\].*optimizer.name=adamw"):
+        restored(tmp_path, jax.eval_shape(lambda: state(0, ("pooler/x", "pooler/y"))))
+    with pytest.raises(UserError, match=r"another optimizer .*has \['mu'\]\['pooler/x'\] besides"):
         restored(tmp_path, jax.eval_shape(lambda: state(0, ())))
     assert steps(folder) == [1] and not (tmp_path / "damaged").exists()
 
 
 def test_another_model_is_named_and_no_damage(tmp_path):
     save(tmp_path, [0.1])
-    larger = jax.eval_shape(lambda: TrainState(jnp.int32(0), {"x": jnp.zeros(5)}, {"mu": {"x": jnp.zeros(5)}}))
-    with pytest.raises(UserError, match=r"another model .*x: \(4,\) there, \(5,\) here"):
+    arrays = {"pooler/x": jax.ShapeDtypeStruct((5,), jnp.float32)}
+    larger = TrainState(jax.ShapeDtypeStruct((), jnp.int32), arrays, {"mu": arrays})
+    with pytest.raises(UserError, match=r"another model .*pooler/x: \(4,\) there, \(5,\) here"):
         restored(tmp_path, larger)
     assert not (tmp_path / "damaged").exists()
 
@@ -211,4 +212,4 @@ def test_checkpoints_of_the_same_step_are_written_once(tmp_path):
     time.sleep(0.01)
     save(tmp_path, [0.9])
     assert (folder / "1" / "run" / "metadata").stat().st_mtime_ns == before
-    np.testing.assert_array_equal(read_checkpoint(folder / "1").parameters["x"], np.ones(4))
+    np.testing.assert_array_equal(read_checkpoint(folder / "1").parameters["pooler/x"], np.ones(4))
