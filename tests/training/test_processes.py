@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,31 @@ def test_two_processes_are_one_run(small_config, command_line, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-6), (a, b)
         assert a["mlm_accuracy"] == pytest.approx(b["mlm_accuracy"], abs=1e-6)
     assert read_checkpoint(find_checkpoint(str(tmp_path / "two"))).run["step"] == small_config.train.steps
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_tag_and_report_as_one(tmp_path):
+    """Tags have outputs of their own for every token, which all processes gather before they are scored."""
+    letters = [*"abcdefgh"]
+    rows = [{"words": [letters[(i * k) % 8] for k in range(1, 2 + i % 5)]} for i in range(1, 17)]
+    rows = [row | {"tags": [f"T{letters.index(word) % 2}" for word in row["words"]]} for row in rows]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]) + "\n")
+    keys = {f"data.{split}": str(tmp_path / "data.jsonl") for split in ("train", "validation", "test")}
+    keys |= {"data.text": "words", "data.label": "tags", "data.vocab_file": str(tmp_path / "vocab.txt")}
+    keys |= {"data.sequence_length": 16, "data.buckets": 1, "train.epochs": 2.0, "train.batch_size": 8}
+    keys |= {"eval.batch_size": 8, "model.size": "tiny", "model.dtype": "float32", "train.peak_tflops": 1.0}
+    options = [f"--config.{key}={value}" for key, value in keys.items()]
+    found = []
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/ner.py:plain", f"--workdir={workdir}"]
+        found.append(run(command + options, workdir, processes, devices_each=2 // processes))
+        assert (workdir / "report.html").is_file()
+    assert [(r["step"], r["split"]) for r in found[0]] == [(r["step"], r["split"]) for r in found[1]]
+    for one, two in zip(*found, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5), (one, two)
+    assert found[1][-1]["split"] == "test"
 
 
 @pytest.mark.slow
