@@ -32,6 +32,7 @@ def main() -> int:
     if not world.is_dir():
         shutil.rmtree(options.scratch / "making", ignore_errors=True)
         make_world(options.scratch / "making").rename(world)
+    shutil.rmtree(options.scratch / "runs", ignore_errors=True)
     outcomes = []
     results = options.results.open("w") if options.results else None
     for outcome in run_cases(cases[options.first :: options.every], world, options.scratch / "runs"):
