@@ -93,7 +93,7 @@ def parse_reuters(sgml: str) -> Iterator[Story]:
         topics = _TOPICS.search(content)
         text = _TEXT.search(content)
         if topics is None or text is None:
-            raise UserError(f"Reuters story {attributes['NEWID']} has no <TOPICS> or no <TEXT>: unpack the set anew")
+            raise UserError(f"Reuters story {attributes['NEWID']} has no <TOPICS> or no <TEXT>: unpack the set again")
         parts = [part for name in ("TITLE", "BODY") for part in re.findall(rf"(?s)<{name}>(.*?)</{name}>", text[1])]
         if "<BODY>" not in text[1]:  # TYPE="UNPROC" and "BRIEF": text without marks, if any
             parts.append(re.sub(r"(?s)<(\w+)>.*?</\1>", " ", text[1]))

@@ -6,7 +6,7 @@
 #       --config=experiments/base.py --workdir=runs/base --config.data.corpus=text --config.data.files='corpus/*.txt'
 #
 # JAX's rule for Slurm is one process a GPU, so --ntasks-per-node equals --gpus-per-node; the global batch must be a
-# multiple of all GPUs. The same command again goes on where the last one stopped: on the signal below each run
+# multiple of all GPUs. The same command again continues where the last one stopped: on the signal below each run
 # saves a checkpoint and ends. Not yet run on a cluster.
 #SBATCH --job-name=bert_jax
 #SBATCH --nodes=1
