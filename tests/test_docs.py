@@ -39,7 +39,9 @@ def test_options_and_modes_are_declared(page):
     text = page.read_text()
     named = re.findall(r"`([a-z_]+\.[a-z_]+)(?:=[^`]*)?`", text) + re.findall(r"--config\.([a-z_.]+)=", text)
     for name in named:
-        if name.partition(".")[0] in GROUPS and not name.endswith((".py", ".json", ".jsonl", ".txt", ".csv", ".safetensors")):
+        if name.partition(".")[0] in GROUPS and not name.endswith(
+            (".py", ".json", ".jsonl", ".txt", ".csv", ".safetensors")
+        ):
             assert name in OPTIONS or name in ("model.my_option", "model.ckpt", "optimizer.state"), name
     assert set(re.findall(r"--mode=([a-z_]+)", text)) <= set(MODES)
 
