@@ -455,7 +455,6 @@ def prediction_inputs() -> Iterator[Case]:
         "": False,
         "no mask": False,
         "[MASK] " * 100: False,
-        "\0 [MASK]": True,
         "\ud800[MASK]": False,
     }.items():
         command = ("main", *_run_of("pretraining"), "--mode=fill_mask", f"--text={text}")
@@ -492,7 +491,6 @@ def outputs() -> Iterator[Case]:
         "out.docx",
         "out",
         "",
-        "nowhere/\0/out.jsonl",
         "/proc/out.jsonl",
         "run_single",
         "texts.jsonl/out.jsonl",
@@ -661,7 +659,7 @@ def workdirs() -> Iterator[Case]:
     yield Case("workdirs", "another learning rate", other, ("run_single", *needs("single")))
     several = ("main", *_run_of("single"), "--config.seeds=2")
     yield Case("workdirs", "seeds=2 in the workdir of one run", several, ("run_single", *needs("single")))
-    for place in ("/proc/run", "/dev/null", "/dev/null/run", "corpus.txt", "\0", "x" * 300):
+    for place in ("/proc/run", "/dev/null", "/dev/null/run", "corpus.txt", "x" * 300):
         command = (
             *(word for word in ("main", *flags("pretraining")) if not word.startswith("--workdir")),
             f"--workdir={place}",
@@ -773,7 +771,7 @@ def foreign_checkpoints() -> Iterator[Case]:
         "random": random.Random(3).randbytes(999),
     }.items():
         yield Case("foreign checkpoints", f"weights {what}", command, ("vocab.txt",), write(base, weights))
-    for source in ("theirs", "bert-base-uncased", "nowhere/at/all", "vocab.txt", "", "../..", "\0"):
+    for source in ("theirs", "bert-base-uncased", "nowhere/at/all", "vocab.txt", "", "../.."):
         yield Case(
             "foreign checkpoints",
             f"init_from={source!r}",

@@ -87,8 +87,8 @@ def _verdict(case: Case, status: int | None, output: str, folder: Path, before: 
         return "executed"
     after = set(contents(folder).values())  # a damaged checkpoint may have been moved aside
     lost = sorted(str(p) for p, digest in before.items() if digest_of(folder / p) != digest and digest not in after)
-    # A run that succeeds may write to its own workdir.
-    lost = [path for path in lost if status != 0 or not path.startswith("run")]
+    # A run that succeeds may write to its own workdir, and prepare again what it cannot use.
+    lost = [path for path in lost if status != 0 or not path.startswith(("run", "prepared/"))]
     if lost:
         return f"destroyed {lost[0]}"
     if status is None:
