@@ -113,11 +113,11 @@ def _forget_after(path: Path, step: int) -> None:
         try:
             record = json.loads(line)
             if record["step"] <= step and record["split"] != "test":
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+                kept.append(line.rstrip(b"\n") + b"\n")  # a kill may have left the end of the line out
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 raise UserError(
                     f"{path}:{number} is not a line of metrics; move the file away, or choose another --workdir"
                 ) from None
-    if len(kept) < len(lines):
+    if kept != lines:
         write_atomically(path, b"".join(kept))

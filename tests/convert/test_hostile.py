@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import hypothesis
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from bert_jax.command import exit_status
 from bert_jax.config import UserError
 from bert_jax.convert import conversion, google_tf, huggingface
-from bert_jax.convert.__main__ import main
+from bert_jax.convert.__main__ import main as convert_command
 
+main = partial(exit_status, convert_command)
 ODD = [None, True, 0, -1, 1.5, 10**30, float("nan"), "", "abc", "../x", [], [1], [[]], {}, {"a": 1}, {"0": None}]
 FIELDS = [
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),

@@ -70,7 +70,7 @@ def test_overfits_32_examples_and_scores_every_one_of_the_others(tmp_path):
         test=write(tmp_path / "test.jsonl", sentences(11, seed=2)),
     )
     _, finished = run(config, tmp_path / "run")
-    assert finished.metrics["accuracy"] == 1.0 == finished.metrics["macro_f1"]
+    assert finished.evaluation.metrics["accuracy"] == 1.0 == finished.evaluation.metrics["macro_f1"]
     assert len(finished.final["test"].predictions) == 11 and len(finished.evaluation.predictions) == 32
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines][-2:] == ["eval", "test"] and 0 < lines[-1]["accuracy"] < 1
@@ -87,7 +87,7 @@ def test_shuffled_labels_teach_nothing(tmp_path):
     )
     config.train.epochs = 5.0
     _, finished = run(config, tmp_path / "run")
-    assert 0.3 < finished.metrics["accuracy"] < 0.7
+    assert 0.3 < finished.evaluation.metrics["accuracy"] < 0.7
 
 
 def test_several_labels_with_thresholds_of_their_own(tmp_path):
@@ -107,8 +107,8 @@ def test_several_labels_with_thresholds_of_their_own(tmp_path):
     )
     config.model.pooling = "mean"
     task, finished = run(config, tmp_path / "run")
-    assert finished.metrics["micro_f1"] == 1.0 and finished.metrics["tuned_micro_f1"] == 1.0
-    assert set(finished.metrics) == set(task.metric_names("validation"))
+    assert finished.evaluation.metrics["micro_f1"] == 1.0 and finished.evaluation.metrics["tuned_micro_f1"] == 1.0
+    assert set(finished.evaluation.metrics) == set(task.metric_names("validation"))
     assert len(finished.evaluation.predictions[0]["probabilities"]) == 3
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
     assert saved["thresholds"] == finished.evaluation.learned["thresholds"] != [0.5] * 3
@@ -144,7 +144,7 @@ def test_regression_of_the_number_of_good_words(tmp_path):
         validation=write(tmp_path / "dev.jsonl", rows(30, 1)),
     )
     _, finished = run(config, tmp_path / "run")
-    assert finished.metrics["pearson"] > 0.95
+    assert finished.evaluation.metrics["pearson"] > 0.95
 
 
 def test_the_last_of_three_windows_decides(tmp_path):
@@ -167,7 +167,7 @@ def test_the_last_of_three_windows_decides(tmp_path):
     config.optimizer.learning_rate = 2e-3  # with 32 examples and 3e-3 it hangs on the seed
     task, finished = run(config, tmp_path / "run")
     assert {len(item.parts) for item in task.items["train"]} == {3}
-    assert finished.metrics["accuracy"] == 1.0
+    assert finished.evaluation.metrics["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(("how", "kept"), [("head", "abcdef"), ("tail", "vwxyz_"), ("head+tail", "awxyz_")])
@@ -218,7 +218,9 @@ def test_evaluation_is_the_same_on_one_and_on_eight_devices(tmp_path):
         config.mesh.data = devices
         config.train.epochs = 2.0
         _, finished = run(config, tmp_path / f"run{devices}")
-        found.append((finished.metrics, [p["probabilities"]["good"] for p in finished.evaluation.predictions]))
+        found.append(
+            (finished.evaluation.metrics, [p["probabilities"]["good"] for p in finished.evaluation.predictions])
+        )
     assert found[0][0]["accuracy"] == found[1][0]["accuracy"]
     np.testing.assert_allclose(found[0][0]["loss"], found[1][0]["loss"], rtol=1e-4)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)

@@ -158,10 +158,10 @@ def test_packed_training_learns_and_resumes_in_the_middle_of_an_epoch(tmp_path):
         return train(task, task.config, tmp_path / workdir)
 
     through = run("through", 120)
-    assert through.metrics["accuracy"] == 1.0
+    assert through.evaluation.metrics["accuracy"] == 1.0
     run("halves", 63)
     resumed = run("halves", 120)
-    assert resumed.metrics == pytest.approx(through.metrics, rel=1e-6)
+    assert resumed.evaluation.metrics == pytest.approx(through.evaluation.metrics, rel=1e-6)
 
 
 def test_who_has_rows_of_their_own(tmp_path):

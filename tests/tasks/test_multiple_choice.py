@@ -67,7 +67,7 @@ def test_overfits_32_questions(tmp_path):
     )
     task = load(config)
     finished = train(task, config, tmp_path / "run")
-    assert finished.metrics["accuracy"] == finished.metrics["choice_accuracy"] == 1.0
+    assert finished.evaluation.metrics["accuracy"] == finished.evaluation.metrics["choice_accuracy"] == 1.0
     for row, prediction in zip(rows_of(32), finished.evaluation.predictions, strict=True):
         assert prediction["choice"] == row["label"] and prediction["text"] == row[f"ending{row['label']}"]
         assert prediction["probability"] == max(prediction["probabilities"]) > 0.5
@@ -84,7 +84,7 @@ def test_shuffled_labels_teach_nothing(tmp_path):
     )
     config.train.epochs = 8.0
     finished = train(load(config), config, tmp_path / "run")
-    assert 0.1 < finished.metrics["accuracy"] < 0.4  # chance is 0.25, its standard error 0.03
+    assert 0.1 < finished.evaluation.metrics["accuracy"] < 0.4  # chance is 0.25, its standard error 0.03
 
 
 def test_rows_by_hand():

@@ -107,9 +107,9 @@ def test_overfits_32_questions_and_tests_with_the_others(tmp_path):
     )
     task = load(config)
     finished = train(task, config, tmp_path / "run")
-    assert finished.metrics["exact_match"] == finished.metrics["f1"] == 100
-    assert finished.metrics["start_accuracy"] == finished.metrics["end_accuracy"] == 1
-    assert finished.metrics.keys() == {
+    assert finished.evaluation.metrics["exact_match"] == finished.evaluation.metrics["f1"] == 100
+    assert finished.evaluation.metrics["start_accuracy"] == finished.evaluation.metrics["end_accuracy"] == 1
+    assert finished.evaluation.metrics.keys() == {
         "exact_match", "f1", "loss", "start_accuracy", "end_accuracy", "real_tokens"
     }  # fmt: skip
     predictions = finished.final["test"].predictions
@@ -131,13 +131,13 @@ def test_questions_without_answer_and_the_threshold_in_the_checkpoint(tmp_path):
     task = load(config)
     finished = train(task, config, tmp_path / "run")
     for name in ("exact_match", "f1", "exact_match_at_0", "f1_at_0", "HasAns_f1", "NoAns_exact"):
-        assert finished.metrics[name] == 100, name
-    assert set(finished.metrics) == set(task.metric_names("validation"))
+        assert finished.evaluation.metrics[name] == 100, name
+    assert set(finished.evaluation.metrics) == set(task.metric_names("validation"))
     predictions = finished.evaluation.predictions
     assert [p["answer"] == "" for p in predictions] == [True] * 16 + [False] * 16
     assert predictions[0]["start"] is None and predictions[0]["null_probability"] > 0.5
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run"))).run["task"]
-    assert saved == {"may_have_no_answer": True, "threshold": finished.metrics["null_threshold"]}
+    assert saved == {"may_have_no_answer": True, "threshold": finished.evaluation.metrics["null_threshold"]}
     again = SpanQA(config, TOKENIZER, saved)
     examples = list(letters(32, impossible_share=0.5))
     windows = again.encode(examples)

@@ -119,7 +119,12 @@ def test_overfits_32_examples(tmp_path):
     config = make_config(train=path, validation=path, test=write(tmp_path / "test.conll", sentences(11, 5, length=50)))
     task = load(config)
     finished = train(task, config, tmp_path / "run")
-    assert finished.metrics["entity_f1"] == 1.0 == finished.metrics["accuracy"] == finished.metrics["entity_recall"]
+    assert (
+        finished.evaluation.metrics["entity_f1"]
+        == 1.0
+        == finished.evaluation.metrics["accuracy"]
+        == finished.evaluation.metrics["entity_recall"]
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines][-2:] == ["eval", "test"] and 0.3 < lines[-1]["entity_f1"] <= 1
     saved = read_checkpoint(find_checkpoint(str(tmp_path / "run")))
@@ -152,7 +157,7 @@ def test_shuffled_tags_teach_nothing(tmp_path):
         train=write(tmp_path / "train.conll", lots(32, 8)), validation=write(tmp_path / "dev.conll", lots(20, 40))
     )
     finished = train(load(config), config, tmp_path / "run")
-    assert 0.4 < finished.metrics["entity_f1"] < 0.6
+    assert 0.4 < finished.evaluation.metrics["entity_f1"] < 0.6
 
 
 def test_the_first_piece_speaks_for_its_word(tmp_path):
