@@ -149,7 +149,7 @@ def test_what_is_saved_here_is_the_same_tokenizer_there(tmp_path):
 def test_numbers_of_added_tokens_must_follow(tmp_path):
     make_wordpiece(TOKENS, "test", True, None, True).save(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"[X]": 50}))
-    with pytest.raises(UserError, match=r"added token '\[X\]' has number 50, but 33 is the next"):
+    with pytest.raises(UserError, match=r"added token '\[X\]' has number 50, but the vocabulary gives it 33"):
         load_tokenizer(tmp_path)
     (tmp_path / "added_tokens.json").write_text("{")
     with pytest.raises(UserError, match=r"added_tokens\.json: not JSON"):

@@ -235,7 +235,7 @@ def test_loss_is_the_mean_over_words(tmp_path):
     expected = []
     for item in task.items["train"]:
         batch = collate([item], [[0]], Shape(1, 1, item.length))
-        logits = np.asarray(jax.jit(lambda batch: task.outputs(model, batch, None)["logits"])(batch), np.float64)[0, 0]
+        logits = np.asarray(jax.jit(lambda batch: task.outputs(model, batch, None)["logits"])(batch), np.float64)[0]
         for at in np.flatnonzero(item.token_values["word_numbers"]):
             chosen = logits[at, item.token_values["labels"][at]]
             expected.append(np.log(np.exp(logits[at]).sum()) - chosen)
@@ -290,7 +290,7 @@ def test_types_that_training_lacks(tmp_path, caplog):
         loaded(tmp_path, GOOD, other)
     with caplog.at_level(logging.WARNING):
         task = loaded(tmp_path, GOOD, other, labels="X, Y,Z")
-    assert caplog.text.count("validation has 'Z', data.train has not: it will be missed") == 1
+    assert caplog.text.count("validation has 'Z', which data.train lacks: the model will miss it") == 1
     assert task.labels == ["O", "B-X", "B-Y", "B-Z", "I-X", "I-Y", "I-Z"]
     assert [task.labels[i] for i in task.items["validation"][0].token_values["labels"]] == ["O", "O", "B-Z", "O"]
     with pytest.raises(UserError, match=r"dev\.conll:1: 'NOUN' is not among X, Y"):
