@@ -192,7 +192,7 @@ def test_a_run_too_short_to_trace_is_said(small_config, tmp_path, caplog):
     small_config.train.steps = 2
     profiler = Profiler(tmp_path / "profile", steps=2)
     run(small_config, tmp_path, profiler)
-    assert "nothing traced" in caplog.text
+    assert "nothing was traced" in caplog.text
     assert not (tmp_path / "profile").exists()
 
 

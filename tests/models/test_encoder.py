@@ -202,7 +202,7 @@ def test_token_types_and_positions_are_looked_up(random_model):
     model = _bert(random_model, BertConfig(**SMALL))
     ids = _ids(1, 6)
     base = model.embeddings(model.embeddings.word(ids), ids * 0, _positions(ids))
-    typed = model.embeddings(ids, jnp.asarray([[0, 0, 0, 1, 1, 1]]), _positions(ids))
+    typed = model.embeddings(model.embeddings.word(ids), jnp.asarray([[0, 0, 0, 1, 1, 1]]), _positions(ids))
     moved = model.embeddings(model.embeddings.word(ids), ids * 0, _positions(ids) + 1)
     changed = np.abs(np.asarray(typed - base)).max(-1)[0]
     np.testing.assert_array_equal(changed > 1e-3, [False, False, False, True, True, True])
