@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,8 @@ from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened
-from bert_jax.inference.prepared import UnrolledEncoder
 from bert_jax.models.attention import attention_mask
 from bert_jax.models.bert import Model, TrunkInputs
-from bert_jax.models.encoder import unstack
 from bert_jax.models.layers import accumulator, dot
 
 
@@ -139,7 +137,7 @@ def _outputs(
     model: Model, batch: dict[str, Array], *, hidden: bool, attentions: bool
 ) -> dict[str, Float32[Array, "..."]]:
     inputs, trunk = TrunkInputs.from_batch(batch), model.trunk
-    config, encoder = trunk.config, cast(Any, trunk.encoder)
+    config = trunk.config
     encoded = trunk.encode(inputs, all_layers=True)
     assert encoded.layers is not None
     # The last one as the heads see it, also in a pre-norm model. XLA computes the embeddings once.
@@ -151,9 +149,8 @@ def _outputs(
         if hidden or i == len(states) - 1:
             outputs[f"hidden {i}"] = state.astype(jnp.float32)
     if attentions:
-        layers = encoder.layers if isinstance(encoder, UnrolledEncoder) else unstack(encoder.layers, len(states) - 1)
         mask = attention_mask(inputs.sequence_ids, config.causal)
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(trunk.encoder.unstacked()):
             x = layer.attention_layer_norm(states[i], config.dtype) if config.norm == "pre" else states[i]
             outputs[f"attention {i}"] = _attention_weights(layer.attention, x, mask)
     return outputs
@@ -163,8 +160,7 @@ def _attention_weights(
     attention: Any, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"]
 ) -> Float32[Array, "B H L L"]:
     """Returns the softmax of a layer again: its own attention may be fused and never holds it as an array."""
-    dtype, heads = attention.config.dtype, attention.config.num_attention_heads
-    parts = (part.reshape(*part.shape[:2], heads, -1).swapaxes(1, 2) for part in attention._parts(x, None)[:2])
-    query, key = parts
+    dtype = attention.config.dtype
+    query, key = (part.swapaxes(1, 2) for part in attention.project(x, x)[:2])
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)

@@ -1,7 +1,7 @@
-"""Self-attention: fused projections, one mask, two implementations that agree."""
+"""Multi-head attention (Vaswani et al. 2017): self-attention, cross-attention, and decoding with a cache."""
 
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,41 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import backend
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import Linear, accumulator, along_last, dot, dropout
+from bert_jax.models.layers import Linear, accumulator, dot, dropout
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head scaled dot-product attention with biases on all four projections."""
+class Cache(NamedTuple):
+    """The keys and values of the tokens that were decoded so far.
+
+    The arrays have room for M tokens from the start, so that every step of decoding runs the same program.
+    """
+
+    key: Float[Array, "B M H K"]
+    value: Float[Array, "B M H K"]
+    length: Int[Array, ""]  # tokens stored so far, the same number in every row; the rest is zero
+
+    @classmethod
+    def empty(cls, config: BertConfig, rows: int, size: int) -> "Cache":
+        """Returns a cache for one layer, with room for `size` tokens in each row."""
+        room = jnp.zeros((rows, size, config.num_attention_heads, config.head_size), config.dtype)
+        return cls(room, room, jnp.zeros((), jnp.int32))
+
+    def extended(self, key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]) -> "Cache":
+        """Returns the cache with L more tokens. The caller makes sure that there is room for them: a traced length
+        cannot raise an error, and tokens beyond the end would overwrite the last ones."""
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(stored, new.astype(stored.dtype), self.length, axis=1)
+            for stored, new in ((self.key, key), (self.value, value))
+        )
+        return Cache(keys, values, self.length + key.shape[1])
+
+
+class Attention(nnx.Module):
+    """Multi-head scaled dot-product attention with biases on all four projections.
+
+    Query, key and value are three parameters and three products: to join the kernels at each call costs about what
+    one larger product saves. inference/prepared.py joins them once.
+    """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.config = config
@@ -26,44 +56,52 @@ class SelfAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B L D"],
-        mask: Bool[Array, "B 1 L L"],
+        query_source: Float[Array, "B P D"],
+        key_value_source: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 P M"],
+        cache: Cache | None = None,
+        *,
         seed: UInt32[Array, "2"] | None = None,
-        places: Int[Array, "B P"] | None = None,
-    ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
-        """With `places`, only the tokens there look at others."""
+    ) -> tuple[Float[Array, "B P D"], Cache | None]:
+        """Returns what each query reads from the keys that it may look at, and the extended cache if one was given.
+
+        Self-attention has the same array as both sources, cross-attention two arrays. Without a cache M is L. With
+        one, `key_value_source` holds the P tokens that follow those in the cache, and M is the size of the cache; a
+        query then sees the tokens before it and itself only, whatever else the mask allows. Without a `seed` nothing
+        is dropped out.
+        """
+        query, key, value = self.project(query_source, key_value_source)
+        if cache is not None:
+            if query.shape != key.shape:
+                raise ValueError(f"{query.shape[1]} queries and {key.shape[1]} keys: with a cache, both are new tokens")
+            # Also hides the positions that are still empty.
+            own = cache.length + jnp.arange(query.shape[1])
+            mask = mask & (jnp.arange(mask.shape[-1])[None] <= own[:, None])[None, None]
+            cache = cache.extended(key, value)
+            key, value = cache.key, cache.value
+        context = self._attend(query, key, value, mask, seed)
+        return self.output(context.reshape(*context.shape[:2], -1), self.config.dtype), cache
+
+    def project(
+        self, query_source: Float[Array, "B P D"], key_value_source: Float[Array, "B L D"]
+    ) -> tuple[Float[Array, "B P H K"], Float[Array, "B L H K"], Float[Array, "B L H K"]]:
+        """Returns queries, keys and values, split into heads."""
+        dtype = self.config.dtype
+        query, key = self.query(query_source, dtype), self.key(key_value_source, dtype)
+        return self._heads(query), self._heads(key), self._heads(self.value(key_value_source, dtype))
+
+    def _heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
+        return x.reshape(*x.shape[:2], self.config.num_attention_heads, -1)
+
+    def _attend(self, query, key, value, mask, seed):
         config = self.config
-        parts = self._parts(x, places)
-        query, key_, value = (part.reshape(*part.shape[:2], config.num_attention_heads, -1) for part in parts)
-        if places is not None:
-            mask = jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
-        context = self._attend(query, key_, value, mask, seed)
-        return self.output(context.reshape(*context.shape[:2], -1), config.dtype)
-
-    def _parts(self, x, places):
-        """Query [B, L or P, D], key and value [B, L, D]."""
-        if places is None:
-            return self._project(x, self.query, self.key, self.value)
-        return [*self._project(take_places(x, places), self.query), *self._project(x, self.key, self.value)]
-
-    def _attend(self, query, key_, value, mask, seed):
-        config = self.config
-        if query.shape == key_.shape and use_cudnn(config, training=seed is not None):
-            return jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation="cudnn")
-        return attend(query, key_, value, mask, config.attention_dropout, seed, config.dtype)
-
-    def _project(self, x, *parts: Linear):
-        """[B, L, D] → so many of [B, L, D]. By one product, but for bfloat16 on a CPU, where joining the kernels, which
-        XLA does in float32, costs more than that saves. In float32 the bits are those of inference/prepared.py."""
-        if backend.current().is_cpu and self.config.dtype == "bfloat16":
-            return [part(x, self.config.dtype) for part in parts]
-        kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=-1)
-        bias = jnp.concatenate([part.bias[...] for part in parts], axis=-1)
-        y = dot(x, kernel, self.config.dtype, accumulator(self.config.dtype)).astype(jnp.float32)
-        return jnp.split((y + along_last(bias, y)).astype(self.config.dtype), len(parts), axis=-1)
+        if query.shape == key.shape and use_cudnn(config, training=seed is not None):
+            return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+        return attend(query, key, value, mask, config.attention_dropout, seed, config.dtype)
 
 
 def take_places(x: Float[Array, "B L D"], places: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+    """Returns the vectors of each row's tokens at `places`."""
     return jnp.take_along_axis(x, places[:, :, None], axis=1)
 
 
@@ -76,7 +114,7 @@ def attend(
     dropout_seed: UInt32[Array, "2"] | None,
     dtype: str,
 ) -> Float[Array, "B P H K"]:
-    """softmax(query · keyᵀ / √K) · value in plain XLA; the softmax is in float32, dropout is on its result."""
+    """Returns softmax(query · keyᵀ / √K) · value by plain XLA; dropout applies to the softmax, which is in float32."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     return cast(Array, _context(scores, mask, value, dropout_seed, dropout_rate, dtype)).swapaxes(1, 2)
@@ -84,7 +122,7 @@ def attend(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _context(scores, mask, value, seed, rate, dtype):
-    """dropout(softmax(scores)) · value. Of what is as large as the scores, only the softmax is kept, of `dtype`."""
+    """Returns dropout(softmax(scores)) · value; of the arrays as large as the scores, one is kept: the softmax."""
     return _context_forward(scores, mask, value, seed, rate, dtype)[0]
 
 
@@ -95,9 +133,11 @@ def _context_forward(scores, mask, value, seed, rate, dtype):
 
 
 def _context_backward(rate, dtype, saved, g):
-    """Softmax's gradient is weights · (d_weights − mean), mean = Σ weights · d_weights over the L keys: that is
-    Σ context · g over the K columns of a head, dropout or not (Dao et al. 2022, FlashAttention, appendix B.2)."""
+    """Returns the gradients. That of softmax is weights · (d_weights − mean), with mean = Σ weights · d_weights over
+    the L keys, which equals Σ context · g over the K columns of a head, a much smaller array, with or without dropout
+    (Dao et al. 2022, FlashAttention, appendix B.2)."""
     weights, value, context, seed = saved
+    # Dropout is a hash of its seed (models/layers.py): the same weights are dropped here as in the forward pass.
     d_value = dot(dropout(weights, rate, seed).swapaxes(-1, -2), g, dtype).astype(value.dtype)
     d_weights = dot(g, value.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     mean = jnp.sum(context.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
@@ -109,9 +149,10 @@ _context.defvjp(_context_forward, _context_backward)
 
 
 def attention_mask(sequence_ids: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
-    """True where a query (third axis) may look at a key (fourth): inside its own sequence, to its left if causal.
+    """Returns True where a query (third axis) may look at a key (fourth axis).
 
-    Padding has sequence id 0 and looks only at padding, so that no row of scores is all masked.
+    A query looks at its own sequence; in a causal model only at itself and what is to its left. Padding has sequence
+    id 0 and looks only at padding, so that no row of scores is masked completely.
     """
     mask = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
     if causal:
@@ -120,9 +161,9 @@ def attention_mask(sequence_ids: Int[Array, "B L"], causal: bool) -> Bool[Array,
 
 
 def use_cudnn(config: BertConfig, training: bool) -> bool:
-    """Whether cuDNN's fused kernel runs: asked for, or `auto` on an NVIDIA GPU where it computes the same thing.
+    """Returns whether cuDNN's fused kernel runs: if it is asked for, or under `auto` where it computes the same.
 
-    It has no dropout of attention probabilities, and takes 16-bit operands only.
+    The kernel has no dropout of attention probabilities, takes 16-bit operands only, and needs an NVIDIA GPU.
     """
     if config.attention != "auto":
         return config.attention == "cudnn"

@@ -1,5 +1,6 @@
 """Embeddings and the stack of transformer layers (Devlin et al. 2018; google-research/bert)."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,21 +10,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import backend
-from bert_jax.models.attention import SelfAttention, take_places
+from bert_jax.models.attention import Attention, Cache, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
 
 
 class Encoded(NamedTuple):
-    """What comes out of the trunk, of every token or of the places asked for. `layers` holds the output of every layer,
-    the last one included, if asked for."""
+    """The hidden states of every token, or of those that were asked for; and the output of each layer, including the
+    last one, if it was asked for."""
 
     hidden: Float[Array, "B L D"] | Float[Array, "B P D"]
     layers: list[Float[Array, "B L D"]] | None
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type, normalised; projected to the hidden size if factorised (ALBERT)."""
+    """The normalised sum of word, position and token type embeddings; a projection follows if factorised (ALBERT)."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -44,13 +45,15 @@ class Embeddings(nnx.Module):
         *,
         seed: UInt32[Array, "2"] | None = None,
     ) -> Float[Array, "B L D"]:
+        """Returns the vectors that the first layer reads. `words` are the word embeddings of the tokens."""
         config = self.config
         if config.position_embedding == "learned":
             positions = self.position(position_ids)
         else:
             table = sinusoids(config.max_position_embeddings, config.embedding_size)
             positions = jnp.take(table, position_ids, axis=0)
-        # Two rows do not make a gather worth its scattered gradient: the original, too, multiplies by a one-hot.
+        # A gather of so few rows saves nothing, and its gradient is a slow scatter. The original also multiplies by a
+        # one-hot matrix.
         types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
         types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
         x = self.layer_norm(words + positions + types, config.dtype)
@@ -59,23 +62,33 @@ class Embeddings(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """N layers whose parameters are stacked along a leading axis: scanned over, or unrolled."""
+    """N layers, over which the program scans or which it unrolls.
+
+    Their parameters are stacked along a leading axis, until inference/prepared.py makes a list of layers of them.
+    """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.layers = Layer(config, rngs=rngs, stack=(config.num_hidden_layers,))
+        self.layers: Any = Layer(config, rngs=rngs, stack=(config.num_hidden_layers,))
         if config.norm == "pre":
             self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, seeds=None, places=None, all_layers=False
     ) -> Encoded:
+        """Returns the hidden states of every token, or of those at `places` alone.
+
+        `seeds` are for dropout, `Layer.DROPOUTS` for each layer; without them nothing is dropped out.
+        """
         config = self.config
         if seeds is not None:
             seeds = seeds.reshape(config.num_hidden_layers, Layer.DROPOUTS, 2)
         layer = _rematerialised(config.remat)
-        saves_places = places is not None and not is_scanned(config) and not all_layers
-        if is_scanned(config):
+        # The last layer can leave out the queries that nobody asks for. Every layer of a scan is the same program, and
+        # the output of a whole layer is for every token: both compute all of them.
+        is_loop = isinstance(self.layers, Layer) and is_scanned(config)
+        saves_places = places is not None and not is_loop and not all_layers
+        if is_loop:
 
             def step(x, layer_and_seeds):
                 x = layer(layer_and_seeds[0], x, mask, layer_and_seeds[1])
@@ -85,15 +98,9 @@ class Encoder(nnx.Module):
             outputs = [] if stacked is None else list(stacked)
         else:
             outputs = []
-            for i, parameters in enumerate(unstack(self.layers, config.num_hidden_layers)):
-                is_last = i == config.num_hidden_layers - 1
-                x = layer(
-                    parameters,
-                    x,
-                    mask,
-                    None if seeds is None else seeds[i],
-                    places if is_last and saves_places else None,
-                )
+            for i, parameters in enumerate(self.unstacked()):
+                asked = places if saves_places and i == config.num_hidden_layers - 1 else None
+                x = layer(parameters, x, mask, None if seeds is None else seeds[i], asked)
                 outputs.append(x)
         if places is not None and not saves_places:
             x = take_places(x, places)
@@ -101,18 +108,34 @@ class Encoder(nnx.Module):
             x = self.layer_norm(x, config.dtype)
         return Encoded(x, outputs if all_layers else None)
 
+    def unstacked(self) -> Sequence["Layer"]:
+        """Returns the layers one by one."""
+        return unstack(self.layers, self.config.num_hidden_layers) if isinstance(self.layers, Layer) else self.layers
+
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each inside a residual connection with its LayerNorm after (post) or before (pre)."""
+    """A transformer block: self-attention, cross-attention if it is part of a decoder, and a feed-forward part.
 
-    DROPOUTS = 3  # of attention probabilities, after attention, after the feed-forward part
+    Each sub-layer has a residual connection around it, and a LayerNorm after the sum ("post", as in BERT) or before
+    the sub-layer ("pre").
+    """
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+    # The seeds of one layer: for attention probabilities, after attention, after the feed-forward part; a layer with
+    # cross-attention takes two more, for its probabilities and after it.
+    DROPOUTS = 3
+
+    def __init__(
+        self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = (), has_cross_attention: bool = False
+    ):
         self.config = config
+        self.has_cross_attention = has_cross_attention
         size, inner = config.hidden_size, config.intermediate_size
         options = {"stddev": config.initializer_range, "rngs": rngs, "stack": stack}
-        self.attention = SelfAttention(config, rngs=rngs, stack=stack)
+        self.attention = Attention(config, rngs=rngs, stack=stack)
         self.attention_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
+        if has_cross_attention:
+            self.cross_attention = Attention(config, rngs=rngs, stack=stack)
+            self.cross_attention_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
         self.intermediate = Linear(size, inner, **options)
         self.output = Linear(inner, size, **options)
         self.output_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
@@ -120,45 +143,65 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "B 1 L L"],
+        mask: Bool[Array, "B 1 L M"],
         seeds=None,
         places: Int[Array, "B P"] | None = None,
-    ) -> Float[Array, "B L D"] | Float[Array, "B P D"]:
-        """With `places`, the results of these alone, which look at all tokens."""
+        *,
+        source: Float[Array, "B R D"] | None = None,
+        source_mask: Bool[Array, "B 1 Q R"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B L D"] | Float[Array, "B P D"], Cache | None]:
+        """Returns the hidden states and the extended cache, if one was given (`Attention` says what it needs).
+
+        With `places`, and without a cache, only the tokens there are computed, which still look at all tokens. A layer
+        with cross-attention also reads the R tokens of `source`, and raises ValueError without one; its mask has a row
+        for each token that is computed.
+        """
         if seeds is None:
-            seeds = (None,) * self.DROPOUTS
+            seeds = (None,) * (self.DROPOUTS + 2)
         dtype, rate = self.config.dtype, self.config.hidden_dropout
-
-        def attend(x):
-            return dropout(self.attention(x, mask, seeds[0], places), rate, seeds[1])
-
-        def feed_forward(x):
-            inner = GELU[self.config.hidden_act](self.intermediate(x, dtype).astype(jnp.float32))
-            return dropout(self.output(inner.astype(dtype), dtype), rate, seeds[2])
-
+        # Taken first, since gradients are added up in the reverse order: another order would change the last bits.
         kept = x if places is None else take_places(x, places)
-        if self.config.norm == "pre":
-            x = kept + attend(self.attention_layer_norm(x, dtype))
-            return x + feed_forward(self.output_layer_norm(x, dtype))
-        x = self.attention_layer_norm(kept + attend(x), dtype)
-        return self.output_layer_norm(x + feed_forward(x), dtype)
+        keys = self._before(self.attention_layer_norm, x)
+        queries = keys  # the same array, by which a fused attention sees that one product is enough
+        if places is not None:
+            queries = take_places(keys, places)
+            mask = jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
+        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0])
+        x = self._after(self.attention_layer_norm, kept + dropout(attended, rate, seeds[1]))
+        if self.has_cross_attention:
+            if source is None or source_mask is None:
+                raise ValueError("a layer with cross-attention needs a source and a source_mask")
+            queries = self._before(self.cross_attention_layer_norm, x)
+            attended, _ = self.cross_attention(queries, source, source_mask, seed=seeds[3])
+            x = self._after(self.cross_attention_layer_norm, x + dropout(attended, rate, seeds[4]))
+        inner = self.intermediate(self._before(self.output_layer_norm, x), dtype).astype(jnp.float32)
+        inner = GELU[self.config.hidden_act](inner)
+        x = x + dropout(self.output(inner.astype(dtype), dtype), rate, seeds[2])
+        return self._after(self.output_layer_norm, x), cache
+
+    def _before(self, norm: LayerNorm, x):
+        return norm(x, self.config.dtype) if self.config.norm == "pre" else x
+
+    def _after(self, norm: LayerNorm, x):
+        return norm(x, self.config.dtype) if self.config.norm == "post" else x
 
 
 def is_scanned(config: BertConfig) -> bool:
-    """Whether layers are a loop of the program, or one after the other in it. Of a loop the last is like all and
-    computes every place, whichever are asked for."""
+    """Returns whether the program has a loop over the layers instead of one layer after the other. All layers of a
+    loop are alike: also the last one then computes every token, whichever are asked for."""
     return config.layers == "scan" or (config.layers == "auto" and not backend.current().unrolls_layers)
 
 
 def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:
-    """The fixed positions of Vaswani et al. (2017), section 3.5: sine in the even columns, cosine in the odd."""
+    """Returns the fixed positions of Vaswani et al. (2017), section 3.5: sine in even columns, cosine in odd ones."""
     angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, size, 2) / size)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size].astype(np.float32)
 
 
 def unstack(tree: Any, count: int) -> list[Any]:
-    """The `count` slices of a tree of stacked arrays. Its gradient is one stack, where that of indexing would be a
-    sum of `count` arrays, each as large as the whole."""
+    """Returns the `count` slices of a tree of stacked arrays. The gradient is one stack; that of plain indexing would
+    be a sum of `count` arrays, each as large as the whole."""
     slices = jax.tree.map(lambda x: _unstack(x, count), tree)
     return [jax.tree.map(lambda x, i=i: x[i], slices, is_leaf=lambda x: isinstance(x, list)) for i in range(count)]
 
@@ -173,10 +216,10 @@ def _unstack(x, count):
 
 
 def _rematerialised(policy: str):
-    """`Layer.__call__`, of which autodiff keeps what `policy` says; traced once for all layers that are alike."""
+    """Returns `Layer.__call__` without a cache; autodiff keeps what `policy` says, and equal layers are traced once."""
 
     def layer(parameters, x, mask, seeds, places=None):
-        return parameters(x, mask, seeds, places)
+        return parameters(x, mask, seeds, places)[0]
 
     if policy == "none":
         return jax.jit(layer)

@@ -1,8 +1,8 @@
-"""The layers that everything is made of: matrix products, Linear, LayerNorm, Embedding, dropout, GELU.
+"""The basic layers of all models: matrix products, Linear, LayerNorm, Embedding, dropout, GELU.
 
 Initialisation (source: google-research/bert, modeling.py):
 
-    kernels, embeddings   normal(0, initializer_range), cut off at ±2σ, not rescaled: the effective σ is 0.88 of it
+    kernels, embeddings   normal(0, initializer_range), truncated at ±2σ and not rescaled: the effective σ is 0.88 of it
     biases                0
     LayerNorm             scale 1, bias 0
 """
@@ -23,11 +23,11 @@ from bert_jax import backend
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
-    """x · Φ(x) (Hendrycks and Gimpel 2016), Φ by tanh if `approximate`. Of the forward pass only x is kept: autodiff
-    would keep what it computes on the way too, a quarter of the memory of a small model's step.
+    """Returns x · Φ(x) (Hendrycks and Gimpel 2016); if `approximate`, Φ is approximated by a tanh.
 
-    Exact, Φ is (1 + erf(x / √2)) / 2 as in BERT's and PyTorch's code. `jax.nn.gelu` has erfc instead, which is right to
-    the last digit where Φ vanishes, and takes twice as long on a CPU.
+    The backward pass needs x alone. Autodiff would also keep the intermediate results, which take a quarter of the
+    memory of a small model's step. The exact Φ is (1 + erf(x / √2)) / 2, as in BERT's and PyTorch's code. `jax.nn.gelu`
+    uses erfc instead, which is more precise where Φ vanishes, and takes twice as long on a CPU.
     """
     return jax.nn.gelu(x, approximate=True) if approximate else x * _normal_cdf(x)
 
@@ -57,16 +57,17 @@ GELU = {"gelu_tanh": partial(gelu, approximate=True), "gelu": partial(gelu, appr
 def dot(
     x: Float[Array, "..."], w: Float[Array, "..."], dtype: str, out_dtype: str | None = None
 ) -> Float[Array, "..."]:
-    """`x @ w`: operands rounded to `dtype`, products added up in float32, the result of `out_dtype` or else `dtype`.
+    """Returns `x @ w`, with operands rounded to `dtype`, products summed in float32, and a result in `out_dtype`, or
+    in `dtype` if there is none.
 
-    x: [..., M, K]; w: [K, N] or [..., K, N] with the batch dimensions of x.
+    x is [..., rows, in]; w is [in, out], or [..., in, out] with the batch dimensions of x.
 
-    On a CPU two things decide whether oneDNN's bfloat16 kernels (AMX, AVX512-BF16) are reached at all:
-    the product must be asked for in float32, and both operands must lie row-major in memory, also in the
-    backward pass, where autodiff by itself would multiply float32 by bfloat16 and read a transposed operand
-    in place. The result is pinned row-major too: a caller that transposes it (the gradient of `table.T`) would
-    otherwise have the transpose folded into the product, a form XLA does not implement on CPU.
-    Products with a side under 16 gain nothing there; they are done in float32, on operands not rounded.
+    On a CPU, XLA uses oneDNN's bfloat16 kernels (AMX, AVX512-BF16) only if two conditions hold: the result is asked
+    for in float32, and both operands lie row-major in memory. They must hold in the backward pass too, where autodiff
+    would multiply float32 by bfloat16 and read a transposed operand in place. The result is also pinned row-major: if
+    the caller transposes it (the gradient of `table.T`), XLA would fold the transpose into the product, a form that it
+    does not implement on a CPU. Products with a side under 16 gain nothing from these kernels; they are computed in
+    float32, from operands that are not rounded.
     """
     out_dtype = out_dtype or dtype
     if _in_float32(x, w, dtype):
@@ -76,9 +77,9 @@ def dot(
 
 
 def dot_transposed(
-    x: Float[Array, "*M K"], table: Float[Array, "N K"], dtype: str, out_dtype: str | None = None
-) -> Float[Array, "*M N"]:
-    """`x @ table.T` as `dot` does it, but with a gradient of the table that needs no transpose of its size."""
+    x: Float[Array, "*B D"], table: Float[Array, "V D"], dtype: str, out_dtype: str | None = None
+) -> Float[Array, "*B V"]:
+    """Returns `x @ table.T` as `dot` computes it, but the table's gradient needs no transpose of the table's size."""
     out_dtype = out_dtype or dtype
     if _in_float32(x, table, dtype):
         return dot(x, table.T, dtype, out_dtype)
@@ -91,7 +92,7 @@ def accumulator(dtype: str) -> str:
 
 
 def _in_float32(x, w, dtype):
-    rows = x.size // x.shape[-1] if w.ndim == 2 else x.shape[-2]  # those of all leading dimensions are one product
+    rows = x.size // x.shape[-1] if w.ndim == 2 else x.shape[-2]  # a shared w has one product over all leading axes
     return dtype == "float32" or min(rows, x.shape[-1], *w.shape[-2:]) < backend.current().smallest_side
 
 
@@ -108,7 +109,7 @@ def _bf16_dot_forward(x, w, out_dtype):
 
 def _bf16_dot_backward(out_dtype, saved, g):
     x, w, like_x, like_w = saved
-    dx = _product(g, jnp.swapaxes(w, -1, -2), like_x.dtype)  # reading a kernel across costs nothing
+    dx = _product(g, jnp.swapaxes(w, -1, -2), like_x.dtype)  # a kernel read by columns costs nothing
     if w.ndim == 2:  # shared by all rows: one product over every leading dimension
         x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     dw = _product(_transposed(x), g, like_w.dtype)
@@ -142,7 +143,7 @@ _bf16_dot_transposed.defvjp(_bf16_dot_transposed_forward, _bf16_dot_transposed_b
 def _product(x, w, out_dtype):
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
     if backend.current().row_major_operands:
-        if w.ndim > 2:  # where the operands of a batch of products are read across, XLA widens them to float32
+        if w.ndim > 2:  # XLA widens the operands of a batch of products to float32 if they are read by columns
             x, w = row_major(x), row_major(w)
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
         return row_major(y).astype(out_dtype)
@@ -150,14 +151,15 @@ def _product(x, w, out_dtype):
 
 
 def _transposed(x):
-    """The last two axes swapped; on a CPU written out row-major, which costs less than a product that reads across."""
+    """Swaps the last two axes. On a CPU the result is written out row-major, which takes less time than a product
+    whose operand is read by columns."""
     x = jnp.swapaxes(x.astype(jnp.bfloat16), -1, -2)
     return row_major(x) if backend.current().row_major_operands else x
 
 
 @custom_partitioning
 def row_major(x):
-    """`x`, written out in that order."""
+    """Returns `x`, written to memory in row-major order."""
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
@@ -174,20 +176,20 @@ row_major.def_partition(
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`. `stack` puts leading axes on both parameters: one slice a layer."""
+    """The affine map `x @ kernel + bias`. `stack` gives both parameters leading axes: one slice per layer."""
 
     def __init__(self, in_size: int, out_size: int, *, stddev: float, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.kernel = nnx.Param(_truncated_normal(rngs.params(), (*stack, in_size, out_size), stddev))
         self.bias = nnx.Param(jnp.zeros((*stack, out_size)))
 
     def __call__(self, x: Float[Array, "... I"], dtype: str) -> Float[Array, "... O"]:
-        # The bias is added in float32 so that its gradient, a sum over all rows, is one in float32.
+        # The bias is added in float32 so that its gradient, a sum over all rows, is computed in float32 too.
         y = dot(x, self.kernel[...], dtype, accumulator(dtype)).astype(jnp.float32)
         return (y + along_last(self.bias[...], y)).astype(dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Mean and variance in float32, over the last axis; the result is of `dtype`."""
+    """Normalisation over the last axis (Ba et al. 2016), with mean and variance in float32 and a result in `dtype`."""
 
     def __init__(self, size: int, *, eps: float, stack: tuple[int, ...] = ()):
         self.eps = eps
@@ -216,7 +218,8 @@ def _normalised_forward(x, eps):
 
 
 def _normalised_backward(_, saved, g):
-    """The part of g along 1 and along y has no effect on x (Ba et al. 2016): three passes less than by autodiff."""
+    """Returns the gradient of `_normalised`: g without its components along 1 and along y, to which x makes no
+    difference. That takes three passes over memory less than what autodiff derives."""
     y, scale = saved
     return (scale * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True)),)
 
@@ -225,7 +228,7 @@ _normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 class Embedding(nnx.Module):
-    """Rows of a table."""
+    """A table that gives each id a vector."""
 
     def __init__(self, rows: int, size: int, *, stddev: float, rngs: nnx.Rngs):
         self.embedding = nnx.Param(_truncated_normal(rngs.params(), (rows, size), stddev))
@@ -235,20 +238,22 @@ class Embedding(nnx.Module):
 
 
 def along_last(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """`vector` with as many axes as `x`, to broadcast over all but the last (implicit promotion is an error)."""
+    """Returns `vector` with as many axes as `x`, to be broadcast over all but the last: tests forbid that JAX adds
+    axes by itself."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def dropout_seeds(key: Key[Array, ""] | None, *shape: int) -> UInt32[Array, "*shape 2"] | None:
-    """For as many calls of `dropout`; all from one call of jax's generator, since each is some 500 lines of program."""
+    """Returns seeds for several calls of `dropout`, or None without a key. All come from one call of JAX's generator,
+    since each call adds some 500 lines to the program."""
     return None if key is None else jax.random.bits(key, (*shape, 2), jnp.uint32)
 
 
 def dropout(x: Float[Array, "B ..."], rate: float, seed: UInt32[Array, "2"] | None) -> Float[Array, "B ..."]:
-    """Zeroes a share `rate` of x and scales up the rest; `seed=None` or rate 0 gives x back.
+    """Sets a share `rate` of x to zero and scales up the rest. Returns x itself if `seed` is None or the rate is 0.
 
-    The random bits are a hash of (seed, row, place in the row) computed where they are used: XLA fuses it with
-    the multiplication, nothing is stored, and a device that holds some rows computes the bits of those rows only.
+    The random bits are a hash of (seed, row, position in the row), computed where they are used: XLA fuses the hash
+    with the multiplication and stores nothing, and a device that holds some rows computes the bits of those rows only.
     The bits are therefore the same on any mesh.
     """
     if seed is None or rate == 0:
@@ -256,12 +261,12 @@ def dropout(x: Float[Array, "B ..."], rate: float, seed: UInt32[Array, "2"] | No
     row, place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0), _place_in_row(x.shape)
     bits = _mix(_mix(place + seed[0]) ^ (row * jnp.uint32(0x9E3779B9) + seed[1]))
     keep = bits >= jnp.uint32(round(rate * 2**32))
-    scaled = x.astype(jnp.float32) * (1 / (1 - rate))  # in bfloat16 the factor itself would be 0.2 % off
+    scaled = x.astype(jnp.float32) * (1 / (1 - rate))  # in bfloat16 the factor would be wrong by up to 0.2 %
     return jnp.where(keep, scaled, 0.0).astype(x.dtype)
 
 
 def _mix(x):
-    """lowbias32, a 32-bit mixing function: https://nullprogram.com/blog/2018/07/31/."""
+    """Hashes 32 bits by the function lowbias32 (https://nullprogram.com/blog/2018/07/31/)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

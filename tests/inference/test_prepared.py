@@ -93,3 +93,14 @@ def test_programs_share_one_set_of_parameters_and_compile_once_a_shape():
     assert traced == [(3,), (4,)]
     other = prepared.program(lambda model, x: x + model.trunk.pooler.bias[0])
     assert float(other(np.float32(2))) == 2
+
+
+def test_float32_is_the_same_bits_where_a_joined_product_is_not():
+    """On x86, XLA adds up 16 × 384 by 384 × 1152 in another order than three products of 384 columns."""
+    shape = SHAPE | {"hidden_size": 384, "num_hidden_layers": 1}
+    model = tagger(BertConfig(vocab_size=50, embedding_size=384, initializer_range=0.5, dtype="float32", **shape))
+    ids = np.random.default_rng(0).integers(1, 50, (1, 16)).astype(np.int32)
+    inputs = (ids, np.zeros_like(ids), np.arange(16, dtype=np.int32)[None], np.ones_like(ids))
+    encode = lambda model, *inputs: model.trunk.encode(TrunkInputs(*inputs)).hidden  # noqa: E731
+    expected = jax.jit(encode)(model, *inputs)
+    np.testing.assert_array_equal(PredictionModel(model).program(encode)(*inputs), expected)

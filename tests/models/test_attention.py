@@ -1,4 +1,4 @@
-"""Self-attention against a NumPy reference, and what its mask lets through."""
+"""Attention against a NumPy reference, what its mask lets through, and decoding with a cache."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.config import UserError
-from bert_jax.models.attention import SelfAttention, attend, attention_mask, use_cudnn
+from bert_jax.models.attention import Attention, Cache, attend, attention_mask, use_cudnn
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import dropout, dropout_seeds
 
@@ -21,15 +21,51 @@ SEQUENCES = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
 def test_attention_is_that_of_numpy(random_model, causal):
     module = _attention(random_model, dtype="float32")
     x = np.random.default_rng(9).standard_normal((2, 7, 48)).astype(np.float32)
-    y = jax.jit(lambda m, *a: m(*a))(module, jnp.asarray(x), attention_mask(SEQUENCES, causal))
-    np.testing.assert_allclose(y, _reference(module, x, np.asarray(SEQUENCES), causal), atol=5e-6)
+    y = jax.jit(lambda m, x, mask: m(x, x, mask)[0])(module, jnp.asarray(x), attention_mask(SEQUENCES, causal))
+    sequences = np.asarray(SEQUENCES)
+    mask = (sequences[:, :, None] == sequences[:, None]) & (np.tri(7, dtype=bool) if causal else True)
+    np.testing.assert_allclose(y, _reference(module, x, x, mask), atol=5e-6)
+
+
+def test_cross_attention_is_that_of_numpy(random_model):
+    """Three queries of one text read five tokens of another, of which the second row has only two."""
+    module, random = _attention(random_model, dtype="float32"), np.random.default_rng(3)
+    x, source = (random.standard_normal((2, length, 48)).astype(np.float32) for length in (3, 5))
+    mask = np.broadcast_to(np.asarray([[[1, 1, 1, 1, 1]], [[1, 1, 0, 0, 0]]], bool), (2, 3, 5))
+    y, cache = module(jnp.asarray(x), jnp.asarray(source), jnp.asarray(mask)[:, None])
+    assert y.shape == (2, 3, 48)
+    assert cache is None
+    np.testing.assert_allclose(y, _reference(module, x, source, mask), atol=5e-6)
+
+
+@pytest.mark.parametrize("steps", [[1] * 7, [4, 1, 1, 1], [7], [2, 5]])
+def test_decoding_with_a_cache_is_causal_attention(random_model, steps):
+    """One token at a time, or a prompt of several first. The cache has room for more tokens than there are; the
+    second row is padded on the left, as a shorter prompt would be."""
+    module = _attention(random_model, dtype="float32")
+    x = jax.random.normal(jax.random.key(0), (2, 7, 48))
+    real = jnp.asarray([[True] * 9, [False] * 2 + [True] * 7])[:, None, None]
+    causal = attention_mask(jnp.ones((2, 7), int), causal=True) & real[..., :7]
+    expected, _ = module(x, x, causal)
+    found, cache, step = [], Cache.empty(module.config, 2, 9), jax.jit(lambda m, x, *a: m(x, x, *a))
+    for start, length in zip(np.cumsum([0, *steps]), steps, strict=False):
+        y, cache = step(module, x[:, start : start + length], jnp.broadcast_to(real, (2, 1, length, 9)), cache)
+        found.append(y)
+    found = jnp.concatenate(found, axis=1)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, 2:], expected[1, 2:], atol=1e-5)
+    assert int(cache.length) == 7
+    assert float(jnp.abs(cache.key[:, 7:]).max()) == 0
+    with pytest.raises(ValueError, match="1 queries and 2 keys: with a cache, both are new tokens"):
+        module(x[:, :1], x[:, :2], jnp.ones((2, 1, 1, 9), bool), cache)
 
 
 def test_bfloat16_attention_is_close_to_float32(random_model):
     f32, bf16 = (_attention(random_model, dtype=dtype) for dtype in ("float32", "bfloat16"))
     x = jax.random.normal(jax.random.key(0), (2, 32, 48))
     mask = attention_mask(jnp.ones((2, 32), int), causal=False)
-    expected, y = f32(x, mask), bf16(x.astype(jnp.bfloat16), mask)
+    x16 = x.astype(jnp.bfloat16)
+    expected, y = f32(x, x, mask)[0], bf16(x16, x16, mask)[0]
     assert y.dtype == jnp.bfloat16
     # Five roundings of 2⁻⁹ one after the other, relative to a typical value.
     assert float(jnp.abs(y - expected).max()) < 5 * 2**-8 * float(jnp.abs(expected).max())
@@ -101,19 +137,22 @@ def test_cudnn_is_refused_where_it_cannot_do_the_job():
 
 
 def _attention(random_model, **options):
-    return random_model(lambda: SelfAttention(BertConfig(**SMALL, **options), rngs=nnx.Rngs(0)))
+    return random_model(lambda: Attention(BertConfig(**SMALL, **options), rngs=nnx.Rngs(0)))
 
 
-def _reference(module, x, sequences, causal):
-    """Attention one query of one head at a time, in float64."""
-    x = x.astype(np.float64)
-    q, k, v = (_linear(part, x).reshape(2, 7, 3, 16) for part in (module.query, module.key, module.value))
+def _reference(module, query_source, key_value_source, mask):
+    """Attention one query of one head at a time, in float64. The mask is [rows, queries, keys]."""
+    x, source = query_source.astype(np.float64), key_value_source.astype(np.float64)
+    q, k, v = (
+        _linear(part, y).reshape(*y.shape[:2], 3, 16)
+        for part, y in ((module.query, x), (module.key, source), (module.value, source))
+    )
     context = np.zeros_like(q)
-    for b, i, h in np.ndindex(2, 7, 3):
-        seen = [j for j in range(7) if sequences[b, j] == sequences[b, i] and (j <= i or not causal)]
+    for b, i, h in np.ndindex(q.shape[:3]):
+        seen = np.flatnonzero(mask[b, i])
         weights = np.exp([q[b, i, h] @ k[b, j, h] / np.sqrt(16) for j in seen])
         context[b, i, h] = sum(w * v[b, j, h] for w, j in zip(weights / weights.sum(), seen, strict=True))
-    return _linear(module.output, context.reshape(2, 7, 48))
+    return _linear(module.output, context.reshape(x.shape))
 
 
 def _linear(part, x):

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from bert_jax.config import UserError
-from bert_jax.models.attention import attention_mask
+from bert_jax.models.attention import Cache, attention_mask
 from bert_jax.models.bert import Bert, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.cost import training_flops
-from bert_jax.models.encoder import sinusoids
+from bert_jax.models.encoder import Layer, sinusoids
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
 # The same program with fewer optimizations: what is tested here holds with any, and compiling is all the time it takes.
@@ -150,6 +150,40 @@ def test_the_last_layer_computes_no_more_than_is_asked_for(random_model):
     flops = [jax.jit(encode).lower(places).cost_analysis()["flops"] for places in (None, jnp.zeros((2, 1), jnp.int32))]
     saved = (training_flops(config, 2, 64, 0) - training_flops(config, 2, 64, 0, places=1)) / 3
     assert flops[0] - flops[1] == pytest.approx(saved, rel=0.1)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, norm):
+    """Two layers of a decoder, with and without a cache; and each token depends on the source."""
+    config = BertConfig(**SMALL, norm=norm)
+    one, other = (random_model(lambda: Layer(config, rngs=nnx.Rngs(0), has_cross_attention=True)) for _ in range(2))
+    other.cross_attention.query.kernel[...] = -other.cross_attention.query.kernel[...]
+    x, source = (jax.random.normal(jax.random.key(length), (2, length, 32)) for length in (6, 4))
+    source_mask = jnp.asarray([[True] * 4, [True, True, False, False]])[:, None, None]
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def decode(x, source, mask, caches):
+        cross = jnp.broadcast_to(source_mask, (2, 1, x.shape[1], 4))
+        after = []
+        for layer, cache in zip((one, other), caches, strict=True):
+            x, cache = layer(x, mask, source=source, source_mask=cross, cache=cache)
+            after.append(cache)
+        return x, after
+
+    causal = attention_mask(jnp.ones((2, 6), int), causal=True)
+    expected, _ = decode(x, source, causal, [None, None])
+    caches, found = [Cache.empty(config, 2, 6)] * 2, []
+    for i in range(6):
+        y, caches = decode(x[:, i : i + 1], source, jnp.ones((2, 1, 1, 6), bool), caches)
+        found.append(y)
+    np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, atol=1e-5)
+    changed = np.abs(np.asarray(decode(x, source.at[:, 1].add(1), causal, [None, None])[0] - expected)).max(-1)
+    assert (changed > 1e-3).all()
+    # What the mask hides has no effect: the last two tokens of the second row's source.
+    hidden = decode(x, source.at[1, 2:].add(1), causal, [None, None])[0]
+    np.testing.assert_array_equal(hidden, expected)
+    with pytest.raises(ValueError, match="needs a source"):
+        one(x, causal)
 
 
 def test_sinusoids_are_those_of_the_paper(random_model):
