@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config import UserError
-from bert_jax.data.text.text_files import OPENERS, find_files, json_value, read_blocks
+from bert_jax.data.text.text_files import OPENERS, check_regular, find_files, json_value, read_blocks
 from bert_jax.data.text.tfds_names import brief, download, find_builder
 
 FORMATS = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl", "txt": "txt"}  # by suffix
@@ -71,7 +71,10 @@ def read_rows(spec: str, header: bool | None = None) -> Iterator[Row]:
 def find_data_files(spec: str) -> list[Path]:
     if not spec.strip():
         raise UserError("no data is named: give a path, a glob or tfds:NAME@SPLIT")
-    return find_files(spec, "data")
+    paths = find_files(spec, "data")
+    for path in paths:
+        check_regular(path)
+    return paths
 
 
 def suffix_of(path: Path) -> str:

@@ -14,6 +14,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+# Not inside the function: while TFDS is imported in one thread, imports of the other threads give lazy modules.
+from grain.experimental import index_shuffle
 from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
@@ -139,8 +142,6 @@ def check_ids(source: ChunkSource, settings: PairSettings, record: int, input_id
 
 def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
     """Returns the record that row `index` of an epoch starts from: a permutation of range(count) per (seed, epoch)."""
-    from grain.experimental import index_shuffle
-
     key = _mix(_mix(seed & _MASK64) ^ epoch) & 0xFFFFFFFF
     return index_shuffle(index, max_index=count - 1, seed=key, rounds=4)
 
