@@ -171,7 +171,7 @@ def read_config(path: Path) -> ConfigDict:
     """Returns the config in a workdir's `config.json`, over today's defaults."""
     try:
         return from_json_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not JSON; restore it, or choose another --workdir") from None
     except UserError as error:
         raise UserError(f"{path}: {error}; restore it, or choose another --workdir") from None

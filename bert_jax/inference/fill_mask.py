@@ -35,7 +35,10 @@ class FillMask:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
         if "[MASK]" not in text:
             raise UserError(f"no [MASK] in '{text}'")
-        ids = self._ids(text)
+        try:
+            ids = self._ids(text)
+        except UnicodeEncodeError as error:  # a lone surrogate, which no UTF-8 holds
+            raise UserError(f"the text has a lone surrogate ({error.object[error.start]!r}): remove it") from None
         positions = np.flatnonzero(ids == self.tokenizer.mask_id)
         if len(ids) > self.config.max_position_embeddings:
             raise UserError(f"the text has {len(ids)} tokens; the model takes {self.config.max_position_embeddings}")

@@ -346,7 +346,7 @@ def corpora() -> Iterator[Case]:
             ("main", *flags("pretraining")),
             ("corpus.txt",),
             _bytes("corpus.txt", change),
-            accepts=accepts or what == "one line",
+            accepts=accepts or what in ("one line", "quotes open"),
         )
     for what, make in SPECIAL_FILES.items():
         yield Case(
