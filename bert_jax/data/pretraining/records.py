@@ -176,6 +176,7 @@ class Records:
         self._paths = [os.fspath(self.directory / name) for name in names]
         self._ends = list(itertools.accumulate(counts))
         self._readers: dict[int, Any] = {}
+        _example()  # imported before threads read: while TFDS is imported, other threads' imports give lazy modules
         self._max_open = _file_handles(min(len(self._paths), _MAX_OPEN_SHARDS))
         self._lock = threading.Lock()
 
