@@ -116,7 +116,7 @@ def _with_words(tokenizer: WordPieceTokenizer, numbers: dict[str, int], added: d
     state = json.loads(tokenizer.backend.to_str())
     taken = set(numbers.values())
     vocab = state["model"]["vocab"]
-    # An added token keeps its number only if the vocabulary has it too: numbers are assigned again when the file is read.
+    # An added token keeps its number only if the vocabulary has it too: reading the file assigns numbers again.
     vocab |= {token["content"]: token["id"] for token in state["added_tokens"]}
     state["model"]["vocab"] = {token: i for token, i in vocab.items() if i not in taken} | numbers
     backend = tokenizers.Tokenizer.from_str(json.dumps(state))
