@@ -31,6 +31,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+LOCK = "lock"  # its name in the folder that it locks
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder. The system releases it when the process ends, however it ends.
@@ -38,7 +41,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises BlockingIOError that says who holds it, and OSError if the lock's file cannot be opened. Where the file
     system has no locks, a warning is all.
     """
-    path = folder / "lock"
+    path = folder / LOCK
     with open(path, "a+", errors="replace") as file:  # closing it releases the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -93,7 +93,7 @@ def read_checkpoint(
             f"{directory} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
-    as_saved = name_of_format_1 if run.get("format", 1) == 1 else str
+    as_saved = name_of_format_1 if run["format"] == 1 else str
     with guarded(directory):
         trees: dict[str, Any] = {"parameters": rename(_abstract_parameters(directory, run), name_since_format_2)}
     if expected is not None:
@@ -267,7 +267,7 @@ def _check_structure(
     optimizer = rename(expected.optimizer, as_saved)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(optimizer)[0]]
     # Runs of format 1 kept moments of frozen parameters too; these are left behind.
-    surplus = [] if run.get("format", 1) == 1 else sorted(sums.keys() - set(paths))
+    surplus = [] if run["format"] == 1 else sorted(sums.keys() - set(paths))
     absent = sorted(set(paths) - sums.keys())
     if absent or surplus:
         was = run["config"]["optimizer"]

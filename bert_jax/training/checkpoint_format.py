@@ -120,13 +120,13 @@ def check_run(run: Any, directory: Path) -> Json:
     as it was written, and UserError if a newer version wrote it."""
     if not isinstance(run, dict):
         raise Damaged(f"checkpoint {directory}: run is not a JSON object")
-    version = run.get("format", 1)
+    written, run = run, {"format": 1, "task": {}, "history": []} | run  # the first versions had none of these
+    version = run["format"]
     if isinstance(version, int) and version > FORMAT:
         raise UserError(
             f"checkpoint {directory} has format {version}, written by bert_jax {run.get('written_by', '?')}; this is "
             f"bert_jax {_version()}, which reads formats up to {FORMAT}: install a newer one"
         )
-    written, run = run, {"task": {}, "history": []} | run  # the first versions had neither
     for name, expected, is_good in _FIELDS:
         if not is_good(run.get(name)):
             found = repr(run.get(name)) if name in run else "missing"
@@ -195,7 +195,7 @@ def _are_checksums(x: Any) -> bool:
 
 
 _FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("format", "a whole number from 1", lambda x: x is None or (type(x) is int and x >= 1)),
+    ("format", "a whole number from 1", lambda x: type(x) is int and x >= 1),
     ("step", "a whole number from 0", lambda x: type(x) is int and 0 <= x < 2**31),
     (
         "config",

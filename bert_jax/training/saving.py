@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.files import only_writer
+from bert_jax.files import LOCK, only_writer
 from bert_jax.training.checkpoint import (
     best_of,
     items,
@@ -34,7 +34,10 @@ _DELETING = ".deleting-"  # a name that no reader takes for a checkpoint, while 
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`."""
+    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`.
+
+    The caller holds the workdir's lock (`alone_in`) for as long as it saves.
+    """
 
     def __init__(self, directory: Path, checkpoint: ConfigDict):
         """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot."""
@@ -70,7 +73,7 @@ class Checkpoints:
         arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
         args = items(arrays, {"step": step, "score": score} | run, tokenizer)
         with self._explained():
-            self.directory.stat()  # Orbax would make a deleted workdir again, without all that was in it
+            self._check_workdir()
             self._writer.save(self.directory / str(step), args=args)
         self._writing = step, score
 
@@ -78,6 +81,7 @@ class Checkpoints:
         """Returns when the last checkpoint is on disk. Raises UserError if it could not be written."""
         with self._explained():
             self._writer.wait_until_finished()
+            self._check_workdir()
         if self._writing is not None:
             step, score = self._writing
             self._writing = None
@@ -126,6 +130,13 @@ class Checkpoints:
         saved = read_checkpoint(self.directory / str(step), shardings=on_mesh(mesh))
         return saved.parameters, saved.run
 
+    def _check_workdir(self) -> None:
+        """Raises UserError if the workdir was deleted: TensorStore makes missing folders again, without what was in
+        them, so a folder that is there proves nothing."""
+        workdir = self.directory.parent
+        if jax.process_index() == 0 and not (workdir / LOCK).exists():
+            raise UserError(f"{workdir} was deleted or moved during the run; choose a --workdir that stays")
+
     def _set_aside(self, folder: Path, damage: Damaged) -> None:
         kept, number = self.damaged / folder.name, 1
         while kept.exists():
@@ -157,13 +168,16 @@ class Checkpoints:
         """Turns a failure to write into a UserError that says what is left."""
         try:
             yield
+        except UserError:
+            raise
         except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause
-            if not (isinstance(problem, OSError) or is_outside(problem)):
+            self._check_workdir()
+            if not (isinstance(problem, OSError) or is_outside(problem) or "os_error_code" in str(problem)):
                 raise
             latest = self.latest
-            left = (
-                "no checkpoint was finished before" if latest is None else f"the checkpoint of step {latest} is whole"
-            )
+            left = "no checkpoint was finished before"
+            if latest is not None:
+                left = f"the checkpoint of step {latest} is whole"
             raise UserError(
                 f"cannot write a checkpoint to {self.directory} ({first_line(problem)}); {left}: remove the cause, "
                 "such as a full disk, and start the same command again"

@@ -1,5 +1,6 @@
 """Predictions: those of evaluation, in the order of the input, whatever is wrong with some of it."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -20,7 +21,7 @@ from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
 from bert_jax.inference.predictor import Predictor, windows
 from bert_jax.training.checkpoint import choose_checkpoint, find_checkpoint
-from bert_jax.training.saving import Checkpoints
+from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.step import TrainState
 from experiments import base
 
@@ -118,12 +119,12 @@ def test_the_best_checkpoint_is_found(tmp_path):
     config = base.get_config()
     config.checkpoint.update(keep=5, best_metric="accuracy", best_mode="max")
     checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint)
-    for step, metrics in ((1, {"accuracy": 0.9}), (2, {"accuracy": 0.5}), (3, {"accuracy": 0.9}), (4, {})):
-        state = TrainState(jnp.asarray(step), {"pooler/bias": jnp.ones(2)}, {"y": jnp.ones(2)})
-        checkpoints.save(state, {"config": config.to_dict(), "task": {}}, TOKENIZER, metrics)
-    checkpoints.wait()
-    best = checkpoints.best(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
-    checkpoints.close()
+    with alone_in(tmp_path), contextlib.closing(checkpoints):
+        for step, metrics in ((1, {"accuracy": 0.9}), (2, {"accuracy": 0.5}), (3, {"accuracy": 0.9}), (4, {})):
+            state = TrainState(jnp.asarray(step), {"pooler/bias": jnp.ones(2)}, {"y": jnp.ones(2)})
+            checkpoints.save(state, {"config": config.to_dict(), "task": {}}, TOKENIZER, metrics)
+        checkpoints.wait()
+        best = checkpoints.best(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
     assert find_checkpoint(str(tmp_path)).name == "4"
     assert choose_checkpoint(str(tmp_path)).name == "3" and best[1]["step"] == 3
     assert choose_checkpoint(str(tmp_path / "checkpoints")).name == "3"

@@ -124,7 +124,7 @@ def test_a_workdir_deleted_under_the_run(train, command_line, tmp_path):
         process = subprocess.Popen(command_line(train.config, tmp_path / "run"), cwd=ROOT, stderr=output)
     try:
         deadline = time.time() + LIMIT
-        while not (tmp_path / "run" / "checkpoints" / "2").exists() and time.time() < deadline:
+        while not steps(tmp_path / "run" / "checkpoints") and time.time() < deadline:
             time.sleep(0.05)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         status = process.wait(timeout=LIMIT)
@@ -132,6 +132,23 @@ def test_a_workdir_deleted_under_the_run(train, command_line, tmp_path):
         process.kill()
         process.wait()
     assert_one_line(status, (tmp_path / "output").read_text())
+
+
+def test_a_workdir_deleted_and_made_again_by_what_writes_into_it(train, command_line, tmp_path):
+    train.config.train.steps = 2000
+    with open(tmp_path / "output", "w") as output:
+        process = subprocess.Popen(command_line(train.config, tmp_path / "run"), cwd=ROOT, stderr=output)
+    try:
+        deadline = time.time() + LIMIT
+        while not steps(tmp_path / "run" / "checkpoints") and time.time() < deadline:
+            time.sleep(0.05)
+        os.rename(tmp_path / "run", tmp_path / "moved")
+        os.makedirs(tmp_path / "run" / "checkpoints")
+        status = process.wait(timeout=LIMIT)
+    finally:
+        process.kill()
+        process.wait()
+    assert_one_line(status, (tmp_path / "output").read_text(), "was deleted or moved during the run")
 
 
 def test_a_second_training_in_the_same_workdir(train, command_line, tmp_path):

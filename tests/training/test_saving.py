@@ -1,5 +1,6 @@
 """Checkpoints of a run: which are kept, what is done about damaged ones, and who may write."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -37,11 +38,11 @@ def opened(folder, keep=2, mode="max"):
 def save(folder, accuracies, **options):
     """Checkpoints of steps 1, 2, … with these accuracies (None: not evaluated)."""
     checkpoints = opened(folder, **options)
-    for step, accuracy in enumerate(accuracies, 1):
-        run = {"config": default_config().to_dict(), "task": {}, "history": [], "data": {"position": step}}
-        checkpoints.save(state(step), run, TOKENIZER, {} if accuracy is None else {"accuracy": accuracy})
-    checkpoints.wait()
-    checkpoints.close()
+    with alone_in(folder), contextlib.closing(checkpoints):
+        for step, accuracy in enumerate(accuracies, 1):
+            run = {"config": default_config().to_dict(), "task": {}, "history": [], "data": {"position": step}}
+            checkpoints.save(state(step), run, TOKENIZER, {} if accuracy is None else {"accuracy": accuracy})
+        checkpoints.wait()
     return folder / "checkpoints"
 
 
