@@ -103,3 +103,34 @@ def test_every_process_says_what_is_wrong_with_the_corpus(small_config, command_
     for status, text in finished(command, tmp_path / "output", processes=2, devices_each=1):
         assert status == 2, text[-3000:]
         assert "1 training document" in text.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_checkpoint_with_two_seeds(tmp_path):
+    """Warm start, test of the best checkpoint, and several runs in one command, which joins its processes once."""
+    words = ["red", "green", "blue", "warm"]
+    rows = [{"text": f"{a} {b}", "label": "hot" if a == "red" else "not"} for a in words for b in words]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    keys = {f"data.{split}": str(tmp_path / "rows.jsonl") for split in ("train", "validation", "test")}
+    keys |= {"data.sequence_length": 8, "data.buckets": 1, "train.batch_size": 8, "train.epochs": 1.0}
+    keys |= {"model.dtype": "float32", "model.size": "tiny", "train.log_every": 1, "eval.batch_size": 8}
+    keys |= {"train.peak_tflops": 1.0}
+
+    def trained(name, processes, **more):
+        command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/classify.py"]
+        options = [f"--config.{key}={value}" for key, value in (keys | more).items()]
+        command += [f"--workdir={tmp_path / name}", *options]
+        return run(command, tmp_path / name, processes, devices_each=2 // processes)
+
+    source = trained("source", 2, **{"data.vocab_file": str(tmp_path / "vocab.txt")})
+    assert source[-1]["split"] == "test"
+    more = {"init_from": str(tmp_path / "source"), "train.reinitialise_layers": 1, "seeds": 2}
+    found = []
+    for name, processes in (("one", 1), ("two", 2)):
+        lines = trained(name, processes, **more)
+        assert [line["split"] for line in lines] == ["eval", "eval_last", "test"]
+        report = json.loads((tmp_path / name / "seeds.json").read_text())
+        found.append(report["splits"]["test"]["loss"]["values"])
+    assert len(found[1]) == 2
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

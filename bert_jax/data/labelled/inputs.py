@@ -101,8 +101,8 @@ def _decided(file_format: str, line: str) -> str:
     if file_format == "squad or jsonl":
         is_squad = not is_whole or (isinstance(value, dict) and "data" in value)
         return "squad" if line and is_squad and not line.startswith("[") else "jsonl"
-    # A text may begin with "[", as in "[MASK] dogs bark."; an array of records, or one that goes over lines, is none.
-    is_array = line == "[" or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+    # A text may begin with "[", as in "[MASK] dogs bark." or "[12]"; an array of anything but numbers is none.
+    is_array = line == "[" or (isinstance(value, list) and any(isinstance(x, str | dict | list) for x in value))
     return "jsonl" if line.startswith("{") or is_array else "txt"
 
 

@@ -96,6 +96,7 @@ ARRAY = ["stdin is one JSON array: write one object per line, e.g. with jq -c '.
         (b'\xef\xbb\xbf{"t": "x"}\n', [{"t": "x"}]),
         (b"\n\nsome text\n", [{"t": ""}, {"t": ""}, {"t": "some text"}]),
         (b"[MASK] dogs bark.\n", [{"t": "[MASK] dogs bark."}]),
+        (b'["a"]\n', ARRAY),
         (b"[1]\n", [{"t": "[1]"}]),
         (b"[]\n", [{"t": "[]"}]),
         (b'[{"t": "x"}, {"t": "y"}]', ARRAY),
