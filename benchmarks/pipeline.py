@@ -35,7 +35,7 @@ from bert_jax.data.batching import batches
 from bert_jax.data.batching.batch_order import EpochOrder
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.batching.reader import TrainBatches
-from bert_jax.data.batching.shapes import packed_shapes, padded_shapes
+from bert_jax.data.batching.shapes import Limits, packed_shapes, padded_shapes
 from bert_jax.data.pretraining.pipeline import train_batches
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
@@ -121,7 +121,7 @@ def _fine_tuning(items: Sequence[Item], config: ConfigDict, *, packed: bool) -> 
     size = config.train.batch_size
     order = EpochOrder(items, size, config.seed, mixed=packed)
     choose = packed_shapes if packed else padded_shapes
-    shapes = choose(items, order.epoch(0), size, config.data.buckets, config.data.sequence_length)
+    shapes = choose(items, order.epoch(0), size, Limits(config.data.buckets, config.data.sequence_length))
     return batches.train_batches(items, shapes, order, config, fingerprint="")
 
 

@@ -25,6 +25,7 @@ from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import ordered_batches, train_batches
 from bert_jax.data.batching.items import Item
 from bert_jax.data.batching.reader import TrainBatches
+from bert_jax.data.batching.shapes import Limits
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
@@ -194,8 +195,7 @@ class FineTuning(Task, ABC):
             self.items[split],
             self.plan.eval_shapes[split],
             self.plan.eval_order(split),
-            self.config.eval.batch_size,
-            self.config.data,
+            self.config,
             process_index=process_index,
             process_count=process_count,
         )
@@ -255,13 +255,15 @@ class FineTuning(Task, ABC):
             self.items,
             config.train.batch_size,
             config.eval.batch_size,
-            max_shapes=data.buckets,
-            max_length=data.sequence_length,
+            Limits(
+                data.buckets,
+                data.sequence_length,
+                self._crossover_length(),
+                self._break_even_tokens(backend.current().flops),
+            ),
             is_packed=data.packing if can_pack else False,
             devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
             accumulation=config.train.accumulation,
-            crossover_length=self._crossover_length(),
-            break_even_tokens=self._break_even_tokens(backend.current().flops),
             break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU.flops),
         )
 

@@ -1,5 +1,5 @@
-"""Encoded examples in, batches out.
+"""Encoded examples (`items.py`) in, batches out.
 
-A task encodes an example as an `Item` (`items.py`). `batch_plan.py` decides how items become batches: which items share
-one (`batch_order.py`) and which shape it has (`shapes.py`); `batches.py` makes them.
+`batch_plan.py` decides which items share a batch (`batch_order.py`) and which shape it has (`shapes.py`); `batches.py`
+makes it.
 """

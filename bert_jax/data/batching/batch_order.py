@@ -7,7 +7,6 @@ group. So all batches have about as many tokens, and one shape, which is one com
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -20,14 +19,6 @@ Numbers = Int[np.ndarray, " n"]  # of the items of a batch
 _SORTED_TOGETHER = 50
 
 
-class Order(Protocol):
-    """A function from the number of a batch to the numbers of its items."""
-
-    batches: int
-
-    def __call__(self, batch: int) -> Numbers: ...
-
-
 class EpochOrder:
     """A function from the number of a training batch, counted through all epochs, to the numbers of its items.
 
@@ -36,7 +27,7 @@ class EpochOrder:
     """
 
     def __init__(self, items: Sequence[Item], batch_size: int, seed: int, *, mixed: bool):
-        self._keys = _keys(items)
+        self._lengths = _sort_lengths(items)
         self._batch_size, self._seed, self._mixed = batch_size, seed, mixed
         self.batches_per_epoch = steps_per_epoch(len(items), batch_size)
         self._cached = lru_cache(maxsize=2)(self.epoch)  # what is read ahead may be of the next epoch
@@ -48,34 +39,25 @@ class EpochOrder:
     def epoch(self, epoch: int) -> list[Numbers]:
         """Returns the batches of an epoch; they are a function of (seed, epoch) alone, so resuming is arithmetic."""
         random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._keys))
+        order = random.permutation(len(self._lengths))
         if self._mixed:
-            batches = assign(order, self._keys, self.batches_per_epoch, random)
-            return [batches[i] for i in random.permutation(len(batches))]
-        stretch = _SORTED_TOGETHER * self._batch_size
-        batches = []
-        for start in range(0, len(order), stretch):
-            part = order[start : start + stretch]
-            part = part[np.argsort(-self._keys[part], kind="stable")]
-            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
+            batches = assign(order, self._lengths, self.batches_per_epoch, random)
+        else:
+            stretch = _SORTED_TOGETHER * self._batch_size
+            parts = (order[start : start + stretch] for start in range(0, len(order), stretch))
+            batches = [batch for part in parts for batch in _cut_sorted(part, self._lengths, self._batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
 
-class SortedOrder:
-    """The order of an evaluation: the longest items first, or with `mixed` batches of mixed lengths.
+def sorted_batches(items: Sequence[Item], batch_size: int, *, mixed: bool) -> list[Numbers]:
+    """Returns the batches of an evaluation: the longest items first, or with `mixed` batches of mixed lengths.
 
     The largest shape comes with the first batch, so that a lack of memory shows at once.
     """
-
-    def __init__(self, items: Sequence[Item], batch_size: int, *, mixed: bool):
-        keys = _keys(items)
-        self.batches = steps_per_epoch(len(items), batch_size)
-        order = np.argsort(-keys, kind="stable")
-        cuts = range(0, len(order), batch_size)
-        self._of_batch = assign(order, keys, self.batches, None) if mixed else [order[i : i + batch_size] for i in cuts]
-
-    def __call__(self, batch: int) -> Numbers:
-        return self._of_batch[batch]
+    lengths, order = _sort_lengths(items), np.arange(len(items))
+    if mixed:
+        return assign(order, lengths, steps_per_epoch(len(items), batch_size), None)
+    return _cut_sorted(order, lengths, batch_size)
 
 
 def assign(
@@ -104,7 +86,11 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
     return -(-num_items // batch_size)
 
 
-def _keys(items: Sequence[Item]) -> Int[np.ndarray, " N"]:
-    """Returns what items are sorted by: their length, but items of more parts always count as longer, since parts
-    decide about the shape first."""
+def _cut_sorted(order: Numbers, lengths: Int[np.ndarray, " N"], size: int) -> list[Numbers]:
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _sort_lengths(items: Sequence[Item]) -> Int[np.ndarray, " N"]:
+    """Returns the lengths, but items of more parts always count as longer, since parts decide about the shape first."""
     return np.asarray([len(item.parts) * 1_000_000 + item.length for item in items], np.int64)

@@ -4,12 +4,13 @@ A plan depends on the items and the config alone, not on the seed: all seeds of 
 depends on the training items alone: validation and test files may change between two starts of a run.
 """
 
-from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 
-from bert_jax.data.batching.batch_order import EpochOrder, Numbers, SortedOrder, steps_per_epoch
+import numpy as np
+
+from bert_jax.data.batching.batch_order import EpochOrder, Numbers, sorted_batches, steps_per_epoch
 from bert_jax.data.batching.items import Item
-from bert_jax.data.batching.shapes import Shape, epoch_cost, mean_shape, packed_shapes, padded_shapes
+from bert_jax.data.batching.shapes import Limits, Shape, packed_shapes, padded_shapes, used_shapes
 
 # Batches that packing is tried on at least. A small set gives so many only in several epochs, and a shape that just
 # fits the batches of one epoch would leave those of the next to the padded shape.
@@ -20,11 +21,9 @@ class BatchPlan:
     """Orders and shapes of the batches of a run.
 
     `items` by split, "train" among them. `is_packed`: whether items of training share rows; None chooses the cheaper of
-    the two. An evaluation does as training does, unless an item of its split has several parts.
-    `devices` divide the rows of a batch, and in training also `accumulation`. `crossover_length` is that of
-    `Shape.cost`. `break_even_tokens` is the number of tokens of an epoch that take as long as to compile one more
-    program; where `is_packed` is None, `break_even_tokens_on_cpu` decides, whatever the device: a run that is resumed
-    on another device must not get other batches.
+    the two, by `break_even_tokens_on_cpu` whatever the device: a run that is resumed on another device must not get
+    other batches. An evaluation does as training does, unless an item of its split has several parts. `devices` divide
+    the rows of a batch, and in training also `accumulation`.
     """
 
     def __init__(
@@ -32,88 +31,62 @@ class BatchPlan:
         items: dict[str, list[Item]],
         batch_size: int,
         eval_batch_size: int,
+        limits: Limits,
         *,
-        max_shapes: int,
-        max_length: int,
         is_packed: bool | None,
         devices: int,
         accumulation: int,
-        crossover_length: float,
-        break_even_tokens: float,
         break_even_tokens_on_cpu: float,
     ):
         self.items, self.batch_size, self.eval_batch_size = items, batch_size, eval_batch_size
-        self._limits = max_shapes, max_length
-        self._crossover_length, self._break_even_tokens = crossover_length, break_even_tokens
-        self._devices, self._accumulation = devices, accumulation
+        self._limits, self._devices, self._accumulation = limits, devices, accumulation
         self.steps_per_epoch = steps_per_epoch(len(items["train"]), batch_size)
         self.is_packed = self._is_cheaper_packed(break_even_tokens_on_cpu) if is_packed is None else is_packed
 
     def order(self, seed: int) -> EpochOrder:
         return EpochOrder(self.items["train"], self.batch_size, seed, mixed=self.is_packed)
 
-    def eval_order(self, split: str) -> SortedOrder:
-        return SortedOrder(self.items[split], self.eval_batch_size, mixed=self._shares_rows(split))
+    def eval_order(self, split: str) -> list[Numbers]:
+        return sorted_batches(self.items[split], self.eval_batch_size, mixed=self._shares_rows(split))
 
     @cached_property
     def shapes(self) -> list[Shape]:
         """The shapes of training batches."""
-        items = self.items["train"]
+        items, epoch, size = self.items["train"], self.order(0).epoch, self.batch_size
         if not self.is_packed:
-            return self._padded_shapes(items, self.order(0).epoch(0), self.batch_size)
+            return padded_shapes(items, epoch(0), size, self._limits)
         epochs = max(1, _TRIED // self.steps_per_epoch)
-        batches = [batch for epoch in range(epochs) for batch in self.order(0).epoch(epoch)]
-        return self._packed_shapes(items, batches, self.batch_size, self._devices * self._accumulation, epochs)
+        batches = [batch for number in range(epochs) for batch in epoch(number)]
+        multiple = self._devices * self._accumulation
+        return packed_shapes(items, batches, size, self._limits, epochs=epochs, multiple=multiple)
 
     @cached_property
     def eval_shapes(self) -> dict[str, list[Shape]]:
         """The shapes of the batches of each split, by split."""
         found = {}
         for split, items in self.items.items():
-            order = self.eval_order(split)
-            batches = [order(number) for number in range(order.batches)]
-            if self._shares_rows(split):
-                found[split] = self._packed_shapes(items, batches, self.eval_batch_size, self._devices, epochs=1)
-            else:
-                found[split] = self._padded_shapes(items, batches, self.eval_batch_size)
+            args = items, self.eval_order(split), self.eval_batch_size, self._limits
+            shares = self._shares_rows(split)
+            found[split] = packed_shapes(*args, multiple=self._devices) if shares else padded_shapes(*args)
         return found
 
     def mean_shape(self) -> tuple[float, float]:
-        """Returns the means over training batches of their rows, and of the tokens of a row."""
-        return mean_shape(self.items["train"], self.order(0).epoch(0), self.shapes)
+        """Returns the means over training batches of their rows, and of the tokens of a row, padding included."""
+        used = used_shapes(self.items["train"], self.order(0).epoch(0), self.shapes)
+        rows = float(np.mean([shape.rows * shape.parts for shape in used]))
+        return rows, float(np.mean([shape.cost() for shape in used])) / rows
 
     def _shares_rows(self, split: str) -> bool:
         return self.is_packed and all(len(item.parts) == 1 for item in self.items[split])
 
-    def _padded_shapes(self, items: Sequence[Item], batches: Sequence[Numbers], size: int) -> list[Shape]:
-        return padded_shapes(items, batches, size, *self._limits, break_even_tokens=self._break_even_tokens)
-
-    def _packed_shapes(
-        self, items: Sequence[Item], batches: Sequence[Numbers], size: int, multiple: int, epochs: int
-    ) -> list[Shape]:
-        return packed_shapes(
-            items,
-            batches,
-            size,
-            *self._limits,
-            epochs=epochs,
-            multiple=multiple,
-            crossover_length=self._crossover_length,
-            break_even_tokens=self._break_even_tokens,
-        )
-
     def _is_cheaper_packed(self, break_even_tokens: float) -> bool:
-        items, size = self.items["train"], self.batch_size
-        crossover_length = self._crossover_length
-        mixed, alike = (EpochOrder(items, size, 0, mixed=mixed).epoch(0) for mixed in (True, False))
-        packed = packed_shapes(
-            items,
-            mixed,
-            size,
-            *self._limits,
-            crossover_length=crossover_length,
-            break_even_tokens=break_even_tokens,
-        )
-        padded = padded_shapes(items, alike, size, *self._limits, break_even_tokens=break_even_tokens)
-        cost = partial(epoch_cost, items, crossover_length=crossover_length, break_even_tokens=break_even_tokens)
-        return cost(mixed, packed) < cost(alike, padded)
+        items, limits = self.items["train"], self._limits._replace(break_even_tokens=break_even_tokens)
+
+        def cost(*, mixed: bool) -> float:
+            batches = EpochOrder(items, self.batch_size, 0, mixed=mixed).epoch(0)
+            shapes = (packed_shapes if mixed else padded_shapes)(items, batches, self.batch_size, limits)
+            used = used_shapes(items, batches, shapes)
+            of_batches = float(np.mean([shape.cost(limits.crossover_length) for shape in used])) * len(batches)
+            return of_batches + break_even_tokens * len({*used})
+
+        return cost(mixed=True) < cost(mixed=False)

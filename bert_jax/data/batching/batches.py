@@ -22,13 +22,14 @@ is 1: parts have rows of their own, and only items of one part share rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_jax.data.batching.batch_order import EpochOrder, Numbers, Order
+from bert_jax.data.batching.batch_order import EpochOrder, Numbers
 from bert_jax.data.batching.items import Item
-from bert_jax.data.batching.reader import Batch, Share, TrainBatches, read_ahead
+from bert_jax.data.batching.reader import Batch, Share, TrainBatches, each_once
 from bert_jax.data.batching.shapes import Shape, fit
 
 
@@ -45,45 +46,33 @@ def train_batches(
 ) -> TrainBatches:
     """Returns batches without end: every epoch takes each item once, in an order of its own."""
     share = Share(config.train.batch_size, process_index, process_count, "train.batch_size")
-    return TrainBatches(
-        _Collate(items, shapes, share, order),
-        config.data,
-        lambda step: divmod(step, order.batches_per_epoch),
-        dataset=fingerprint,
-        start_step=start_step,
-    )
+    position = lambda step: divmod(step, order.batches_per_epoch)  # noqa: E731
+    batch = partial(_batch, items, shapes, order, share)
+    return TrainBatches(batch, config.data, position, dataset=fingerprint, start_step=start_step)
 
 
 def ordered_batches(
     items: Sequence[Item],
     shapes: Sequence[Shape],
-    order: Order,
-    batch_size: int,
-    data: ConfigDict,
+    order: Sequence[Numbers],
+    config: ConfigDict,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields batches that hold every item once."""
-    share = Share(batch_size, process_index, process_count, "eval.batch_size")
-    iterator = read_ahead(_Collate(items, shapes, share, order), data, 0, order.batches)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    """Yields the batches of an evaluation, which hold every item once."""
+    share = Share(config.eval.batch_size, process_index, process_count, "eval.batch_size")
+    return each_once(partial(_batch, items, shapes, order.__getitem__, share), config.data, len(order))
 
 
-class _Collate:
-    """A function from the number of a batch to this process's rows of it."""
-
-    def __init__(self, items: Sequence[Item], shapes: Sequence[Shape], share: Share, order: Callable[[int], Numbers]):
-        self._items, self._shapes, self._share, self._order = items, shapes, share, order
-
-    def __call__(self, batch: int) -> Batch:
-        numbers = self._order(batch)
-        shape, arranged = fit([self._items[i] for i in numbers], self._shapes)
-        groups = [[int(numbers[place]) for place in group] for group in arranged]
-        return collate(self._items, groups[self._share.of(shape.rows)], shape)
+def _batch(
+    items: Sequence[Item], shapes: Sequence[Shape], order: Callable[[int], Numbers], share: Share, number: int
+) -> Batch:
+    """Returns this process's rows of a batch."""
+    numbers = order(number)
+    shape, arranged = fit([items[i] for i in numbers], shapes)
+    groups = [[int(numbers[place]) for place in group] for group in arranged]
+    return collate(items, groups[share.of(shape.rows)], shape)
 
 
 def collate(items: Sequence[Item], groups: Sequence[Sequence[int]], shape: Shape) -> Batch:

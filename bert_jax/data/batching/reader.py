@@ -5,7 +5,7 @@ begin at another number, and every process makes its own rows of each batch.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ _ENDLESS = 1 << 62  # steps
 class TrainBatches:
     """An endless iterator over one process's rows of the batches from `start_step` on.
 
-    `epoch_and_position` says for a step where in the data its batch begins, and `dataset` names the data; both are
-    saved with a checkpoint, to notice when a run is resumed with other data.
+    `epoch_and_position` says for a step where in the data its batch begins. `dataset` names the data: a checkpoint
+    keeps it, to notice when a run is resumed with other data.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TrainBatches:
         dataset: str,
         start_step: int = 0,
     ):
-        self._iterator, self._step = read_ahead(batches, data, start_step, _ENDLESS), start_step
+        self._iterator, self._step = _read_ahead(batches, data, start_step, _ENDLESS), start_step
         self._epoch_and_position, self._dataset = epoch_and_position, dataset
 
     def __iter__(self) -> "TrainBatches":
@@ -56,15 +56,22 @@ class TrainBatches:
         self._iterator.close()
 
 
+def each_once(batches: Callable[[int], Batch], data: ConfigDict, count: int) -> Iterator[Batch]:
+    """Yields batches 0 to `count`, end not included."""
+    iterator = _read_ahead(batches, data, 0, count)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
 class Share:
     """The rows of a global batch that one process makes. Raises UserError if the processes do not divide the batch."""
 
     def __init__(self, batch_size: int, process_index: int, process_count: int, key: str):
-        if batch_size % process_count:
-            raise UserError(
-                f"{key} = {batch_size} is not a multiple of the {process_count} processes: "
-                f"use {-(-batch_size // process_count) * process_count}"
-            )
+        if rest := batch_size % process_count:
+            fitting = batch_size + process_count - rest
+            raise UserError(f"{key} = {batch_size} is not a multiple of the {process_count} processes: use {fitting}")
         self._batch_size, self.size = batch_size, batch_size // process_count
         self._process_index, self._process_count = process_index, process_count
 
@@ -79,9 +86,9 @@ class Share:
         return slice(self._process_index * size, (self._process_index + 1) * size)
 
 
-def read_ahead(batches: Callable[[int], Batch], data: ConfigDict, start: int, stop: int) -> Any:
+def _read_ahead(batches: Callable[[int], Batch], data: ConfigDict, start: int, stop: int) -> Any:
     """Returns a Grain iterator over batches [start, stop), read ahead by threads or, if data.read_workers, by worker
-    processes. Close it when it is no longer needed."""
+    processes."""
     import grain
 
     dataset = grain.MapDataset.range(start, stop).map(batches)

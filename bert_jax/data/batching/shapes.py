@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from bert_jax.data.batching.batch_order import Numbers
 from bert_jax.data.batching.items import Item
@@ -47,27 +47,27 @@ class Shape(NamedTuple):
         return f"{self.rows}×{self.tokens}" if self.parts == 1 else f"{self.rows}×{self.parts}×{self.tokens}"
 
 
-def padded_shapes(
-    items: Sequence[Item],
-    batches: Iterable[Numbers],
-    batch_size: int,
-    max_shapes: int,
-    max_length: int,
-    *,
-    break_even_tokens: float = 0.0,
-) -> list[Shape]:
-    """Returns at most `max_shapes` shapes that waste least on these batches of an epoch.
+class Limits(NamedTuple):
+    """What shapes are chosen by. `crossover_length` is that of `Shape.cost`; `break_even_tokens` are the tokens of an
+    epoch that one more shape has to save, since each has to be compiled."""
 
-    `break_even_tokens`: the tokens of an epoch that one more shape has to save, since each has to be compiled. The
-    fewest parts get all the lengths that are left over: texts of several windows are as long as the model anyway.
+    max_shapes: int
+    max_length: int
+    crossover_length: float = np.inf
+    break_even_tokens: float = 0.0
+
+
+def padded_shapes(items: Sequence[Item], batches: Iterable[Numbers], batch_size: int, limits: Limits) -> list[Shape]:
+    """Returns the shapes that waste least on these batches of an epoch.
+
+    The fewest parts get all the lengths that are left over: texts of several windows are as long as the model anyway.
     """
-    needs = [_need([items[i] for i in batch]) for batch in batches]
-    largest = (max(len(item.parts) for item in items), max(item.length for item in items))
+    needs, largest = [_need([items[i] for i in batch]) for batch in batches], _need(items)
     found: dict[float, list[Shape]] = {}
-    for number in range(max_shapes, 0, -1):
-        shapes = [Shape(batch_size, *shape) for shape in _shapes([*needs, largest], number, max_length)]
+    for number in range(limits.max_shapes, 0, -1):
+        shapes = [Shape(batch_size, *shape) for shape in _shapes([*needs, largest], number, limits.max_length)]
         tokens = sum(_fitting(shapes, *need).cost() for need in needs)
-        found[tokens + break_even_tokens * len(shapes)] = shapes
+        found[tokens + limits.break_even_tokens * len(shapes)] = shapes
     return found[min(found)]
 
 
@@ -75,53 +75,56 @@ def packed_shapes(
     items: Sequence[Item],
     batches: Sequence[Numbers],
     batch_size: int,
-    max_shapes: int,
-    max_length: int,
+    limits: Limits,
     *,
     epochs: int = 1,
     multiple: int = 1,
-    crossover_length: float = np.inf,
-    break_even_tokens: float = 0.0,
 ) -> list[Shape]:
-    """Returns at most `max_shapes` shapes that cost least on these batches of `epochs` epochs; the last is padded.
+    """Returns the shapes that cost least on these batches of `epochs` epochs; the last is padded.
 
-    The number of rows is a multiple of `multiple`, so that devices and micro-batches divide it. `crossover_length` is
-    that of `Shape.cost`, `break_even_tokens` that of `padded_shapes`. Shapes are chosen one after the other, each the
-    one that saves most beside those chosen before: all choices would be too many to try.
+    The number of rows is a multiple of `multiple`, so that devices and micro-batches divide it. Shapes are chosen one
+    after the other, each the one that saves most beside those chosen before: all choices would be too many to try.
     """
     longest = max(item.length for item in items)
-    last = Shape(batch_size, 1, min(_rounded(longest), max_length))
-    limit = _rounded(_LONGER * longest)
+    last = Shape(batch_size, 1, min(_rounded(longest), limits.max_length))
     sample = _sampled(batches)
     scale = len(batches) / len(sample) / epochs
-    lengths = np.zeros((len(sample), batch_size), np.int64)
-    for row, batch in zip(lengths, sample, strict=True):
-        row[: len(batch)] = [items[i].length for i in batch]
-    candidates: dict[Shape, np.ndarray] = {}  # → which batches it holds
-    for rows in _row_counts(batch_size, multiple):
-        most = _most_items(batch_size, rows)
-        need = _assign_rows(lengths, rows, most)[1].max(axis=1)
-        for length in {min(_rounded(n), limit) for n in np.quantile(need, _QUANTILES, method="higher")}:
-            candidates[Shape(rows, 1, length, most)] = need <= length
+    candidates = _candidates(items, sample, batch_size, multiple, longest)
     chosen: list[Shape] = []
 
     def cost(shapes: Sequence[Shape]) -> float:
         """Returns the cost of an epoch. Batches to come may differ from those that were tried: half a batch more than
         was seen is assumed to need the last shape, which is compiled only if one does."""
-        least = np.full(len(sample), last.cost(crossover_length))
+        last_cost = last.cost(limits.crossover_length)
+        least = np.full(len(sample), last_cost)
         for shape in shapes:
-            least = np.where(candidates[shape], np.minimum(least, shape.cost(crossover_length)), least)
+            least = np.where(candidates[shape], np.minimum(least, shape.cost(limits.crossover_length)), least)
         needs_last = not np.all(np.any([candidates[shape] for shape in shapes] or [[False]], axis=0))
-        return scale * (least.sum() + 0.5 * last.cost(crossover_length)) + break_even_tokens * (
-            len(shapes) + needs_last
-        )
+        return scale * (least.sum() + 0.5 * last_cost) + limits.break_even_tokens * (len(shapes) + needs_last)
 
-    while len(chosen) < max_shapes - 1 and candidates:
+    while len(chosen) < limits.max_shapes - 1 and candidates:
         best = min(candidates, key=lambda shape: cost([*chosen, shape]))
         if cost([*chosen, best]) >= cost(chosen):
             break
         chosen.append(best)
-    return [*sorted(chosen, key=lambda shape: shape.cost(crossover_length)), last]
+    return [*sorted(chosen, key=lambda shape: shape.cost(limits.crossover_length)), last]
+
+
+def _candidates(
+    items: Sequence[Item], batches: Sequence[Numbers], batch_size: int, multiple: int, longest: int
+) -> dict[Shape, Bool[np.ndarray, " J"]]:
+    """Returns shapes of shared rows, with which of the J batches each holds."""
+    lengths = np.zeros((len(batches), batch_size), np.int64)
+    for row, batch in zip(lengths, batches, strict=True):
+        row[: len(batch)] = [items[i].length for i in batch]
+    limit, found, count = _rounded(_LONGER * longest), {}, 1
+    while (rows := count * multiple) < batch_size:  # 1, 2, … 8, then each about an eighth more
+        most = min(batch_size, _ROOM * -(-batch_size // rows))
+        need = _assign_rows(lengths, rows, most)[1].max(axis=1)
+        for length in {min(_rounded(n), limit) for n in np.quantile(need, _QUANTILES, method="higher")}:
+            found[Shape(rows, 1, length, most)] = need <= length
+        count += max(1, count // 8)
+    return found
 
 
 def fit(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[Shape, list[list[int]]]:
@@ -130,8 +133,7 @@ def fit(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[Shape, list[lis
 
 
 def arrange(items: Sequence[Item], shape: Shape) -> list[list[int]] | None:
-    """Returns which items are in each group of rows, by their position in the list; None if the shape does not hold
-    them."""
+    """Returns the positions in the list of the items of each group of rows; None if the shape does not hold them."""
     if shape.items == 1:
         parts, length = _need(items)
         if len(items) > shape.rows or parts > shape.parts or length > shape.tokens:
@@ -144,26 +146,9 @@ def arrange(items: Sequence[Item], shape: Shape) -> list[list[int]] | None:
     return [np.flatnonzero(row_of == row).tolist() for row in range(shape.rows)]
 
 
-def epoch_cost(
-    items: Sequence[Item],
-    batches: Sequence[Numbers],
-    shapes: Sequence[Shape],
-    *,
-    crossover_length: float,
-    break_even_tokens: float,
-) -> float:
-    """Returns `Shape.cost` of all these batches, estimated from a sample, and `break_even_tokens` for each shape that
-    they use."""
-    found = [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
-    of_batches = float(np.mean([shape.cost(crossover_length) for shape in found])) * len(batches)
-    return of_batches + break_even_tokens * len({*found})
-
-
-def mean_shape(items: Sequence[Item], batches: Sequence[Numbers], shapes: Sequence[Shape]) -> tuple[float, float]:
-    """Returns the means over these batches of their rows, and of the tokens of a row, padding included."""
-    found = [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
-    rows = float(np.mean([shape.rows * shape.parts for shape in found]))
-    return rows, float(np.mean([shape.cost() for shape in found])) / rows
+def used_shapes(items: Sequence[Item], batches: Sequence[Numbers], shapes: Sequence[Shape]) -> list[Shape]:
+    """Returns the shapes that a sample of these batches uses."""
+    return [fit([items[i] for i in batch], shapes)[0] for batch in _sampled(batches)]
 
 
 def _sampled(batches: Sequence[Numbers]) -> Sequence[Numbers]:
@@ -190,19 +175,6 @@ def _assign_rows(
     return row_of, loads
 
 
-def _row_counts(batch_size: int, multiple: int) -> list[int]:
-    """Returns 1, 2, … 8, then each about an eighth more, times `multiple`; fewer than the batch's items."""
-    counts, count = [], 1
-    while count * multiple < batch_size:
-        counts.append(count * multiple)
-        count += max(1, count // 8)
-    return counts
-
-
-def _most_items(batch_size: int, rows: int) -> int:
-    return min(batch_size, _ROOM * -(-batch_size // rows))
-
-
 def _need(items: Sequence[Item]) -> tuple[int, int]:
     return max(len(item.parts) for item in items), max(item.length for item in items)
 
@@ -216,7 +188,7 @@ def _shapes(needs: Sequence[tuple[int, int]], number: int, max_length: int) -> l
     counts = sorted({parts for parts, _ in needs})
     # Many numbers of parts would use up all shapes: powers of two double the rows of an item at worst.
     if len(counts) > max(1, number // 2):
-        counts = sorted({min(_power_of_two(count), counts[-1]) for count in counts})
+        counts = sorted({min(1 << (count - 1).bit_length(), counts[-1]) for count in counts})
     counts = counts[-number:]
     lengths: dict[int, list[int]] = {count: [] for count in counts}
     for parts, length in needs:
@@ -254,10 +226,6 @@ def _best_lengths(lengths: Sequence[int], number: int, limit: int) -> list[int]:
         if end < 0:
             break
     return sorted(chosen)
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def _rounded(length: float) -> int:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.batch_order import EpochOrder, SortedOrder
+from bert_jax.data.batching.batch_order import EpochOrder, sorted_batches
 from bert_jax.data.batching.batches import ordered_batches, train_batches
 from bert_jax.data.batching.items import Item, Part
-from bert_jax.data.batching.shapes import packed_shapes, padded_shapes
+from bert_jax.data.batching.shapes import Limits, packed_shapes, padded_shapes
 from experiments.base import get_config
 
 
@@ -35,7 +35,7 @@ def make_config(batch_size=4, max_length=64, buckets=4):
 
 def epochs(items, config, count, start=0, packed=False, **process):
     size = config.train.batch_size
-    limits = size, config.data.buckets, config.data.sequence_length
+    limits = size, Limits(config.data.buckets, config.data.sequence_length)
     order = EpochOrder(items, size, config.seed, mixed=packed)
     some = EpochOrder(items, size, 0, mixed=packed).epoch(0)
     shapes = packed_shapes(items, some, *limits, multiple=2) if packed else padded_shapes(items, some, *limits)
@@ -130,10 +130,11 @@ def test_processes_share_out_the_same_batches(packed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_evaluation_gives_every_item_once(packed):
     items = make_items([(n % 17 + 2,) for n in range(41)])
-    order = SortedOrder(items, 8, mixed=packed)
-    some = [order(i) for i in range(order.batches)]
-    shapes = (packed_shapes if packed else padded_shapes)(items, some, 8, 4, 64)
-    batches = list(ordered_batches(items, shapes, order, 8, make_config().data))
+    config = make_config()
+    config.eval.batch_size = 8
+    order = sorted_batches(items, 8, mixed=packed)
+    shapes = (packed_shapes if packed else padded_shapes)(items, order, 8, Limits(4, 64))
+    batches = list(ordered_batches(items, shapes, order, config))
     assert sorted(itertools.chain(*numbers(batches))) == list(range(41))
     lengths = [batch["input_ids"].shape[1] for batch in batches]
     assert {*lengths} <= {shape.tokens for shape in shapes}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bert_jax.data.batching.batch_order import EpochOrder
 from bert_jax.data.batching.items import Item, Part
-from bert_jax.data.batching.shapes import Shape, arrange, fit, packed_shapes, padded_shapes
+from bert_jax.data.batching.shapes import Limits, Shape, arrange, fit, packed_shapes, padded_shapes
 
 
 def make_items(sizes):
@@ -18,10 +18,8 @@ def make_items(sizes):
 
 def padded(items, batch_size, max_shapes, max_length, break_even=0.0):
     batches = EpochOrder(items, batch_size, 0, mixed=False).epoch(0)
-    return [
-        shape[1:3]
-        for shape in padded_shapes(items, batches, batch_size, max_shapes, max_length, break_even_tokens=break_even)
-    ]
+    limits = Limits(max_shapes, max_length, break_even_tokens=break_even)
+    return [shape[1:3] for shape in padded_shapes(items, batches, batch_size, limits)]
 
 
 @given(
@@ -71,7 +69,7 @@ def test_packed_shapes_hold_every_batch_and_suit_the_devices(lengths, batch_size
     batch_size *= multiple
     items = make_items([(length,) for length in lengths])
     batches = EpochOrder(items, batch_size, 0, mixed=True).epoch(0)
-    shapes = packed_shapes(items, batches, batch_size, max_shapes, 60, multiple=multiple)
+    shapes = packed_shapes(items, batches, batch_size, Limits(max_shapes, 60), multiple=multiple)
     assert 1 <= len(shapes) <= max_shapes and shapes[-1].items == 1 == shapes[-1].parts
     assert all(shape.rows % multiple == 0 and shape.tokens <= 1.5 * max(lengths) + 4 for shape in shapes)
     assert shapes[-1].tokens <= 60
@@ -85,7 +83,7 @@ def test_texts_of_mixed_lengths_fill_their_rows():
     lengths = np.clip(np.exp(random.normal(2.3, 0.7, 2000)), 3, 66).astype(int)
     items = make_items([(length,) for length in lengths.tolist()])
     batches = EpochOrder(items, 32, 0, mixed=True).epoch(0)
-    shapes = packed_shapes(items, batches, 32, 8, 128, crossover_length=500, break_even_tokens=20_000)
+    shapes = packed_shapes(items, batches, 32, Limits(8, 128, crossover_length=500, break_even_tokens=20_000))
     used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, mixed=True).epoch(1)]
     assert len(shapes) == 2 and used.count(shapes[-1]) <= 1  # one program for all of the next epoch, but for a stray
     assert lengths.sum() / sum(shape.cost() for shape in used) > 0.85
@@ -96,7 +94,7 @@ def test_rows_are_longer_than_any_text_where_two_make_a_bad_fit():
     lengths = np.random.default_rng(0).integers(40, 129, 2000)
     items = make_items([(length,) for length in lengths.tolist()])
     batches = EpochOrder(items, 32, 0, mixed=True).epoch(0)
-    shapes = packed_shapes(items, batches, 32, 8, 128, crossover_length=500, break_even_tokens=20_000)
+    shapes = packed_shapes(items, batches, 32, Limits(8, 128, crossover_length=500, break_even_tokens=20_000))
     used = [fit([items[i] for i in batch], shapes)[0] for batch in EpochOrder(items, 32, 1, mixed=True).epoch(1)]
     assert 128 < shapes[0].tokens <= 192 and used.count(shapes[-1]) <= 1
     assert lengths.sum() / sum(shape.cost() for shape in used) > 0.95
