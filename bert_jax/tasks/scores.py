@@ -18,12 +18,15 @@ from bert_jax.config import UserError
 _ZERO: Any = 0.0
 _LEAVE_OUT: Any = np.nan  # of the mean over labels, which is nan if none is left
 
-Table = dict[str, dict[str, float]]  # name → precision, recall, f1, support
+Scores = dict[str, float]
+Table = dict[str, Scores]  # name → precision, recall, f1, support
 LabelIds = Int[np.ndarray, " N"]
 LabelSets = Bool[np.ndarray, "N C"]
+Probabilities = Float[np.ndarray, "N C"]
+TagLists = Sequence[Sequence[str]]
 
 
-def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> dict[str, float]:
+def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> Scores:
     """Returns accuracy, macro_f1, micro_f1, mcc and, of two labels, `f1` of the second ("yes" in MRPC and QQP).
 
     `macro_f1` is the mean over the labels that occur in `gold` or `predicted`. Raises UserError for no examples, fewer
@@ -31,26 +34,21 @@ def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[
     """
     from sklearn import metrics
 
-    _check_ids(gold, predicted, labels)
-    scores = {
-        "accuracy": metrics.accuracy_score(gold, predicted),
-        **_averaged_f1(gold, predicted),
-        # One class everywhere leaves the coefficient undefined; scikit-learn would also warn.
-        "mcc": metrics.matthews_corrcoef(gold, predicted) if len(np.union1d(gold, predicted)) > 1 else 0.0,
-    }
+    _check(gold, predicted, labels)
+    scores = {"accuracy": float(metrics.accuracy_score(gold, predicted)), **_averaged_f1(gold, predicted)}
+    # One class everywhere leaves the coefficient undefined; scikit-learn would also warn.
+    several = len(np.union1d(gold, predicted)) > 1
+    scores["mcc"] = float(metrics.matthews_corrcoef(gold, predicted)) if several else 0.0
     if len(labels) == 2:
-        scores["f1"] = metrics.f1_score(gold, predicted, labels=[1], average="macro", zero_division=_ZERO)
-    return {name: float(score) for name, score in scores.items()}
+        scores["f1"] = float(metrics.f1_score(gold, predicted, labels=[1], average="macro", zero_division=_ZERO))
+    return scores
 
 
 def per_label_table(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets, labels: Sequence[str]) -> Table:
     """Returns precision, recall, f1 and support (count in `gold`) of every label, from ids or from sets of labels."""
     from sklearn import metrics
 
-    if gold.ndim == 2:
-        _check_sets(gold, predicted, labels)
-    else:
-        _check_ids(gold, predicted, labels)
+    _check(gold, predicted, labels)
     columns = metrics.precision_recall_fscore_support(gold, predicted, labels=range(len(labels)), zero_division=_ZERO)
     return _table(labels, columns)
 
@@ -59,20 +57,19 @@ def confusion(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> Int
     """Returns counts; the row is the gold label, the column the predicted one."""
     from sklearn import metrics
 
-    _check_ids(gold, predicted, labels)
+    _check(gold, predicted, labels)
     return metrics.confusion_matrix(gold, predicted, labels=range(len(labels)))
 
 
-def regression_scores(gold: Float[np.ndarray, " N"], predicted: Float[np.ndarray, " N"]) -> dict[str, float]:
+def regression_scores(gold: Float[np.ndarray, " N"], predicted: Float[np.ndarray, " N"]) -> Scores:
     """Returns pearson, spearman and mse. Correlations are 0.0 where all of `gold` or all of `predicted` is one number.
 
     Raises UserError for no examples or a prediction that is not finite.
     """
     from scipy import stats
 
-    _check_lengths(gold, predicted)
-    if not np.isfinite(predicted).all():
-        bad = int((~np.isfinite(predicted)).sum())
+    _check(gold, predicted)
+    if bad := int((~np.isfinite(predicted)).sum()):
         raise UserError(f"{bad:,} of {len(predicted):,} predictions are not finite: train with a lower learning rate")
     gold, predicted = gold.astype(np.float64), predicted.astype(np.float64)
     correlations: Any = (0.0, 0.0)
@@ -85,25 +82,22 @@ def regression_scores(gold: Float[np.ndarray, " N"], predicted: Float[np.ndarray
 
 
 def multilabel_scores(
-    gold: LabelSets,
-    probabilities: Float[np.ndarray, "N C"],
-    thresholds: Float[np.ndarray, " C"],
-    labels: Sequence[str],
-) -> dict[str, float]:
+    gold: LabelSets, probabilities: Probabilities, thresholds: Float[np.ndarray, " C"], labels: Sequence[str]
+) -> Scores:
     """Returns micro_f1, macro_f1 and subset_accuracy (all labels of an example right); a label is given iff p ≥ its
     threshold.
 
-    `macro_f1` is the mean over the labels that occur in `gold` or are given at all. For one line per label:
-    `per_label_table(gold, probabilities >= thresholds, labels)`. Raises UserError for no examples or a single label.
+    `macro_f1` is the mean over the labels that occur in `gold` or are given at all. Raises UserError for no examples
+    or a single label, which scikit-learn would take for labels 0 and 1.
     """
     from sklearn import metrics
 
-    _check_sets(gold, probabilities, labels)
+    _check(gold, probabilities, labels)
     given = probabilities >= thresholds
     return {**_averaged_f1(gold, given), "subset_accuracy": float(metrics.accuracy_score(gold, given))}
 
 
-def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " C"]:
+def tune_thresholds(gold: LabelSets, probabilities: Probabilities) -> Float[np.ndarray, " C"]:
     """Returns a threshold per label such that together they have the best micro F1; 0.5 for a label without example.
 
     Exact, by Dinkelbach's method: F1 is a ratio of sums over the labels, and 2·found − F1·given is best for all where
@@ -112,7 +106,7 @@ def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) ->
     2001, A study of thresholding strategies for text categorization). Meant for the development set, whose own scores
     are then slightly too good.
     """
-    _check_lengths(gold, probabilities)
+    _check(gold, probabilities)
     order = np.argsort(-probabilities, axis=0, kind="stable")
     ranked = np.take_along_axis(probabilities.astype(np.float64), order, axis=0)
     nothing = np.zeros((1, gold.shape[1]), np.int64)
@@ -132,7 +126,7 @@ def tune_thresholds(gold: LabelSets, probabilities: Float[np.ndarray, "N C"]) ->
     return np.where(gold.any(axis=0), between, 0.5)
 
 
-def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+def entity_scores(gold: TagLists, predicted: TagLists) -> Scores:
     """Returns entity_precision, entity_recall, entity_f1 over all entities (micro), and the accuracy of tags.
 
     One list of BIO tags per sentence. An entity is right if its type, first and last word are. Strict: it starts with
@@ -150,7 +144,7 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     return {name: float(score) for name, score in zip(names, (*micro[:3], accuracy_score(*lists)), strict=True)}
 
 
-def entity_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Table:
+def entity_table(gold: TagLists, predicted: TagLists) -> Table:
     """Returns precision, recall, f1 and support of every entity type that occurs in `gold` or `predicted`, by name."""
     from seqeval.metrics.v1 import precision_recall_fscore_support, unique_labels
     from seqeval.scheme import IOB2
@@ -162,17 +156,17 @@ def entity_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
 
 def majority_baseline(gold: LabelIds) -> float:
     """Returns the accuracy of always predicting the most frequent label. A run that stays at it has failed."""
-    _check_some(gold)
+    _check(gold, gold)
     return float(np.bincount(gold).max() / len(gold))
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     """Returns mean and sample standard deviation (n − 1 in the divisor); the latter is nan for a single value."""
-    _check_some(values)
+    _check(values, values)
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-def _averaged_f1(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets) -> dict[str, float]:
+def _averaged_f1(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets) -> Scores:
     from sklearn import metrics
 
     macro = metrics.f1_score(gold, predicted, average="macro", zero_division=_LEAVE_OUT)
@@ -180,63 +174,41 @@ def _averaged_f1(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets) ->
     return {"macro_f1": 0.0 if np.isnan(macro) else float(macro), "micro_f1": float(micro)}
 
 
-def _tag_lists(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Returns both as the lists that seqeval expects. Raises UserError if they do not fit together."""
-    _check_lengths(gold, predicted)
+def _tag_lists(gold: TagLists, predicted: TagLists) -> tuple[list[list[str]], list[list[str]]]:
+    """Returns both as the lists that seqeval expects. Raises UserError if they do not fit together or are not BIO."""
+    _check(gold, predicted)
     if not any(gold):
         raise UserError(f"there is nothing to score: {len(gold):,} sentences without a word")
     for number, (tags, given) in enumerate(zip(gold, predicted, strict=True)):
         if len(tags) != len(given):
             raise UserError(f"predicted sentence {number} has {len(given)} tags, gold {len(tags)}: tag every word")
-    _check_bio(gold, "gold", strict=True)
-    _check_bio(predicted, "predicted", strict=False)
+        for word, (before, tag, other) in enumerate(zip(["O", *tags], tags, given, strict=False)):
+            for name, one in (("gold", tag), ("predicted", other)):
+                if one != "O" and not one.startswith(("B-", "I-")):
+                    place = f"{name} sentence {number}, word {word}"
+                    raise UserError(f"{place}: tag {one!r} is not BIO: use O, B-type and I-type")
+            if tag.startswith("I-") and before not in (tag, "B" + tag[1:]):
+                place = f"gold sentence {number}, word {word}"
+                raise UserError(f"{place}: {tag} after {before} continues nothing: begin an entity with B{tag[1:]}")
     return [list(tags) for tags in gold], [list(tags) for tags in predicted]
 
 
-def _check_bio(sentences: Sequence[Sequence[str]], name: str, strict: bool) -> None:
-    for number, tags in enumerate(sentences):
-        for word, (before, tag) in enumerate(zip(["O", *tags], tags, strict=False)):
-            place = f"{name} sentence {number}, word {word}"
-            if tag != "O" and not tag.startswith(("B-", "I-")):
-                raise UserError(f"{place}: tag {tag!r} is not BIO: use O, B-type and I-type")
-            if strict and tag.startswith("I-") and before not in (tag, "B" + tag[1:]):
-                raise UserError(f"{place}: {tag} after {before} continues nothing: begin an entity with B{tag[1:]}")
-
-
-def _check_ids(gold: LabelIds, predicted: LabelIds, labels: Sequence[str]) -> None:
-    _check_lengths(gold, predicted)
-    _check_several(labels)
+def _check(gold: Any, predicted: Any, labels: Sequence[str] | None = None) -> None:
+    """Raises UserError for no examples or not one prediction for each; with `labels` also for fewer than two, and for
+    an id that is not the number of one."""
+    if len(gold) != len(predicted):
+        raise UserError(f"{len(predicted):,} predictions for {len(gold):,} examples: predict each of them once")
+    if not len(gold):
+        raise UserError("there is nothing to score: the set is empty")
+    if labels is None:
+        return
+    if len(labels) < 2:
+        raise UserError(f"{len(labels)} label ({', '.join(labels)}): a choice needs two or more, such as yes and no")
     for name, ids in (("gold", gold), ("predicted", predicted)):
-        if ids.min() < 0 or ids.max() >= len(labels):
+        if ids.ndim == 1 and (ids.min() < 0 or ids.max() >= len(labels)):
             raise UserError(f"{name} label ids go from {ids.min()} to {ids.max()}: {len(labels)} labels are known")
 
 
-def _check_sets(gold: LabelSets, predicted: np.ndarray, labels: Sequence[str]) -> None:
-    _check_lengths(gold, predicted)
-    _check_several(labels)  # scikit-learn would take a single column for labels 0 and 1
-
-
-def _check_several(labels: Sequence[str]) -> None:
-    if len(labels) < 2:
-        raise UserError(f"{len(labels)} label ({', '.join(labels)}): a choice needs two or more, such as yes and no")
-
-
-def _check_lengths(gold: Any, predicted: Any) -> None:
-    if len(gold) != len(predicted):
-        raise UserError(f"{len(predicted):,} predictions for {len(gold):,} examples: predict each of them once")
-    _check_some(gold)
-
-
-def _check_some(values: Any) -> None:
-    if not len(values):
-        raise UserError("there is nothing to score: the set is empty")
-
-
 def _table(names: Sequence[str], columns: Any) -> Table:
-    fields = ("precision", "recall", "f1", "support")
-    return {
-        name: {field: float(value) for field, value in zip(fields, line, strict=True)}
-        for name, line in zip(names, zip(*columns, strict=True), strict=True)
-    }
+    lines = zip(names, np.transpose(columns).tolist(), strict=True)
+    return {name: dict(zip(("precision", "recall", "f1", "support"), line, strict=True)) for name, line in lines}

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +11,12 @@ from jaxtyping import Float, Int
 
 from bert_jax.data.labelled.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.tasks import scores
-from bert_jax.tasks.squad_scores import squad_scores
+from bert_jax.tasks.squad_scores import question_scores
 
 WORST = 20  # errors that are shown
 _CONFUSIONS = 10
 _LONG = 1_000  # characters of a text that are shown
+_NO_ANSWER = "(no answer)"
 _COLUMNS = ("precision", "recall", "F1", "examples")
 
 Prediction = dict[str, Any]
@@ -73,24 +75,18 @@ class Report:
     """A task's part of the report: one JSON-able record per example, and the sections of the page."""
 
     records: Sequence[Mapping[str, Any]]
-    sections: Sequence[Section] = field(default_factory=list)
+    sections: Sequence[Section] = ()
 
 
 def classes(labels: Sequence[str], examples: Sequence[TextExample], predictions: Sequence[Prediction]) -> list[Section]:
     """Returns the sections of a choice among labels."""
-    gold = [str(example.label) for example in examples]
-    given = [prediction["label"] for prediction in predictions]
-    wrong = [i for i in range(len(gold)) if gold[i] != given[i]]
-    wrong.sort(key=lambda i: predictions[i]["probabilities"][gold[i]])
     rows = [
-        [
-            *(examples[i].origin, _text(examples[i]), gold[i], f"{predictions[i]['probabilities'][gold[i]]:.3f}"),
-            *(given[i], f"{predictions[i]['probability']:.3f}"),
-        ]
-        for i in wrong[:WORST]
+        (e.origin, _text(e), str(e.label), p["probabilities"][str(e.label)], p["label"], p["probability"])
+        for e, p in zip(examples, predictions, strict=True)
     ]
-    table = Table(["where", "text", "label", "p", "predicted", "p"], rows, {3, 5})
-    return [*_confusions(labels, gold, given), _errors(len(wrong), len(gold), table, "least likely label first")]
+    wrong = sorted((row for row in rows if row[2] != row[4]), key=itemgetter(3))
+    errors = _errors(["where", "text", "label", "p", "predicted", "p"], wrong, len(rows), "least likely label first")
+    return [*_confusions(labels, [row[2] for row in rows], [row[4] for row in rows]), errors]
 
 
 def label_sets(
@@ -103,22 +99,18 @@ def label_sets(
     """Returns the sections of labels that are each given from a threshold on; `gold` is bool[N, C]."""
     given = probabilities >= np.asarray(thresholds)
     table = scores.per_label_table(gold, given, labels)
-    rows = [[label, *_scores_of(table[label]), f"{t:.3f}"] for label, t in zip(labels, thresholds, strict=True)]
-    by_label = Table(["label", *_COLUMNS, "threshold"], rows, range(1, 6))
-    loss = -np.log(np.clip(np.where(gold, probabilities, 1 - probabilities), 1e-12, None)).mean(axis=1)
-    wrong = [int(i) for i in np.argsort(-loss, kind="stable") if (gold[i] != given[i]).any()]
+    by_label = [[label, *_scores_of(table[label]), t] for label, t in zip(labels, thresholds, strict=True)]
+    losses = -np.log(np.clip(np.where(gold, probabilities, 1 - probabilities), 1e-12, None)).mean(axis=1)
     names = np.asarray(labels, object)
-    rows = [
-        [
-            *(examples[i].origin, _text(examples[i])),
-            *(", ".join(names[gold[i]]), ", ".join(names[given[i]]), f"{loss[i]:.3f}"),
-        ]
-        for i in wrong[:WORST]
+    wrong = [
+        (e.origin, _text(e), ", ".join(names[right]), ", ".join(names[found]), loss)
+        for e, right, found, loss in zip(examples, gold, given, losses.tolist(), strict=True)
+        if (right != found).any()
     ]
-    errors = Table(["where", "text", "labels", "predicted", "loss"], rows, {4})
+    wrong.sort(key=lambda row: -row[4])
     return [
-        Section("Labels, each given from its own threshold on", by_label),
-        _errors(len(wrong), len(examples), errors, "highest loss first"),
+        Section("Labels, each given from its own threshold on", _table(["label", *_COLUMNS, "threshold"], by_label)),
+        _errors(["where", "text", "labels", "predicted", "loss"], wrong, len(examples), "highest loss first"),
     ]
 
 
@@ -127,8 +119,8 @@ def numbers(examples: Sequence[TextExample], predictions: Sequence[Prediction]) 
     gold = np.asarray([example.label for example in examples], np.float64)
     given = np.asarray([prediction["value"] for prediction in predictions])
     order = np.argsort(-np.abs(gold - given), kind="stable")[:WORST]
-    rows = [[examples[i].origin, _text(examples[i]), f"{gold[i]:.3f}", f"{given[i]:.3f}"] for i in order]
-    errors = Table(["where", "text", "given", "predicted"], rows, {2, 3})
+    rows = [(examples[i].origin, _text(examples[i]), float(gold[i]), float(given[i])) for i in order]
+    errors = _table(["where", "text", "given", "predicted"], rows)
     return [Section("Predicted numbers", Scatter(gold, given)), Section("Furthest from the given number", errors)]
 
 
@@ -143,68 +135,61 @@ def tags(
         rows = [[name, *_scores_of(line)] for name, line in scores.entity_table(gold, given).items()]
         kinds = [[tag.removeprefix("B-").removeprefix("I-") for tag in one] for one in flat]
         names = ["O", *sorted({*kinds[0], *kinds[1]} - {"O"})]
-        parts = [Section("Entities", Table(["type", *_COLUMNS], rows, range(1, 5)))]
-        parts += _confusions(names, *kinds, with_scores=False, title="Words by type of their entity")
+        parts = [Section("Entities", _table(["type", *_COLUMNS], rows))]
+        parts += _confusions(names, kinds[0], kinds[1], "Words by type of their entity", with_scores=False)
     else:
-        parts = _confusions(labels, *flat)
-    wrong = [i for i in range(len(gold)) if gold[i] != given[i]]
-    wrong.sort(key=lambda i: -_confidence_in_errors(gold[i], predictions[i]))
-    cells = [[examples[i].origin, Marked(examples[i].words, gold[i], given[i])] for i in wrong[:WORST]]
-    table = Table(["where", "words, the wrong ones as word/given tag/predicted tag"], cells)
-    return [*parts, _errors(len(wrong), len(gold), table, "most confident errors first")]
+        parts = _confusions(labels, flat[0], flat[1])
+
+    def confidence(i: int) -> float:
+        words = zip(gold[i], given[i], predictions[i]["probabilities"], strict=True)
+        return max(probability for tag, other, probability in words if tag != other)
+
+    wrong = sorted((i for i in range(len(gold)) if gold[i] != given[i]), key=confidence, reverse=True)
+    cells = [(examples[i].origin, Marked(examples[i].words, gold[i], given[i])) for i in wrong]
+    header = ["where", "words, the wrong ones as word/given tag/predicted tag"]
+    return [*parts, _errors(header, cells, len(gold), "most confident errors first")]
 
 
 def questions(examples: Sequence[QuestionExample], predictions: Sequence[Prediction]) -> list[Section]:
     """Returns the sections of answers by the rules of SQuAD 2.0, in per cent."""
+
+    def exact_and_f1(answers: Sequence[str]) -> Float[np.ndarray, "N 2"]:
+        by_id = {example.id: answer for example, answer in zip(examples, answers, strict=True)}
+        _, exact, f1 = question_scores(examples, by_id, is_v2=True)
+        return 100.0 * np.stack([exact, f1], axis=1)
+
     parts = []
     if "null_odds" in predictions[0]:
+        odds = np.asarray([prediction["null_odds"] for prediction in predictions])
         best = [prediction["n_best"][0]["text"] if prediction["n_best"] else "" for prediction in predictions]
-        curve = ThresholdCurve(
-            np.asarray([prediction["null_odds"] for prediction in predictions]),
-            np.asarray([_exact_and_f1(example, text) for example, text in zip(examples, best, strict=True)]),
-            np.asarray([_exact_and_f1(example, "") for example in examples]),
-        )
+        curve = ThresholdCurve(odds, exact_and_f1(best), exact_and_f1([""] * len(examples)))
         note = "A question is answered where the score of no answer is at most this far above that of the best answer."
         parts = [Section("Threshold of no answer", curve, note)]
-    found = [_exact_and_f1(example, p["answer"]) for example, p in zip(examples, predictions, strict=True)]
-    wrong = [i for i, (exact, _) in enumerate(found) if not exact]
-    wrong.sort(key=lambda i: (found[i][1], -predictions[i]["probability"]))
-    rows = [
-        [
-            *(examples[i].id, examples[i].question),
-            " | ".join(dict.fromkeys(answer.text for answer in examples[i].answers)) or "(no answer)",
-            *(predictions[i]["answer"] or "(no answer)", f"{predictions[i]['probability']:.3f}"),
-            *(f"{found[i][1]:.0f}", _cut(examples[i].context)),
-        ]
-        for i in wrong[:WORST]
-    ]
-    errors = Table(["id", "question", "answers", "predicted", "p", "F1", "context"], rows, {4, 5})
-    return [*parts, _errors(len(wrong), len(examples), errors, "lowest F1, then most confident first")]
+    found = exact_and_f1([prediction["answer"] for prediction in predictions]).tolist()
+    wrong = [(f1, e, p) for (exact, f1), e, p in zip(found, examples, predictions, strict=True) if not exact]
+    wrong.sort(key=lambda one: (one[0], -one[2]["probability"]))
+    rows = []
+    for f1, example, prediction in wrong:
+        answers = " | ".join(dict.fromkeys(answer.text for answer in example.answers)) or _NO_ANSWER
+        given = prediction["answer"] or _NO_ANSWER, prediction["probability"], round(f1)
+        rows.append((example.id, example.question, answers, *given, _cut(example.context)))
+    header = ["id", "question", "answers", "predicted", "p", "F1", "context"]
+    return [*parts, _errors(header, rows, len(examples), "lowest F1, then most confident first")]
 
 
 def choices(examples: Sequence[ChoiceExample], predictions: Sequence[Prediction]) -> list[Section]:
     """Returns the section of a choice among endings."""
-    wrong = [i for i, example in enumerate(examples) if example.label != predictions[i]["choice"]]
-    wrong.sort(key=lambda i: -predictions[i]["probability"])
     rows = [
-        [
-            *(examples[i].origin, _cut(f"{examples[i].context} {examples[i].ending_start}")),
-            *(examples[i].choices[examples[i].label or 0], predictions[i]["text"]),
-            f"{predictions[i]['probability']:.3f}",
-        ]
-        for i in wrong[:WORST]
+        (e.origin, _cut(f"{e.context} {e.ending_start}"), e.choices[e.label or 0], p["text"], p["probability"])
+        for e, p in zip(examples, predictions, strict=True)
+        if e.label != p["choice"]
     ]
-    errors = Table(["where", "context", "right", "predicted", "p"], rows, {4})
-    return [_errors(len(wrong), len(examples), errors, "most confident first")]
+    rows.sort(key=lambda row: -row[4])
+    return [_errors(["where", "context", "right", "predicted", "p"], rows, len(examples), "most confident first")]
 
 
 def _confusions(
-    labels: Sequence[str],
-    gold: Sequence[str],
-    given: Sequence[str],
-    *,
-    with_scores: bool = True,
-    title: str = "Confusions",
+    labels: Sequence[str], gold: list[str], given: list[str], title: str = "Confusions", *, with_scores: bool = True
 ) -> list[Section]:
     if len(labels) < 2:
         return []
@@ -212,33 +197,31 @@ def _confusions(
     gold_ids, given_ids = (np.asarray([number[name] for name in names]) for names in (gold, given))
     parts = [Section(title, Confusions(scores.confusion(gold_ids, given_ids, labels), labels))]
     pairs = Counter((one, other) for one, other in zip(gold, given, strict=True) if one != other)
-    rows = [[one, other, str(count)] for (one, other), count in pairs.most_common(_CONFUSIONS)]
+    rows = [(one, other, count) for (one, other), count in pairs.most_common(_CONFUSIONS)]
     if len(labels) > 2 and rows:
-        parts.append(Section("Most frequent confusions", Table(["label", "predicted", "times"], rows, {2})))
+        parts.append(Section("Most frequent confusions", _table(["label", "predicted", "times"], rows)))
     if with_scores:
         by_label = scores.per_label_table(gold_ids, given_ids, labels)
-        rows = [[label, *_scores_of(by_label[label])] for label in labels]
-        parts.append(Section("Labels", Table(["label", *_COLUMNS], rows, range(1, 5))))
+        rows = [(label, *_scores_of(by_label[label])) for label in labels]
+        parts.append(Section("Labels", _table(["label", *_COLUMNS], rows)))
     return parts
 
 
-def _errors(wrong: int, count: int, table: Table, order: str) -> Section:
-    note = f"{wrong} of {count} are wrong ({100 * wrong / count:.1f} %); up to {WORST} of them here, {order}."
-    return Section("Errors", table if wrong else None, note)
+def _errors(header: Sequence[str], wrong: Sequence[Sequence[Any]], count: int, order: str) -> Section:
+    share = 100 * len(wrong) / count
+    note = f"{len(wrong)} of {count} are wrong ({share:.1f} %); up to {WORST} of them here, {order}."
+    return Section("Errors", _table(header, wrong[:WORST]) if wrong else None, note)
 
 
-def _exact_and_f1(example: QuestionExample, answer: str) -> tuple[float, float]:
-    found = squad_scores([example], {example.id: answer}, {example.id: 0.0})
-    return found["exact_match"], found["f1"]
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Returns the rows as a table, in which a float has three decimals and every number is aligned as one."""
+    numbers = {column for row in rows[:1] for column, cell in enumerate(row) if isinstance(cell, int | float)}
+    texts = {int: str, float: "{:.3f}".format}
+    return Table(header, [[texts.get(type(cell), lambda x: x)(cell) for cell in row] for row in rows], numbers)
 
 
-def _confidence_in_errors(gold: Sequence[str], prediction: Prediction) -> float:
-    pairs = zip(gold, prediction["tags"], prediction["probabilities"], strict=True)
-    return max(probability for tag, given, probability in pairs if tag != given)
-
-
-def _scores_of(line: Mapping[str, float]) -> list[str]:
-    return [*(f"{line[name]:.3f}" for name in ("precision", "recall", "f1")), f"{line['support']:.0f}"]
+def _scores_of(line: Mapping[str, float]) -> tuple[float, float, float, int]:
+    return line["precision"], line["recall"], line["f1"], int(line["support"])
 
 
 def _text(example: TextExample) -> str:

@@ -37,17 +37,17 @@ def squad_scores(
     for no questions, a prediction that is not text and, by 2.0 rules, a missing prediction or score.
     """
     is_v2 = na_scores is not None or not all(example.answers for example in examples)
-    table = _score_table(examples, predictions, is_v2)
-    scores = {"exact_match": _percent(table.exact), "f1": _percent(table.f1), "total": float(len(examples))}
+    table = question_scores(examples, predictions, is_v2=is_v2)
+    groups = {"": np.full(len(examples), True)}
     if is_v2:
-        for name, members in (("HasAns", table.has_answer), ("NoAns", ~table.has_answer)):
-            if members.any():
-                scores[f"{name}_exact"] = _percent(table.exact[members])
-                scores[f"{name}_f1"] = _percent(table.f1[members])
-                scores[f"{name}_total"] = float(members.sum())
-    if na_scores is not None:
-        scores |= best_threshold(examples, predictions, na_scores)
-    return scores
+        groups |= {"HasAns_": table.has_answer, "NoAns_": ~table.has_answer}
+    scores: dict[str, float] = {}
+    for name, members in groups.items():
+        if members.any():
+            scores[f"{name}exact" if name else "exact_match"] = 100.0 * float(table.exact[members].mean())
+            scores[f"{name}f1"] = 100.0 * float(table.f1[members].mean())
+            scores[f"{name}total"] = float(members.sum())
+    return scores if na_scores is None else scores | best_threshold(examples, predictions, na_scores)
 
 
 def best_threshold(
@@ -62,7 +62,7 @@ def best_threshold(
     wrong although its metric takes it for no answer.) Of equal values the lowest threshold; where never answering
     is best, 0 or, should a score not be above 0, the lowest score − 1.
     """
-    table = _score_table(examples, predictions, is_v2=True)
+    table = question_scores(examples, predictions, is_v2=True)
     missing = [example.id for example in examples if example.id not in na_scores]
     if missing:
         raise UserError(f"no no-answer score for {len(missing):,} of {len(examples):,} questions, {missing[0]} first")
@@ -81,7 +81,7 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-class _Table(NamedTuple):
+class QuestionScores(NamedTuple):
     """One entry per question; scores in [0, 1]."""
 
     has_answer: Bool[np.ndarray, " N"]
@@ -89,7 +89,10 @@ class _Table(NamedTuple):
     f1: Float[np.ndarray, " N"]
 
 
-def _score_table(examples: Sequence[QuestionExample], predictions: Mapping[str, str], is_v2: bool) -> _Table:
+def question_scores(
+    examples: Sequence[QuestionExample], predictions: Mapping[str, str], *, is_v2: bool
+) -> QuestionScores:
+    """Returns exact match and F1 of each question, by the rules of 2.0 or 1.1. Raises UserError as `squad_scores`."""
     if not examples:
         raise UserError("no questions to score: the set is empty")
     missing = [example.id for example in examples if example.id not in predictions]
@@ -98,12 +101,12 @@ def _score_table(examples: Sequence[QuestionExample], predictions: Mapping[str, 
             f"no prediction for {len(missing):,} of {len(examples):,} questions, {missing[0]} first: "
             'SQuAD 2.0 wants one for each, "" for no answer'
         )
-    scores = [_question_scores(example, predictions, is_v2) for example in examples]
+    scores = [_scores_of(example, predictions, is_v2) for example in examples]
     exact, f1 = np.array(scores, np.float64).T
-    return _Table(np.array([bool(example.answers) for example in examples]), exact, f1)
+    return QuestionScores(np.array([bool(example.answers) for example in examples]), exact, f1)
 
 
-def _question_scores(example: QuestionExample, predictions: Mapping[str, str], is_v2: bool) -> tuple[float, float]:
+def _scores_of(example: QuestionExample, predictions: Mapping[str, str], is_v2: bool) -> tuple[float, float]:
     """Returns exact match and F1, each the best over the gold answers."""
     if example.id not in predictions:
         return 0.0, 0.0
@@ -146,7 +149,3 @@ def _search(
         lowest = float(thresholds[0])
         return 100.0 * never / len(na), 0.0 if lowest > 0 else lowest - 1.0
     return 100.0 * float(totals[best]) / len(na), float(thresholds[best])
-
-
-def _percent(scores: np.ndarray) -> float:
-    return 100.0 * float(scores.mean())
