@@ -23,7 +23,6 @@ import math
 import os
 import platform
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -194,12 +193,14 @@ def format_task(task: str, result: dict[str, Any], options: argparse.Namespace) 
         values = [scores.mean_and_sd([run["metrics"][name] for run in sides[side]]) for side in sides]
         cells = [f"{mean:.4f} ± {sd:.4f}" if math.isfinite(sd) else f"{mean:.4f}" for mean, sd in values]
         lines.append(f"{name:22} {cells[0]:>18} {cells[1]:>18}   {_difference(values, options.seeds)}")
-    for part, title in (("whole", "whole process"), ("loop", "training loop"), ("cpu", "processor time")):
+    parts = {"whole": "whole process", "loop": "training loop", "cpu": "processor time", "peak": "peak memory"}
+    for part, title in parts.items():
+        unit, digits = ("GB", 2) if part == "peak" else ("s", 1)
         for state, chosen in (("cold", slice(0, 1)), ("warm", slice(1, None))):
             if sides["ours"][chosen]:
-                cells = [_spread([run["seconds"][part] for run in sides[side][chosen]], 1) for side in sides]
+                cells = [_spread([run["seconds"][part] for run in sides[side][chosen]], digits) for side in sides]
                 ratio = _spread(_ratios(runs, part)[chosen])
-                lines.append(f"{f'{title}, {state} (s)':22} {cells[0]:>18} {cells[1]:>18}   ratio {ratio}")
+                lines.append(f"{f'{title}, {state} ({unit})':22} {cells[0]:>18} {cells[1]:>18}   ratio {ratio}")
     lines.append(f"{task} ratio {_spread(_ratios(runs, 'whole'))}; loops {_spread(_ratios(runs, 'loop'))}")
     return "\n".join(lines)
 
@@ -223,23 +224,25 @@ def _spread(values: list[float], digits: int = 2) -> str:
 
 
 def _run(command: list[str], folder: Path) -> tuple[dict[str, float], list[tuple[float, str]]]:
-    """Seconds that the command took, as `whole` by the clock and as `cpu` of all its threads; and each line it wrote
-    with the second it came. Fails where the command does."""
+    """Seconds that the command took, as `whole` by the clock and as `cpu` of all its threads, and as `peak` the GB that
+    it held at most; and each line it wrote with the second it came. Fails where the command does."""
     # A compilation cache of the user's would make the first run warm.
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    start = time.perf_counter()
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         lines = [(time.perf_counter() - start, line) for line in process.stdout]
-    whole, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    whole = time.perf_counter() - start
     text = "".join(line for _, line in lines)
     (folder / "last_run.log").write_text(f"{' '.join(command)}\n{text}")
     if process.returncode:
         raise UserError(f"{' '.join(command)}\nended with status {process.returncode}:\n{text[-3000:]}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"whole": whole, "cpu": cpu}, lines
+    figures = {"whole": whole, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / 1e6}
+    return figures, lines
 
 
 def _parts(lines: list[tuple[float, str]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from xml.etree import ElementTree
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.conll import repair, tagged_examples
@@ -159,6 +160,23 @@ def _mrpc(data: Path) -> Splits:
     return Splits(parts[0] + parts[1], parts[2])
 
 
+def _rte(data: Path) -> Splits:
+    """The development and test pairs of RTE1 to RTE3; those of RTE3's test set are for scoring."""
+    parts = []
+    for names in (("rte1_dev", "rte1_test", "rte2_dev", "rte2_test", "rte3_dev"), ("rte3_test",)):
+        roots = [ElementTree.fromstring(_text(data / "nltk" / "rte" / f"{name}.xml", "utf-8-sig")) for name in names]
+        pairs = [pair for root in roots for pair in root.iter("pair")]
+        answers = {"TRUE": "YES", "FALSE": "NO"}  # RTE1's words
+        labels = [pair.get("value") or pair.get("entailment") or "" for pair in pairs]
+        parts.append(
+            [
+                {"text": pair.findtext("t"), "text_pair": pair.findtext("h"), "label": answers.get(label, label)}
+                for pair, label in zip(pairs, labels, strict=True)
+            ]
+        )
+    return Splits(*parts)
+
+
 def _sts(data: Path) -> Splits:
     """All scored pairs of 2012 to 2015, and those of 2016; in most files only some pairs were scored."""
     splits = []
@@ -234,6 +252,7 @@ SOURCES = {
     "trec": Source("classification", _trec("coarse"), "accuracy", length=64),
     "trec_fine": Source("classification", _trec("fine"), "accuracy", length=64),
     "sst2": Source("classification", _sst2, "accuracy"),
+    "rte": Source("classification", _rte, "accuracy"),
     "mrpc": Source("classification", _mrpc, "f1"),
     "reuters": Source("classification", _reuters, "micro_f1", length=256, label_kind="multi"),
     "sts": Source("classification", _sts, "pearson", label_kind="regression"),
