@@ -1,6 +1,7 @@
 """Files that are replaced whole or not at all, and the lock that makes one process the only writer of a folder."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -17,7 +18,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     A symbolic link stays, and its target is replaced. Raises OSError.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():  # what realpath leaves of a link that leads back to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with open(temporary, "xb") as file:

@@ -185,6 +185,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     link.symlink_to(file)
     write_atomically(link, "new")
     assert link.is_symlink() and file.read_text() == "new"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        write_atomically(tmp_path / "loop", "new")
+    (tmp_path / "loop").unlink()
 
     def full(_):
         raise OSError(28, "No space left on device")

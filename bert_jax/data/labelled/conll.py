@@ -65,6 +65,8 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
             before = tag
     foreign = sorted(tag for tag in tags if tag != "O" and not _TAG.fullmatch(tag))
     entities = sorted(tag for tag in tags if _TAG.fullmatch(tag))
+    if nameless := [tag for tag in foreign if re.fullmatch("[A-Z]-", tag)]:
+        raise UserError(f"tag {nameless[0]!r} names no type of entity: correct the tags")
     if foreign and any(tag.startswith("B-") for tag in entities):
         raise UserError(f"tags {entities[0]!r} and {foreign[0]!r} belong to no one scheme: correct the tags")
     if foreign:

@@ -119,6 +119,11 @@ def test_mistakes(tmp_path, name, content, text, label, message):
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_tag_without_a_type_is_no_part_of_speech():
+    with pytest.raises(UserError, match="tag 'B-' names no type of entity"):
+        detect_scheme([["B-", "O"]])
+
+
 @st.composite
 def entities(draw) -> tuple[int, list[tuple[str, int, int]]]:
     """The length of a sentence and its entities (type, first, last), in order, none overlapping."""
