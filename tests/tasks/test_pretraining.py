@@ -15,7 +15,7 @@ from bert_jax import modes
 from bert_jax.backend import CPU, use_backend
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import PackedRows, Packing
-from bert_jax.data.pretraining.pairs import PairSettings, instance
+from bert_jax.data.pretraining.pairs import PairRows, PairSettings
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.bert import TrunkInputs
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
@@ -197,7 +197,8 @@ def test_a_pair_has_as_many_predictions_packed_or_not(task: Pretraining):
     settings = PairSettings.from_config(config.data, task.tokenizer)
     source = task.prepared.source("train")
     rows = PackedRows(source, settings, Packing.from_config(config.data), config.seed)
-    instances = [instance(source, settings, config.seed, number) for number in range(64)]
+    alone = PairRows(source, settings, config.seed)
+    instances = [alone(number) for number in range(64)]
     names = ("input_ids", "sequence_ids", "first_tokens")
     pairs = {name: np.stack([pair[name] for pair in instances]) for name in names}
     alone = task.features({name: jnp.asarray(value) for name, value in pairs.items()}, jax.random.key(0))

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from bert_jax.data.pretraining.pairs import ChunkSource, Pair, PairSettings, check_ids, make_pair, shuffled, write_pair
+from bert_jax.data.batching.reader import Batch
+from bert_jax.data.pretraining.pairs import ChunkSource, Pair, PairRows, PairSettings, shuffled
 
 ROWS_TOGETHER = 1024
 # Share of the positions that pairs fill. A stretch varies: with less spare room, some pairs fit nowhere and wait for
@@ -41,12 +42,10 @@ class Packing:
 
     @classmethod
     def from_config(cls, data: ConfigDict) -> "Packing":
-        length = data.sequence_length
-        budgets = prediction_budgets(data.mask_rate, data.max_predictions_per_sequence, length)
+        length, most = data.sequence_length, data.max_predictions_per_sequence
+        budgets = prediction_budgets(data.mask_rate, most, length)
         # Short pairs are rounded up: sixteen of eight tokens want more than one of 128. They wait for another row.
-        predictions = max(
-            int(budgets[-1]), min(data.max_predictions_per_sequence, length), round(data.mask_rate * length)
-        )
+        predictions = max(int(budgets[-1]), min(most, length), round(data.mask_rate * length))
         return cls(length, max(2, length // _MEAN_SHORTEST), predictions, budgets)
 
 
@@ -58,33 +57,28 @@ def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, "
     return np.clip(np.asarray([round(rate * n) for n in range(length + 1)], np.int32), 1, min(most, length))
 
 
-class PackedRows:
-    """The endless sequence of packed rows, each made when it is asked for by its position.
+class PackedRows(PairRows):
+    """The endless sequence of rows that pairs share, each made when it is asked for by its position.
 
     Every process that reads makes all pairs of the stretches that its rows are from, and keeps the last few: more
     processes do not make pairs any faster. Can be pickled, and shared by threads.
     """
 
     def __init__(self, source: ChunkSource, settings: PairSettings, packing: Packing, seed: int):
-        self.source, self._settings, self._packing, self._seed = source, settings, packing, seed
-        self.pairs_together = _pairs_together(source, settings, packing, seed)
+        super().__init__(source, settings, seed)
+        self._packing = packing
+        self.pairs_together = self._pairs_together()
         self._stretches: dict[int, list[list[Pair]]] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, position: int) -> dict[str, np.ndarray]:
-        """Returns a row as `pairs.instance` does, with the k-th pair where sequence_ids is k, position_ids that start
-        at 0 in each pair, and for up to S pairs: first_tokens, next_sentence_labels int32[S], next_sentence_weights
-        float32[S]."""
+    def __call__(self, position: int) -> Batch:
+        """Returns a row as `PairRows` does, with position_ids that start at 0 in each pair and are 0 in the padding."""
         stretch, place = divmod(position, ROWS_TOGETHER)
         # Rows were filled from the longest pair to the shortest; a batch must not be of one length.
         pairs = self._rows(stretch)[shuffled(place, ROWS_TOGETHER, self._seed, stretch)]
-        row = _row(pairs, self._settings, self._packing)
-        if pairs:
-            check_ids(self.source, self._settings, pairs[0].record, row["input_ids"])
-        return row
+        return self._row(pairs, self._packing.sequences)
 
     def first_pair(self, position: int) -> int:
-        """Returns the first pair of the stretch that a row is from."""
         return position // ROWS_TOGETHER * self.pairs_together
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,12 +91,25 @@ class PackedRows:
         with self._lock:
             if stretch not in self._stretches:
                 first = stretch * self.pairs_together
-                pairs = _pairs(self.source, self._settings, self._seed, range(first, first + self.pairs_together))
+                pairs = [self.pair(number) for number in range(first, first + self.pairs_together)]
                 rows = first_fit([pair.tokens for pair in pairs], ROWS_TOGETHER, self._packing)
                 self._stretches[stretch] = [[pairs[number] for number in row] for row in rows]
                 if len(self._stretches) > _KEPT:
                     self._stretches.pop(next(iter(self._stretches)))
             return self._stretches[stretch]
+
+    def _pairs_together(self) -> int:
+        """Returns how many pairs fill ROWS_TOGETHER rows such that no pair of the sample is left out."""
+        packing, sample = self._packing, [self.pair(position).tokens for position in range(_SAMPLE)]
+        tokens, predictions = np.mean(sample), np.mean(packing.budgets[sample])
+        a_row = min(packing.length / tokens, packing.predictions / predictions, packing.sequences)
+        count = int(ROWS_TOGETHER * a_row * _FILLED)
+        while count > ROWS_TOGETHER:  # which fit in any case
+            trials = np.resize(sample, (_TRIALS, count)).tolist()
+            if all(sum(map(len, first_fit(lengths, ROWS_TOGETHER, packing))) == count for lengths in trials):
+                break
+            count -= count // 100
+        return max(count, ROWS_TOGETHER)
 
 
 def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[int]]:
@@ -121,44 +128,3 @@ def first_fit(lengths: Sequence[int], rows: int, packing: Packing) -> list[list[
             sequences[row] -= 1
             members[row].append(number)
     return members
-
-
-def _pairs_together(source: ChunkSource, settings: PairSettings, packing: Packing, seed: int) -> int:
-    """Returns how many pairs fill ROWS_TOGETHER rows such that no pair of the sample is left out."""
-    sample = [pair.tokens for pair in _pairs(source, settings, seed, range(_SAMPLE))]
-    tokens, predictions = np.mean(sample), np.mean(packing.budgets[sample])
-    a_row = min(packing.length / tokens, packing.predictions / predictions, packing.sequences)
-    count = int(ROWS_TOGETHER * a_row * _FILLED)
-    while count > ROWS_TOGETHER:  # which fit in any case
-        trials = np.resize(sample, (_TRIALS, count)).tolist()
-        if all(sum(map(len, first_fit(lengths, ROWS_TOGETHER, packing))) == count for lengths in trials):
-            break
-        count -= count // 100
-    return max(count, ROWS_TOGETHER)
-
-
-def _pairs(source: ChunkSource, settings: PairSettings, seed: int, positions: range) -> list[Pair]:
-    return [make_pair(source, settings, seed, position) for position in positions]
-
-
-def _row(pairs: list[Pair], settings: PairSettings, packing: Packing) -> dict[str, np.ndarray]:
-    input_ids, token_type_ids, position_ids, sequence_ids = np.zeros((4, packing.length), np.int32)
-    first_tokens, labels = np.zeros((2, packing.sequences), np.int32)
-    weights = np.zeros(packing.sequences, np.float32)
-    start = 0
-    for number, pair in enumerate(pairs):
-        end = start + pair.tokens
-        write_pair(pair, settings, input_ids[start:end], token_type_ids[start:end])
-        position_ids[start:end] = np.arange(pair.tokens)
-        sequence_ids[start:end] = number + 1
-        first_tokens[number], labels[number], weights[number] = start, pair.label or 0, pair.label is not None
-        start = end
-    return {
-        "input_ids": input_ids,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-        "sequence_ids": sequence_ids,
-        "first_tokens": first_tokens,
-        "next_sentence_labels": labels,
-        "next_sentence_weights": weights,
-    }

@@ -8,7 +8,7 @@ their length.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +21,7 @@ from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.data.batching.reader import Batch
 from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.data.tokenizers.rows import pair_lengths, row_length, write_row, write_types
 
@@ -54,15 +55,9 @@ class PairSettings:
 
     @classmethod
     def from_config(cls, data: ConfigDict, tokenizer: Tokenizer) -> "PairSettings":
-        return cls(
-            sequence_length=data.sequence_length,
-            pairing=data.pairing,
-            random_next_rate=data.random_next_rate,
-            short_sequence_rate=data.short_sequence_rate,
-            cls_id=tokenizer.cls_id,
-            sep_id=tokenizer.sep_id,
-            vocab_size=tokenizer.vocab_size,
-        )
+        rates = data.random_next_rate, data.short_sequence_rate
+        ids = tokenizer.cls_id, tokenizer.sep_id
+        return cls(data.sequence_length, data.pairing, *rates, *ids, tokenizer.vocab_size)
 
 
 class Pair(NamedTuple):
@@ -71,7 +66,7 @@ class Pair(NamedTuple):
     record: int  # the chunk that A is from
     a: Tokens
     b: Tokens | None
-    label: int | None
+    label: int | None  # nsp: 1 = random B; sop: 1 = swapped
 
     @property
     def tokens(self) -> int:
@@ -79,180 +74,177 @@ class Pair(NamedTuple):
         return row_length(len(self.a), None if self.b is None else len(self.b))
 
 
-def instance(source: ChunkSource, settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
-    """Returns row `position` of the endless sequence of epochs over `source`.
+class PairRows:
+    """The endless sequence of rows of one pair each, epoch after epoch over `source`. It can be pickled.
 
-    It has input_ids, token_type_ids, position_ids, sequence_ids (1 = token, 0 = padding), all int32[L], and with one
-    entry, that of the only pair: first_tokens int32[1], next_sentence_labels int32[1] (nsp: 1 = random B; sop: 1 =
-    swapped) and next_sentence_weights float32[1] (0 where a row has no label). Raises UserError for a token id outside
-    the vocabulary.
+    A row has input_ids, token_type_ids, position_ids, sequence_ids (k = token of the k-th pair, 0 = padding), all
+    int32[L], and with an entry for each of up to S pairs: first_tokens, next_sentence_labels int32[S] (see `Pair`) and
+    next_sentence_weights float32[S] (0 where a pair has no label, or there is no pair). Here S is 1.
     """
-    pair = make_pair(source, settings, seed, position)
-    input_ids, token_type_ids, sequence_ids = np.zeros((3, settings.sequence_length), np.int32)
-    write_pair(pair, settings, input_ids, token_type_ids)
-    sequence_ids[: pair.tokens] = 1
-    check_ids(source, settings, pair.record, input_ids)
-    return {
-        "input_ids": input_ids,
-        "token_type_ids": token_type_ids,
-        "position_ids": np.arange(settings.sequence_length, dtype=np.int32),
-        "sequence_ids": sequence_ids,
-        "first_tokens": np.zeros(1, np.int32),
-        "next_sentence_labels": np.asarray([pair.label or 0], np.int32),
-        "next_sentence_weights": np.asarray([pair.label is not None], np.float32),
-    }
 
+    def __init__(self, source: ChunkSource, settings: PairSettings, seed: int):
+        self.source, self._settings, self._seed = source, settings, seed
+        self._positions = np.arange(settings.sequence_length, dtype=np.int32)
 
-def make_pair(source: ChunkSource, settings: PairSettings, seed: int, position: int) -> Pair:
-    """Returns the pair of row `position`. Its ids are not checked: packing makes many pairs that it does not use."""
-    epoch, index = divmod(position, len(source))
-    record = shuffled(index, len(source), seed, epoch)
-    # Each row has a stream of draws of its own, so that it can be made without the rows before it.
-    draws = _Draws(seed, epoch, index)
-    chunk = source[record]
-    if settings.pairing == "none":
-        return Pair(record, _trim(chunk["tokens"], settings.sequence_length - 2, draws), None, None)
-    target = settings.sequence_length - 3
-    short = draws.uniform() < settings.short_sequence_rate
-    if short:
-        target = draws.between(2, target)
-    sentences = _window(source, chunk, target if short else None, draws)
-    parts = _next_sentence if settings.pairing == "nsp" else _sentence_order
-    return Pair(record, *parts(source, settings, record, chunk, sentences, target, draws))
+    def __call__(self, position: int) -> Batch:
+        """Returns the row at `position`. Raises UserError for a token id outside the vocabulary."""
+        row = self._row([self.pair(position)], 1)
+        row["position_ids"] = self._positions.copy()  # also in the padding, unlike those of rows that pairs share
+        return row
 
+    def first_pair(self, position: int) -> int:
+        """Returns the number of the first pair that the row at `position` is made from."""
+        return position
 
-def write_pair(
-    pair: Pair, settings: PairSettings, input_ids: Int32[np.ndarray, " L"], token_type_ids: Int32[np.ndarray, " L"]
-) -> None:
-    """Fills the first `pair.tokens` positions of two arrays of zeros."""
-    write_row(input_ids[: pair.tokens], pair.a, pair.b, settings.cls_id, settings.sep_id)
-    if pair.b is not None:
-        write_types(token_type_ids[: pair.tokens], len(pair.a))
+    def pair(self, position: int) -> Pair:
+        """Returns the pair of a row of its own. Its ids are not checked: packing makes many pairs that it does not
+        use."""
+        settings, source = self._settings, self.source
+        epoch, index = divmod(position, len(source))
+        record = shuffled(index, len(source), self._seed, epoch)
+        # Each row has a stream of draws of its own, so that it can be made without the rows before it.
+        draws = _Draws(self._seed, epoch, index)
+        chunk = source[record]
+        if settings.pairing == "none":
+            return Pair(record, _trim(chunk["tokens"], settings.sequence_length - 2, draws), None, None)
+        target = settings.sequence_length - 3
+        short = draws.uniform() < settings.short_sequence_rate
+        if short:
+            target = draws.between(2, target)
+        sentences = self._window(chunk, target if short else None, draws)
+        if settings.pairing == "nsp":
+            return self._next_sentence(record, chunk, sentences, target, draws)
+        return self._sentence_order(record, chunk, sentences, draws)
 
+    def _row(self, pairs: Sequence[Pair], most: int) -> Batch:
+        """Returns the row of at most `most` pairs, one after the other."""
+        length, settings = self._settings.sequence_length, self._settings
+        input_ids, token_type_ids, position_ids, sequence_ids = np.zeros((4, length), np.int32)
+        first_tokens, labels = np.zeros((2, most), np.int32)
+        weights = np.zeros(most, np.float32)
+        start = 0
+        for number, pair in enumerate(pairs):
+            tokens = pair.tokens
+            end = start + tokens
+            write_row(input_ids[start:end], pair.a, pair.b, settings.cls_id, settings.sep_id)
+            if pair.b is not None:
+                write_types(token_type_ids[start:end], len(pair.a))
+            position_ids[start:end] = self._positions[:tokens]
+            sequence_ids[start:end] = number + 1
+            first_tokens[number], labels[number], weights[number] = start, pair.label or 0, pair.label is not None
+            start = end
+        if pairs:
+            self._check_ids(pairs[0].record, input_ids)
+        return {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "sequence_ids": sequence_ids,
+            "first_tokens": first_tokens,
+            "next_sentence_labels": labels,
+            "next_sentence_weights": weights,
+        }
 
-def check_ids(source: ChunkSource, settings: PairSettings, record: int, input_ids: Int32[np.ndarray, " L"]) -> None:
-    """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
-    largest = int(input_ids.view(np.uint32).max())  # a negative id is then the largest
-    if largest >= settings.vocab_size:
-        raise UserError(
-            f"token id {largest} in a row of record {record} of {_name(source)} is outside the vocabulary of "
-            f"{settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
-        )
+    def _check_ids(self, record: int, ids: Int32[np.ndarray, " _"]) -> None:
+        """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
+        largest = int(ids.view(np.uint32).max())  # a negative id is then the largest
+        if largest >= self._settings.vocab_size:
+            raise UserError(
+                f"token id {largest} in a row of record {record} of {self._name()} is outside the vocabulary of "
+                f"{self._settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
+            )
+
+    def _window(self, chunk: Chunk, target: int | None, draws: "_Draws") -> list[int]:
+        """Returns the token offsets of the sentences that a row uses: where the first begins, and where each one ends.
+
+        Without a target these are all of the chunk. With one, sentences are taken until it is reached, from a start
+        drawn among those with enough text after them: starting always with the first would starve the others.
+        """
+        ends = [0, *self._ends(chunk)]
+        if target is None:
+            return ends
+        possible = bisect_right(ends, ends[-1] - target)  # starts with >= target tokens after them
+        first = draws.below(possible) if possible > 1 else 0
+        last = bisect_left(ends, ends[first] + target)
+        return ends[first : last + 1]
+
+    def _next_sentence(self, record: int, chunk: Chunk, sentences: list[int], target: int, draws: "_Draws") -> Pair:
+        """Returns A and the rest of the sentences, or a part of another document."""
+        tokens, count = chunk["tokens"], len(sentences) - 1
+        a_end = draws.between(1, count - 1) if count > 1 else 1
+        a = tokens[sentences[0] : sentences[a_end]]
+        # A single sentence has no rest, so its B is always random, as in the original.
+        if count == 1 or draws.uniform() < self._settings.random_next_rate:
+            b, label = self._random_part(record, chunk, target - len(a), draws), 1
+        else:
+            b, label = tokens[sentences[a_end] : sentences[-1]], 0
+        return Pair(record, *_truncate(a, b, self._settings.sequence_length - 3, draws), label)
+
+    def _sentence_order(self, record: int, chunk: Chunk, sentences: list[int], draws: "_Draws") -> Pair:
+        """Returns two neighbouring parts, in order or swapped. A lone sentence is cut between two tokens."""
+        tokens, count = chunk["tokens"], len(sentences) - 1
+        if count > 1:
+            cut = sentences[draws.between(1, count - 1)]
+        elif sentences[1] - sentences[0] > 1:
+            cut = sentences[0] + draws.between(1, sentences[1] - sentences[0] - 1)
+        else:
+            return Pair(record, tokens[sentences[0] : sentences[1]], None, None)
+        # Truncated before swapping: which part loses the odd token must not tell whether they were swapped.
+        a, b = tokens[sentences[0] : cut], tokens[cut : sentences[-1]]
+        a, b = _truncate(a, b, self._settings.sequence_length - 3, draws)
+        return Pair(record, b, a, 1) if draws.uniform() < 0.5 else Pair(record, a, b, 0)
+
+    def _random_part(self, record: int, chunk: Chunk, length: int, draws: "_Draws") -> Tokens:
+        """Returns whole sentences of another document, at least `length` tokens unless that document ends before.
+
+        The chunks of a document are neighbours, so this one occupies `num_chunks` records from
+        `record - chunk_index`: skipping that range draws another document without trying.
+        """
+        source = self.source
+        own_first, own_count = record - chunk["chunk_index"], chunk["num_chunks"]
+        if own_count >= len(source):
+            raise UserError(
+                f"nsp needs a second document to draw random sentences from, but the split has only one "
+                f"({own_count} chunks): add documents or set data.pairing to sop or none"
+            )
+        drawn = draws.below(len(source) - own_count)
+        drawn += own_count if drawn >= own_first else 0
+        other = source[drawn]
+        ends = self._ends(other)
+        start = draws.below(len(ends))
+        offset = ends[start - 1] if start else 0
+        last = min(max(bisect_left(ends, offset + length), start), len(ends) - 1)
+        part = other["tokens"][offset : ends[last]]
+        missing = length - len(part)
+        # One following chunk suffices: all but the last of a document have as many tokens as a pair can.
+        if missing <= 0 or other["chunk_index"] + 1 == other["num_chunks"]:
+            return part
+        if drawn + 1 >= len(source):
+            raise UserError(f"{self._name()}: record {drawn} is the last one, but not of its document: {_AGAIN}")
+        following = source[drawn + 1]
+        ends = self._ends(following)
+        last = min(bisect_left(ends, missing), len(ends) - 1)
+        return np.concatenate((part, following["tokens"][: ends[last]]))
+
+    def _ends(self, chunk: Chunk) -> list[int]:
+        """Returns where the sentences of a chunk end, in tokens. Raises UserError if they are not those of its tokens.
+
+        They are plain integers: for so few sentences NumPy takes twice as long.
+        """
+        ends = list(accumulate(chunk["sentence_lengths"].tolist()))
+        if not ends or ends[-1] != len(chunk["tokens"]):
+            counts = f"{len(chunk['tokens'])} tokens, but its sentences have others"
+            raise UserError(f"{self._name()}: a record has {counts}: {_AGAIN}")
+        return ends
+
+    def _name(self) -> str:
+        return str(getattr(self.source, "directory", "the dataset"))
 
 
 def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
     """Returns the record that row `index` of an epoch starts from: a permutation of range(count) per (seed, epoch)."""
     key = _mix(_mix(seed & _MASK64) ^ epoch) & 0xFFFFFFFF
     return index_shuffle(index, max_index=count - 1, seed=key, rounds=4)
-
-
-def _window(source: ChunkSource, chunk: Chunk, target: int | None, draws: "_Draws") -> list[int]:
-    """Returns the token offsets of the sentences that a row uses: where the first begins, and where each one ends.
-
-    Without a target these are all of the chunk. With one, sentences are taken until it is reached, from a start drawn
-    among those with enough text after them: starting always with the first would starve the others.
-    """
-    ends = [0, *_ends(source, chunk)]
-    if target is None:
-        return ends
-    possible = bisect_right(ends, ends[-1] - target)  # starts with >= target tokens after them
-    first = draws.below(possible) if possible > 1 else 0
-    last = bisect_left(ends, ends[first] + target)
-    return ends[first : last + 1]
-
-
-def _next_sentence(
-    source: ChunkSource,
-    settings: PairSettings,
-    record: int,
-    chunk: Chunk,
-    sentences: list[int],
-    target: int,
-    draws: "_Draws",
-) -> tuple[Tokens, Tokens, int]:
-    """Returns A, B, and the label: 0 if B is the rest of the sentences, 1 if it comes from another document."""
-    tokens, count = chunk["tokens"], len(sentences) - 1
-    a_end = draws.between(1, count - 1) if count > 1 else 1
-    a = tokens[sentences[0] : sentences[a_end]]
-    # A single sentence has no rest, so its B is always random, as in the original.
-    if count == 1 or draws.uniform() < settings.random_next_rate:
-        b, label = _random_part(source, record, chunk, target - len(a), draws), 1
-    else:
-        b, label = tokens[sentences[a_end] : sentences[-1]], 0
-    a, b = _truncate(a, b, settings.sequence_length - 3, draws)
-    return a, b, label
-
-
-def _sentence_order(
-    source: ChunkSource,
-    settings: PairSettings,
-    record: int,
-    chunk: Chunk,
-    sentences: list[int],
-    target: int,
-    draws: "_Draws",
-) -> tuple[Tokens, Tokens | None, int | None]:
-    """Returns two neighbouring parts and the label: 0 in order, 1 swapped. A lone sentence is cut between two
-    tokens."""
-    tokens, count = chunk["tokens"], len(sentences) - 1
-    if count > 1:
-        cut = sentences[draws.between(1, count - 1)]
-    elif sentences[1] - sentences[0] > 1:
-        cut = sentences[0] + draws.between(1, sentences[1] - sentences[0] - 1)
-    else:
-        return tokens[sentences[0] : sentences[1]], None, None
-    # Truncated before swapping: which part loses the odd token must not tell whether they were swapped.
-    a, b = _truncate(tokens[sentences[0] : cut], tokens[cut : sentences[-1]], settings.sequence_length - 3, draws)
-    return (b, a, 1) if draws.uniform() < 0.5 else (a, b, 0)
-
-
-def _random_part(source: ChunkSource, record: int, chunk: Chunk, length: int, draws: "_Draws") -> Tokens:
-    """Returns whole sentences of another document, at least `length` tokens unless that document ends before.
-
-    The chunks of a document are neighbours, so this one occupies `num_chunks` records from
-    `record - chunk_index`: skipping that range draws another document without trying.
-    """
-    own_first, own_count = record - chunk["chunk_index"], chunk["num_chunks"]
-    if own_count >= len(source):
-        raise UserError(
-            f"nsp needs a second document to draw random sentences from, but the split has only one "
-            f"({own_count} chunks): add documents or set data.pairing to sop or none"
-        )
-    drawn = draws.below(len(source) - own_count)
-    drawn += own_count if drawn >= own_first else 0
-    other = source[drawn]
-    ends = _ends(source, other)
-    start = draws.below(len(ends))
-    offset = ends[start - 1] if start else 0
-    last = min(max(bisect_left(ends, offset + length), start), len(ends) - 1)
-    part = other["tokens"][offset : ends[last]]
-    missing = length - len(part)
-    # One following chunk suffices: all but the last of a document have as many tokens as a pair can.
-    if missing <= 0 or other["chunk_index"] + 1 == other["num_chunks"]:
-        return part
-    if drawn + 1 >= len(source):
-        raise UserError(f"{_name(source)}: record {drawn} is the last one, but not of its document: {_AGAIN}")
-    following = source[drawn + 1]
-    ends = _ends(source, following)
-    last = min(bisect_left(ends, missing), len(ends) - 1)
-    return np.concatenate((part, following["tokens"][: ends[last]]))
-
-
-def _ends(source: ChunkSource, chunk: Chunk) -> list[int]:
-    """Returns where the sentences of a chunk end, in tokens. Raises UserError if they are not those of its tokens.
-
-    They are plain integers: for so few sentences NumPy takes twice as long.
-    """
-    ends = list(accumulate(chunk["sentence_lengths"].tolist()))
-    if not ends or ends[-1] != len(chunk["tokens"]):
-        raise UserError(
-            f"{_name(source)}: a record has {len(chunk['tokens'])} tokens, but its sentences have others: {_AGAIN}"
-        )
-    return ends
-
-
-def _name(source: ChunkSource) -> str:
-    return str(getattr(source, "directory", "the dataset"))
 
 
 def _truncate(a: Tokens, b: Tokens, limit: int, draws: "_Draws") -> tuple[Tokens, Tokens]:
@@ -305,7 +297,5 @@ class _Draws:
 
     def heads(self, tosses: int) -> int:
         """Returns how many of `tosses` fair coins show heads, 64 coins per draw."""
-        heads = 0
-        for done in range(0, tosses, 64):
-            heads += (self.bits() >> max(0, 64 - (tosses - done))).bit_count()
-        return heads
+        used = (self.bits() >> max(0, 64 - (tosses - done)) for done in range(0, tosses, 64))
+        return sum(bits.bit_count() for bits in used)

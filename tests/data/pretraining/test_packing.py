@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing, first_fit, prediction_budgets
-from bert_jax.data.pretraining.pairs import PairSettings, instance
+from bert_jax.data.pretraining.pairs import PairRows, PairSettings
 from experiments.base import get_config
 
 CLS, SEP = 1, 2
@@ -38,7 +38,8 @@ def packed(pairing: str = "nsp", length: int = 48, seed: int = 5) -> PackedRows:
 
 def unpacked_pairs(rows: PackedRows, first: int, count: int) -> list[tuple]:
     """What `count` pairs in rows of their own hold: (tokens and types, label, weight), sorted."""
-    pairs = [instance(rows.source, rows._settings, rows._seed, first + i) for i in range(count)]
+    alone = PairRows(rows.source, rows._settings, rows._seed)
+    pairs = [alone(first + i) for i in range(count)]
     return sorted(
         _contents(pair["input_ids"], pair["token_type_ids"], pair["sequence_ids"] == 1, pair) for pair in pairs
     )
@@ -79,7 +80,8 @@ def test_a_stretch_of_pairs_is_in_its_rows_each_pair_once_and_unchanged(pairing:
 def test_hardly_a_place_is_padding():
     rows = packed()
     real = np.mean([rows(place)["sequence_ids"] > 0 for place in range(2 * ROWS_TOGETHER)])
-    alone = np.mean([instance(rows.source, rows._settings, 5, i)["sequence_ids"] > 0 for i in range(2000)])
+    pairs = PairRows(rows.source, rows._settings, 5)
+    alone = np.mean([pairs(i)["sequence_ids"] > 0 for i in range(2000)])
     assert alone < 0.87 and real > 0.96
     # Rows are not left in the order in which they were filled: any 64 of them hold about as much.
     counts = np.asarray([rows(place)["sequence_ids"].max() for place in range(ROWS_TOGETHER)])

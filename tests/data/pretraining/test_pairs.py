@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining.pairs import PairSettings, _Draws, _truncate, instance, shuffled
+from bert_jax.data.pretraining.pairs import PairRows, PairSettings, _Draws, _truncate, shuffled
 
 CLS, SEP = 1, 2
 SENTENCE = 10_000  # token ids are 10,000 × (1 + document) + place in the document
@@ -19,6 +19,10 @@ def settings_for(pairing: str = "nsp", **changes) -> PairSettings:
     values = dict(sequence_length=32, random_next_rate=0.5, short_sequence_rate=0.1)
     values |= dict(cls_id=CLS, sep_id=SEP, vocab_size=10_000_000)
     return PairSettings(pairing=pairing, **{**values, **changes})
+
+
+def instance(source: list[dict], settings: PairSettings, seed: int, position: int) -> dict[str, np.ndarray]:
+    return PairRows(source, settings, seed)(position)
 
 
 def make_source(documents: list[list[list[int]]]) -> list[dict]:

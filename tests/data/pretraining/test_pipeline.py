@@ -12,11 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining.pairs import PairSettings, instance
+from bert_jax.data.pretraining.pairs import PairRows, PairSettings
 from bert_jax.data.pretraining.pipeline import (
     eval_batches,
     num_eval_examples,
-    num_train_examples,
     pairs_per_row,
     train_batches,
 )
@@ -100,14 +99,15 @@ def assert_same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndar
 
 
 def test_rows_follow_the_endless_sequence_across_epochs(prepared: PreparedCorpus, config: ConfigDict):
-    size, steps = num_train_examples(prepared), 30
+    size, steps = prepared.num_records("train"), 30
     assert size % 12 and steps * 12 > 2 * size  # epochs end inside batches
-    source, settings = prepared.source("train"), PairSettings.from_config(config.data, prepared.tokenizer)
+    settings = PairSettings.from_config(config.data, prepared.tokenizer)
+    rows = PairRows(prepared.source("train"), settings, config.seed)
     for step, batch in enumerate(read(prepared, config, steps)):
         assert set(batch) == KEYS
         assert batch["input_ids"].shape == (12, 24) and batch["next_sentence_labels"].shape == (12, 1)
         for row in range(12):
-            expected = instance(source, settings, config.seed, step * 12 + row)
+            expected = rows(step * 12 + row)
             for key, value in expected.items():
                 np.testing.assert_array_equal(batch[key][row], value)
 
@@ -123,7 +123,7 @@ def test_state_says_where_to_go_on(prepared: PreparedCorpus, config: ConfigDict)
     state = json.loads(json.dumps(batches.state()))
     following = next(batches)
     batches.close()
-    epoch, position = divmod(9 * 12, num_train_examples(prepared))
+    epoch, position = divmod(9 * 12, prepared.num_records("train"))
     dataset = prepared.directory.name
     assert state == {"dataset": dataset, "step": 9, "epoch": epoch, "position": position} and len(first) == 9
     assert_same(read(prepared, config, 1, start_step=state["step"]), [following])
@@ -140,7 +140,7 @@ def test_packed_rows_resume_and_are_shared_like_the_others(prepared: PreparedCor
     batches = train_batches(prepared, config, start_step=86)
     epoch, position = batches.state()["epoch"], batches.state()["position"]
     batches.close()
-    size, per_row = num_train_examples(prepared), pairs_per_row(prepared, config)
+    size, per_row = prepared.num_records("train"), pairs_per_row(prepared, config)
     assert epoch * size + position == 1024 * per_row and per_row > 1
     config.data.packing = False
     assert pairs_per_row(prepared, config) == 1.0
@@ -198,11 +198,10 @@ def test_evaluation_sees_every_example_once(prepared: PreparedCorpus, config: Co
     rows = {key: np.concatenate([batch[key] for batch in joined]) for key in KEYS}
     assert (rows["sequence_ids"][:count, 0] == 1).all()
     assert all((rows[key][count:] == 0).all() for key in KEYS)
-    source, settings = prepared.source("validation"), PairSettings.from_config(config.data, prepared.tokenizer)
+    settings = PairSettings.from_config(config.data, prepared.tokenizer)
+    alone = PairRows(prepared.source("validation"), settings, config.eval.seed)
     for position in range(count):
-        np.testing.assert_array_equal(
-            rows["input_ids"][position], instance(source, settings, config.eval.seed, position)["input_ids"]
-        )
+        np.testing.assert_array_equal(rows["input_ids"][position], alone(position)["input_ids"])
 
 
 def test_evaluation_is_the_same_each_time_whatever_the_training_seed(prepared: PreparedCorpus, config: ConfigDict):

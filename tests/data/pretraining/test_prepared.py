@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining.pairs import PairSettings, instance
+from bert_jax.data.pretraining.pairs import PairRows, PairSettings
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus, open_prepared
 from bert_jax.data.pretraining.records import Records
@@ -126,7 +126,7 @@ def test_records_that_contradict_themselves(change):
     pairs = PairSettings(32, "nsp", 1.0, 0.1, 2, 3, 100)
     for position in range(4):
         try:
-            instance([record] * 4, pairs, 0, position)
+            PairRows([record] * 4, pairs, 0)(position)
         except UserError as error:
             assert "\n" not in str(error)
         else:
