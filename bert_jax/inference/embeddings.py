@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import InputRow, Row
 from bert_jax.data.tokenizers.encoding import Encoding
@@ -128,7 +128,7 @@ class Embedder:
             logging.warning("%d of %d texts are cut to %d tokens", cut, len(rows), self.max_length)
 
     def _run(self, step: Any, texts: Sequence[Encoding]) -> list[Float32[np.ndarray, "*N D"]]:
-        return self._batching.run(step, [Item((Part.of(text),)) for text in texts])["vectors"]
+        return self._batching.run(step, [Item((text.part,)) for text in texts])["vectors"]
 
     def _token_vectors(self, text: Encoding, vectors: Float32[np.ndarray, "L D"]) -> TokenVectors:
         inside = slice(1, len(text.ids) - 1)

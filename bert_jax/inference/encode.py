@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.batching.items import Item
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened
@@ -70,7 +70,7 @@ class TextEncoder:
         ]
         good = [number for number, error in enumerate(errors) if error is None]
         rows = self._rows([texts[i] for i in good], pairs if pairs is None else [pairs[i] for i in good], limit)
-        items = [Item((Part.of(row),)) for row in rows]
+        items = [Item((row.part,)) for row in rows]
         found = self._batching.run(self._programs[hidden_states, attentions], items)
         lengths = dict(zip(good, (len(row.ids) for row in rows), strict=True))
         shape = len(texts), max(lengths.values(), default=0)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import QuestionExample
 from bert_jax.data.labelled.squad import check_answers, question_examples
@@ -149,7 +149,7 @@ class SpanQA(FineTuning):
                 }
                 items.append(
                     ContextWindow(
-                        parts=(Part(*self.tokenizer.row(question, ids[shown])),),
+                        parts=(self.tokenizer.row(question, ids[shown]),),
                         values=values,
                         example=number,
                         first=begin,

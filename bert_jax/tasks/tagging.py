@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.items import Item, Part
+from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import names_of, text_in, texts_in, value_in
 from bert_jax.data.labelled.conll import detect_scheme, entities_of, repair, tagged_examples, to_bio
 from bert_jax.data.labelled.examples import TaggedExample
@@ -265,7 +265,7 @@ class Tagging(FineTuning):
     def _item(self, place, pieces, words, at, labels, label_weights) -> Item:
         """Returns a window as an item. `word_numbers` count from 1 and stand at the first piece of each word that is
         scored in this window; 0 elsewhere."""
-        part = Part(*self.tokenizer.row([i for word in pieces for i in word]))
+        part = self.tokenizer.row([i for word in pieces for i in word])
         numbers, targets, weights = (np.zeros(len(part.ids), dtype) for dtype in (np.int32, np.int32, np.float32))
         numbers[at], targets[at], weights[at] = words + 1, labels, label_weights
         return Item(

@@ -23,14 +23,14 @@ def encode_long(
     """
     limit, length = data.sequence_length, row_length(len(a), None if b is None else len(b))
     if length <= limit:
-        return (Part(*tokenizer.row(a, b)),), False
+        return (tokenizer.row(a, b),), False
     if data.long_texts == "error":
         raise UserError(
             f"{origin}: {length} tokens, over data.sequence_length {limit}; raise it, or choose another "
             "data.long_texts, such as head+tail"
         )
     if data.long_texts != "windows":
-        return (Part(*tokenizer.row(a, b, max_length=limit, how=data.long_texts)),), True
+        return (tokenizer.row(a, b, max_length=limit, how=data.long_texts),), True
     room = limit - row_length(0, None if b is None else 0)
     # The shorter text accompanies every window, but never takes more than half of the room from the longer one.
     short = () if b is None else min(a, b, key=len)[: room // 2]
@@ -41,7 +41,7 @@ def encode_long(
     for start, size in windows[: data.max_windows]:
         window = long[start : start + size]
         pair = (window, None) if b is None else (window, short) if long is a else (short, window)
-        parts.append(Part(*tokenizer.row(*pair)))
+        parts.append(tokenizer.row(*pair))
     return tuple(parts), dropped
 
 

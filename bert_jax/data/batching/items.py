@@ -3,21 +3,8 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int32
 
-from bert_jax.data.tokenizers.encoding import Encoding
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Token ids and types of one sequence, special tokens included."""
-
-    ids: Int32[np.ndarray, " L"]
-    type_ids: Int32[np.ndarray, " L"]
-
-    @classmethod
-    def of(cls, encoding: Encoding) -> "Part":
-        return cls(np.asarray(encoding.ids, np.int32), np.asarray(encoding.type_ids, np.int32))
+from bert_jax.data.tokenizers.encoding import Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 _BLOCK = 1 << 20  # bytes of text
 _BATCH_CHARACTERS = 1 << 18  # of text tokenised at a time
 
+Ids = Integer[np.ndarray, " T"]
+Lengths = Integer[np.ndarray, " N"]  # of sentences, in tokens
+
 
 @dataclass
 class Block:
@@ -47,58 +50,48 @@ class BlockWork:
     token_dtype: np.dtype
 
     def __call__(self, block: Block) -> BlockResult:
-        records: dict[str, list[bytes]] = {}
-        statistics: dict[str, Statistics] = {}
-        for number, split, ids, lengths in self._tokenized(block, statistics):
-            records.setdefault(split, []).extend(self._records(number, ids, lengths, statistics[split]))
-        return BlockResult(block.num_bytes, records, statistics)
+        result = BlockResult(block.num_bytes, {}, {})
+        for number, split, ids, lengths in self._tokenized(block, result.statistics):
+            records = self._records(number, ids, lengths, result.statistics[split])
+            result.records.setdefault(split, []).extend(records)
+        return result
 
-    def _tokenized(
-        self, block: Block, statistics: dict[str, Statistics]
-    ) -> Iterator[tuple[int, str, Integer[np.ndarray, " T"], Integer[np.ndarray, " N"]]]:
+    def _tokenized(self, block: Block, statistics: dict[str, Statistics]) -> Iterator[tuple[int, str, Ids, Lengths]]:
         """Yields (document number, split, ids, sentence lengths).
 
         The tokenizer gets the sentences of many documents at a time, since a call costs as much as a short document.
         """
         waiting: list[tuple[int, str, list[str]]] = []
         characters = 0
-        last = len(block.documents) - 1
-        for offset, (split, document) in enumerate(block.documents):
+        last = block.first_document + len(block.documents) - 1
+        for number, (split, document) in enumerate(block.documents, block.first_document):
             sentences = split_sentences(document)
             statistics.setdefault(split, Statistics()).add_lines(sentences)
-            waiting.append((block.first_document + offset, split, sentences))
+            waiting.append((number, split, sentences))
             characters += len(document.text)
-            if characters >= _BATCH_CHARACTERS or offset == last:
+            if characters >= _BATCH_CHARACTERS or number == last:
                 ids, lengths = self._encoded(list(chain.from_iterable(s for _, _, s in waiting)))
                 token = sentence = 0
-                for number, split_name, sentences in waiting:
-                    document = lengths[sentence : sentence + len(sentences)]
-                    size = int(document.sum())
-                    yield number, split_name, ids[token : token + size], document
+                for waiting_number, waiting_split, sentences in waiting:
+                    own = lengths[sentence : sentence + len(sentences)]
+                    size = int(own.sum())
+                    yield waiting_number, waiting_split, ids[token : token + size], own
                     token, sentence = token + size, sentence + len(sentences)
                 waiting, characters = [], 0
 
-    def _encoded(self, sentences: list[str]) -> tuple[Integer[np.ndarray, " T"], Integer[np.ndarray, " N"]]:
+    def _encoded(self, sentences: list[str]) -> tuple[Ids, Lengths]:
         """Returns what `encode_flat` does, in parts, so that memory stays flat: a book is one document."""
-        parts, first, characters = [], 0, 0
+        parts, first, characters = [(np.zeros(0, self.token_dtype), np.zeros(0, np.int64))], 0, 0
         for index, sentence in enumerate(sentences, 1):
             characters += len(sentence)
             if characters >= _BATCH_CHARACTERS or index == len(sentences):
                 ids, lengths = self.tokenizer.encode_flat(sentences[first:index])
                 parts.append((ids.astype(self.token_dtype), lengths))
                 first, characters = index, 0
-        if not parts:
-            return np.zeros(0, self.token_dtype), np.zeros(0, np.int64)
         ids, lengths = zip(*parts, strict=True)
         return np.concatenate(ids), np.concatenate(lengths)
 
-    def _records(
-        self,
-        number: int,
-        tokens: Integer[np.ndarray, " T"],
-        sentences: Integer[np.ndarray, " N"],
-        statistics: Statistics,
-    ) -> list[bytes]:
+    def _records(self, number: int, tokens: Ids, sentences: Lengths, statistics: Statistics) -> list[bytes]:
         lengths, chunks = cut_chunks(sentences.tolist(), self.sequence_length - 3)
         if not lengths:
             return []
@@ -106,7 +99,7 @@ class BlockWork:
         unknown = int(np.count_nonzero(tokens == self.tokenizer.unk_id))
         bounds = [(ends[first], ends[last]) for first, last in chunks]
         statistics.add_document(lengths, [stop - start for start, stop in bounds], unknown)
-        sizes = np.asarray(lengths, np.dtype("<u2"))
+        sizes, count = np.asarray(lengths, np.dtype("<u2")), len(chunks)
         return [
             encode_record(
                 {
@@ -114,7 +107,7 @@ class BlockWork:
                     "sentence_lengths": sizes[first:last],
                     "document": number,
                     "chunk_index": index,
-                    "num_chunks": len(chunks),
+                    "num_chunks": count,
                 }
             )
             for index, ((first, last), (start, stop)) in enumerate(zip(chunks, bounds, strict=True))
@@ -150,9 +143,13 @@ def blocks(split: Iterable[tuple[str, Document]]) -> Iterator[Block]:
     block = Block(0)
     for name, document in split:
         block.documents.append((name, document))
-        block.num_bytes += len(document.text.encode("utf-8", "surrogatepass"))
+        block.num_bytes += num_bytes(document)
         if block.num_bytes >= _BLOCK:
             yield block
             block = Block(block.first_document + len(block.documents))
     if block.documents:
         yield block
+
+
+def num_bytes(document: Document) -> int:
+    return len(document.text.encode("utf-8", "surrogatepass"))

@@ -6,6 +6,7 @@ calls a draw. All documents must fit into memory, as in the original.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from typing import Any, NamedTuple
 
@@ -74,120 +75,115 @@ def create_instances(
     """
     shuffled = [document for document in documents if len(document)]
     rng.shuffle(shuffled)
-    stored = [
-        store(instance)
+    script = _Script(shuffled, vocabulary, rng, settings)
+    instances = (
+        instance
         for _ in range(settings.dupe_factor)
         for index in range(len(shuffled))
-        for instance in _document_instances(shuffled, index, vocabulary, rng, settings)
-    ]
+        for instance in script.document_instances(index)
+    )
+    stored = [store(instance) for instance in instances]
     rng.shuffle(stored)
     return stored
 
 
-def _document_instances(
-    documents: Sequence[Document], index: int, vocabulary: Sequence[str], rng: Random, settings: OriginalSettings
-) -> list[Instance]:
-    document = documents[index]
-    limit = settings.sequence_length - 3
-    target = limit
-    if rng.random() < settings.short_sequence_rate:  # once a document, not once an instance
-        target = rng.randint(2, limit)
-    instances = []
-    chunk: list[Sequence[str]] = []
-    position = length = 0
-    while position < len(document):
-        chunk.append(document[position])
-        length += len(document[position])
-        if position == len(document) - 1 or length >= target:
-            a, b, is_random_next, unused = _pair(chunk, documents, index, target, rng, settings)
-            position -= unused
-            _truncate(a, b, limit, rng)
-            tokens = [CLS, *a, SEP, *b, SEP]
-            segment_ids = [0] * (len(a) + 2) + [1] * (len(b) + 1)
-            masked, positions, labels = _mask(tokens, vocabulary, rng, settings)
-            instances.append(Instance(masked, segment_ids, is_random_next, positions, labels))
-            chunk, length = [], 0
-        position += 1
-    return instances
+@dataclass(frozen=True)
+class _Script:
+    """What the functions of the script share."""
 
+    documents: Sequence[Document]
+    vocabulary: Sequence[str]
+    rng: Random
+    settings: OriginalSettings
 
-def _pair(
-    chunk: Sequence[Sequence[str]],
-    documents: Sequence[Document],
-    index: int,
-    target: int,
-    rng: Random,
-    settings: OriginalSettings,
-) -> tuple[list[str], list[str], bool, int]:
-    """Returns A, B, whether B is random, and how many sentences of the chunk are to be used again."""
-    a_end = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
-    a = _flat(chunk[:a_end])
-    # A single sentence takes no draw: the order of the two conditions matters.
-    if len(chunk) > 1 and rng.random() >= settings.random_next_rate:
-        return a, _flat(chunk[a_end:]), False, 0
-    other = index
-    for _ in range(_TRIES):
-        other = rng.randint(0, len(documents) - 1)
-        if other != index:
-            break
-    document = documents[other]  # the same one after ten bad draws, and still labelled random
-    b: list[str] = []
-    for sentence in document[rng.randint(0, len(document) - 1) :]:
-        b.extend(sentence)
-        if len(b) >= target - len(a):
-            break
-    return a, b, True, len(chunk) - a_end
+    def document_instances(self, index: int) -> list[Instance]:
+        document, rng = self.documents[index], self.rng
+        limit = self.settings.sequence_length - 3
+        target = limit
+        if rng.random() < self.settings.short_sequence_rate:  # once a document, not once an instance
+            target = rng.randint(2, limit)
+        instances = []
+        chunk: list[Sequence[str]] = []
+        position = length = 0
+        while position < len(document):
+            chunk.append(document[position])
+            length += len(document[position])
+            if position == len(document) - 1 or length >= target:
+                a, b, is_random_next, unused = self._pair(chunk, index, target)
+                position -= unused
+                self._truncate(a, b, limit)
+                tokens = [CLS, *a, SEP, *b, SEP]
+                segment_ids = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+                masked, positions, labels = self._mask(tokens)
+                instances.append(Instance(masked, segment_ids, is_random_next, positions, labels))
+                chunk, length = [], 0
+            position += 1
+        return instances
 
+    def _pair(self, chunk: Sequence[Sequence[str]], index: int, target: int) -> tuple[list[str], list[str], bool, int]:
+        """Returns A, B, whether B is random, and how many sentences of the chunk are to be used again."""
+        rng = self.rng
+        a_end = rng.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
+        a = list(chain.from_iterable(chunk[:a_end]))
+        # A single sentence takes no draw: the order of the two conditions matters.
+        if len(chunk) > 1 and rng.random() >= self.settings.random_next_rate:
+            return a, list(chain.from_iterable(chunk[a_end:])), False, 0
+        other = index
+        for _ in range(_TRIES):
+            other = rng.randint(0, len(self.documents) - 1)
+            if other != index:
+                break
+        document = self.documents[other]  # the same one after ten bad draws, and still labelled random
+        b: list[str] = []
+        for sentence in document[rng.randint(0, len(document) - 1) :]:
+            b.extend(sentence)
+            if len(b) >= target - len(a):
+                break
+        return a, b, True, len(chunk) - a_end
 
-def _flat(sentences: Sequence[Sequence[str]]) -> list[str]:
-    return [token for sentence in sentences for token in sentence]
+    def _truncate(self, a: list[str], b: list[str], limit: int) -> None:
+        """Removes the first or the last token of the longer part (B if equal), one draw per token, until both fit.
 
+        The lengths are those of `pair_lengths`, but each draw decides an end of the part that is longer at that moment,
+        so the two parts cannot be cut one after the other.
+        """
+        while len(a) + len(b) > limit:
+            longer = a if len(a) > len(b) else b
+            del longer[0 if self.rng.random() < 0.5 else -1]
 
-def _truncate(a: list[str], b: list[str], limit: int, rng: Random) -> None:
-    """Removes the first or the last token of the longer part (B if equal), one draw per token, until both fit.
+    def _mask(self, tokens: list[str]) -> tuple[list[str], list[int], list[str]]:
+        """Returns (masked tokens, positions, labels). The number predicted counts [CLS] and [SEP], and rounds half to
+        even."""
+        settings = self.settings
+        candidates: list[list[int]] = []
+        for position, token in enumerate(tokens):
+            if token in (CLS, SEP):
+                continue
+            # The last candidate may end before a [SEP]: as in the original, a B that starts inside a word joins A's
+            # last word.
+            if settings.whole_word and candidates and token.startswith(settings.continuation_prefix):
+                candidates[-1].append(position)
+            else:
+                candidates.append([position])
+        self.rng.shuffle(candidates)
+        wanted = min(settings.max_predictions, max(1, round(len(tokens) * settings.mask_rate)))
+        shown = list(tokens)
+        chosen: list[int] = []
+        for candidate in candidates:
+            if len(chosen) >= wanted:
+                break
+            if len(chosen) + len(candidate) > wanted:
+                continue
+            for position in candidate:
+                chosen.append(position)
+                shown[position] = self._replacement(tokens[position])
+        chosen.sort()
+        return shown, chosen, [tokens[position] for position in chosen]
 
-    The lengths are those of `pair_lengths`, but each draw decides an end of the part that is longer at that moment, so
-    the two parts cannot be cut one after the other.
-    """
-    while len(a) + len(b) > limit:
-        longer = a if len(a) > len(b) else b
-        del longer[0 if rng.random() < 0.5 else -1]
-
-
-def _mask(
-    tokens: list[str], vocabulary: Sequence[str], rng: Random, settings: OriginalSettings
-) -> tuple[list[str], list[int], list[str]]:
-    """Returns (masked tokens, positions, labels). The number predicted counts [CLS] and [SEP], and rounds half to
-    even."""
-    candidates: list[list[int]] = []
-    for position, token in enumerate(tokens):
-        if token in (CLS, SEP):
-            continue
-        # The last candidate may end before a [SEP]: as in the original, a B that starts inside a word joins A's last
-        # word.
-        if settings.whole_word and candidates and token.startswith(settings.continuation_prefix):
-            candidates[-1].append(position)
-        else:
-            candidates.append([position])
-    rng.shuffle(candidates)
-    wanted = min(settings.max_predictions, max(1, round(len(tokens) * settings.mask_rate)))
-    shown = list(tokens)
-    chosen: list[int] = []
-    for candidate in candidates:
-        if len(chosen) >= wanted:
-            break
-        if len(chosen) + len(candidate) > wanted:
-            continue
-        for position in candidate:
-            chosen.append(position)
-            shown[position] = _replacement(tokens[position], vocabulary, rng, settings)
-    chosen.sort()
-    return shown, chosen, [tokens[position] for position in chosen]
-
-
-def _replacement(token: str, vocabulary: Sequence[str], rng: Random, settings: OriginalSettings) -> str:
-    if rng.random() < settings.mask_share:
-        return MASK
-    if rng.random() < settings.keep_share_of_rest:
-        return token
-    return vocabulary[rng.randint(0, len(vocabulary) - 1)]  # specials and [unusedN] included
+    def _replacement(self, token: str) -> str:
+        rng = self.rng
+        if rng.random() < self.settings.mask_share:
+            return MASK
+        if rng.random() < self.settings.keep_share_of_rest:
+            return token
+        return self.vocabulary[rng.randint(0, len(self.vocabulary) - 1)]  # specials and [unusedN] included

@@ -1,7 +1,7 @@
 """Corpus → TFDS dataset in ArrayRecord shards, with tokenizer, manifest and report in the same folder.
 
-A dataset's folder is named after the corpus, the sequence length and a hash of everything its records depend
-on; if that folder is whole it is used again. It is written beside its place and moved there as the last act.
+A dataset's folder is named after the corpus, the sequence length and a hash of everything its records depend on; if
+that folder is whole it is used again. It is written beside its final path and moved there last.
 """
 
 import contextlib
@@ -23,21 +23,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining.chunks import BlockWork, blocks
+from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks, num_bytes
 from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
 from bert_jax.data.pretraining.prepared import FORMAT_VERSION, MANIFEST, Incomplete, PreparedCorpus, open_prepared
-from bert_jax.data.pretraining.records import (
-    DATASET_NAME,
-    ShardWriter,
-    encode_record,
-    record_fields,
-    shard_name,
-    tfds_features,
-)
+from bert_jax.data.pretraining.records import DATASET_NAME, ShardWriter, encode_record, record_fields, tfds_features
 from bert_jax.data.pretraining.report import Statistics, make_report, report_text
 from bert_jax.data.pretraining.splits import SPLITS, split_documents
 from bert_jax.data.pretraining.workers import in_order, in_worker
-from bert_jax.data.text.corpus import Corpus, open_corpus, split_sentences
+from bert_jax.data.text.corpus import Corpus, Document, open_corpus, split_sentences
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer, tokenizer_from_config
 
 _SMALL_CORPUS = 8 << 20  # bytes that one process prepares sooner than others start
@@ -55,6 +48,11 @@ def prepare(
     """
     if in_worker():
         raise RuntimeError("a worker cannot prepare what it is a worker for")
+    if data.masking == "static" and (data.pairing != "nsp" or data.mask_unit == "span"):
+        raise UserError(
+            f"data.masking=static is the original script, which has no pairing={data.pairing} with "
+            f"mask_unit={data.mask_unit}: use pairing=nsp and mask_unit=token|word, or masking=dynamic"
+        )
     corpus = open_corpus(data)
     tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
     settings = _settings(data, seed, corpus, tokenizer)
@@ -69,22 +67,18 @@ def prepare(
             _log.warning("preparing again: %s", error)
     with _temporary_sibling(directory) as temporary:
         tokenizer = tokenizer or tokenizer_from_config(data, corpus)
-        tokenizer.save(temporary / "tokenizer")
-        if data.masking == "static":
-            tokenizer = _original_rules(temporary / "tokenizer")
+        folder = temporary / "tokenizer"
+        tokenizer.save(folder)
+        if data.masking == "static":  # switches the saved tokenizer to the original's rules, in its files too
+            tokenizer = load_tokenizer(folder)
+            if not isinstance(tokenizer, WordPieceTokenizer):
+                remedy = "set data.tokenizer=wordpiece"
+                raise UserError(f"data.masking=static is the original script, which knows WordPiece only: {remedy}")
+            tokenizer = WordPieceTokenizer(tokenizer.backend, str(folder), original=True)
+            tokenizer.save(folder)
         _build(temporary, data, seed, corpus, tokenizer, settings, progress)
         _move_into_place(temporary, directory)
     return _checked(open_prepared(directory), data)
-
-
-def _original_rules(folder: Path) -> Tokenizer:
-    """Returns the saved tokenizer after switching it to the original's WordPiece rules, in its files too."""
-    tokenizer = load_tokenizer(folder)
-    if not isinstance(tokenizer, WordPieceTokenizer):
-        raise UserError("data.masking=static is the original script, which knows WordPiece only: set data.tokenizer")
-    original = WordPieceTokenizer(tokenizer.backend, str(folder), original=True)
-    original.save(folder)
-    return original
 
 
 def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -124,13 +118,26 @@ def _build(
 ) -> None:
     """Writes the shards, the metadata for TFDS, the report, and the manifest last."""
     started = time.monotonic()
+    fields = record_fields(data.masking, tokenizer.vocab_size)
     split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
-    bar = tqdm(total=corpus.num_bytes, unit="B", unit_scale=True, desc="preparing", disable=not progress)
-    write = _write_static if data.masking == "static" else _write_chunks
-    with bar:
-        statistics, shards = write(directory, data, seed, corpus, tokenizer, split, bar)
-    shards = _name_shards(directory, shards)
-    _write_metadata(directory, record_fields(data.masking, tokenizer.vocab_size), shards)
+    if data.masking == "static":
+        results = _static_results(data, seed, tokenizer, fields, split)
+    else:
+        small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
+        workers = data.workers or (1 if small else os.cpu_count() or 1)
+        work = BlockWork(tokenizer, data.sequence_length, np.dtype(fields["tokens"]))
+        results = in_order(work, blocks(split), workers)
+    statistics = {name: Statistics() for name in SPLITS}
+    writer = ShardWriter(directory, _shard_bytes(corpus))
+    with tqdm(total=corpus.num_bytes, unit="B", unit_scale=True, desc="preparing", disable=not progress) as bar:
+        for result in results:
+            for name, block_statistics in result.statistics.items():
+                statistics[name].merge(block_statistics)
+            for name, records in result.records.items():
+                writer.write(name, records)
+            bar.update(result.num_bytes)
+        shards = writer.finish()
+    _write_metadata(directory, fields, shards)
     report = make_report(statistics)
     (directory / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     (directory / "report.txt").write_text(report_text(report), "utf-8")
@@ -146,31 +153,10 @@ def _build(
         "shards": shards,
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    seconds = time.monotonic() - started
     level = logging.WARNING if report["warnings"] else logging.INFO
-    tokens = sum(counts["tokens"] for counts in report["splits"].values())
-    _log.log(level, "prepared %.1f million tokens in %.1f s\n%s", tokens / 1e6, seconds, report_text(report))
-
-
-def _write_chunks(
-    directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
-) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
-    """Writes shards of chunks, which the workers make."""
-    dtype = record_fields(data.masking, tokenizer.vocab_size)["tokens"]
-    assert dtype is not None
-    work = BlockWork(tokenizer, data.sequence_length, dtype)
-    small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
-    workers = data.workers or (1 if small else os.cpu_count() or 1)
-    statistics = {name: Statistics() for name in SPLITS}
-    writer = ShardWriter(directory, _shard_bytes(corpus))
-    for result in in_order(work, blocks(split), workers):
-        for name, block_statistics in result.statistics.items():
-            statistics[name].merge(block_statistics)
-        for name, records in result.records.items():
-            writer.write(name, records)
-        bar.update(result.num_bytes)
-    writer.close()
-    return statistics, writer.shards
+    tokens = sum(counts["tokens"] for counts in report["splits"].values()) / 1e6
+    seconds = time.monotonic() - started
+    _log.log(level, "prepared %.1f million tokens in %.1f s\n%s", tokens, seconds, report_text(report))
 
 
 def _shard_bytes(corpus: Corpus) -> int:
@@ -179,64 +165,40 @@ def _shard_bytes(corpus: Corpus) -> int:
     return 1 << 21 if corpus.num_bytes is None else min(max(corpus.num_bytes // 128, 1 << 17), 1 << 23)
 
 
-def _write_static(
-    directory: Path, data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, split: Iterator, bar: tqdm
-) -> tuple[dict[str, Statistics], list[dict[str, Any]]]:
-    """Writes the original script's instances of each split: with both shares 0, exactly its output for this seed."""
-    if data.pairing != "nsp" or data.mask_unit == "span":
-        raise UserError(
-            f"data.masking=static is the original script, which has no pairing={data.pairing} with "
-            f"mask_unit={data.mask_unit}: use pairing=nsp and mask_unit=token|word, or masking=dynamic"
-        )
+def _static_results(
+    data: ConfigDict,
+    seed: int,
+    tokenizer: Tokenizer,
+    fields: dict[str, np.dtype | None],
+    split: Iterator[tuple[str, Document]],
+) -> Iterator[BlockResult]:
+    """Yields the statistics of each document, then the original script's instances of each split: with both shares 0,
+    exactly its output for this seed."""
     vocabulary = [tokenizer.token(index) for index in range(tokenizer.vocab_size)]
-    statistics = {name: Statistics() for name in SPLITS}
     documents: dict[str, list[list[list[str]]]] = {name: [] for name in SPLITS}
     for name, document in split:
-        sentences = split_sentences(document)
-        statistics[name].add_lines(sentences)
+        sentences, statistics = split_sentences(document), Statistics()
+        statistics.add_lines(sentences)
         ids = [sentence for sentence in tokenizer.encode_words(sentences) if sentence]
         if ids:
-            statistics[name].add_document([len(s) for s in ids], [], sum(s.count(tokenizer.unk_id) for s in ids))
+            statistics.add_document([len(s) for s in ids], [], sum(s.count(tokenizer.unk_id) for s in ids))
             documents[name].append([[vocabulary[token] for token in sentence] for sentence in ids])
-        bar.update(len(document.text.encode("utf-8", "surrogatepass")))
-    fields = record_fields("static", tokenizer.vocab_size)
-    writer = ShardWriter(directory, _shard_bytes(corpus))
+        yield BlockResult(num_bytes(document), {}, {name: statistics})
+
+    def encode(instance: Instance) -> bytes:
+        arrays = {
+            "input_ids": [tokenizer.id(token) for token in instance.tokens],
+            "segment_ids": instance.segment_ids,
+            "masked_lm_positions": instance.positions,
+            "masked_lm_ids": [tokenizer.id(token) for token in instance.labels],
+        }
+        record: dict[str, Any] = {name: np.asarray(value, fields[name]) for name, value in arrays.items()}
+        return encode_record(record | {"next_sentence_labels": int(instance.is_random_next)})
+
+    options = OriginalSettings.from_config(data, tokenizer.continuation_prefix)
     for name in SPLITS:
-        instances = create_instances(
-            documents.pop(name),
-            vocabulary,
-            Random(seed),
-            OriginalSettings.from_config(data, tokenizer.continuation_prefix),
-            store=lambda instance: _encode_instance(instance, tokenizer, fields),
-        )
-        writer.write(name, instances)
-    writer.close()
-    return statistics, writer.shards
-
-
-def _encode_instance(instance: Instance, tokenizer: Tokenizer, fields: dict[str, np.dtype | None]) -> bytes:
-    values = {
-        "input_ids": [tokenizer.id(token) for token in instance.tokens],
-        "segment_ids": instance.segment_ids,
-        "masked_lm_positions": instance.positions,
-        "masked_lm_ids": [tokenizer.id(token) for token in instance.labels],
-        "next_sentence_labels": int(instance.is_random_next),
-    }
-    return encode_record(
-        {name: value if isinstance(value, int) else np.asarray(value, fields[name]) for name, value in values.items()}
-    )
-
-
-def _name_shards(directory: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives the shards the names that TFDS expects, now that their number is known."""
-    named = []
-    for split in SPLITS:
-        files = [shard for shard in shards if shard["split"] == split]
-        for index, shard in enumerate(files):
-            name = shard_name(split, index, len(files))
-            os.rename(directory / shard["file"], directory / name)
-            named.append({**shard, "file": name, "bytes": (directory / name).stat().st_size})
-    return named
+        instances = create_instances(documents.pop(name), vocabulary, Random(seed), options, store=encode)
+        yield BlockResult(0, {name: instances}, {})
 
 
 def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards: list[dict[str, Any]]) -> None:

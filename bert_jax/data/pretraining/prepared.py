@@ -11,7 +11,7 @@ from typing import Any
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.records import Records, record_fields, shard_name
 from bert_jax.data.pretraining.splits import SPLITS
-from bert_jax.data.text.json_files import field, read_object, refuse
+from bert_jax.data.text.json_files import JsonObject, read_object
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
@@ -29,18 +29,18 @@ class PreparedCorpus:
 
     def source(self, split: str) -> Records:
         """Returns the records of "train", "validation" or "test". Raises UserError for an empty split."""
-        if self.num_records(split) == 0:
-            raise UserError(
-                f"the {split} split of {self.directory} is empty: raise data.{split}_share or add documents"
-            )
+        counts = self._counts(split)
+        if not counts:
+            remedy = f"raise data.{split}_share or add documents"
+            raise UserError(f"the {split} split of {self.directory} is empty: {remedy}")
         fields = record_fields(self.manifest["masking"], self.tokenizer.vocab_size)
-        return Records(self.directory, split, fields, [shard["records"] for shard in self._shards(split)])
+        return Records(self.directory, split, fields, counts)
 
     def num_records(self, split: str) -> int:
-        return sum(shard["records"] for shard in self._shards(split))
+        return sum(self._counts(split))
 
-    def _shards(self, split: str) -> list[dict[str, Any]]:
-        return [shard for shard in self.manifest["shards"] if shard["split"] == split]
+    def _counts(self, split: str) -> list[int]:
+        return [shard["records"] for shard in self.manifest["shards"] if shard["split"] == split]
 
 
 class Incomplete(UserError):
@@ -52,12 +52,11 @@ def open_prepared(directory: Path) -> PreparedCorpus:
     directory = Path(directory)
     try:
         manifest = _checked_manifest(directory / MANIFEST)
-    except UserError as error:
-        raise Incomplete(str(error)) from error
-    try:
         tokenizer = load_tokenizer(directory / "tokenizer")
     except UserError as error:
-        raise Incomplete(f"{error}; or {_REMEDY}") from error
+        # What is wrong with the tokenizer has a remedy of its own, which does not say how to repair the dataset.
+        message = str(error)
+        raise Incomplete(message if message.endswith(_REMEDY) else f"{message}; or {_REMEDY}") from error
     for shard in manifest["shards"]:
         file = directory / shard["file"]
         size = file.stat().st_size if file.is_file() else None
@@ -75,36 +74,37 @@ def open_prepared(directory: Path) -> PreparedCorpus:
 def _checked_manifest(path: Path) -> dict[str, Any]:
     """Returns the manifest, whose fields have the types and ranges that the rest of the program relies on."""
     manifest = read_object(path, _REMEDY)
-    if (version := field(manifest, "format", int, path, _REMEDY)) != FORMAT_VERSION:
-        refuse(path, "format", version, f"{FORMAT_VERSION}, which this program reads", _REMEDY)
-    for content, prefix in ((manifest, ""), (field(manifest, "settings", dict, path, _REMEDY), "settings.")):
-        masking = field(content, "masking", str, path, _REMEDY)
+    if (version := manifest.get("format", int)) != FORMAT_VERSION:
+        manifest.refuse("format", version, f"{FORMAT_VERSION}, which this program reads")
+    for content, prefix in ((manifest, ""), (manifest.object("settings"), "settings.")):
+        masking = content.get("masking", str)
         if masking not in ("dynamic", "static"):
-            refuse(path, prefix + "masking", masking, "dynamic or static", _REMEDY)
-        field(content, "sequence_length", int, path, _REMEDY, least=1)
+            content.refuse(prefix + "masking", masking, "dynamic or static")
+        content.get("sequence_length", int, least=1)
         if masking == "static" and prefix:
-            field(content, "max_predictions_per_sequence", int, path, _REMEDY, least=1)
-    field(manifest, "tokenizer_hash", str, path, _REMEDY)
-    splits: dict[str, Any] = field(manifest, "splits", dict, path, _REMEDY)
+            content.get("max_predictions_per_sequence", int, least=1)
+    manifest.get("tokenizer_hash", str)
+    splits = manifest.object("splits")
     for split in SPLITS:
-        counts: dict[str, Any] = field(splits, split, dict, path, _REMEDY)
         for name in ("documents", "sentences", "tokens"):
-            field(counts, name, int, path, _REMEDY, least=0)
-    _check_shards(manifest, path)
-    return manifest
+            splits.object(split).get(name, int, least=0)
+    _check_shards(manifest)
+    return manifest.content
 
 
-def _check_shards(manifest: dict[str, Any], path: Path) -> None:
+def _check_shards(manifest: JsonObject) -> None:
     """Shards have the names that preparation gives them, in order: a name from a file opens nothing else."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
-    shards: list[Any] = field(manifest, "shards", list, path, _REMEDY)
-    for number, shard in enumerate(shards):
-        if not isinstance(shard, dict) or shard.get("split") not in SPLITS:
-            refuse(path, f"shards[{number}]", shard, f"an object with one of the splits {', '.join(SPLITS)}", _REMEDY)
-        names[shard["split"]].append(field(shard, "file", str, path, _REMEDY))
-        field(shard, "records", int, path, _REMEDY, least=1)
-        field(shard, "bytes", int, path, _REMEDY, least=0)
+    shards: list[Any] = manifest.get("shards", list)
+    for number, content in enumerate(shards):
+        if not isinstance(content, dict) or content.get("split") not in SPLITS:
+            wanted = f"an object with one of the splits {', '.join(SPLITS)}"
+            manifest.refuse(f"shards[{number}]", content, wanted)
+        shard = JsonObject(content, manifest.origin, manifest.remedy)
+        names[content["split"]].append(shard.get("file", str))
+        shard.get("records", int, least=1)
+        shard.get("bytes", int, least=0)
     for split, found in names.items():
         for index, name in enumerate(found):
             if name != (expected := shard_name(split, index, len(found))):
-                refuse(path, "shards: file", name, expected, _REMEDY)
+                manifest.refuse("shards: file", name, expected)

@@ -1,9 +1,8 @@
 """The records of a prepared dataset: their TFDS features, their bytes, their writer and their reader.
 
-A dynamic record is a chunk (consecutive whole sentences of one document); a static one is a finished
-instance of the original script. Both are `tf.train.Example`s in ArrayRecord, as TFDS writes them, so
-`tfds.builder_from_directory(folder)` reads them too; `Records` does the same ten times as fast, because it
-knows that every feature is either one integer or one array in one bytes field.
+A dynamic record is a chunk (consecutive whole sentences of one document); a static one is a finished instance of the
+original script. Both are `tf.train.Example`s in ArrayRecord, as TFDS writes and reads them; `Records` reads them ten
+times as fast, because every feature is either one integer or one array in one bytes field.
 """
 
 import bisect
@@ -21,6 +20,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bert_jax.config import UserError
+from bert_jax.data.pretraining.splits import SPLITS
 
 DATASET_NAME = "corpus"
 # Single records of token ids hardly compress (English: zstd saves 2 % of the bytes and a third of the reading speed),
@@ -110,43 +110,49 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 class ShardWriter:
-    """A writer of shards of about `limit` bytes, which are named by split and order until their number is known."""
+    """A writer of shards of about `limit` bytes. Raises OSError, where ArrayRecord says RuntimeError for a full
+    disk."""
 
     def __init__(self, directory: Path, limit: int):
-        self.shards: list[dict[str, Any]] = []  # "split", "file", "records"
         self._directory, self._limit = directory, limit
+        self._shards: list[dict[str, Any]] = []  # "split", "file", "records", "size"
         self._open: dict[str, tuple[Any, dict[str, Any]]] = {}  # split → writer, its shard
-        self._sizes: dict[str, int] = {}
 
     def write(self, split: str, records: Iterable[bytes]) -> None:
-        """Raises OSError: ArrayRecord itself says RuntimeError for a full disk."""
         with _as_os_error(self._directory):
             for record in records:
-                if split not in self._open:
-                    self._begin(split)
-                writer, shard = self._open[split]
+                writer, shard = self._open.get(split) or self._begin(split)
                 writer.write(record)
                 shard["records"] += 1
-                self._sizes[split] += len(record)
-                if self._sizes[split] >= self._limit:
-                    self._end(split)
+                shard["size"] += len(record)
+                if shard["size"] >= self._limit:
+                    self._open.pop(split)
+                    writer.close()
 
-    def close(self) -> None:
+    def finish(self) -> list[dict[str, Any]]:
+        """Returns the shards as the manifest lists them, with the names that TFDS expects, now that their number is
+        known."""
         with _as_os_error(self._directory):
-            for split in list(self._open):
-                self._end(split)
+            for writer, _ in self._open.values():
+                writer.close()
+        named = []
+        for split in SPLITS:
+            shards = [shard for shard in self._shards if shard["split"] == split]
+            for index, shard in enumerate(shards):
+                path = self._directory / shard_name(split, index, len(shards))
+                os.rename(self._directory / shard["file"], path)
+                size = path.stat().st_size
+                named.append({"split": split, "file": path.name, "records": shard["records"], "bytes": size})
+        return named
 
-    def _begin(self, split: str) -> None:
+    def _begin(self, split: str) -> tuple[Any, dict[str, Any]]:
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        shard = {"split": split, "file": f"{split}-{len(self.shards):06d}", "records": 0}
+        shard = {"split": split, "file": f"{split}-{len(self._shards):06d}", "records": 0, "size": 0}
         writer = ArrayRecordWriter(os.fspath(_shard_path(self._directory, shard["file"])), WRITER_OPTIONS)
-        self.shards.append(shard)
-        self._open[split], self._sizes[split] = (writer, shard), 0
-
-    def _end(self, split: str) -> None:
-        writer, _ = self._open.pop(split)
-        writer.close()
+        self._shards.append(shard)
+        self._open[split] = writer, shard
+        return writer, shard
 
 
 def _shard_path(directory: Path, file: str) -> Path:
@@ -164,10 +170,9 @@ def _as_os_error(directory: Path) -> Iterator[None]:
 class Records:
     """Random access to the records of one split: `records[i]` is a dict whose arrays are read-only.
 
-    `counts` are the numbers of records of its shards, whose names follow from the split (`shard_name`). TFDS's own
-    source asks ArrayRecord's thread pool for each record (20,000 a second); a reader without parallelism, moved with
-    `seek`, gives 200,000. It can be pickled (and then opens its files again), so Grain's worker processes can hold one;
-    threads may share one.
+    `counts` are the numbers of records of its shards. TFDS's own source asks ArrayRecord's thread pool for each record
+    (20,000 a second); a reader without parallelism, moved with `seek`, gives 200,000. It can be pickled (and then opens
+    its files again), so Grain's worker processes can hold one; threads may share one.
     """
 
     def __init__(self, directory: Path, split: str, fields: Mapping[str, np.dtype | None], counts: Sequence[int]):
@@ -201,8 +206,8 @@ class Records:
             if not os.path.exists(path):
                 raise UserError(f"{path}: was deleted while it was in use: prepare the dataset again") from error
             where = f"{path} (record {position}; record {index} of split {self.split!r})"
-            message = f"corrupt or truncated shard {where}: {error}; delete {self.directory} and prepare it again"
-            raise UserError(message) from error
+            remedy = f"delete {self.directory} and prepare it again"
+            raise UserError(f"corrupt or truncated shard {where}: {error}; {remedy}") from error
 
     def __reduce__(self):
         return (Records, (self.directory, self.split, self.fields, self.counts))

@@ -1,13 +1,13 @@
 """Statistics of a prepared corpus: counts, histograms, and warnings when something looks wrong.
 
-Memory is bounded: lengths go into power-of-two bins, and repeated lines are counted on a sample of the
-sentences chosen by their hash (every sentence with a hash of the sample is counted, so its repetitions are
-seen however far apart; the sample halves whenever it holds more than `_SAMPLE_LINES` different sentences).
+Memory is bounded: lengths go into power-of-two bins, and repeated lines are counted on a sample of the sentences chosen
+by their hash, so that repetitions are seen however far apart. The sample halves whenever it holds more than
+`_SAMPLE_LINES` different sentences.
 """
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _SAMPLE_LINES = 1 << 17
@@ -20,30 +20,23 @@ class Statistics:
 
     def __init__(self) -> None:
         self.counts = Counter(documents=0, sentences=0, tokens=0, unknown_tokens=0, chunks=0)
-        self.sentence_lengths: Counter[int] = Counter()  # bit length of the number of tokens
-        self.chunk_lengths: Counter[int] = Counter()
-        self.document_chunks: Counter[int] = Counter()  # bit length of the number of chunks
+        # Bit lengths of the numbers of tokens, of tokens and of chunks, and how often each occurs.
+        self.sentence_lengths, self.chunk_lengths, self.document_chunks = Counter[int](), Counter[int](), Counter[int]()
         self._lines: dict[int, int] = {}
         self._line_mask = 0  # a sentence is in the sample if its hash has none of these bits
 
     def add_document(self, sentence_lengths: Sequence[int], chunk_lengths: Sequence[int], unknown_tokens: int) -> None:
         """Lengths in tokens; static preparation has no chunks."""
-        self.counts["documents"] += 1
-        self.counts["sentences"] += len(sentence_lengths)
-        self.counts["tokens"] += sum(sentence_lengths)
-        self.counts["unknown_tokens"] += unknown_tokens
-        self.counts["chunks"] += len(chunk_lengths)
+        sentences, tokens, chunks = len(sentence_lengths), sum(sentence_lengths), len(chunk_lengths)
+        self.counts.update(
+            documents=1, sentences=sentences, tokens=tokens, unknown_tokens=unknown_tokens, chunks=chunks
+        )
         self.sentence_lengths.update(map(int.bit_length, sentence_lengths))
         self.chunk_lengths.update(map(int.bit_length, chunk_lengths))
-        self.document_chunks[len(chunk_lengths).bit_length()] += 1
+        self.document_chunks[chunks.bit_length()] += 1
 
     def add_lines(self, sentences: Sequence[str]) -> None:
-        lines, mask = self._lines, self._line_mask
-        for sentence in sentences:
-            line = zlib.crc32(sentence.encode("utf-8", "surrogatepass"))
-            if not line & mask:
-                lines[line] = lines.get(line, 0) + 1
-        self._shrink()
+        self._count((zlib.crc32(sentence.encode("utf-8", "surrogatepass")), 1) for sentence in sentences)
 
     def merge(self, other: "Statistics") -> None:
         self.counts.update(other.counts)
@@ -51,23 +44,25 @@ class Statistics:
         self.chunk_lengths.update(other.chunk_lengths)
         self.document_chunks.update(other.document_chunks)
         if other._line_mask & ~self._line_mask:
-            self._line_mask |= other._line_mask
-            self._lines = {line: count for line, count in self._lines.items() if not line & self._line_mask}
-        lines, mask = self._lines, self._line_mask
-        for line, count in other._lines.items():
-            if not line & mask:
-                lines[line] = lines.get(line, 0) + count
-        self._shrink()
+            self._narrow(self._line_mask | other._line_mask)
+        self._count(other._lines.items())
 
     def repeated_share(self) -> float:
         """Returns the share of the sentences that occurred before."""
         sampled = sum(self._lines.values())
         return 1 - len(self._lines) / sampled if sampled else 0.0
 
-    def _shrink(self) -> None:
+    def _count(self, found: Iterable[tuple[int, int]]) -> None:
+        lines, mask = self._lines, self._line_mask
+        for line, count in found:
+            if not line & mask:
+                lines[line] = lines.get(line, 0) + count
         while len(self._lines) > _SAMPLE_LINES:
-            self._line_mask = self._line_mask << 1 | 1
-            self._lines = {line: count for line, count in self._lines.items() if not line & self._line_mask}
+            self._narrow(self._line_mask << 1 | 1)
+
+    def _narrow(self, mask: int) -> None:
+        self._line_mask = mask
+        self._lines = {line: count for line, count in self._lines.items() if not line & mask}
 
 
 def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:

@@ -56,13 +56,14 @@ class _Pool:
     def results(self, items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yields (number of the item, result) as they come."""
         for number, item in enumerate(items):
+            idle = self._processes.keys() - self._busy
             if len(self._processes) < self._workers:
                 connection = self._start(number)
+            elif idle:
+                connection = idle.pop()
             else:
-                idle = next((one for one in self._processes if one not in self._busy), None)
-                connection = cast(Connection, wait(list(self._busy))[0]) if idle is None else idle
-                if idle is None:
-                    yield self._receive(connection)
+                connection = cast(Connection, wait(list(self._busy))[0])
+                yield self._receive(connection)
             self._busy[connection] = number
             self._send(item, connection, number)
         while self._busy:
@@ -80,8 +81,13 @@ class _Pool:
         context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
         connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True, name=_NAME)
-        with _interrupts_blocked():
+        # Ctrl-C goes to every process of the terminal, and is the parent's business: a process started here inherits
+        # the blocked signal, so that it prints no traceback of its own while it imports.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._processes[connection] = process
         # Not an argument of the process: `start` would wait for ever to hand over as much to one that has died.
@@ -107,27 +113,15 @@ class _Pool:
     def _died(self, connection: Connection, number: int) -> UserError:
         process = self._processes[connection]
         process.join(timeout=5)
-        message = f"a worker died while preparing block {number} (exit code {process.exitcode}): "
+        reason = "most likely out of memory; lower data.workers"
         if process.exitcode == 1:  # Python's for an exception: the worker never came as far as serving
-            guard = 'a script needs `if __name__ == "__main__":` around this call'
-            return UserError(f"{message}its error is above; {guard}")
-        return UserError(f"{message}most likely out of memory; lower data.workers")
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C goes to every process of the terminal, and is the parent's business: a process started here inherits the
-    blocked signal, so that it prints no traceback of its own while it imports."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            reason = 'its error is above; a script needs `if __name__ == "__main__":` around this call'
+        return UserError(f"a worker died while preparing block {number} (exit code {process.exitcode}): {reason}")
 
 
 def _serve(connection: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    try:
+    with contextlib.suppress(EOFError, ConnectionError):
         work = connection.recv()
         while True:
             item = connection.recv()
@@ -136,18 +130,13 @@ def _serve(connection: Connection) -> None:
             except MemoryError:
                 result = UserError("a worker has no memory left: lower data.workers")
             except Exception as error:  # whatever it is, the parent raises it
-                result = error
-            connection.send(result if _can_be_sent(result) else UserError(f"a worker failed: {result!r}"))
-    except (EOFError, ConnectionError):
-        return
+                result = _sendable(error)
+            connection.send(result)
 
 
-def _can_be_sent(result: Any) -> bool:
-    """An exception may hold what cannot be pickled, or fail when it is made again."""
-    if not isinstance(result, Exception):
-        return True
+def _sendable(error: Exception) -> Exception:
+    """Returns the exception, unless it holds what cannot be pickled or fails when it is made again."""
     try:
-        pickle.loads(pickle.dumps(result))
+        return pickle.loads(pickle.dumps(error))
     except Exception:  # of the exception's own code
-        return False
-    return True
+        return UserError(f"a worker failed: {error!r}")

@@ -21,7 +21,7 @@ _OTHER_NAMES = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<s>", "[SEP]": "</
 Pieces = tuple[list[int], list[Span]]  # of a text: token ids, and the characters that each token shows
 
 
-class Row(NamedTuple):
+class Part(NamedTuple):
     """The tokens of one sequence, special tokens included, unpadded."""
 
     ids: Int32[np.ndarray, " L"]
@@ -29,17 +29,22 @@ class Row(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """A row with its places in the texts: lists of one length. Offsets count characters of the text of the token."""
+    """A sequence with its positions in the texts: lists of one length. Offsets count characters of the text of the
+    token."""
 
     ids: list[int]
     offsets: list[Span]  # (0, 0) for special tokens
-    type_ids: list[int]  # as in `Row`
+    type_ids: list[int]  # as in `Part`
     special_tokens_mask: list[int]  # 1 for the [CLS] and [SEP] added here
 
     @property
     def attention_mask(self) -> list[int]:
         """1 for every token: a row is unpadded."""
         return [1] * len(self.ids)
+
+    @property
+    def part(self) -> Part:
+        return Part(np.asarray(self.ids, np.int32), np.asarray(self.type_ids, np.int32))
 
 
 class Tokenizer(ABC):
@@ -97,15 +102,15 @@ class Tokenizer(ABC):
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None
     ) -> list[Encoding]:
-        """Returns [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with `pairs`, cut at the end to `max_length` tokens by the
-        rule of `truncated`. Raises UserError if `max_length` has no room for the special tokens."""
+        """Returns [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with `pairs`, cut at the end to `max_length` tokens (see
+        `truncated`). Raises UserError if `max_length` has no room for the special tokens."""
         firsts = self.pieces(texts)
         seconds = self.pieces(pairs) if pairs is not None else [None] * len(texts)
         return [self._encoding(a, b, max_length) for a, b in zip(firsts, seconds, strict=True)]
 
     def row(
         self, a: Sequence[int], b: Sequence[int] | None = None, *, max_length: int | None = None, how: str = "head"
-    ) -> Row:
+    ) -> Part:
         """Returns [CLS] a [SEP], or [CLS] a [SEP] b [SEP], of token ids without special tokens.
 
         A longer row than `max_length` is cut by the rule of `truncated`; `how` says which ends remain (`TRUNCATIONS`).
@@ -115,7 +120,7 @@ class Tokenizer(ABC):
         ids, type_ids = np.zeros((2, row_length(len(a), None if b is None else len(b))), np.int32)
         write_row(ids, a, b, self.cls_id, self.sep_id)
         write_types(type_ids, len(a))
-        return Row(ids, type_ids)
+        return Part(ids, type_ids)
 
     def __call__(self, text: str, pair: str | None = None, *, max_length: int | None = None) -> Encoding:
         """Returns the row of one text, or of a pair; as `encode`, which takes many."""
@@ -138,9 +143,8 @@ class Tokenizer(ABC):
             return length_a, length_b or 0
         room = max_length - row_length(0, None if length_b is None else 0)
         if room < 0:
-            raise UserError(
-                f"max_length {max_length} has no room for [CLS] and [SEP]: give at least {max_length - room}"
-            )
+            least = max_length - room
+            raise UserError(f"max_length {max_length} has no room for [CLS] and [SEP]: give at least {least}")
         return self.truncated(length_a, length_b or 0, room)
 
     def _encoding(self, a: Pieces, b: Pieces | None, max_length: int | None) -> Encoding:
@@ -150,9 +154,7 @@ class Tokenizer(ABC):
         shown = [np.reshape(spans, (-1, 2)) for spans in (a[1][:length_a], b[1][:length_b] if b else [])]
         write_row(offsets, shown[0], None if b is None else shown[1], 0, 0)
         write_row(special, np.zeros(length_a), None if b is None else np.zeros(length_b), 1, 1)
-        return Encoding(
-            ids.tolist(), [(start, end) for start, end in offsets.tolist()], type_ids.tolist(), special.tolist()
-        )
+        return Encoding(ids.tolist(), [(i, j) for i, j in offsets.tolist()], type_ids.tolist(), special.tolist())
 
 
 def special_id(ids: dict[str, int], name: str, origin: str) -> int:

@@ -19,24 +19,12 @@ from tokenizers import normalizers
 
 from bert_jax.config import UserError
 from bert_jax.data.text.corpus import Corpus
-from bert_jax.data.text.json_files import field, parse_object, read_object, refuse
+from bert_jax.data.text.json_files import JsonObject, parse_object, read_object
 from bert_jax.data.text.text_files import read_bytes
-from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Encoding, Pieces, Tokenizer, to_json
+from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Pieces, Tokenizer, to_json
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.vocabulary import read_vocab_file, train_sentencepiece, train_wordpiece
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer, bert_normalizer, make_wordpiece
-
-__all__ = [
-    "FILES",
-    "Encoding",
-    "SentencePieceTokenizer",
-    "Tokenizer",
-    "WordPieceTokenizer",
-    "load_tokenizer",
-    "tokenizer_from_config",
-    "tokenizer_from_files",
-    "train_tokenizer",
-]
 
 FILES = ("spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.txt")  # of `Tokenizer.files`
 
@@ -48,6 +36,7 @@ _SWITCHES = {  # of BERT's normalizer: tokenizer.json's name → tokenizer_confi
     "handle_chinese_chars": "tokenize_chinese_chars",
 }
 _REMEDY = "get the tokenizer's files again"
+_SWITCH = (bool, type(None))
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes of Transformers that take tokenizer.json as it is
 
 
@@ -114,8 +103,8 @@ def tokenizer_from_files(files: Mapping[str, bytes], origin: str) -> Tokenizer:
     if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
         raise UserError(f"{origin}: neither spm.model nor tokenizer.json with tokenizer_config.json is among its files")
     options = parse_object(files["tokenizer_config.json"], f"{origin}: tokenizer_config.json", _REMEDY)
-    original = field(options, "original", (bool, type(None)), origin, _REMEDY, default=False)
-    return WordPieceTokenizer(_backend_of(files["tokenizer.json"], origin), origin, bool(original))
+    original = bool(options.get("original", _SWITCH, default=False))
+    return WordPieceTokenizer(_backend_of(files["tokenizer.json"], origin), origin, original)
 
 
 def train_tokenizer(data: ConfigDict, texts: Iterator[str], *, progress: bool = False) -> Tokenizer:
@@ -157,27 +146,26 @@ def _sample(corpus: Corpus, limit: int) -> list[str]:
 
 
 def _load_folder(folder: Path, data: ConfigDict | None) -> Tokenizer:
-    path = folder / "tokenizer_config.json"
-    options = read_object(path, _REMEDY) if path.exists() else {}
-    original = field(options, "original", (bool, type(None)), path, _REMEDY, default=False)
-    models_found = sorted(folder.glob("*.model"))
-    if (folder / "tokenizer.json").exists():
-        backend = _backend_of(read_bytes(folder / "tokenizer.json"), folder / "tokenizer.json")
-        _set_switches(backend, options, path)
-    elif (folder / "vocab.txt").exists() and options:
-        given = [field(options, name, (bool, type(None)), path, _REMEDY, default=None) for name in _SWITCHES.values()]
-        lowercase, strip_accents, split_cjk = given
-        tokens = read_vocab_file(folder / "vocab.txt")
-        made = make_wordpiece(tokens, str(folder), lowercase is not False, strip_accents, split_cjk is not False)
-        backend = made.backend
-    elif (folder / "vocab.txt").exists():
-        return load_tokenizer(folder / "vocab.txt", data)
-    elif models_found:
-        return load_tokenizer(models_found[0])
+    path, whole, vocab = (folder / name for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt"))
+    options = _object_in(path)
+    if whole.exists():
+        backend = _backend_of(read_bytes(whole), whole)
+        _set_switches(backend, options)
+    elif vocab.exists() and options.content:
+        lowercase, strip_accents, split_cjk = (options.get(name, _SWITCH, default=None) for name in _SWITCHES.values())
+        switches = lowercase is not False, strip_accents, split_cjk is not False
+        backend = make_wordpiece(read_vocab_file(vocab), str(folder), *switches).backend
     else:
-        raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder: name another one")
+        files = [vocab] if vocab.exists() else sorted(folder.glob("*.model"))
+        if not files:
+            raise UserError(f"{folder}: no tokenizer.json, vocab.txt or *.model in this folder: name another one")
+        return load_tokenizer(files[0], data)
     _add_tokens(backend, folder, options)
-    return WordPieceTokenizer(backend, str(folder), bool(original))
+    return WordPieceTokenizer(backend, str(folder), bool(options.get("original", _SWITCH, default=False)))
+
+
+def _object_in(path: Path) -> JsonObject:
+    return read_object(path, _REMEDY) if path.exists() else JsonObject({}, path, _REMEDY)
 
 
 def _backend_of(content: bytes, origin: Path | str) -> tokenizers.Tokenizer:
@@ -189,14 +177,14 @@ def _backend_of(content: bytes, origin: Path | str) -> tokenizers.Tokenizer:
         raise UserError(f"{origin}: not a tokenizer.json ({' '.join(str(error).split())}): {_REMEDY}") from None
 
 
-def _set_switches(backend: tokenizers.Tokenizer, options: dict[str, Any], path: Path) -> None:
+def _set_switches(backend: tokenizers.Tokenizer, options: JsonObject) -> None:
     """Lets tokenizer_config.json decide, as Transformers does for a BertTokenizer, whatever tokenizer.json says."""
     normalizer = backend.normalizer
-    kind = field(options, "tokenizer_class", (str, type(None)), path, _REMEDY, default=None)
+    kind = options.get("tokenizer_class", (str, type(None)), default=None)
     if kind in _GENERIC or not isinstance(normalizer, normalizers.BertNormalizer):
         return
     for ours, theirs in _SWITCHES.items():
-        value = field(options, theirs, (bool, type(None)), path, _REMEDY, default=None)
+        value = options.get(theirs, _SWITCH, default=None)
         if theirs not in options or value == getattr(normalizer, ours):
             continue
         if value is None and ours != "strip_accents":  # null is a value of strip_accents alone: as lower-casing does
@@ -207,31 +195,25 @@ def _set_switches(backend: tokenizers.Tokenizer, options: dict[str, Any], path: 
     parts.normalizer = normalizer
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: dict[str, Any]) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: JsonObject) -> None:
     """Adds the tokens of added_tokens.json and of tokenizer_config.json: they are never split."""
-    path, added = folder / "tokenizer_config.json", folder / "added_tokens.json"
-    listed = read_object(added, _REMEDY) if added.exists() else {}
-    found: dict[int, dict[str, Any]] = {
-        field(listed, token, int, added, _REMEDY): {"content": token} for token in listed
-    }
-    decoder = field(options, "added_tokens_decoder", (dict, type(None)), path, _REMEDY, default=None) or {}
-    for number in decoder:
+    listed = _object_in(folder / "added_tokens.json")
+    found: dict[int, dict[str, Any]] = {listed.get(token, int): {"content": token} for token in listed.content}
+    content: dict[str, Any] = options.get("added_tokens_decoder", (dict, type(None)), default=None) or {}
+    decoder = JsonObject(content, options.origin, _REMEDY)
+    for number in content:
         if not number.isdecimal() or len(number) > 9:
-            refuse(path, "added_tokens_decoder", number, "token ids as keys", _REMEDY)
-        token: dict[str, Any] = field(decoder, number, dict, path, _REMEDY)
-        flags = {name: field(token, name, bool, path, _REMEDY) for name in _ADDED if name in token}
-        found[int(number)] = {"content": field(token, "content", str, path, _REMEDY), **flags}
+            options.refuse("added_tokens_decoder", number, "token ids as keys")
+        token = decoder.object(number)
+        flags = {name: token.get(name, bool) for name in _ADDED if name in token}
+        found[int(number)] = {"content": token.get("content", str), **flags}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for number, token in sorted(found.items()):
-        content = token["content"]
-        if content not in known:
+        if (text := token["content"]) not in known:
             backend.add_tokens([tokenizers.AddedToken(**token)])
-            if backend.token_to_id(content) != number:
-                given = backend.token_to_id(content)
-                raise UserError(
-                    f"{folder}: added token {content!r} has number {number}, but the vocabulary gives it {given}: "
-                    + _REMEDY
-                )
+            if (given := backend.token_to_id(text)) != number:
+                numbers = f"number {number}, but the vocabulary gives it {given}"
+                raise UserError(f"{folder}: added token {text!r} has {numbers}: {_REMEDY}")
 
 
 def _without_spaces(text: str, begin: int, end: int) -> Span:
