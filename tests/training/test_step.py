@@ -68,6 +68,20 @@ def test_eight_devices_equal_one(small_config, dropout):
     assert len(eight.state.parameters["heads/nsp/kernel"].sharding.device_set) == 8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_every_form_of_the_program_learns_the_same_on_any_number_of_devices(small_config, layers, remat, dtype):
+    small_config.model.dtype = "float32"
+    exact = Trainer(small_config).run(3)
+    small_config.model.update(dtype=dtype, layers=layers, remat=remat)
+    for devices in (1, 2, 8):
+        small_config.mesh.data = devices
+        found = Trainer(small_config).run(3)
+        np.testing.assert_allclose(found, exact, rtol=2e-6 if dtype == "float32" else 2e-3)
+
+
 def test_same_seed_same_bits_and_another_seed_others(small_config):
     first, again = Trainer(small_config), Trainer(small_config)
     assert first.run(3) == again.run(3)
