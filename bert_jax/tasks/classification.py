@@ -1,7 +1,8 @@
 """Texts and pairs of texts: one class, several classes, or a number each (Devlin et al. 2018, sections 3.2 and 4.1)."""
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
+from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import names_of, text_examples, text_in
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
-from bert_jax.models.bert import Bert, Model
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.models.bert import Model
 from bert_jax.models.heads import Classifier, LinearHead, pool_windows
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
@@ -33,99 +36,79 @@ class Classification(FineTuning):
     """
 
     head = "heads/classifier/|heads/window_query/"
+    described = "labels", "thresholds", "label_kind"
     reads_vectors = True
     shares_rows = True
     labels: list[str]
     thresholds: list[float]  # only of kind multi: the probability from which a label is given; 0.5 until it is tuned
 
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
+        self.label_kind: str = config.data.label_kind
+        super().__init__(config, tokenizer, description)
+
     def read(self, spec: str) -> Iterator[TextExample]:
         data = self.config.data
-        examples = text_examples(
-            spec,
-            text=data.text,
-            text_pair=data.text_pair,
-            label=data.label,
-            kind=data.label_kind,
-            separator=data.label_separator,
-        )
-        return map(self._with_named_label, examples) if data.labels and self.kind == "single" else examples
+        columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
+        examples = text_examples(spec, **columns, kind=data.label_kind, separator=data.label_separator)
+        return map(self._with_named_label, examples) if data.labels and self.label_kind == "single" else examples
 
-    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[TextExample | UserError]:
+    def example(self, row: Row) -> TextExample:
         data = self.config.data
-        for row in rows:
-            try:
-                pair = text_in(row, data.text_pair) if data.text_pair else None
-                yield TextExample(row.origin, text_in(row, data.text), pair)
-            except UserError as error:
-                yield error
-
-    def unlabelled(self, example: TextExample) -> str:
-        return f"no label in column '{self.config.data.label}'" if example.label is None else ""
+        return TextExample(
+            row.origin, text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
+        )
 
     def learn(self) -> None:
         log_splits(self.examples)
-        if self.kind == "regression":
-            self.labels = []
+        if self.label_kind == "regression":
+            self.labels, self.thresholds = [], []
             return
         train = {label for example in self.examples["train"] for label in _names(example)}
         found = self._given_labels() or sorted(train, key=_numbers_first)
-        self.labels = agreed_labels(getattr(self, "labels", None), found, "labels")
-        if len(self.labels) < 2 and self.kind == "single":
+        known = getattr(self, "labels", None)
+        self.labels = agreed_labels(known, found, "labels")
+        if len(self.labels) < 2 and self.label_kind == "single":
             raise UserError(f"data.train has one label only, {listed(self.labels)}: there is nothing to learn")
-        known = set(self.labels)
-        for examples in self.examples.values():
-            for example in examples:
-                for name in _names(example):
-                    if name not in known:
-                        raise UserError(f"{example.origin}: label '{name}' is not among {listed(self.labels)}")
-        if not hasattr(self, "thresholds"):
-            self.thresholds = [0.5] * len(self.labels)
-
-    @property
-    def kind(self) -> str:
-        return self.config.data.label_kind
+        for example in itertools.chain.from_iterable(self.examples.values()):
+            if unknown := set(_names(example)).difference(self.labels):
+                raise UserError(f"{example.origin}: label '{min(unknown)}' is not among {listed(self.labels)}")
+        if known is None:
+            self.thresholds = [0.5] * len(self.labels) if self.label_kind == "multi" else []
 
     def restore(self, description: Description) -> None:
-        kind = description.get("label_kind", self.kind)
-        if kind != self.kind:
+        super().restore(description)
+        kind, wanted = self.label_kind, self.config.data.label_kind
+        if kind != wanted:
             raise UserError(
-                f"data.label_kind is {self.kind}, the checkpoint's head was trained with {kind}: "
+                f"data.label_kind is {wanted}, the checkpoint's head was trained with {kind}: "
                 f"set --config.data.label_kind={kind}, or train a head of its own with --config.train.new_head=True"
             )
-        self.labels, self.thresholds = description["labels"], description["thresholds"]
-        if self.kind == "multi" and not self.thresholds:
-            self.thresholds = [0.5] * len(self.labels)
-
-    def description(self) -> Description:
-        thresholds = self.thresholds if self.kind == "multi" else []
-        return {"labels": self.labels, "thresholds": thresholds, "label_kind": self.kind}
 
     def encode(self, examples: Sequence[TextExample]) -> list[Item]:
         data = self.config.data
         firsts = self.tokenizer.encode_words([example.text for example in examples])
-        has_pairs = any(example.text_pair is not None for example in examples)
-        seconds = self.tokenizer.encode_words([example.text_pair or "" for example in examples]) if has_pairs else None
-        items, cut = [], 0
+        seconds: Sequence[list[int] | None] = [None] * len(examples)
+        if any(example.text_pair is not None for example in examples):
+            seconds = self.tokenizer.encode_words([example.text_pair or "" for example in examples])
+        texts = [
+            encode_long(self.tokenizer, first, second, data, example.origin)
+            for first, second, example in zip(firsts, seconds, examples, strict=True)
+        ]
+        log_cut(sum(dropped for _, dropped in texts), len(examples), data)
         values = self._values(examples)
-        for i, example in enumerate(examples):
-            pair = None if seconds is None else seconds[i]
-            parts, dropped = encode_long(self.tokenizer, firsts[i], pair, data, example.origin)
-            cut += dropped
-            items.append(Item(parts, {name: value[i] for name, value in values.items()}))
-        log_cut(cut, len(examples), data)
-        return items
+        return [Item(parts, {name: value[i] for name, value in values.items()}) for i, (parts, _) in enumerate(texts)]
 
-    def init(self, rngs: nnx.Rngs) -> Model:
-        trunk = Bert(self.bert_config, rngs=rngs)
-        heads = {"classifier": self.classifier(rngs)}
+    def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        heads: dict[str, nnx.Module] = {"classifier": self.classifier(rngs)}
         if self.window_pooling == "attention":
             heads["window_query"] = LinearHead(self.bert_config, 1, rngs=rngs)
-        return Model(trunk, heads)
+        return heads
 
     def classifier(self, rngs: nnx.Rngs) -> LinearHead:
         """Returns the head that turns the vector of a text into logits."""
-        classifier = Classifier(self.bert_config, 1 if self.kind == "regression" else len(self.labels), rngs=rngs)
-        if self.kind != "single" and "train" in self.examples:
+        outputs = 1 if self.label_kind == "regression" else len(self.labels)
+        classifier = Classifier(self.bert_config, outputs, rngs=rngs)
+        if self.label_kind != "single" and "train" in self.examples:
             classifier.bias = nnx.Param(jnp.asarray(self._first_bias()))
         return classifier
 
@@ -147,9 +130,9 @@ class Classification(FineTuning):
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         logits, labels = outputs["logits"], batch["labels"]
         weights = batch["item_weights"] * batch["label_weights"]
-        if self.kind == "regression":
+        if self.label_kind == "regression":
             return {"loss": (jnp.sum(jnp.square(logits[:, :, 0] - labels) * weights), jnp.sum(weights))}
-        if self.kind == "multi":
+        if self.label_kind == "multi":
             # log(1 + e^x) − y·x is the binary cross-entropy from logits. The mean over the labels, and not their sum,
             # keeps the loss on one scale whatever their number.
             loss = jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
@@ -160,69 +143,58 @@ class Classification(FineTuning):
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         check_finite(outputs)
         logits = np.asarray(outputs["logits"], np.float64)
-        if self.kind == "regression":
+        if self.label_kind == "regression":
             return [{"value": float(value)} for value in logits[:, 0]]
-        if self.kind == "multi":
+        if self.label_kind == "multi":
             probabilities = 1 / (1 + np.exp(-logits))
-            return [
-                {
-                    "labels": self._given(row, self.thresholds),
-                    "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
-                }
-                for row in probabilities
+            decisions = [{"labels": self._given(row, self.thresholds)} for row in probabilities]
+        else:
+            probabilities = softmax(logits)
+            decisions = [
+                {"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in probabilities
             ]
         return [
-            {
-                "label": self.labels[int(row.argmax())],
-                "probability": float(row.max()),
-                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
-            }
-            for row in softmax(logits)
+            decision | {"probabilities": dict(zip(self.labels, row.tolist(), strict=True))}
+            for decision, row in zip(decisions, probabilities, strict=True)
         ]
 
-    def score(
-        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]], description: Description
-    ) -> dict[str, float]:
-        if self.kind == "regression":
-            return scores.regression_scores(
-                np.asarray([e.label for e in examples], np.float64), np.asarray([p["value"] for p in predictions])
-            )
-        if self.kind == "multi":
+    def score(self, examples, predictions, description) -> dict[str, float]:
+        if self.label_kind == "regression":
+            gold = np.asarray([example.label for example in examples], np.float64)
+            return scores.regression_scores(gold, np.asarray([prediction["value"] for prediction in predictions]))
+        if self.label_kind == "multi":
             gold, given = self._gold_sets(examples), _probabilities(predictions)
             half = scores.multilabel_scores(gold, given, np.full(len(self.labels), 0.5), self.labels)
             tuned = scores.multilabel_scores(gold, given, np.asarray(description["thresholds"]), self.labels)
             return half | {f"tuned_{name}": value for name, value in tuned.items()}
         gold, given = self.numbers(examples, predictions)
-        return scores.classification_scores(gold, given, self.labels) | {
-            "majority_accuracy": scores.majority_baseline(gold)
-        }
+        found = scores.classification_scores(gold, given, self.labels)
+        return found | {"majority_accuracy": scores.majority_baseline(gold)}
 
     def score_names(self, split: str) -> tuple[str, ...]:
-        if self.kind == "regression":
+        if self.label_kind == "regression":
             return "pearson", "spearman", "mse"
-        if self.kind == "multi":
-            names = ("micro_f1", "macro_f1", "subset_accuracy")
+        if self.label_kind == "multi":
+            names = "micro_f1", "macro_f1", "subset_accuracy"
             return *names, *(f"tuned_{name}" for name in names)
-        f1 = ("f1",) if len(self.labels) == 2 else ()
-        return "accuracy", "macro_f1", "micro_f1", "mcc", *f1, "majority_accuracy"
+        return *scores.names_of_classification(self.labels), "majority_accuracy"
 
-    def tune(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> Description:
-        if self.kind != "multi":
+    def tune(self, examples, predictions) -> Description:
+        if self.label_kind != "multi":
             return {}
-        tuned = scores.tune_thresholds(self._gold_sets(examples), _probabilities(predictions))
-        return {"thresholds": tuned.tolist()}
+        return {"thresholds": scores.tune_thresholds(self._gold_sets(examples), _probabilities(predictions)).tolist()}
 
-    def decide(self, predictions: Sequence[dict[str, Any]], description: Description) -> Sequence[dict[str, Any]]:
-        if self.kind != "multi":
+    def decide(self, predictions, description) -> Sequence[dict[str, Any]]:
+        if self.label_kind != "multi":
             return predictions
         rows, thresholds = _probabilities(predictions), description["thresholds"]
         return [p | {"labels": self._given(row, thresholds)} for p, row in zip(predictions, rows, strict=True)]
 
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
         examples, predictions = self.examples[evaluation.split], evaluation.predictions
-        if self.kind == "regression":
+        if self.label_kind == "regression":
             return sections.numbers(examples, predictions)
-        if self.kind == "single":
+        if self.label_kind == "single":
             return sections.classes(self.labels, examples, predictions)
         thresholds = (self.description() | evaluation.learned)["thresholds"]
         gold, given = self._gold_sets(examples), _probabilities(predictions)
@@ -239,9 +211,9 @@ class Classification(FineTuning):
         each label, with one text added to either side. From a bias of 0 the model would need hundreds of steps to learn
         that labels are rare (Lin et al. 2017, section 4.1) or that numbers are far from 0."""
         train = self.examples["train"]
-        if self.kind == "regression":
+        if self.label_kind == "regression":
             return np.asarray([np.mean([float(example.label) for example in train])], np.float32)
-        count = Counter(name for example in train for name in _names(example))
+        count = Counter(itertools.chain.from_iterable(map(_names, train)))
         having = np.asarray([count[label] for label in self.labels], np.float32)
         return np.log((having + 1) / (len(train) - having + 1))
 
@@ -259,16 +231,15 @@ class Classification(FineTuning):
         return [label for label, p, t in zip(self.labels, probabilities, thresholds, strict=True) if p >= t]
 
     def _gold_sets(self, examples: Sequence[TextExample]) -> Bool[np.ndarray, "N C"]:
-        return np.asarray([[label in _names(example) for label in self.labels] for example in examples])
+        return np.asarray([[label in given for label in self.labels] for given in map(_names, examples)])
 
     def _values(self, examples: Sequence[TextExample]) -> dict[str, np.ndarray]:
         """Returns the labels as arrays; zeros for examples without label, which are only predicted."""
         weights = np.ones(len(examples), np.float32)
-        if self.kind == "regression":
+        if self.label_kind == "regression":
             labels = np.asarray([float(example.label or 0) for example in examples], np.float32)  # type: ignore[arg-type]
-        elif self.kind == "multi":
-            names = [_names(example) for example in examples]
-            labels = np.asarray([[label in given for label in self.labels] for given in names], np.float32)
+        elif self.label_kind == "multi":
+            labels = self._gold_sets(examples).astype(np.float32)
         else:
             number = {label: i for i, label in enumerate(self.labels)}
             labels = np.asarray([0 if e.label is None else number[str(e.label)] for e in examples], np.int32)

@@ -7,7 +7,7 @@ the head computes for a batch, the loss, and how the head's outputs become predi
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
@@ -29,24 +29,13 @@ from bert_jax.data.batching.shapes import Limits
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
-from bert_jax.models.bert import Model, TrunkInputs
+from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import pool_sequences, pool_tokens
 from bert_jax.tasks.sections import Report, Section
-from bert_jax.tasks.task import (
-    Batch,
-    Constants,
-    Description,
-    Evaluation,
-    HostSums,
-    Rows,
-    Source,
-    Sums,
-    Task,
-    mean_of_each,
-)
+from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task
 
 Outputs = dict[str, Array]
 SPLITS = ("train", "validation", "test")
@@ -58,10 +47,9 @@ class FineTuning(Task, ABC):
     objectives: ClassVar = {"loss": 1.0}
     makes_predictions = True
     head: ClassVar[str]  # regular expression of the head's parameters
-    other_heads = "heads/"
+    described: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps, such as names of labels
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
-    token_outputs: ClassVar[tuple[str, ...]] = ()  # names of outputs that have one entry per token
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         self.config = config
@@ -69,7 +57,7 @@ class FineTuning(Task, ABC):
         self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         check_length(self.bert_config, config.data.sequence_length)
         self.new_parameters = f"{self.head}|pooler/"
-        self.dropped_parameters = self.other_heads
+        self.dropped_parameters = "heads/"
         self.renewed_parameters = self.head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
@@ -86,19 +74,19 @@ class FineTuning(Task, ABC):
         task.load()
         return task
 
-    # What a family defines
+    # What a family defines, besides `encode` and `predict`
 
     @abstractmethod
     def read(self, spec: str) -> Iterator[Any]:
         """Yields the examples of a file, a glob or a TFDS split."""
 
     @abstractmethod
-    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Any]:
-        """Yields for each row, in order, an example without label, or the UserError that says what is wrong with it."""
+    def example(self, row: Row) -> Any:
+        """Returns the example of a row to predict, without label. Raises UserError for what is wrong with the row."""
 
     def unlabelled(self, example: Any) -> str:
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
-        return ""
+        return f"no label in column '{self.config.data.label}'" if example.label is None else ""
 
     @abstractmethod
     def learn(self) -> None:
@@ -106,16 +94,7 @@ class FineTuning(Task, ABC):
         the other splits against it; logs the data report."""
 
     @abstractmethod
-    def restore(self, description: Description) -> None:
-        """Sets what `description()` of a trained task returned. Raises UserError if the config contradicts it."""
-
-    @abstractmethod
-    def encode(self, examples: Sequence[Any]) -> list[Item]:
-        """Returns items in the order of the examples; one example may give several items (windows), or one item of
-        several parts."""
-
-    @abstractmethod
-    def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
+    def heads(self, rngs: nnx.Rngs) -> Mapping[str, nnx.Module]: ...
 
     @abstractmethod
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
@@ -125,13 +104,6 @@ class FineTuning(Task, ABC):
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         """Returns `loss` and other metrics that are means, as (weighted sum, weight)."""
-
-    @abstractmethod
-    def predict(
-        self, examples: Sequence[Any], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
-    ) -> list[Any]:
-        """Returns one JSON-able prediction per example. `outputs` has one array per item, without its leading two axes;
-        arrays of `token_outputs` may continue with padding."""
 
     @abstractmethod
     def score(self, examples: Sequence[Any], predictions: Sequence[Any], description: Description) -> dict[str, float]:
@@ -150,7 +122,35 @@ class FineTuning(Task, ABC):
         constructor's."""
         return predictions
 
+    def report_sections(self, evaluation: Evaluation) -> list[Section]:
+        """Returns the family's sections of the report page."""
+        return []
+
     # What follows from these
+
+    def description(self) -> Description:
+        return {name: getattr(self, name) for name in self.described}
+
+    def restore(self, description: Description) -> None:
+        """Sets the attributes that a checkpoint has kept. Raises UserError for one that it lacks."""
+        for name in self.described:
+            if name not in description:
+                raise UserError(
+                    f"the checkpoint does not say the {name} of its task, {self.config.task}; convert it or train it "
+                    "again, or start a head of its own with --config.train.new_head=True"
+                )
+            setattr(self, name, description[name])
+
+    def init(self, rngs: nnx.Rngs) -> Model:
+        trunk = Bert(self.bert_config, rngs=rngs)
+        return Model(trunk, self.heads(rngs))
+
+    def prediction_examples(self, rows) -> Iterator[Any]:
+        for row in rows:
+            try:
+                yield self.example(row)
+            except UserError as error:
+                yield error
 
     def load(self) -> None:
         """Reads and encodes every split that the config names. Raises UserError for anything wrong with the data."""
@@ -171,12 +171,12 @@ class FineTuning(Task, ABC):
             if not examples:
                 raise UserError(f"data.{split}={data[split]}: none of its examples can be used; see the warnings above")
         self.items = {split: self.encode(examples) for split, examples in self.examples.items()}
-        self.final_splits = tuple(split for split in ("test",) if split in self.items)
+        self.final_splits = ("test",) if "test" in self.items else ()
         self.plan = self._plan()
         self.steps_per_epoch = self.plan.steps_per_epoch
         self._count_step()
 
-    def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
+    def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         return train_batches(
             self.items["train"],
             self.plan.shapes,
@@ -188,7 +188,7 @@ class FineTuning(Task, ABC):
             process_count=process_count,
         )
 
-    def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
+    def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
             return iter(())
         return ordered_batches(
@@ -204,19 +204,14 @@ class FineTuning(Task, ABC):
         """Gives all examples the same weight; a family whose loss is a mean over something else overrides this."""
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"]), 1.0)}
 
-    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+    def sums(self, model, batch, key, constants) -> Sums:
         return self._sums(self.outputs(model, batch, key), batch)
 
-    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model, batch, constants):
         outputs = self.outputs(model, batch, None)
         return self._sums(outputs, batch), outputs | {name: batch[name] for name in ("item_ids", "first_tokens")}
 
-    def means(self, sums: HostSums) -> dict[str, float]:
-        return mean_of_each(sums)
-
-    def evaluation(
-        self, split: str, sums: HostSums, rows: Sequence[dict[str, np.ndarray]], description: Description
-    ) -> Evaluation:
+    def evaluation(self, split, sums, rows, description) -> Evaluation:
         examples, items = self.examples[split], self.items[split]
         predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
         learned = self.tune(examples, predictions) if split == "validation" else {}
@@ -229,10 +224,6 @@ class FineTuning(Task, ABC):
         # Examples of a user's own task need not be dataclasses.
         records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
         return Report(records, self.report_sections(evaluation))
-
-    def report_sections(self, evaluation: Evaluation) -> list[Section]:
-        """Returns the family's sections of the report page."""
-        return []
 
     def metric_names(self, split: str) -> tuple[str, ...]:
         return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
@@ -301,11 +292,8 @@ class FineTuning(Task, ABC):
         """Returns a digest of everything that training batches are made of: a resumed run must find the same."""
         digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
         for item in self.items["train"]:
-            for array in (
-                *(x for part in item.parts for x in (part.ids, part.type_ids)),
-                *item.values.values(),
-                *item.token_values.values(),
-            ):
+            arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
+            for array in (*arrays, *item.values.values(), *item.token_values.values()):
                 digest.update(array.tobytes())
             digest.update(b"|")
         return digest.hexdigest()

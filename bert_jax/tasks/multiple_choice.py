@@ -4,7 +4,7 @@ Every choice is a row, [CLS] context [SEP] start of the ending, choice [SEP]. Th
 softmax over the rows of a question gives the probabilities of its choices.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +20,12 @@ from bert_jax.data.labelled.columns import choice_examples, names_of, text_in, t
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.models.bert import Bert, Model
+from bert_jax.models.bert import Model
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
 from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
-from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
+from bert_jax.tasks.task import Batch, Evaluation, Sums
 from bert_jax.tasks.texts import encode_long, log_cut, log_splits
 
 
@@ -53,30 +53,17 @@ class MultipleChoice(FineTuning):
             spec, context=data.text, ending_start=data.text_pair, choices=data.choices, label=data.label
         )
 
-    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[ChoiceExample | UserError]:
+    def example(self, row: Row) -> ChoiceExample:
         data = self.config.data
         names = names_of("data.choices", data.choices)
-        for row in rows:
-            try:
-                choices = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
-                if not choices:
-                    raise UserError(f"{row.origin}: column '{names[0]}' has no choices; add them to this row")
-                start = text_in(row, data.text_pair) if data.text_pair else ""
-                yield ChoiceExample(row.origin, text_in(row, data.text), start, tuple(choices))
-            except UserError as error:
-                yield error
-
-    def unlabelled(self, example: ChoiceExample) -> str:
-        return f"no label in column '{self.config.data.label}'" if example.label is None else ""
+        choices = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
+        if not choices:
+            raise UserError(f"{row.origin}: column '{names[0]}' has no choices; add them to this row")
+        start = text_in(row, data.text_pair) if data.text_pair else ""
+        return ChoiceExample(row.origin, text_in(row, data.text), start, tuple(choices))
 
     def learn(self) -> None:
         log_splits({split: [_as_text(e) for e in examples] for split, examples in self.examples.items()})
-
-    def restore(self, description: Description) -> None:
-        pass  # the config and the tokenizer say everything
-
-    def description(self) -> Description:
-        return {}
 
     def encode(self, examples: Sequence[ChoiceExample]) -> list[Item]:
         data = self.config.data
@@ -94,9 +81,8 @@ class MultipleChoice(FineTuning):
         log_cut(cut, len(examples), data)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> Model:
-        trunk = Bert(self.bert_config, rngs=rngs)
-        return Model(trunk, {"classifier": Classifier(self.bert_config, 1, rngs=rngs)})
+    def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        return {"classifier": Classifier(self.bert_config, 1, rngs=rngs)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
@@ -114,24 +100,14 @@ class MultipleChoice(FineTuning):
         check_finite(outputs)
         predictions = []
         for example, row in zip(examples, outputs["logits"], strict=True):
-            probabilities = softmax(row[: len(example.choices)])
-            choice = int(probabilities.argmax())
-            predictions.append(
-                {
-                    "choice": choice,
-                    "text": example.choices[choice],
-                    "probability": float(probabilities[choice]),
-                    "probabilities": probabilities.tolist(),
-                }
-            )
+            given = softmax(row[: len(example.choices)])
+            choice = int(given.argmax())
+            prediction = {"choice": choice, "text": example.choices[choice], "probability": float(given[choice])}
+            predictions.append(prediction | {"probabilities": given.tolist()})
         return predictions
 
-    def score(
-        self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]], description: Description
-    ) -> dict[str, float]:
-        right = [
-            prediction["choice"] == example.label for example, prediction in zip(examples, predictions, strict=True)
-        ]
+    def score(self, examples, predictions, description) -> dict[str, float]:
+        right = [p["choice"] == example.label for example, p in zip(examples, predictions, strict=True)]
         return {"accuracy": float(np.mean(right))}
 
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar, Self
 
@@ -29,18 +29,7 @@ from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import Masking, mask_tokens
-from bert_jax.tasks.task import (
-    Batch,
-    Constants,
-    Description,
-    Evaluation,
-    HostSums,
-    Rows,
-    Source,
-    Sums,
-    Task,
-    mean_of_each,
-)
+from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each
 
 
 class Pretraining(Task):
@@ -96,14 +85,11 @@ class Pretraining(Task):
         task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         return task
 
-    def description(self) -> Description:
-        return {}  # the config and the tokenizer say everything
-
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
 
-    def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
+    def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         return pipeline.train_batches(
             self.prepared,
             self.config,
@@ -112,7 +98,7 @@ class Pretraining(Task):
             process_count=process_count,
         )
 
-    def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
+    def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if self.prepared.num_records(split) == 0:
             return iter(())
         return pipeline.eval_batches(
@@ -145,7 +131,7 @@ class Pretraining(Task):
             "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
         }
 
-    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
         masked, first = batch["masked_positions"], batch["first_tokens"]
         positions = jnp.concatenate([first, masked], axis=1)
         hidden = model.trunk.encode(TrunkInputs.from_batch(batch), key=key, places=positions).hidden
@@ -167,17 +153,15 @@ class Pretraining(Task):
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
 
-    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model, batch, constants):
         return self.sums(model, batch, None, constants), {}
 
-    def means(self, sums: HostSums) -> dict[str, float]:
+    def means(self, sums) -> dict[str, float]:
         metrics = mean_of_each({name: value for name, value in sums.items() if name != "label_counts"})
         metrics["loss"] = sum(weight * metrics[name] for name, weight in self.objectives.items() if name in metrics)
         return metrics
 
-    def evaluation(
-        self, split: str, sums: HostSums, rows: Sequence[dict[str, np.ndarray]], description: Description
-    ) -> Evaluation:
+    def evaluation(self, split, sums, rows, description) -> Evaluation:
         """Adds to the means:
 
         mlm_perplexity            exp(mlm_loss)

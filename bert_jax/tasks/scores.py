@@ -44,6 +44,11 @@ def classification_scores(gold: LabelIds, predicted: LabelIds, labels: Sequence[
     return scores
 
 
+def names_of_classification(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the scores that `classification_scores` gives for these labels."""
+    return "accuracy", "macro_f1", "micro_f1", "mcc", *(("f1",) if len(labels) == 2 else ())
+
+
 def per_label_table(gold: LabelIds | LabelSets, predicted: LabelIds | LabelSets, labels: Sequence[str]) -> Table:
     """Returns precision, recall, f1 and support (count in `gold`) of every label, from ids or from sets of labels."""
     from sklearn import metrics

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask, sliding
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.models.bert import Bert, Model, TrunkInputs
+from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import LinearHead
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes
@@ -51,8 +51,7 @@ class ContextWindow(Item):
     is_max_context: Bool[np.ndarray, " T"]  # an answer may start here: no other window shows more around it
 
 
-@dataclass(frozen=True, slots=True)
-class Spans:
+class Spans(NamedTuple):
     """The K best spans of each of W windows, the best first. Tokens count from `ContextWindow.first`; ends are
     included."""
 
@@ -66,6 +65,7 @@ class SpanQA(FineTuning):
     `threshold` (SQuAD 2.0 only)."""
 
     head = "heads/span/"
+    described = "may_have_no_answer", "threshold"
     makes_answers = True
     may_have_no_answer: bool
     threshold = 0.0
@@ -83,13 +83,9 @@ class SpanQA(FineTuning):
     def read(self, spec: str) -> Iterator[QuestionExample]:
         return question_examples(spec)
 
-    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[QuestionExample | UserError]:
-        for row in rows:
-            try:
-                name = str(row.values["id"]) if "id" in row.values else row.origin
-                yield QuestionExample(row.origin, name, text_in(row, "question"), text_in(row, "context"))
-            except UserError as error:
-                yield error
+    def example(self, row: Row) -> QuestionExample:
+        name = str(row.values["id"]) if "id" in row.values else row.origin
+        return QuestionExample(row.origin, name, text_in(row, "question"), text_in(row, "context"))
 
     def unlabelled(self, example: QuestionExample) -> str:
         return "" if example.answers or example.is_impossible else "neither answers nor is_impossible: give one of them"
@@ -103,24 +99,22 @@ class SpanQA(FineTuning):
             )
             if report.num_misplaced:
                 logging.warning("answers not at their answer_start, the first: %s", report.first_misplaced)
-            _warn_of_shared_contexts(self.examples["train"], split, examples)
+            contexts = {example.context for example in self.examples["train"]}
+            shared = sum(example.context in contexts for example in examples)
+            if split != "train" and shared:
+                logging.warning(
+                    "%s: %d questions are about contexts of train: scores on them say little", split, shared
+                )
         # The questions of this run decide, whatever those of the checkpoint were: the head is the same for both.
         questions = (example for split in ("train", "validation") for example in self.examples.get(split, ()))
         may_have_no_answer = any(example.is_impossible for example in questions)
         if getattr(self, "may_have_no_answer", may_have_no_answer) != may_have_no_answer:
             logging.warning("the checkpoint and data.train differ in whether questions may have no answer")
         self.may_have_no_answer = may_have_no_answer
-        train = [example for example in self.examples["train"] if example.is_impossible or _gold(example)]
-        if len(train) < len(self.examples["train"]):
-            left_out = len(self.examples["train"]) - len(train)
+        usable = [example for example in self.examples["train"] if example.is_impossible or _gold(example)]
+        if left_out := len(self.examples["train"]) - len(usable):
             logging.warning("%d questions are not trained on: no answer of theirs is in place", left_out)
-        self.examples["train"] = train
-
-    def restore(self, description: Description) -> None:
-        self.may_have_no_answer, self.threshold = description["may_have_no_answer"], description["threshold"]
-
-    def description(self) -> Description:
-        return {"may_have_no_answer": self.may_have_no_answer, "threshold": self.threshold}
+        self.examples["train"] = usable
 
     def encode(self, examples: Sequence[QuestionExample]) -> list[Item]:
         data = self.config.data
@@ -147,15 +141,10 @@ class SpanQA(FineTuning):
                     "end_positions": np.asarray(last, np.int32),
                     "label_weights": np.asarray(example.is_impossible or answer is not None, np.float32),
                 }
+                row = (self.tokenizer.row(question, ids[shown]),)
+                at = offsets[shown]
                 items.append(
-                    ContextWindow(
-                        parts=(self.tokenizer.row(question, ids[shown]),),
-                        values=values,
-                        example=number,
-                        first=begin,
-                        offsets=offsets[shown],
-                        is_max_context=trusted,
-                    )
+                    ContextWindow(row, values, example=number, first=begin, offsets=at, is_max_context=trusted)
                 )
         cut = sum(len(tokens) > data.max_query_length for tokens in questions)
         if cut:
@@ -164,10 +153,9 @@ class SpanQA(FineTuning):
             logging.warning("%d answers are longer than the %d tokens that are predicted", too_long, MAX_ANSWER_TOKENS)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> Model:
+    def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The first logit of a token is that of an answer's start, the second that of its end; no dropout here."""
-        trunk = Bert(self.bert_config, rngs=rngs)
-        return Model(trunk, {"span": LinearHead(self.bert_config, 2, rngs=rngs)})
+        return {"span": LinearHead(self.bert_config, 2, rngs=rngs)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         inputs = TrunkInputs.from_batch(batch)
@@ -187,9 +175,7 @@ class SpanQA(FineTuning):
         (start_loss, weight), (end_loss, _) = sums.pop("start_loss"), sums.pop("end_loss")
         return {"loss": ((start_loss + end_loss) / 2, weight), **sums}
 
-    def predict(
-        self, examples: Sequence[QuestionExample], items: Sequence[Any], outputs: dict[str, list[np.ndarray]]
-    ) -> list[dict[str, Any]]:
+    def predict(self, examples, items: Sequence[Any], outputs) -> list[dict[str, Any]]:
         """Returns for each question its `id`; `answer`, a slice of the context ("" = none), with its `probability` and
         its position `start`, `end` in characters; and `n_best` answers, the best first. A model that may predict "no
         answer" adds `null_odds`, by how much the score of no answer exceeds the best answer's, and `null_probability`.
@@ -204,19 +190,18 @@ class SpanQA(FineTuning):
             for i, window in enumerate(items[part]):
                 null = float(starts[i][0]) + float(ends[i][0])
                 null_scores[window.example] = min(null_scores[window.example], null)
-                for score, first, last in zip(spans.scores[i], spans.starts[i], spans.ends[i], strict=True):
+                for score, first, last in zip(*(one[i] for one in spans), strict=True):
                     if np.isfinite(score):
                         span = int(window.offsets[first, 0]), int(window.offsets[last, 1])
                         candidates[window.example].append((float(score), span))
         rows = zip(examples, candidates, null_scores.tolist(), strict=True)
         return [self._prediction(example, found, null) for example, found, null in rows]
 
-    def score(
-        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]], description: Description
-    ) -> dict[str, float]:
+    def score(self, examples, predictions, description) -> dict[str, float]:
         """Returns exact_match and f1 of the answers given; of a model that may say "no answer" also those under the
         threshold 0 and the threshold itself."""
-        scores = _without_totals(squad_scores(examples, {p["id"]: p["answer"] for p in predictions}))
+        given = squad_scores(examples, {p["id"]: p["answer"] for p in predictions})
+        scores = {name: value for name, value in given.items() if not name.endswith("total")}
         if not self.may_have_no_answer:
             return scores
         at_zero = {p["id"]: _best_text(p) if p["null_odds"] <= 0 else "" for p in predictions}
@@ -232,14 +217,14 @@ class SpanQA(FineTuning):
             names += [f"{kind}_{name}" for kind in kinds for name in ("exact", "f1")]
         return *names, *(("exact_match_at_0", "f1_at_0", "null_threshold") if self.may_have_no_answer else ())
 
-    def tune(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> Description:
+    def tune(self, examples, predictions) -> Description:
         if not self.may_have_no_answer:
             return {}
         best = {p["id"]: _best_text(p) for p in predictions}
         odds = {p["id"]: p["null_odds"] for p in predictions}
         return {"threshold": best_threshold(examples, best, odds)["best_f1_thresh"]}
 
-    def decide(self, predictions: Sequence[dict[str, Any]], description: Description) -> Sequence[dict[str, Any]]:
+    def decide(self, predictions, description) -> Sequence[dict[str, Any]]:
         return [prediction | _decide(prediction, description["threshold"]) for prediction in predictions]
 
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
@@ -259,8 +244,7 @@ class SpanQA(FineTuning):
             {"text": text, "probability": probability, "start": start, "end": end}
             for (text, (_, (start, end))), probability in zip(kept.items(), probabilities, strict=False)
         ]
-        prediction: dict[str, Any] = {"id": example.id, "answer": "", "probability": probabilities[-1]}
-        prediction |= {"start": None, "end": None}
+        prediction = {"id": example.id, "answer": "", "probability": probabilities[-1], "start": None, "end": None}
         if self.may_have_no_answer:
             prediction["null_odds"] = null - scores[0] if scores else _NOTHING_TO_ANSWER_WITH
             prediction["null_probability"] = probabilities[-1]
@@ -331,14 +315,3 @@ def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
 
 def _best_text(prediction: dict[str, Any]) -> str:
     return prediction["n_best"][0]["text"] if prediction["n_best"] else ""
-
-
-def _without_totals(scores: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if not name.endswith("total")}
-
-
-def _warn_of_shared_contexts(train: Sequence[QuestionExample], split: str, examples: Sequence[QuestionExample]) -> None:
-    known = {example.context for example in train}
-    shared = sum(example.context in known for example in examples)
-    if split != "train" and shared:
-        logging.warning("%s: %d questions are about contexts of train: scores on them say little", split, shared)

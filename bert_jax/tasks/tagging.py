@@ -9,7 +9,7 @@ and in seqeval's default, so that scores are comparable with published ones and 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row, suffix_of
 from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
 from bert_jax.data.labelled.words import text_and_spans, text_to_tag
-from bert_jax.models.bert import Bert, Model, TrunkInputs
+from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums
-from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Rows, Sums
+from bert_jax.tasks.task import Batch, Evaluation, Sums
 from bert_jax.tasks.texts import agreed_labels, listed, log_tags
 
 
@@ -42,6 +42,7 @@ class Tagging(FineTuning):
     of speech, are used as they are."""
 
     head = "heads/classifier/"
+    described = "labels", "characters"
     shares_rows = True
     token_outputs = ("logits", "tag_ids", "tag_probabilities")
     labels: list[str]
@@ -51,17 +52,12 @@ class Tagging(FineTuning):
         data = self.config.data
         return tagged_examples(spec, text=data.text, label=data.label, names=self._named())
 
-    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[TaggedExample | UserError]:
-        """Yields an example per row, whose column data.text holds a text or a list of words."""
-        for row in rows:
-            try:
-                if isinstance(value_in(row, self.config.data.text), str):
-                    yield text_to_tag(row.origin, text_in(row, self.config.data.text), self.characters)
-                else:
-                    words = texts_in(row, self.config.data.text)
-                    yield TaggedExample(row.origin, tuple(words), spaces_between=not self.characters)
-            except UserError as error:
-                yield error
+    def example(self, row: Row) -> TaggedExample:
+        """Returns an example of the text or the list of words in column data.text."""
+        column = self.config.data.text
+        if isinstance(value_in(row, column), str):
+            return text_to_tag(row.origin, text_in(row, column), self.characters)
+        return TaggedExample(row.origin, tuple(texts_in(row, column)), spaces_between=not self.characters)
 
     def unlabelled(self, example: TaggedExample) -> str:
         return "no tags; data.label names their column" if example.tags is None else ""
@@ -86,10 +82,11 @@ class Tagging(FineTuning):
             self.examples[split] = self._in_bio(split, examples)
         train = {tag for example in self.examples["train"] for tag in _tags(example)}
         is_plain = not any(tag.startswith("B-") for tag in train)
-        found = _labels(
-            self._kinds(is_plain) or sorted({_kind(tag, is_plain) for tag in train} - {"O"}), is_plain, "O" in train
-        )
-        self.labels = agreed_labels(getattr(self, "labels", None), found, "tags")
+        named = dict.fromkeys(_kind(name, is_plain) for name in self._named())  # PER or its tags: O, B-PER, I-PER
+        kinds = [kind for kind in named if kind != "O"] or sorted({_kind(tag, is_plain) for tag in train} - {"O"})
+        outside = ["O"] if "O" in train or not is_plain else []
+        found = kinds if is_plain else [f"{prefix}-{kind}" for prefix in "BI" for kind in kinds]
+        self.labels = agreed_labels(getattr(self, "labels", None), [*outside, *found], "tags")
         if len(self.labels) < 2:
             raise UserError(f"data.train has one tag only, {self.labels[0]}: there is nothing to learn")
         metric = self.config.checkpoint.best_metric
@@ -105,17 +102,14 @@ class Tagging(FineTuning):
     def has_entities(self) -> bool:
         return any(label.startswith("B-") for label in self.labels)
 
-    def restore(self, description: Description) -> None:
-        self.labels, self.characters = description["labels"], description["characters"]
-
-    def description(self) -> Description:
-        return {"labels": self.labels, "characters": self.characters}
-
     def encode(self, examples: Sequence[TaggedExample]) -> list[Item]:
         length = self.config.data.sequence_length
         room = length - 2
         number = {label: i for i, label in enumerate(self.labels)}
-        weights = self._label_weights(number)
+        weights = np.ones(len(number), np.float32)
+        if self.config.train.class_weights == "balanced" and "train" in self.examples:
+            train = [number[tag] for example in self.examples["train"] for tag in _tags(example)]
+            weights = balanced_weights(train, len(number))
         items, long = [], 0
         pieces_of = align_words([example.words for example in examples], self.tokenizer)
         for place, (example, pieces) in enumerate(zip(examples, pieces_of, strict=True)):
@@ -133,16 +127,15 @@ class Tagging(FineTuning):
             chunks = chunks_of_words(sizes, room) or [(0, -1)]
             for (first, last), scored in zip(chunks, scored_words(chunks), strict=True):
                 kept = [word[:room] for word in pieces[first : last + 1]]
-                shown = np.asarray([1, *(len(word) for word in kept)], np.int64).cumsum()  # where each word begins
-                words, at = first + np.flatnonzero(scored), shown[:-1][scored]
+                begins = np.asarray([1, *(len(word) for word in kept)], np.int64).cumsum()[:-1]
+                words, at = first + np.flatnonzero(scored), begins[scored]
                 items.append(self._item(place, kept, words, at, labels[words], weights[labels[words]]))
         if long:
             logging.info("%d of %d sentences are over %d tokens: windows", long, len(examples), length)
         return items
 
-    def init(self, rngs: nnx.Rngs) -> Model:
-        trunk = Bert(self.bert_config, rngs=rngs)
-        return Model(trunk, {"classifier": Classifier(self.bert_config, len(self.labels), rngs=rngs)})
+    def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        return {"classifier": Classifier(self.bert_config, len(self.labels), rngs=rngs)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
@@ -155,7 +148,7 @@ class Tagging(FineTuning):
             "tag_probabilities": jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1)),
         }
 
-    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model, batch, constants):
         """Leaves the logits out of the rows: the host does not need them, and those of a large set fill its memory."""
         sums, rows = super().evaluate(model, batch, constants)
         return sums, {name: value for name, value in rows.items() if name != "logits"}
@@ -170,9 +163,7 @@ class Tagging(FineTuning):
         sums = cross_entropy_sums("label", logits, batch["labels"], weights, smoothing=smoothing)
         return {"loss": sums["label_loss"]}
 
-    def predict(
-        self, examples: Sequence[TaggedExample], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
-    ) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         """Returns for each example its words, their tags and the probabilities of the tags.
 
         For entities also: type, text, start and end (characters of the text, or of the joined words), word_start and
@@ -192,9 +183,7 @@ class Tagging(FineTuning):
         found = [[self.labels[i] for i in numbers] for numbers in ids]
         return [self._prediction(*of_one) for of_one in zip(examples, found, sure, strict=True)]
 
-    def score(
-        self, examples: Sequence[TaggedExample], predictions: Sequence[dict[str, Any]], description: Description
-    ) -> dict[str, float]:
+    def score(self, examples, predictions, description) -> dict[str, float]:
         gold = [list(_tags(example)) for example in examples]
         given = [prediction["tags"] for prediction in predictions]
         if self.has_entities:
@@ -206,17 +195,13 @@ class Tagging(FineTuning):
     def score_names(self, split: str) -> tuple[str, ...]:
         if self.has_entities:
             return "entity_precision", "entity_recall", "entity_f1", "accuracy"
-        return "accuracy", "macro_f1", "micro_f1", "mcc", *(("f1",) if len(self.labels) == 2 else ())
+        return scores.names_of_classification(self.labels)
 
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
         return sections.tags(self.labels, self.examples[evaluation.split], evaluation.predictions, self.has_entities)
 
     def _named(self) -> list[str]:
         return names_of("data.labels", self.config.data.labels)
-
-    def _kinds(self, is_plain: bool) -> list[str]:
-        """Returns the types that data.labels names, by themselves (PER) or by their tags (O, B-PER, I-PER)."""
-        return [kind for kind in dict.fromkeys(_kind(name, is_plain) for name in self._named()) if kind != "O"]
 
     def _in_bio(self, split: str, examples: Sequence[TaggedExample]) -> list[TaggedExample]:
         try:
@@ -257,11 +242,6 @@ class Tagging(FineTuning):
                         warned.add(kind)
                         logging.warning("%s has '%s', which data.train lacks: the model will miss it", split, kind)
 
-    def _label_weights(self, number: dict[str, int]) -> Float[np.ndarray, " C"]:
-        if self.config.train.class_weights != "balanced" or "train" not in self.examples:
-            return np.ones(len(number), np.float32)
-        return balanced_weights([number[t] for e in self.examples["train"] for t in _tags(e)], len(number))
-
     def _item(self, place, pieces, words, at, labels, label_weights) -> Item:
         """Returns a window as an item. `word_numbers` count from 1 and stand at the first piece of each word that is
         scored in this window; 0 elsewhere."""
@@ -275,33 +255,18 @@ class Tagging(FineTuning):
         )
 
     def _prediction(self, example: TaggedExample, tags: list[str], sure: Float[np.ndarray, " n"]) -> dict[str, Any]:
+        words, probabilities = list(example.words), sure.tolist()
         if not self.has_entities:
-            return {"words": list(example.words), "tags": tags, "probabilities": sure.tolist()}
+            return {"words": words, "tags": tags, "probabilities": probabilities}
         tags = repair(tags)[0]
         text, spans = text_and_spans(example)
         entities = []
         for kind, first, end in entities_of(tags):
             start, stop = spans[first][0], spans[end - 1][1]
-            entities.append(
-                {
-                    "type": kind,
-                    "text": text[start:stop],
-                    "start": start,
-                    "end": stop,
-                    "word_start": first,
-                    "word_end": end,
-                    "probability": float(sure[first:end].prod()),
-                }
-            )
-        words = list(example.words)
-        return {"words": words, "tags": tags, "probabilities": sure.tolist(), "entities": entities}
-
-
-def _labels(kinds: Sequence[str], is_plain: bool, has_o: bool) -> list[str]:
-    first = ["O"] if has_o or not is_plain else []
-    if is_plain:
-        return [*first, *(kind for kind in kinds if kind != "O")]
-    return [*first, *(f"{prefix}-{kind}" for prefix in "BI" for kind in kinds)]
+            entity = {"type": kind, "text": text[start:stop], "start": start, "end": stop}
+            entity |= {"word_start": first, "word_end": end, "probability": float(sure[first:end].prod())}
+            entities.append(entity)
+        return {"words": words, "tags": tags, "probabilities": probabilities, "entities": entities}
 
 
 def _are_characters(examples: Sequence[TaggedExample]) -> bool:

@@ -98,7 +98,7 @@ class Task(Protocol):
 
     def description(self) -> Description:
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
-        ...
+        return {}
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         """Returns a freshly initialised model."""
@@ -139,7 +139,7 @@ class Task(Protocol):
     def means(self, sums: HostSums) -> dict[str, float]:
         """Divides the sums of one or more batches into metrics, `loss` among them; a metric without weight is left
         out."""
-        ...
+        return mean_of_each(sums)
 
     def evaluation(
         self, split: str, sums: HostSums, rows: Sequence[dict[str, np.ndarray]], description: Description

@@ -58,6 +58,10 @@ def load(config, description=None):
     return task
 
 
+def described(labels, thresholds=(), kind="single"):
+    return {"labels": labels, "thresholds": [*thresholds], "label_kind": kind}
+
+
 def run(config, workdir):
     task = load(config)
     return task, train(task, config, workdir)
@@ -121,7 +125,7 @@ def test_a_new_head_of_several_labels_starts_at_their_shares(tmp_path):
     config = make_config("multi", train=write(tmp_path / "train.jsonl", rows), labels="common,rare,never")
     bias = load(config).init(nnx.Rngs(params=0)).heads["classifier"].bias[...]
     np.testing.assert_allclose(jax.nn.sigmoid(bias), [4 / 6, 2 / 6, 1 / 6], rtol=1e-6)
-    of_a_checkpoint = Classification(config, TOKENIZER, {"labels": ["a", "b"], "thresholds": [0.5, 0.5]})
+    of_a_checkpoint = Classification(config, TOKENIZER, described(["a", "b"], [0.5, 0.5], "multi"))
     assert not of_a_checkpoint.init(nnx.Rngs(params=0)).heads["classifier"].bias[...].any()
 
 
@@ -193,7 +197,7 @@ def test_windows_of_a_pair_keep_the_shorter_text_whole_and_drop_nothing():
 
 
 def test_pooling_of_windows_against_numpy():
-    config = Classification(make_config(), TOKENIZER, {"labels": ["a", "b"], "thresholds": []}).bert_config
+    config = Classification(make_config(), TOKENIZER, described(["a", "b"])).bert_config
     vectors = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
     weights = np.asarray([[1, 1, 0], [0, 0, 0]], np.float32)
     pooled, window_query = {}, LinearHead(config, 1, rngs=nnx.Rngs(0))
@@ -302,10 +306,19 @@ def test_classes_that_differ_from_those_of_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(("was", "now"), [("single", "multi"), ("multi", "regression"), ("regression", "single")])
 def test_a_head_is_not_continued_as_another_kind(was, now):
     """A softmax that continues as sigmoids would give wrong probabilities without a word."""
-    description = {"labels": ["a", "b"] if was != "regression" else [], "thresholds": [], "label_kind": was}
+    description = described(["a", "b"] if was != "regression" else [], [0.5, 0.5] if was == "multi" else [], was)
     with pytest.raises(UserError, match=rf"data.label_kind is {now}, .* trained with {was}: .*new_head=True"):
         Classification(make_config(now), TOKENIZER, description)
     assert Classification(make_config(was), TOKENIZER, description).description()["label_kind"] == was
+
+
+@pytest.mark.parametrize("name", ["labels", "thresholds", "label_kind"])
+def test_what_a_checkpoint_does_not_say_of_its_head_is_not_guessed(name):
+    """A head of sigmoids whose kind is not said was taken for what the config names."""
+    description = described(["a", "b"])
+    del description[name]
+    with pytest.raises(UserError, match=f"does not say the {name} of its task, classification; convert"):
+        Classification(make_config(), TOKENIZER, description)
 
 
 def test_files_may_number_the_labels_that_the_config_names(tmp_path):
@@ -328,7 +341,7 @@ def test_logits_that_are_no_numbers_end_in_one_line_and_not_in_json(kind):
 
 def test_labels_follow_the_thresholds_that_validation_finds():
     """As a prediction from the checkpoint will: its description has these thresholds."""
-    task = Classification(make_config("multi"), TOKENIZER, {"labels": ["a", "b"], "thresholds": [0.5, 0.5]})
+    task = Classification(make_config("multi"), TOKENIZER, described(["a", "b"], [0.5, 0.5], "multi"))
     examples = [TextExample("x:1", "", label=("a",)), TextExample("x:2", "", label=("b",))]
     predictions = task.predict(examples, [], {"logits": [np.asarray([-1.0, -2.0]), np.asarray([-2.0, 3.0])]})
     assert [prediction["labels"] for prediction in predictions] == [[], ["b"]]
