@@ -66,7 +66,7 @@ def fill_mask(config: ConfigDict, workdir: Path, *, text: list[str], top_k: int,
     from bert_jax.inference.fill_mask import FillMask
     from bert_jax.inference.open import meant
 
-    fill = FillMask(meant(workdir, config.init_from), checkpoint)
+    fill = FillMask(meant(workdir, config.init_from), which=checkpoint)
     for one in text:
         say(one)
         for number, candidates in enumerate(fill(one, top_k), start=1):
@@ -102,7 +102,8 @@ def predict(
     from bert_jax.inference.predictor import Predictor
 
     path = meant(workdir, config.init_from)
-    predictor = Predictor(path, config.eval.batch_size, overrides, checkpoint, users_task=config.task)
+    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
+    predictor = Predictor(path, config.eval.batch_size, **options)
     rows = _rows(input, predictor.config.data.text, predictor.config.data.text_pair, input_format)
     if glue:
         glue_submission.check_submission(Path(output), glue, predictor.task.description())
@@ -145,7 +146,7 @@ def embed(
     from bert_jax.inference.embeddings import Embedder, write_npy, write_parquet
     from bert_jax.inference.open import meant
 
-    names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts", "model.dtype": "dtype"}
+    names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts"}
     given = {names[key]: value for key, value in (overrides or {}).items() if key in names}
     given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint, "overrides": overrides}
     embedder = Embedder(meant(workdir, config.init_from), batch_size=config.eval.batch_size, **given)

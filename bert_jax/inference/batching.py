@@ -5,10 +5,10 @@ texts; those of batches follow the texts: a new one is made where it saves enoug
 the place of both.
 """
 
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,9 +25,7 @@ _FEW = 4  # items that are run one by one, since a batch of so few is mostly pad
 _SAVED_SHARE = 0.005  # of the tokens of a call, padding included, that one more program has to save
 
 
-class _Batch(NamedTuple):
-    items: list[int]  # their numbers
-    shape: Shape
+_Program = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 
 
 class Batching:
@@ -42,37 +40,22 @@ class Batching:
         self._lock = threading.Lock()  # held while lengths are chosen, which takes no time beside running a program
         self._tokens = backend.current().tokens_per_batch
 
-    def run(
-        self, program: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]], items: Sequence[Item]
-    ) -> dict[str, list[np.ndarray]]:
+    def run(self, program: _Program, items: Sequence[Item]) -> dict[str, list[np.ndarray]]:
         """Returns the program's outputs by name, one array per item, in the order of the items; items of like length
         are run together."""
         with self._lock:
             batches = list(self._batches(items))
         found: dict[int, dict[str, np.ndarray]] = {}
-        running: tuple[list[int], dict[str, jax.Array]] | None = None
-        for batch in [*batches, None]:
-            started = None
-            if batch is not None:
-                empty = batch.shape.rows - len(batch.items)
-                arrays = collate(
-                    items, [*([number] for number in batch.items), *([] for _ in range(empty))], batch.shape
-                )
-                started = batch.items, program(arrays)
-            if running is not None:  # fetched while the next batch runs
-                outputs = jax.device_get(running[1])
-                found |= {number: {k: v[row] for k, v in outputs.items()} for row, number in enumerate(running[0])}
-            running = started
+        launched = ((numbers, program(_arrays(items, numbers, shape))) for numbers, shape in batches)
+        # pairwise: a batch is fetched when the next one is running
+        for (numbers, running), _ in itertools.pairwise(itertools.chain(launched, [([], {})])):
+            outputs = jax.device_get(running)
+            found |= {number: {name: x[row] for name, x in outputs.items()} for row, number in enumerate(numbers)}
         if not found:  # an empty text may have no items
             return defaultdict(list)
         return {name: [found[i][name] for i in range(len(items))] for name in found[0]}
 
-    def warm_up(
-        self,
-        program: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
-        lengths: Sequence[int],
-        like: Item | None = None,
-    ) -> None:
+    def warm_up(self, program: _Program, lengths: Sequence[int], like: Item | None = None) -> None:
         """Declares `lengths` as the only ones from now on, besides the longest that is allowed, and compiles the
         program for them: for one item, and for a batch. Results then depend on the texts alone, not on what was run
         before.
@@ -91,16 +74,15 @@ class Batching:
             parts = (Part(nothing, nothing),) * count
             item = Item(parts, like.values, like.token_values) if like else Item(parts)
             for rows in {1, self.rows(count, length)}:
-                groups = [[0], *([] for _ in range(rows - 1))]
-                jax.block_until_ready(program(collate([item], groups, Shape(rows, count, length))))
+                jax.block_until_ready(program(_arrays([item], [0], Shape(rows, count, length))))
 
     def rows(self, parts: int, length: int) -> int:
         """Returns how many items of so many parts a batch of this length has."""
         fitting = max(2, self._tokens // (parts * length)) if self._tokens else self._batch_size
         return min(self._batch_size, fitting)
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[_Batch]:
-        """Yields the largest batch first, so that a lack of memory shows at once."""
+    def _batches(self, items: Sequence[Item]) -> Iterator[tuple[list[int], Shape]]:
+        """Yields numbers of items with a shape, the largest batch first, so that a lack of memory shows at once."""
         by_parts: dict[int, list[int]] = defaultdict(list)
         for number, item in enumerate(items):
             by_parts[1 << (len(item.parts) - 1).bit_length()].append(number)
@@ -109,17 +91,12 @@ class Batching:
             few = _FEW if self._batch_size > 1 else len(numbers)
             if len(numbers) > few and not self._is_fixed:
                 self._choose([items[i].length for i in numbers], parts)
-            start = 0
-            while start < len(numbers):
-                longest = items[numbers[start]].length
-                if len(numbers) - start <= few:
-                    yield _Batch(numbers[start : start + 1], Shape(1, parts, _fitting(self._alone, longest)))
-                    start += 1
-                    continue
-                length = _fitting(self.lengths, longest)
-                rows = self.rows(parts, length)
-                yield _Batch(numbers[start : start + rows], Shape(rows, parts, length))
-                start += rows
+            while numbers:
+                is_alone, longest = len(numbers) <= few, items[numbers[0]].length
+                length = _fitting(self._alone if is_alone else self.lengths, longest)
+                rows = 1 if is_alone else self.rows(parts, length)
+                yield numbers[:rows], Shape(rows, parts, length)
+                numbers = numbers[rows:]
 
     def _choose(self, lengths: Sequence[int], parts: int) -> None:
         """Adds the length that a batch of the longest needs, then those that save most padding for these `lengths`,
@@ -133,20 +110,20 @@ class Batching:
                 positions += self.rows(parts, length) * parts * length
             return positions
 
+        def add(length: int) -> None:
+            self.lengths = sorted([*self.lengths, length])
+
         if not self.lengths or self.lengths[-1] < lengths[0]:
             is_last = len(self.lengths) == _MOST_LENGTHS - 1
-            self._add(self._max_length if is_last else _fitting(self._candidates, lengths[0]))
+            add(self._max_length if is_last else _fitting(self._candidates, lengths[0]))
         before = cost(self.lengths)
         while len(self.lengths) < _MOST_LENGTHS - (self._max_length not in self.lengths):
             costs = [(cost(sorted([*self.lengths, x])), x) for x in self._candidates if x not in self.lengths]
             after, best = min(costs, default=(before, self._max_length))
             if before - after <= max(_SAVED_SHARE * before, self.rows(parts, best) * parts * best):
                 break
-            self._add(best)
+            add(best)
             before = after
-
-    def _add(self, length: int) -> None:
-        self.lengths = sorted([*self.lengths, length])
 
 
 def ladder(max_length: int) -> list[int]:
@@ -169,3 +146,9 @@ def _candidates(max_length: int) -> list[int]:
 
 def _fitting(lengths: Sequence[int], length: int) -> int:
     return next(one for one in lengths if one >= length)
+
+
+def _arrays(items: Sequence[Item], numbers: Sequence[int], shape: Shape) -> dict[str, np.ndarray]:
+    """Returns the batch of these items, each in rows of its own; the other rows are empty."""
+    empty = shape.rows - len(numbers)
+    return collate(items, [*([number] for number in numbers), *([] for _ in range(empty))], shape)

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,10 +18,9 @@ from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.inference.output import identity, results, whole_file
-from bert_jax.inference.predictor import in_place_of_good, windows
+from bert_jax.inference.predictor import all_good, in_place_of_good, windows
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.config import check_length
-from bert_jax.models.encoder import Encoded
 from bert_jax.models.heads import pool_tokens
 
 POOLINGS = ("cls", "mean", "max")
@@ -38,7 +37,7 @@ class TokenVectors(NamedTuple):
 
 
 class Embedder:
-    """Vectors of texts or tokens. `checkpoint` is one that is opened, or what `open_model` takes.
+    """Vectors of texts or tokens. `checkpoint` is one that is opened, or what `open_model` takes with its `options`.
 
     `layer` is −1 for the last one, or another from −N to −1 or 1 to N; or "last4_sum", "last4_concat". `pooling` is the
     vector of [CLS], or the mean or largest of all tokens, [CLS] and [SEP] included (as sentence-transformers does).
@@ -54,13 +53,10 @@ class Embedder:
         normalize: bool = False,
         max_length: int | None = None,
         long_texts: str = "head",
-        dtype: str | None = None,
         batch_size: int = 32,
-        which: str = "best",
-        overrides: Mapping[str, Any] | None = None,
+        **options: Any,
     ):
-        given = dict(overrides or {}) | ({"model.dtype": dtype} if dtype else {})
-        opened = opened_of(checkpoint, overrides=given, which=which)
+        opened = opened_of(checkpoint, **options)
         self.tokenizer, self.run_config, config = opened.tokenizer, opened.config, opened.bert_config
         self.max_length = max_length or config.max_position_embeddings
         check_length(config, self.max_length)
@@ -82,10 +78,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:
         """Raises UserError for the first text that is too long, if `long_texts` is "error"."""
-        found = list(self.stream(Row(f"input {number}", {"text": x}) for number, x in enumerate(texts, 1)))
-        for vector in found:
-            if isinstance(vector, UserError):
-                raise vector
+        rows = (Row(f"input {number}", {"text": text}) for number, text in enumerate(texts, 1))
+        found = all_good(self.stream(rows))
         return np.stack(found) if found else np.zeros((0, self.size), np.float32)
 
     @property
@@ -96,36 +90,36 @@ class Embedder:
     def stream(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
         """Yields for each row, in order, the vector of its text or the UserError that says what is wrong with it."""
         for window in windows(rows):
-            encoded = in_place_of_good(window, lambda rows: self._encode(rows, column))
-            yield from in_place_of_good(encoded, lambda texts: self._run(self._sentences, texts))
+            yield from in_place_of_good(self._encoded(window, column), lambda texts: self._run(self._sentences, texts))
 
     def stream_tokens(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
         """Yields `TokenVectors`, otherwise as `stream`."""
-        for window in windows(rows):
-            encoded = in_place_of_good(window, lambda rows: self._encode(rows, column))
-            yield from in_place_of_good(
-                encoded, lambda texts: map(self._token_vectors, texts, self._run(self._tokens, texts))
-            )
 
-    def _encode(self, rows: Sequence[Row], column: str) -> Iterator[Encoding | UserError]:
-        texts: list[Any] = []
+        def vectors(texts: Sequence[Encoding]) -> Iterator[TokenVectors]:
+            return map(self._token_vectors, texts, self._run(self._tokens, texts))
+
+        for window in windows(rows):
+            yield from in_place_of_good(self._encoded(window, column), vectors)
+
+    def _encoded(self, rows: Sequence[Row | UserError], column: str) -> list[Encoding | UserError]:
+        found: list[Any] = []
         for row in rows:
             try:
-                texts.append(text_in(row, column))
+                found.append(row if isinstance(row, UserError) else text_in(row, column))
             except UserError as error:
-                texts.append(error)
-        encoded = in_place_of_good(texts, self.tokenizer.encode)
-        cut = 0
-        for row, one in zip(rows, encoded, strict=True):
-            if isinstance(one, UserError) or len(one.ids) <= self.max_length:
-                yield one
-            elif self._long_texts == "error":
-                yield UserError(f"{row.origin}: {len(one.ids)} tokens, over {self.max_length}; shorten it")
+                found.append(error)
+        found, cut = in_place_of_good(found, self.tokenizer.encode), 0
+        for i, (row, text) in enumerate(zip(rows, found, strict=True)):
+            if isinstance(row, UserError) or isinstance(text, UserError) or len(text.ids) <= self.max_length:
+                continue
+            if self._long_texts == "error":
+                found[i] = UserError(f"{row.origin}: {len(text.ids)} tokens, over {self.max_length}; shorten it")
             else:
                 cut += 1
-                yield Encoding(*([*values[: self.max_length - 1], values[-1]] for values in one))
+                found[i] = Encoding(*([*values[: self.max_length - 1], values[-1]] for values in text))
         if cut:
             logging.warning("%d of %d texts are cut to %d tokens", cut, len(rows), self.max_length)
+        return found
 
     def _run(self, step: Any, texts: Sequence[Encoding]) -> list[Float32[np.ndarray, "*N D"]]:
         return self._batching.run(step, [Item((text.part,)) for text in texts])["vectors"]
@@ -137,22 +131,19 @@ class Embedder:
         return TokenVectors(tokens, list(starts), list(ends), vectors[inside])
 
     def _of_sentences(self, model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B D"]]:
-        hidden, sequence_ids = self._hidden(model, batch)
-        vectors = hidden[:, 0] if self._pooling == "cls" else pool_tokens(hidden, sequence_ids, self._pooling)
+        hidden = self._hidden(model, batch)
+        vectors = hidden[:, 0] if self._pooling == "cls" else pool_tokens(hidden, batch["sequence_ids"], self._pooling)
         return {"vectors": self._normalized(vectors)}
 
     def _of_tokens(self, model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B L D"]]:
-        return {"vectors": self._normalized(self._hidden(model, batch)[0])}
+        return {"vectors": self._normalized(self._hidden(model, batch))}
 
-    def _hidden(self, model: Model, batch: dict[str, Array]) -> tuple[Float[Array, "B L D"], Array]:
-        inputs = TrunkInputs.from_batch(batch)
-        encoded: Encoded = model.trunk.encode(inputs, all_layers=True)
+    def _hidden(self, model: Model, batch: dict[str, Array]) -> Float[Array, "B L D"]:
+        encoded = model.trunk.encode(TrunkInputs.from_batch(batch), all_layers=True)
         assert encoded.layers is not None
         outputs = [*encoded.layers[:-1], encoded.hidden]  # the last one as the heads see it, also of a pre-norm model
         chosen = [outputs[i].astype(jnp.float32) for i in self._layers]
-        return (
-            jnp.concatenate(chosen, axis=-1) if self._concatenates else sum(chosen[1:], chosen[0])
-        ), inputs.sequence_ids
+        return jnp.concatenate(chosen, axis=-1) if self._concatenates else sum(chosen[1:], chosen[0])
 
     def _normalized(self, vectors: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         if not self._normalize:

@@ -1,7 +1,7 @@
 """What the trunk computes for texts: hidden states of every layer, attention weights, the pooler's output."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,30 +70,29 @@ class TextEncoder:
         ]
         good = [number for number, error in enumerate(errors) if error is None]
         rows = self._rows([texts[i] for i in good], pairs if pairs is None else [pairs[i] for i in good], limit)
-        items = [Item((row.part,)) for row in rows]
-        found = self._batching.run(self._programs[hidden_states, attentions], items)
-        lengths = dict(zip(good, (len(row.ids) for row in rows), strict=True))
-        shape = len(texts), max(lengths.values(), default=0)
+        found = self._batching.run(self._programs[hidden_states, attentions], [Item((row.part,)) for row in rows])
+        count, size, longest = len(texts), config.hidden_size, max((len(row.ids) for row in rows), default=0)
 
-        def padded(name: str, *, before: tuple[int, ...] = (), after: tuple[int, ...] = (), sides: int = 1):
-            """Returns the output `name` of all texts in one array; `sides` of its axes are those of tokens."""
-            whole = np.zeros((shape[0], *before, *(shape[1:] * sides), *after), np.float32)
-            for (i, length), one in zip(lengths.items(), found[name], strict=True):
-                own = (slice(None),) * len(before) + (slice(length),) * sides
-                whole[(i, *own)] = one[own]
+        def padded(name: str, shape: tuple[int, ...], own: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+            """Returns the output `name` of all texts in one array; `own` cuts that of a text to its tokens."""
+            whole = np.zeros((count, *shape), np.float32)
+            for i, row, one in zip(good, rows, found[name], strict=True):
+                kept = own(one, len(row.ids))
+                whole[(i, *map(slice, kept.shape))] = kept
             return whole
 
-        ids, mask = np.zeros((2, *shape), np.int32)
+        ids, mask = np.zeros((2, count, longest), np.int32)
         for i, row in zip(good, rows, strict=True):
-            ids[i, : lengths[i]], mask[i, : lengths[i]] = row.ids, 1
-        size, count = (config.hidden_size,), config.num_hidden_layers
-        heads = (config.num_attention_heads,)
-        hidden = [padded(f"hidden {i}", after=size) for i in (range(count + 1) if hidden_states else (count,))]
+            ids[i, : len(row.ids)], mask[i, : len(row.ids)] = row.ids, 1
+        last, square = config.num_hidden_layers, (config.num_attention_heads, longest, longest)
+        layers = range(last + 1) if hidden_states else (last,)
+        hidden = [padded(f"hidden {i}", (longest, size), lambda x, n: x[:n]) for i in layers]
+        weights = [padded(f"attention {i}", square, lambda x, n: x[:, :n, :n]) for i in range(last) if attentions]
         return Encoded(
             hidden[-1],
-            padded("pooled", after=size, sides=0) if self._has_pooler else None,
+            padded("pooled", (size,), lambda x, _: x) if self._has_pooler else None,
             tuple(hidden) if hidden_states else None,
-            tuple(padded(f"attention {i}", before=heads, sides=2) for i in range(count)) if attentions else None,
+            tuple(weights) if attentions else None,
             ids,
             mask,
             tuple(errors),

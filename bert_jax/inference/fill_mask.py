@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from bert_jax.models.bert import TrunkInputs
 
 
 class FillMask:
-    """Holds a checkpoint in memory; calling it with a text gives, for each [MASK], [(token, probability), …]."""
+    """Fills the masks of texts: for each [MASK] [(token, probability), …]. `checkpoint` is one that is opened, or what
+    `open_model` takes with its `options`."""
 
-    def __init__(self, checkpoint: str | Path | Opened, which: str = "best"):
-        opened = opened_of(checkpoint, which=which)
+    def __init__(self, checkpoint: str | Path | Opened, **options: Any):
+        opened = opened_of(checkpoint, **options)
         self.tokenizer, self.config = opened.tokenizer, opened.bert_config
         if not opened.has("heads/mlm/"):
             raise UserError(f"{opened.path} has no MLM head, which fills masks; it was made without one")

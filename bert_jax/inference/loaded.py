@@ -1,13 +1,12 @@
 """A model in memory, as a notebook or a program uses it: what `bert_jax.load` returns."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float32
 from ml_collections import FrozenConfigDict
 
 from bert_jax.config import UserError
@@ -16,11 +15,10 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.encode import Encoded, InputError, TextEncoder, problem
 from bert_jax.inference.fill_mask import FillMask
-from bert_jax.inference.open import open_model
+from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
 
 Texts = str | Sequence[str]
-Vector = Float32[np.ndarray, " D"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,9 @@ class LoadedModel:
     step: int
     config: FrozenConfigDict
     tokenizer: Tokenizer
-    _encoder: TextEncoder = field(repr=False)
-    _predictor: Predictor | UserError = field(repr=False)  # or why there is none
-    _fill_mask: FillMask | UserError = field(repr=False)
-    _new_embedder: Callable[..., Embedder] = field(repr=False)
-    _embedders: dict[tuple, Embedder] = field(default_factory=dict, repr=False)
+    _opened: Opened = field(repr=False)
+    _batch_size: int = field(repr=False)
+    _tools: dict[tuple, Any] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def encode(
@@ -61,22 +57,23 @@ class LoadedModel:
         """
         texts = [texts] if isinstance(texts, str) else texts
         pairs = [pairs] if isinstance(pairs, str) else pairs
-        return self._encoder(texts, pairs, max_length=max_length, hidden_states=hidden_states, attentions=attentions)
+        run = self._tool(TextEncoder)
+        return run(texts, pairs, max_length=max_length, hidden_states=hidden_states, attentions=attentions)
 
     def fill_mask(self, texts: Texts, top_k: int = 5) -> Any:
         """Returns, for each [MASK] of a text, the likeliest tokens as [(token, probability), …]."""
-        fill = _able(self._fill_mask)
-        return _results(texts, lambda rows: [_caught(fill, text, top_k) for text in rows])
+        fill = self._tool(FillMask)
+        return _results(texts, lambda rows: (_caught(fill, text, top_k) for text in rows))
 
     def embed(self, texts: Texts, *, pooling: str = "mean", layer: int | str = -1, normalize: bool = False) -> Any:
         """Returns the vector of each text, float32[D]; the options are those of `Embedder`."""
-        embedder = self._embedder(pooling, layer, normalize)
+        embedder = self._tool(Embedder, pooling=pooling, layer=str(layer), normalize=normalize)
         return _results(texts, lambda rows: embedder.stream(_rows(rows, "text")))
 
     def predict(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
         """Returns the prediction of the fine-tuned task for each text, or each object with the task's columns."""
-        predictor = _able(self._predictor)
-        return _results(inputs, lambda rows: predictor.stream(_rows(rows, predictor.config.data.text)))
+        predictor = self._tool(Predictor)
+        return _results(inputs, lambda rows: predictor.stream(_rows(rows, self.config.data.text)))
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles all that this model can do, with default options, for texts of up to these numbers of tokens.
@@ -84,16 +81,21 @@ class LoadedModel:
         From then on these lengths are used, and the longest that the model takes for texts that exceed them: results
         no longer depend on what was run before, not even in the last bit.
         """
-        for tool in (self._encoder, self._embedder("mean", -1, False), self._predictor, self._fill_mask):
-            if not isinstance(tool, UserError):
-                tool.warm_up(lengths)
+        tools = [self._tool(TextEncoder), self._tool(Embedder, pooling="mean", layer="-1", normalize=False)]
+        for kind in (Predictor, FillMask):
+            with contextlib.suppress(UserError):  # a model need not have both heads
+                tools.append(self._tool(kind))
+        for tool in tools:
+            tool.warm_up(lengths)
 
-    def _embedder(self, pooling: str, layer: int | str, normalize: bool) -> Embedder:
-        options = pooling, str(layer), normalize
+    def _tool(self, kind: type, **options: Any) -> Any:
+        """Returns the one tool of this kind with these options. Raises UserError if the model lacks what it needs."""
+        key = kind, *options.values()
         with self._lock:
-            if options not in self._embedders:
-                self._embedders[options] = self._new_embedder(pooling=pooling, layer=layer, normalize=normalize)
-            return self._embedders[options]
+            if key not in self._tools:
+                sized = {} if kind is FillMask else {"batch_size": self._batch_size}
+                self._tools[key] = kind(self._opened, **sized, **options)
+            return self._tools[key]
 
 
 def load(
@@ -102,47 +104,17 @@ def load(
     """Loads a model; `bert_jax.load` says how."""
     given = dict(overrides) | ({"model.dtype": dtype} if dtype else {})
     opened = open_model(path, overrides=given, which=checkpoint, users_task=task).without_parameters()
-
-    def embedder(**options: Any) -> Embedder:
-        return Embedder(opened, batch_size=batch_size, **options)
-
-    return LoadedModel(
-        opened.path,
-        opened.step,
-        FrozenConfigDict(opened.config),
-        opened.tokenizer,
-        TextEncoder(opened, batch_size),
-        _tool(lambda: Predictor(opened, batch_size)),
-        _tool(lambda: FillMask(opened)),
-        embedder,
-    )
-
-
-def _tool(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except UserError as error:  # said when the tool is asked for: the others work
-        return error
-
-
-def _able(tool: Any) -> Any:
-    if isinstance(tool, UserError):
-        raise tool
-    return tool
+    config = FrozenConfigDict(opened.config)
+    return LoadedModel(opened.path, opened.step, config, opened.tokenizer, opened, batch_size)
 
 
 def _results(inputs: Any, run: Callable[[Sequence[Any]], Any]) -> Any:
     is_one = isinstance(inputs, str | Mapping)
-    rows = [inputs] if is_one else list(inputs)
-    results = [
-        InputError(number, str(result)) if isinstance(result, UserError) else result
-        for number, result in enumerate(run(rows))
-    ]
-    if not is_one:
-        return results
-    if isinstance(results[0], InputError):
+    found = enumerate(run([inputs] if is_one else list(inputs)))
+    results = [InputError(number, str(x)) if isinstance(x, UserError) else x for number, x in found]
+    if is_one and isinstance(results[0], InputError):
         raise results[0]
-    return results[0]
+    return results[0] if is_one else results
 
 
 def _rows(inputs: Sequence[Any], column: str) -> Iterator[Row | UserError]:

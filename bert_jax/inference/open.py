@@ -24,15 +24,7 @@ from bert_jax.models.heads import MaskedLMHead
 from bert_jax.options import INFERENCE, SHAPE
 from bert_jax.tasks import TASKS, known_task
 from bert_jax.tasks.task import Task
-from bert_jax.training.checkpoint import (
-    Saved,
-    Shardings,
-    choose_checkpoint,
-    find_checkpoint,
-    has_checkpoint,
-    on_one_device,
-    read_checkpoint,
-)
+from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
 from bert_jax.training.parameters import Parameters, flatten, take_over, unflatten
 
@@ -56,21 +48,15 @@ class Opened:
     @cached_property
     def task(self) -> Task:
         """The task that the checkpoint was trained on, without data."""
-        make = known_task(self.config.get("task", "pretraining"), self.users_task, str(self.path))
-        return make(self.config, self.tokenizer, self.run.get("task"))
-
-    @cached_property
-    def graphdef(self) -> nnx.GraphDef:
-        """The structure of the task's model, without parameters."""
-        return nnx.split(_abstract(self.task.init))[0]
+        make = known_task(self.config.task, self.users_task, str(self.path))
+        return make(self.config, self.tokenizer, self.run["task"])
 
     @cached_property
     def at_work(self) -> PredictionModel:
         """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
         the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk and
         the MLM head, which need no class."""
-        name = self.config.get("task", "pretraining")
-        is_known = name in TASKS or name == self.users_task
+        is_known = self.config.task in TASKS or self.config.task == self.users_task
         build = self.task.init if is_known else self._without_task
         return PredictionModel(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped="heads/")))
 
@@ -99,7 +85,7 @@ class Opened:
         may lack (they are zero), or has in vain. Raises UserError for any other name without a counterpart, and for a
         shape that is not the one of the config.
         """
-        model = _abstract(build)
+        model = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
         origin = str(self.path)
         parameters, report = take_over(flatten(model), self.parameters, new=absent, dropped=dropped, origin=origin)
         zeros = {name: jnp.zeros(parameters[name].shape, parameters[name].dtype) for name in report.missing}
@@ -112,7 +98,7 @@ def open_model(
     overrides: Mapping[str, Any] | None = None,
     which: str = "best",
     users_task: str = "",
-    shardings: Shardings = on_one_device,
+    shardings: checkpoint.Shardings = checkpoint.on_one_device,
 ) -> Opened:
     """Opens the checkpoint that `choose_checkpoint(path, which)` finds, or a model in another format (convert/).
 
@@ -136,13 +122,13 @@ def open_model(
     return opened
 
 
-def _read(path: str, which: str, shardings: Shardings) -> tuple[Path, Saved]:
+def _read(path: str, which: str, shardings: checkpoint.Shardings) -> tuple[Path, checkpoint.Saved]:
     """Returns the chosen checkpoint. A run that is training may delete it meanwhile; then the choice is made again."""
     for attempts_left in (3, 2, 1, 0):
         folder = None
         try:
-            folder = choose_checkpoint(path, which)
-            return folder, read_checkpoint(folder, shardings=shardings)
+            folder = checkpoint.choose_checkpoint(path, which)
+            return folder, checkpoint.read_checkpoint(folder, shardings=shardings)
         except Damaged:
             if not attempts_left or (folder is not None and folder.exists()):
                 raise
@@ -158,9 +144,9 @@ def opened_of(model: str | Path | Opened, **options: Any) -> Opened:
 def meant(workdir: str | Path, init_from: str = "") -> str:
     """Returns whose model a command uses: 1. the workdir's; 2. if it has no checkpoint, the one that `init_from` names.
     Raises UserError if there is neither."""
-    if init_from and not has_checkpoint(str(workdir)):
+    if init_from and not checkpoint.has_checkpoint(str(workdir)):
         return init_from
-    find_checkpoint(str(workdir))
+    checkpoint.find_checkpoint(str(workdir))
     return str(workdir)
 
 
@@ -177,14 +163,14 @@ def check_alike(model: BertConfig, wanted: Mapping[str, Any], folder: Path) -> N
 def _is_foreign(path: Path) -> bool:
     """Returns whether a path has to be a model in another format: its folder has such files, or it is not there and may
     be a name of the Hugging Face Hub."""
-    if has_checkpoint(str(path)) or (path / "metrics.jsonl").exists():
+    if checkpoint.has_checkpoint(str(path)) or (path / "metrics.jsonl").exists():
         return False
     if path.is_dir():
         return any(next(path.glob(pattern), None) for pattern in ("config.json", "modules.json", "*.index"))
     return True
 
 
-def _open_foreign(path: str, users_task: str, shardings: Shardings) -> Opened:
+def _open_foreign(path: str, users_task: str, shardings: checkpoint.Shardings) -> Opened:
     # A later room: converters write checkpoints, and read ours through this file. What they read of others is needed
     # here, so they are imported when they are needed.
     from bert_jax.convert.conversion import open_source
@@ -194,7 +180,3 @@ def _open_foreign(path: str, users_task: str, shardings: Shardings) -> Opened:
     logging.info("%s: %s", path, model.report)
     parameters = jax.tree.map(jax.device_put, model.parameters, shardings(model.parameters))
     return Opened(Path(path), source.run["step"], config, model.tokenizer, parameters, source.run, users_task)
-
-
-def _abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
-    return nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))

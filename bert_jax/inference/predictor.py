@@ -17,22 +17,15 @@ _FIRST_WINDOW = 64
 
 
 class Predictor:
-    """Predictions of a fine-tuned model. `checkpoint` is one that is opened, or what `open_model` takes.
+    """Predictions of a fine-tuned model. `checkpoint` is one that is opened, or what `open_model` takes with the
+    `options` overrides, which and users_task.
 
-    Model, task and names of columns are those of the run; of `overrides`, {"data.text": "review", …}, the keys in
-    `options.INFERENCE` count. `batch_size` is the most rows of a batch; programs are compiled as batching.py says.
-    `which` and `users_task` are as in `open_model`. Threads may share a Predictor.
+    Model, task and names of columns are those of the run, but for `overrides`. `batch_size` is the most rows of a
+    batch; programs are compiled as batching.py says. Threads may share a Predictor.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | Path | Opened,
-        batch_size: int = 32,
-        overrides: Mapping[str, Any] | None = None,
-        which: str = "best",
-        users_task: str = "",
-    ):
-        opened = opened_of(checkpoint, overrides=overrides, which=which, users_task=users_task)
+    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
+        opened = opened_of(checkpoint, **options)
         self.config, self.task = opened.config, opened.task
         if not self.task.makes_predictions:
             raise UserError(f"{opened.path} was not fine-tuned and predicts nothing; fine-tune it, or use --mode=embed")
@@ -43,13 +36,9 @@ class Predictor:
     def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
         """Texts, or objects with the columns of the task. Raises UserError for the first one that is wrong."""
         column = self.config.data.text
-        values = [{column: x} if isinstance(x, str) else dict(x) for x in inputs]
+        values = ({column: x} if isinstance(x, str) else dict(x) for x in inputs)
         rows = (Row(f"input {number}", row) for number, row in enumerate(values, 1))
-        predictions = [prediction for window in windows(rows, WINDOW) for prediction in self._predict(window)]
-        for prediction in predictions:
-            if isinstance(prediction, UserError):
-                raise prediction
-        return predictions
+        return all_good(found for window in windows(rows, WINDOW) for found in self._predict(window))
 
     def stream(self, rows: Iterable[Row | UserError]) -> Iterator[Any]:
         """Yields for each row, in order, its prediction or the UserError that says what is wrong with it.
@@ -63,7 +52,7 @@ class Predictor:
         """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
         data = self.config.data
         columns = (data.text, data.text_pair, *data.choices.split(","), "question", "context")
-        [example] = self.task.prediction_examples([Row("warm-up", {column: "a" for column in columns})])
+        [example] = self.task.prediction_examples([Row("warm-up", dict.fromkeys(columns, "a"))])
         self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 
     def _predict(self, rows: Sequence[Row | UserError]) -> list[Any]:
@@ -104,6 +93,14 @@ def in_place_of_good(rows: Sequence[Any], results: Callable[[list[Any]], Iterabl
     """Replaces the rows that are not errors by `results` of them, one for one; the errors stay where they are."""
     good = iter(results(_good(rows)))
     return [row if isinstance(row, UserError) else next(good) for row in rows]
+
+
+def all_good(results: Iterable[Any]) -> list[Any]:
+    """Returns the results as a list. Raises the first of them that is a UserError, once all are there."""
+    found = list(results)
+    if wrong := [result for result in found if isinstance(result, UserError)]:
+        raise wrong[0]
+    return found
 
 
 def _good(rows: Sequence[Any]) -> list[Any]:

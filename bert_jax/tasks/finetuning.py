@@ -33,12 +33,11 @@ from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
-from bert_jax.models.heads import pool_sequences, pool_tokens
+from bert_jax.models.heads import pool_sequences
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task
 
 Outputs = dict[str, Array]
-SPLITS = ("train", "validation", "test")
 
 
 class FineTuning(Task, ABC):
@@ -142,8 +141,7 @@ class FineTuning(Task, ABC):
             setattr(self, name, description[name])
 
     def init(self, rngs: nnx.Rngs) -> Model:
-        trunk = Bert(self.bert_config, rngs=rngs)
-        return Model(trunk, self.heads(rngs))
+        return Model(Bert(self.bert_config, rngs=rngs), self.heads(rngs))
 
     def prediction_examples(self, rows) -> Iterator[Any]:
         for row in rows:
@@ -159,7 +157,8 @@ class FineTuning(Task, ABC):
             raise UserError("data.train is empty: name the file with the labelled examples (--config.data.train=…)")
         if data.read_workers:
             raise UserError("data.read_workers: fine-tuning reads its examples from memory; set it to 0")
-        self.examples = {split: list(self.read(data[split])) for split in SPLITS if data[split]}
+        splits = ("train", "validation", "test")
+        self.examples = {split: list(self.read(data[split])) for split in splits if data[split]}
         for split, examples in self.examples.items():
             if not examples:
                 raise UserError(f"data.{split}={data[split]} has no examples")
@@ -177,28 +176,15 @@ class FineTuning(Task, ABC):
         self._count_step()
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
-        return train_batches(
-            self.items["train"],
-            self.plan.shapes,
-            self.plan.order(self.config.seed),
-            self.config,
-            fingerprint=self._fingerprint(),
-            start_step=start_step,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        data = self.items["train"], self.plan.shapes, self.plan.order(self.config.seed), self.config
+        position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
+        return train_batches(*data, fingerprint=self._fingerprint(), **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
             return iter(())
-        return ordered_batches(
-            self.items[split],
-            self.plan.eval_shapes[split],
-            self.plan.eval_order(split),
-            self.config,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        data = self.items[split], self.plan.eval_shapes[split], self.plan.eval_order(split), self.config
+        return ordered_batches(*data, process_index=process_index, process_count=process_count)
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Gives all examples the same weight; a family whose loss is a mean over something else overrides this."""
@@ -242,16 +228,14 @@ class FineTuning(Task, ABC):
                 "data.packing: texts of several windows need rows of their own; leave it out, or choose "
                 "data.long_texts=head, tail or head+tail"
             )
+        # The length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500.
+        crossover_length = self.bert_config.hidden_size**2 / (25 * self.bert_config.num_attention_heads)
+        break_even_tokens = self._break_even_tokens(backend.current().flops)
         return BatchPlan(
             self.items,
             config.train.batch_size,
             config.eval.batch_size,
-            Limits(
-                data.buckets,
-                data.sequence_length,
-                self._crossover_length(),
-                self._break_even_tokens(backend.current().flops),
-            ),
+            Limits(data.buckets, data.sequence_length, crossover_length, break_even_tokens),
             is_packed=data.packing if can_pack else False,
             devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
             accumulation=config.train.accumulation,
@@ -274,10 +258,6 @@ class FineTuning(Task, ABC):
             " in rows that are shared" if self.plan.is_packed else "",
             100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
         )
-
-    def _crossover_length(self) -> float:
-        """Length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500."""
-        return self.bert_config.hidden_size**2 / (25 * self.bert_config.num_attention_heads)
 
     def _break_even_tokens(self, flops: float) -> float:
         """How many tokens of an epoch are trained on in the time that it takes to compile the step for one more shape
@@ -309,17 +289,14 @@ def refuse_options_of_classes(config: ConfigDict) -> None:
 def sequence_vectors(model: Model, batch: Batch, key: Key[Array, ""] | None) -> Float[Array, "G P D"]:
     """Returns one vector for each part of an item, or for each of the items that share a row (P is W or S): by
     `model.pooling` the pooler's output, or the mean or largest values of the tokens."""
-    inputs, first_tokens = TrunkInputs.from_batch(batch), batch["first_tokens"]
-    is_shared, trunk = first_tokens.shape[1] > 1, model.trunk
-    if trunk.config.pooling == "cls":
+    inputs, first_tokens, trunk = TrunkInputs.from_batch(batch), batch["first_tokens"], model.trunk
+    is_shared, pooling = first_tokens.shape[1] > 1, trunk.config.pooling
+    if pooling == "cls":
         places = first_tokens if is_shared else jnp.zeros_like(inputs.sequence_ids[:, :1])
         vectors = trunk.pooled(trunk.encode(inputs, key=key, places=places).hidden)
     else:
-        hidden, pooling = trunk.encode(inputs, key=key).hidden, trunk.config.pooling
-        if is_shared:
-            vectors = pool_sequences(hidden, inputs.sequence_ids, first_tokens.shape[1], pooling)
-        else:
-            vectors = pool_tokens(hidden, inputs.sequence_ids, pooling)
+        hidden = trunk.encode(inputs, key=key).hidden
+        vectors = pool_sequences(hidden, inputs.sequence_ids, first_tokens.shape[1], pooling)
     return vectors if is_shared else vectors.reshape(*batch["part_weights"].shape, -1)
 
 

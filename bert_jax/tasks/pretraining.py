@@ -90,20 +90,14 @@ class Pretraining(Task):
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
-        return pipeline.train_batches(
-            self.prepared,
-            self.config,
-            start_step=start_step,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
+        return pipeline.train_batches(self.prepared, self.config, **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if self.prepared.num_records(split) == 0:
             return iter(())
-        return pipeline.eval_batches(
-            self.prepared, self.config, split=split, process_index=process_index, process_count=process_count
-        )
+        process = {"process_index": process_index, "process_count": process_count}
+        return pipeline.eval_batches(self.prepared, self.config, split=split, **process)
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Masks tokens, unless the corpus was prepared with static masks.

@@ -51,7 +51,7 @@ def test_real_sentence_vectors_are_those_of_transformers(tmp_path):
     mask = inputs["attention_mask"].numpy()
     expected = pooled(layers[-1], mask, "mean")
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = Embedder(checkpoint, normalize=True, dtype="float32")(texts)
+    found = Embedder(checkpoint, normalize=True, overrides={"model.dtype": "float32"})(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found[0] @ found[1] > 0.6 > 0.2 > found[0] @ found[3]  # it means something
     for layer, pooling, hidden in (
@@ -60,7 +60,9 @@ def test_real_sentence_vectors_are_those_of_transformers(tmp_path):
         ("last4_sum", "mean", sum(layers[-4:])),
         ("last4_concat", "max", np.concatenate(layers[-4:], axis=-1)),
     ):
-        vectors = Embedder(checkpoint, layer=layer, pooling=pooling, dtype="float32")(texts[:3])  # of like length
+        vectors = Embedder(checkpoint, layer=layer, pooling=pooling, overrides={"model.dtype": "float32"})(
+            texts[:3]
+        )  # of like length
         np.testing.assert_allclose(vectors, pooled(hidden, mask, pooling)[:3], atol=2e-4, rtol=1e-4)
 
 

@@ -9,12 +9,12 @@ from flax import nnx
 
 from bert_jax import modes
 from bert_jax.config import UserError
-from bert_jax.inference import open as inference_open
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.open import meant, open_model
 from bert_jax.inference.predictor import Predictor
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint import write_checkpoint
 from bert_jax.training.parameters import flatten
 from experiments import base
@@ -78,7 +78,7 @@ def test_every_mode_says_when_another_model_is_asked_for(tuned):
 
 def test_a_checkpoint_that_its_run_deletes_meanwhile_is_replaced_by_the_next(tmp_path, monkeypatch):
     older, newer = (pretrained(tmp_path / "checkpoints" / step) for step in ("1", "2"))
-    read, asked = inference_open.read_checkpoint, []
+    read, asked = checkpoint.read_checkpoint, []
 
     def read_while_training(folder, **options):
         asked.append(folder.name)
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_its_run_deletes_meanwhile_is_replaced_by_the_next(tmp
             shutil.rmtree(newer)
         return read(folder, **options)
 
-    monkeypatch.setattr(inference_open, "read_checkpoint", read_while_training)
+    monkeypatch.setattr(checkpoint, "read_checkpoint", read_while_training)
     assert str(open_model(tmp_path).path) == older and asked == ["2", "1"]
 
 
