@@ -6,7 +6,7 @@
 From texts to probabilities, tokenising included. Half of the texts are sentences of SST-2, a quarter reviews of IMDB, a
 quarter articles of BBC News (`--data` is where their archives were unpacked), at most 512 tokens, in one fixed order.
 Both sides have the same weights, through our export: MiniLM-L6, or random ones in the shape of BERT-base; with a
-classifier on top. Ours is `bert_jax.inference.Predictor` as it comes. The peer does what its users are advised to do:
+classifier on top. Ours is `Predictor` as it comes. The peer does what its users are advised to do:
 scaled_dot_product_attention, inference_mode, texts sorted by their tokens, batches padded to their longest text, and
 bfloat16 by autocast or of all weights, whichever is faster.
 
@@ -34,7 +34,7 @@ from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert, open_source
 from bert_jax.data.labelled.tables import read_rows
 from bert_jax.heap import restart_with_kept_heap
-from bert_jax.inference import Predictor
+from bert_jax.inference.predictor import Predictor
 from bert_jax.models.config import SHAPE
 from bert_jax.tasks.classification import Classification
 from bert_jax.training.checkpoint import write_checkpoint

@@ -100,9 +100,7 @@ class Task(Protocol):
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
         return {}
 
-    def init(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns a freshly initialised model."""
-        ...
+    def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
     def constants(self) -> Constants:
         """Returns arrays that `sums` and `evaluate` need but that are not trained, such as a teacher's parameters."""
@@ -128,17 +126,15 @@ class Task(Protocol):
         ...
 
     def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
-        """Runs the model. `key` is for dropout; None means evaluation. `constants` are those of `constants()`."""
+        """Runs the model. `key` is for dropout; None means evaluation."""
         ...
 
     def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
-        """Returns the sums without dropout and, for metrics that are not sums, what they need of each row ({} if
-        none)."""
+        """Returns the sums without dropout and what metrics that are not sums need of each row ({} if none)."""
         ...
 
     def means(self, sums: HostSums) -> dict[str, float]:
-        """Divides the sums of one or more batches into metrics, `loss` among them; a metric without weight is left
-        out."""
+        """Divides the sums of one or more batches into metrics, `loss` among them, leaving out those of weight 0."""
         return mean_of_each(sums)
 
     def evaluation(
@@ -166,7 +162,8 @@ class Task(Protocol):
         ...
 
     def encode(self, examples: Sequence[Any]) -> list[Item]:
-        """Returns the items of the examples, in their order; one example may give several items."""
+        """Returns the items of the examples, in their order; one example may give several items (windows), or one item
+        of several parts."""
         ...
 
     def predict(

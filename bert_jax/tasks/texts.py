@@ -33,25 +33,23 @@ def encode_long(
         return (tokenizer.row(a, b, max_length=limit, how=data.long_texts),), True
     room = limit - row_length(0, None if b is None else 0)
     # The shorter text accompanies every window, but never takes more than half of the room from the longer one.
-    short = () if b is None else min(a, b, key=len)[: room // 2]
-    long = a if b is None else max(a, b, key=len)
-    windows = sliding(len(long), room - len(short), data.window_stride)
-    dropped = len(windows) > data.max_windows or (b is not None and len(min(a, b, key=len)) > len(short))
+    is_first_longer = b is None or len(a) >= len(b)
+    long, short = (a, b or []) if is_first_longer else (b or [], a)
+    kept = short[: room // 2]
+    windows = sliding(len(long), room - len(kept), data.window_stride)
     parts = []
     for start, size in windows[: data.max_windows]:
         window = long[start : start + size]
-        pair = (window, None) if b is None else (window, short) if long is a else (short, window)
-        parts.append(tokenizer.row(*pair))
-    return tuple(parts), dropped
+        first, second = (window, kept) if is_first_longer else (kept, window)
+        parts.append(tokenizer.row(first, None if b is None else second))
+    return tuple(parts), len(windows) > data.max_windows or len(kept) < len(short)
 
 
 def log_cut(cut: int, count: int, data: ConfigDict) -> None:
     """Warns if `cut` of `count` examples lost tokens."""
     if cut:
-        share = 100 * cut / count
-        logging.warning(
-            "%d of %d examples (%.1f %%) lose tokens to data.long_texts=%s", cut, count, share, data.long_texts
-        )
+        message = "%d of %d examples (%.1f %%) lose tokens to data.long_texts=%s"
+        logging.warning(message, cut, count, 100 * cut / count, data.long_texts)
 
 
 def log_splits(splits: Mapping[str, Sequence[TextExample]]) -> None:
@@ -75,19 +73,17 @@ def log_tags(splits: Mapping[str, Sequence[TaggedExample]], has_entities: bool) 
             "entities" if has_entities else "tags",
             ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(30)),
         )
-        repeated = differing = 0
-        first = ""
+        repeated = []  # origin, and whether the tags are new
         for example in examples:
-            before = seen.setdefault(example.words, set())
-            repeated += bool(before)
-            differing += bool(before - {(example.tags or ())})
-            first = first or (example.origin if before else "")
-            before.add(example.tags or ())
+            tags, before = example.tags or (), seen.setdefault(example.words, set())
+            if before:
+                repeated.append((example.origin, bool(before - {tags})))
+            before.add(tags)
         if repeated:
             earlier = "earlier ones" if split == "train" else "earlier ones or those of other splits"
-            logging.warning(
-                "%s: %d sentences repeat %s, %d with other tags (first: %s)", split, repeated, earlier, differing, first
-            )
+            message = "%s: %d sentences repeat %s, %d with other tags (first: %s)"
+            differing = sum(differs for _, differs in repeated)
+            logging.warning(message, split, len(repeated), earlier, differing, repeated[0][0])
 
 
 def agreed_labels(known: list[str] | None, found: list[str], what: str) -> list[str]:

@@ -196,6 +196,19 @@ def test_windows_of_a_pair_keep_the_shorter_text_whole_and_drop_nothing():
         assert len(part.ids) <= 10
 
 
+@pytest.mark.parametrize(("lengths", "longer"), [((12, 12), 0), ((12, 11), 0), ((11, 12), 1)])
+def test_windows_of_a_pair_show_both_texts(lengths, longer):
+    """Of two equally long texts the second was lost, and the start of the first stood in its place."""
+    config = make_config(long_texts="windows", window_stride=3)
+    config.data.sequence_length = 13
+    pair = list(range(5, 5 + lengths[0])), list(range(20, 20 + lengths[1]))
+    parts, dropped = encode_long(TOKENIZER, *pair, config.data, "x:1")
+    texts = [[part.ids[part.type_ids == k] for part in parts] for k in (0, 1)]
+    assert dropped and {TOKENIZER.cls_id, *pair[longer]} <= {TOKENIZER.cls_id, *np.concatenate(texts[longer])}
+    for shown in texts[1 - longer]:  # half of the room of ten
+        assert [i for i in shown if i >= 5] == pair[1 - longer][:5]
+
+
 def test_pooling_of_windows_against_numpy():
     config = Classification(make_config(), TOKENIZER, described(["a", "b"])).bert_config
     vectors = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
