@@ -47,6 +47,7 @@ class FineTuning(Task, ABC):
     makes_predictions = True
     head: ClassVar[str]  # regular expression of the head's parameters
     described: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps, such as names of labels
+    has_classes = True  # whether train.class_weights and train.label_smoothing mean something
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
 
@@ -60,6 +61,7 @@ class FineTuning(Task, ABC):
         self.renewed_parameters = self.head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
+        self.check()
         if description is not None:
             self.restore(description)
 
@@ -74,6 +76,15 @@ class FineTuning(Task, ABC):
         return task
 
     # What a family defines, besides `encode` and `predict`
+
+    def check(self) -> None:
+        """Raises UserError for options that the family cannot follow."""
+        config = self.config
+        for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
+            if not self.has_classes and config.train[key] != off:
+                raise UserError(
+                    f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}"
+                )
 
     @abstractmethod
     def read(self, spec: str) -> Iterator[Any]:
@@ -277,13 +288,6 @@ class FineTuning(Task, ABC):
                 digest.update(array.tobytes())
             digest.update(b"|")
         return digest.hexdigest()
-
-
-def refuse_options_of_classes(config: ConfigDict) -> None:
-    """Raises UserError for options that only families with classes have."""
-    for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
-        if config.train[key] != off:
-            raise UserError(f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}")
 
 
 def sequence_vectors(model: Model, batch: Batch, key: Key[Array, ""] | None) -> Float[Array, "G P D"]:

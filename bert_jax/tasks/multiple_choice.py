@@ -12,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
-from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import choice_examples, names_of, text_in, texts_in
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
 from bert_jax.data.labelled.tables import Row
-from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Model
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes, sequence_vectors
+from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
 from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Evaluation, Sums
 from bert_jax.tasks.texts import encode_long, log_cut, log_splits
@@ -37,14 +35,14 @@ class MultipleChoice(FineTuning):
     """
 
     head = "heads/classifier/"
+    has_classes = False
     reads_vectors = True
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
-        super().__init__(config, tokenizer, description)
-        refuse_options_of_classes(config)
-        if not config.data.choices:
+    def check(self) -> None:
+        super().check()
+        if not self.config.data.choices:
             raise UserError("data.choices is empty: name the columns with the choices, comma-separated")
-        if config.data.long_texts == "windows":
+        if self.config.data.long_texts == "windows":
             raise UserError("data.long_texts=windows is not for multiple choice: choose head, tail, head+tail or error")
 
     def read(self, spec: str) -> Iterator[ChoiceExample]:
@@ -71,13 +69,10 @@ class MultipleChoice(FineTuning):
         endings = iter(self.tokenizer.encode_words([text for example in examples for text in _endings(example)]))
         items, cut = [], 0
         for example, context in zip(examples, contexts, strict=True):
-            parts, any_dropped = [], False
-            for _ in example.choices:
-                (part,), dropped = encode_long(self.tokenizer, context, next(endings), data, example.origin)
-                parts.append(part)
-                any_dropped |= dropped
-            cut += any_dropped
-            items.append(Item(tuple(parts), {"labels": np.asarray(example.label or 0, np.int32)}))
+            rows = [encode_long(self.tokenizer, context, next(endings), data, example.origin) for _ in example.choices]
+            cut += any(dropped for _, dropped in rows)
+            parts = tuple(part for (part,), _ in rows)
+            items.append(Item(parts, {"labels": np.asarray(example.label or 0, np.int32)}))
         log_cut(cut, len(examples), data)
         return items
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
-from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
@@ -28,7 +27,7 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import LinearHead
 from bert_jax.tasks import sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, refuse_options_of_classes
+from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.squad_scores import best_threshold, squad_scores
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
@@ -66,18 +65,18 @@ class SpanQA(FineTuning):
 
     head = "heads/span/"
     described = "may_have_no_answer", "threshold"
+    has_classes = False
     makes_answers = True
     may_have_no_answer: bool
     threshold = 0.0
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: dict[str, Any] | None):
-        super().__init__(config, tokenizer, description)
-        refuse_options_of_classes(config)
-        data = config.data
-        if data.sequence_length < data.max_query_length + 4:
+    def check(self) -> None:
+        super().check()
+        length, question = self.config.data.sequence_length, self.config.data.max_query_length
+        if length < question + 4:
             raise UserError(
-                f"data.sequence_length {data.sequence_length} has no room for a context beside a question of "
-                f"data.max_query_length {data.max_query_length} tokens and three special ones: raise or lower one"
+                f"data.sequence_length {length} has no room for a context beside a question of data.max_query_length "
+                f"{question} tokens and three special ones: raise or lower one"
             )
 
     def read(self, spec: str) -> Iterator[QuestionExample]:
@@ -91,6 +90,7 @@ class SpanQA(FineTuning):
         return "" if example.answers or example.is_impossible else "neither answers nor is_impossible: give one of them"
 
     def learn(self) -> None:
+        contexts = {example.context for example in self.examples["train"]}
         for split, examples in self.examples.items():
             report = check_answers(examples)
             logging.info(
@@ -99,12 +99,10 @@ class SpanQA(FineTuning):
             )
             if report.num_misplaced:
                 logging.warning("answers not at their answer_start, the first: %s", report.first_misplaced)
-            contexts = {example.context for example in self.examples["train"]}
-            shared = sum(example.context in contexts for example in examples)
-            if split != "train" and shared:
-                logging.warning(
-                    "%s: %d questions are about contexts of train: scores on them say little", split, shared
-                )
+            shared = split != "train" and sum(example.context in contexts for example in examples)
+            if shared:
+                message = "%s: %d questions are about contexts of train: scores on them say little"
+                logging.warning(message, split, shared)
         # The questions of this run decide, whatever those of the checkpoint were: the head is the same for both.
         questions = (example for split in ("train", "validation") for example in self.examples.get(split, ()))
         may_have_no_answer = any(example.is_impossible for example in questions)
