@@ -107,7 +107,7 @@ class _Comparison:
         self.runs.append({"side": side, "seed": seed, "metrics": metrics, "seconds": seconds})
         print(
             f"  {side} seed {seed}: {self.source.metric} {metrics[self.source.metric]:.4f}, "
-            f"{seconds['whole']:.1f} s, of these {seconds['loop']:.1f} in the loop",
+            f"{seconds['whole']:.1f} s, of these {seconds['loop']:.1f} in the loop; at most {seconds['peak']:.2f} GB",
             flush=True,
         )
         shutil.rmtree(workdir)

@@ -73,8 +73,7 @@ def test_eight_devices_equal_one(small_config, dropout):
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_every_form_of_the_program_learns_the_same_on_any_number_of_devices(small_config, layers, remat, dtype):
-    small_config.model.dtype = "float32"
-    exact = Trainer(small_config).run(3)
+    exact = Trainer(without_dropout(small_config)).run(3)  # dropout draws other bits where layers are scanned
     small_config.model.update(dtype=dtype, layers=layers, remat=remat)
     for devices in (1, 2, 8):
         small_config.mesh.data = devices
