@@ -193,6 +193,9 @@ SPOILT_BYTES: dict[str, tuple[Callable[[bytes], bytes], bool]] = {
 }
 
 
+_SENSIBLE = {("questions", "one line"), ("tagging", "one line")}  # a file of JSON; a sentence of one word
+
+
 def labelled_data() -> Iterator[Case]:
     """Every family's training file, and its validation file, spoilt in every way."""
     for family in FAMILIES:
@@ -205,7 +208,7 @@ def labelled_data() -> Iterator[Case]:
                 command,
                 needs(family),
                 _bytes(name, change),
-                accepts=accepts or family in ("tagging", "multi"),
+                accepts=accepts or (family, what) in _SENSIBLE,
             )
         for what, make in SPECIAL_FILES.items():
             yield Case("labelled data", f"{family}: {what}", command, needs(family), _replaced(name, make))

@@ -100,7 +100,8 @@ def _verdict(case: Case, status: int | None, output: str, folder: Path, before: 
     if status not in (2, 130):  # 130: a config file that raises KeyboardInterrupt, as Ctrl-C does
         return f"status {status}"
     lines = [line for line in output.splitlines() if line.strip()]
-    return "one line" if lines and lines[-1].startswith("error: ") and output.count("error: ") == 1 else "not one line"
+    errors = [line.startswith("error: ") for line in lines]
+    return "one line" if sum(errors) == 1 and errors[-1] else "not one line"
 
 
 def contents(folder: Path) -> dict[Path, str]:
