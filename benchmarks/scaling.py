@@ -11,6 +11,7 @@ on parts of --files. Under each table is the exponent that a cost grows with, fi
 proportion.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -26,9 +27,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from timing import machine
-from train_step import BATCH, LENGTH, PREDICTIONS, SIZE, VOCAB_SIZE, GivenBatches, random_batch
+from train_step import VOCAB_SIZE, GivenBatches, random_batch, step_parser, words
 
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
@@ -50,41 +50,41 @@ AXES: dict[str, Sequence[int]] = {
 }
 SHARES = "0.125,0.25,0.5,1"  # of --files
 
-AXIS = flags.DEFINE_list("axes", [*AXES], f"of {', '.join(AXES)}, corpus")
-FILES = flags.DEFINE_string("files", "", "corpus: paths and globs, separated by commas")
-POINT = flags.DEFINE_string("point", "", "internal: the point to measure, as JSON")
 FIT = ("seconds", "processor_seconds", "peak_bytes")
-flags.FLAGS.set_default("size", "mini")
-flags.FLAGS.set_default("batch", 16)
-flags.FLAGS.set_default("rounds", 5)
 
 
-def main(_) -> None:
-    if POINT.value:
-        print(json.dumps(_measure(**json.loads(POINT.value))))
+def main() -> None:
+    parser = step_parser(__doc__ or "")
+    parser.set_defaults(size="mini", batch=16, rounds=5)
+    parser.add_argument("--axes", type=words, default=[*AXES], help=f"of {', '.join(AXES)}, corpus; comma-separated")
+    parser.add_argument("--files", default="", help="corpus: paths and globs, separated by commas")
+    parser.add_argument("--point", help="internal: the point to measure, as JSON")
+    options = parser.parse_args()
+    if options.point:
+        print(json.dumps(_measure(options, **json.loads(options.point))))
         return
     try:
-        figures = scale()
+        measured = scale(options)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    if flags.FLAGS.json:
-        Path(flags.FLAGS.json).write_text(json.dumps(figures, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def scale() -> dict[str, Any]:
-    """Prints a table and exponents for each axis; gives {"machine", "axes": {name: {"points", "exponents"}}}."""
-    unknown = [axis for axis in AXIS.value if axis not in (*AXES, "corpus")]
+def scale(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints a table and exponents for each axis; returns {"machine", "axes": {name: {"points", "exponents"}}}."""
+    unknown = [axis for axis in options.axes if axis not in (*AXES, "corpus")]
     if unknown:
         raise UserError(f"--axes has '{unknown[0]}'; it can have {', '.join(AXES)}, corpus")
-    if "corpus" in AXIS.value and not FILES.value:
+    if "corpus" in options.axes and not options.files:
         raise UserError("--axes=corpus needs --files")
     about = machine(["jax"]) | {
-        "step": f"BERT-{SIZE.value}, batch {BATCH.value} × {LENGTH.value}, unless its axis says otherwise"
+        "step": f"BERT-{options.size}, batch {options.batch} × {options.length}, unless its axis says otherwise"
     }
     print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
     axes = {}
-    for axis in AXIS.value:
-        points = _corpus() if axis == "corpus" else [_point(axis, value) for value in AXES[axis]]
+    for axis in options.axes:
+        points = _corpus(options.files) if axis == "corpus" else [_point(options, axis, n) for n in AXES[axis]]
         names = [name for name in FIT if name in points[0]]
         exponents = {name: fitted_exponent([(point[axis], point[name]) for point in points]) for name in names}
         axes[axis] = {"points": points, "exponents": exponents}
@@ -100,13 +100,14 @@ def fitted_exponent(points: Sequence[tuple[float, float]]) -> float:
     return float(np.polyfit(size, cost, 1)[0])
 
 
-def _point(axis: str, value: int) -> dict[str, float]:
-    """One point, measured in processes of its own; what the first of them says."""
+def _point(options: argparse.Namespace, axis: str, value: int) -> dict[str, float]:
+    """Returns one point as the first of the processes measures it that are started for it."""
     processes, devices = (value if axis == name else 1 for name in ("processes", "devices"))
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    command = [sys.executable, __file__, *(f"--{flag.name}={flag.value}" for flag in _forwarded())]
+    forwarded = ("size", "batch", "length", "predictions", "rounds", "warm_up")
+    command = [sys.executable, __file__, *(f"--{name}={getattr(options, name)}" for name in forwarded)]
     started = []
     for number in range(processes):
         point = {"axis": axis, "value": value, "processes": processes, "number": number, "address": address}
@@ -115,26 +116,25 @@ def _point(axis: str, value: int) -> dict[str, float]:
             virtual = f"--xla_force_host_platform_device_count={devices}"
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
         output = subprocess.PIPE if number == 0 else subprocess.DEVNULL
-        words = [*command, "--verbosity=-1", f"--point={json.dumps(point)}"]  # jax says what platforms there are not
-        started.append(subprocess.Popen(words, env=environment, stdout=output, text=True))
+        started.append(
+            subprocess.Popen([*command, f"--point={json.dumps(point)}"], env=environment, stdout=output, text=True)
+        )
     outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise UserError(f"{axis} {value}: the run failed, see above")
     return {axis: value, **json.loads(outputs[0].splitlines()[-1])}
 
 
-def _forwarded() -> list[Any]:
-    return [SIZE, BATCH, LENGTH, PREDICTIONS, flags.FLAGS["rounds"], flags.FLAGS["warm_up"]]
-
-
-def _measure(axis: str, value: int, processes: int, number: int, address: str) -> dict[str, float]:
-    """In a process of its own: compiles and runs the step that the training loop runs."""
+def _measure(
+    options: argparse.Namespace, axis: str, value: int, processes: int, number: int, address: str
+) -> dict[str, float]:
+    """Compiles and runs the step that the training loop runs, in a process of its own."""
     if processes > 1:
         jax.distributed.initialize(address, processes, number)
-    rows, length = (value if axis == name else flag.value for name, flag in (("batch", BATCH), ("length", LENGTH)))
+    rows, length = (value if axis == name else getattr(options, name) for name in ("batch", "length"))
     if rows % jax.device_count():
         raise SystemExit(f"--batch {rows} is not a multiple of {jax.device_count()} devices")
-    config = base.get_config(SIZE.value)
+    config = base.get_config(options.size)
     if axis == "layers":
         config.model.num_hidden_layers = value
     task = GivenBatches(bert_config(config.model, VOCAB_SIZE))
@@ -143,14 +143,14 @@ def _measure(axis: str, value: int, processes: int, number: int, address: str) -
     graphdef, _ = abstract_state(task, optimizer)
     state = init_state(task, optimizer, 0, mesh)
     mine = slice(number * rows // processes, (number + 1) * rows // processes)
-    batch = random_batch(rows, length, min(PREDICTIONS.value, length - 1))
+    batch = random_batch(rows, length, min(options.predictions, length - 1))
     arrays = to_mesh(mesh, {name: array[mine] for name, array in batch.items()})
     train_step = make_train_step(task, graphdef, optimizer, schedule, 1)
     started = time.perf_counter()
     program = train_step.lower(state, {}, arrays, key).compile()
     compile_seconds = time.perf_counter() - started
     wall, cpu = [], []
-    for _ in range(flags.FLAGS.warm_up + flags.FLAGS.rounds):
+    for _ in range(options.warm_up + options.rounds):
         clock, processor = time.perf_counter(), time.process_time()
         state, sums = train_step(state, {}, arrays, key)
         jax.block_until_ready((state, sums))
@@ -158,8 +158,8 @@ def _measure(axis: str, value: int, processes: int, number: int, address: str) -
         cpu.append(time.process_time() - processor)
     exchanged = collectives(program.as_text() or "")
     return {
-        "seconds": statistics.median(wall[flags.FLAGS.warm_up :]),
-        "processor_seconds": statistics.median(cpu[flags.FLAGS.warm_up :]),
+        "seconds": statistics.median(wall[options.warm_up :]),
+        "processor_seconds": statistics.median(cpu[options.warm_up :]),
         "peak_bytes": peak_bytes(program) or float("nan"),
         "process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
         "compile_seconds": compile_seconds,
@@ -168,13 +168,13 @@ def _measure(axis: str, value: int, processes: int, number: int, address: str) -
     }
 
 
-def _corpus() -> list[dict[str, float]]:
+def _corpus(files: str) -> list[dict[str, float]]:
     """Preparation of parts of the corpus; `corpus` is in MB."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(__file__).with_name("prepare.py")
-        words = [f"--files={FILES.value}", f"--subsets={SHARES}", f"--peer_share={SHARES.split(',')[0]}", "--peers="]
-        words += ["--workers=1", "--rounds=1", f"--json={folder}/runs"]
-        if subprocess.run([sys.executable, script, *words], stdout=subprocess.DEVNULL).returncode:
+        flags = [f"--files={files}", f"--subsets={SHARES}", f"--peer_share={SHARES.split(',')[0]}", "--peers="]
+        flags += ["--workers=1", "--rounds=1", f"--json={folder}/runs"]
+        if subprocess.run([sys.executable, script, *flags], stdout=subprocess.DEVNULL).returncode:
             raise UserError("benchmarks/prepare.py failed, see above")
         runs = json.loads(Path(folder, "runs").read_text())["runs"]
     last = {run["share"]: run for run in runs if run["variant"] == "ours 1"}  # the first share runs twice
@@ -191,4 +191,4 @@ def _corpus() -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     restart_with_kept_heap()
-    app.run(main)
+    main()

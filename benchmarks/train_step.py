@@ -7,6 +7,7 @@ take turns (A B C A B C …), so that a slow minute of the machine falls on all.
 tokens a second, ours over the fastest peer: that of the medians, and the range of the rounds.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from timing import Times, in_turns, machine, ratio_to_best, spread
 
 from bert_jax.config import UserError
@@ -28,62 +28,76 @@ from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import abstract_state, init_state, make_train_step
 from experiments import base
 
-SIZE = flags.DEFINE_string("size", "base", "model size")
-BATCH = flags.DEFINE_integer("batch", 8, "rows a step")
-LENGTH = flags.DEFINE_integer("length", 128, "tokens a row")
-PREDICTIONS = flags.DEFINE_integer("predictions", 20, "masked positions a row")
-ROUNDS = flags.DEFINE_integer("rounds", 7, "timed steps of each variant")
-WARM_UP = flags.DEFINE_integer("warm_up", 2, "untimed steps of each variant")
-PEERS = flags.DEFINE_list("peers", ["eager"], "how PyTorch runs: eager, compile; each in float32 and bfloat16")
-DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "of the peers")
-DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "where both run")
-JSON = flags.DEFINE_string("json", "", "file for the figures")
-
 Step = Callable[[], None]  # runs one step and waits for it
 VOCAB_SIZE = 30_522
 
 
-def main(_) -> None:
+def main() -> None:
+    parser = step_parser(__doc__ or "")
+    parser.add_argument(
+        "--peers", type=words, default=["eager"], help="how PyTorch runs: eager, compile; comma-separated"
+    )
+    parser.add_argument("--dtypes", type=words, default=["float32", "bfloat16"], help="of the peers, comma-separated")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="where both run")
+    options = parser.parse_args()
     try:
-        figures = compare()
+        measured = compare(options)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def compare() -> dict:
-    """Prints a line a variant and the ratio; gives {"machine", "variants": {name: seconds}, "ratio"}."""
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """Returns the flags that say what a step is and how often it runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="base", help="model size")
+    parser.add_argument("--batch", type=int, default=8, help="rows per step")
+    parser.add_argument("--length", type=int, default=128, help="tokens per row")
+    parser.add_argument("--predictions", type=int, default=20, help="masked positions per row")
+    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
+    parser.add_argument("--warm_up", type=int, default=2, help="untimed steps of each variant")
+    parser.add_argument("--json", type=Path, help="file for the measurements")
+    return parser
+
+
+def words(text: str) -> list[str]:
+    """Returns the words of a comma-separated flag."""
+    return [word for word in text.split(",") if word]
+
+
+def compare(options: argparse.Namespace) -> dict:
+    """Prints a line per variant and the ratio; returns {"machine", "variants": {name: seconds}, "ratio"}."""
     torch = _import_torch()
-    if jax.default_backend() != DEVICE.value:
+    if jax.default_backend() != options.device:
         raise UserError(
-            f"--device={DEVICE.value}, but JAX runs on {jax.default_backend()}; set JAX_PLATFORMS or --device"
+            f"--device={options.device}, but JAX runs on {jax.default_backend()}; set JAX_PLATFORMS or --device"
         )
-    batch = random_batch(BATCH.value, LENGTH.value, PREDICTIONS.value)
-    steps: dict[str, Step] = {"bert_jax bfloat16": our_step(SIZE.value, batch)}
-    for mode in PEERS.value:
-        for dtype in DTYPES.value:
-            steps[f"transformers {mode} {dtype}"] = _peer_step(torch, batch, mode, dtype)
+    batch = random_batch(options.batch, options.length, options.predictions)
+    steps: dict[str, Step] = {"bert_jax bfloat16": our_step(options.size, batch)}
+    for mode in options.peers:
+        for dtype in options.dtypes:
+            steps[f"transformers {mode} {dtype}"] = _peer_step(torch, batch, mode, dtype, options)
     about = machine(["jax", "torch", "transformers"]) | {
         "PyTorch threads": str(torch.get_num_threads()),
-        "GPU": torch.cuda.get_device_name() if DEVICE.value == "gpu" else "none",
-        "step": f"BERT-{SIZE.value}, batch {BATCH.value} × {LENGTH.value}, {PREDICTIONS.value} predictions a row",
+        "GPU": torch.cuda.get_device_name() if options.device == "gpu" else "none",
+        "step": f"BERT-{options.size}, batch {options.batch} × {options.length}, {options.predictions} predictions",
     }
     print("\n".join(f"{key}: {value}" for key, value in about.items()), flush=True)
     for name, step in steps.items():
         started = time.perf_counter()
-        for _ in range(WARM_UP.value):
+        for _ in range(options.warm_up):
             step()
         print(f"{name}: warm-up {time.perf_counter() - started:.1f} s", flush=True)
-    times = in_turns(steps, ROUNDS.value)
+    times = in_turns(steps, options.rounds)
     variants = {name: {"seconds": of.wall, "processor_seconds": of.cpu} for name, of in times.items()}
-    return {"machine": about, "variants": variants, "ratio": _report(times)}
+    return {"machine": about, "variants": variants, "ratio": _report(times, options.batch * options.length)}
 
 
-def _report(times: dict[str, Times]) -> dict | None:
+def _report(times: dict[str, Times], tokens: int) -> dict | None:
     for name, of in times.items():
-        tokens = BATCH.value * LENGTH.value / statistics.median(of.wall)
-        print(f"{name}: {spread(of.wall, 3)} s, {tokens:,.0f} tokens/s; processor {spread(of.cpu, 3)} s")
+        rate = tokens / statistics.median(of.wall)
+        print(f"{name}: {spread(of.wall, 3)} s, {rate:,.0f} tokens/s; processor {spread(of.cpu, 3)} s")
     ours, *peers = times
     if not peers:
         return None
@@ -137,12 +151,12 @@ def our_step(size: str, batch: dict[str, np.ndarray]) -> Step:
     return step
 
 
-def _peer_step(torch, batch, mode: str, dtype: str) -> Step:
+def _peer_step(torch, batch, mode: str, dtype: str, options: argparse.Namespace) -> Step:
     """BertForPreTraining with scaled_dot_product_attention, autocast for bfloat16, and PyTorch's fused AdamW."""
     import transformers
 
-    device = "cuda" if DEVICE.value == "gpu" else "cpu"
-    ours = bert_config(base.get_config(SIZE.value).model, VOCAB_SIZE)
+    device = "cuda" if options.device == "gpu" else "cpu"
+    ours = bert_config(base.get_config(options.size).model, VOCAB_SIZE)
     config = transformers.BertConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=ours.hidden_size,
@@ -189,4 +203,4 @@ def _import_torch():
 
 if __name__ == "__main__":
     restart_with_kept_heap()  # for all variants alike
-    app.run(main)
+    main()

@@ -251,8 +251,8 @@ def _join_processes(environment: Mapping[str, str]) -> None:
 
 def _result(workdir: Path, finished: "Finished") -> Result:
     """Metrics are read from the log, because a run that was continued made some of its evaluations earlier."""
-    from bert_jax.lab.plots import read_metrics
     from bert_jax.training.checkpoint import choose_checkpoint
+    from bert_jax.training.metrics_log import read_metrics
 
     checkpoint = choose_checkpoint(str(workdir))
     by_step: dict[str, dict[int, dict[str, float]]] = {"eval": {}, "test": {}}

@@ -75,3 +75,13 @@ def test_the_end_of_a_first_step_is_found_or_its_lack_explained():
     assert 0 < startup.first_step(["-c", lines]) < 30
     with pytest.raises(UserError, match=r"(?s)ended without a first step:.*no such thing"):
         startup.first_step(["-c", "raise SystemExit('no such thing')"])
+
+
+@pytest.mark.parametrize("name", ["train_step", "scaling"])
+def test_help_exits_with_status_0(name, monkeypatch, capsys):
+    module("train_step")  # scaling.py imports it by this name
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module(name).main()
+    assert ended.value.code == 0
+    assert "--warm_up" in capsys.readouterr().out

@@ -16,30 +16,26 @@ def is_name(source: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """The folder (in Hugging Face's cache) with the files of a model that are needed here, fetched where it lacks them.
-
-    Raises UserError if there is no such model, or no network.
-    """
+    """Returns the folder, in Hugging Face's cache, with the files of a model that are needed here; fetches what it
+    lacks. Raises UserError if there is no such model, or no network."""
     import huggingface_hub
     from huggingface_hub import errors
 
     for noisy in ("huggingface_hub", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-    def snapshot(patterns: list[str]) -> Path:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=SECONDS))
-
     local = f"fetch it elsewhere (`hf download {name}`) and give the folder: --from=path/to/folder"
     try:
-        folder = snapshot([*SMALL, "*.safetensors"])
-        if not any(folder.rglob("*.safetensors")):
-            folder = snapshot([*SMALL, "pytorch_model*.bin"])
+        for weights in ("*.safetensors", "pytorch_model*.bin"):
+            patterns = [*SMALL, weights]
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=SECONDS))
+            if any(folder.rglob(weights)):
+                break
     except errors.GatedRepoError:
         raise UserError(f"--from={name}: the Hub asks for a login to this model; {local}") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise UserError(f"--from={name} is neither a folder nor a model of the Hugging Face Hub") from None
     except Exception as problem:  # errors of its HTTP library, whichever that is, come through as they are
-        why = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise UserError(
             f"--from={name} is no folder, and the Hugging Face Hub cannot be reached ({why[:160]}); {local}"
         ) from None

@@ -1,6 +1,5 @@
 """Hugging Face folders: config.json, model.safetensors (one file or shards) and tokenizer files ↔ a `Loaded`."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
-from bert_jax.convert.foreign_json import field, model_fields, read_json, refuse
-from bert_jax.convert.mapping import Loaded, Report, Tensors, from_tensors, to_tensors
+from bert_jax.convert.foreign_json import field, read_json, refuse
+from bert_jax.convert.mapping import Loaded, Report, Tensors, check_vocabulary, from_tensors, shape_of, to_tensors
 from bert_jax.convert.names import (
     ARCHITECTURES,
     CONFIG_FIELDS,
@@ -23,12 +22,10 @@ from bert_jax.convert.names import (
     huggingface_names,
     part_of,
 )
-from bert_jax.convert.sentence_encoder import left_out_of
 from bert_jax.convert.tensor_files import open_tensors
 from bert_jax.data.tokenizers.encoding import write_json
-from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
-from bert_jax.models.config import BertConfig
 
 # Stored besides by some versions: (what it must be equal to, or None for a buffer that is no parameter).
 COPIES = {
@@ -36,7 +33,6 @@ COPIES = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
     "embeddings.position_ids": None,
 }
-
 # Our field, theirs. The original has neither of the last two: its epsilon is 1e-12 in the code.
 CONFIG = CONFIG_FIELDS | {"layer_norm_eps": "layer_norm_eps", "causal": "is_decoder"}
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -49,48 +45,61 @@ FIXED = {
     "tie_word_embeddings": True,
     "pruned_heads": {},
 }
-_MAX_LABELS = 1_000_000
+ABSENT = ("auto_map", "quantization_config")  # code of its own; weights that are not plain numbers
 # The files of a folder that `write` makes, with those of either kind of tokenizer.
 WRITTEN = {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
 WRITTEN |= {"vocab.txt", "tokenizer.json", "spm.model"}
-ABSENT = ("auto_map", "quantization_config")  # code of its own; weights that are not plain numbers
 LABEL_KINDS = {
     "regression": "regression",
     "single_label_classification": "single",
     "multi_label_classification": "multi",
 }
+_MAX_LABELS = 1_000_000
+# Sentence Transformers put modules behind a BERT that make one vector of a text.
+_POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+_LEFT_OUT = {
+    "Normalize": "Normalize is left out: divide the vectors by their length where cosines are wanted",
+    "Dense": "Dense is left out: the vectors are those before it, of model.hidden_size",
+}
 
 
 def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Loaded:
-    """A Hugging Face BERT, float32.
+    """Reads a Hugging Face BERT, as float32.
 
-    `architecture` says what it is where config.json does not. `allow` is a pattern (searched, see options.py) of
-    their names that may be left behind, such as `classifier`. Raises UserError for a folder, field, name or shape that
-    is not explained.
+    `architecture` says what it is where config.json does not. `allow` is a pattern of their names that may be left
+    behind, such as `classifier`. Raises UserError for a folder, field, name or shape that is not explained.
     """
     folder = Path(folder)
-    weights, pooling, notes = left_out_of(folder)
-    settings = read_settings(weights / "config.json")
-    config = replace(model_config(settings, weights / "config.json"), pooling=pooling)
-    architecture = _architecture(settings, architecture, weights / "config.json")
-    task, description, num_labels = _task(settings, architecture, weights / "config.json")
-    tensors, copies = _without_copies(_canonical(open_tensors(weights), str(folder)), str(folder))
-    names = [name for name in huggingface_names() if name.part in _parts_read(architecture)]
-    parameters, report = from_tensors(tensors, names, config, num_labels=num_labels, origin=str(folder), allow=allow)
-    head = {"classification": "classifier", "tagging": "classifier", "multiple_choice": "classifier", "span_qa": "span"}
-    if task in head and f"heads/{head[task]}/kernel" not in parameters:
+    weights, pooling, notes = _left_out_of(folder)
+    path = weights / "config.json"
+    settings = _settings(path)
+    config = replace(shape_of(settings, CONFIG, REQUIRED, ACTIVATIONS, path), pooling=pooling)
+    listed = field(settings, "architectures", list, path, []) or ["BertModel"]
+    architecture = architecture or str(listed[0])
+    architecture = READ_AS.get(architecture, architecture)
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{path}: architecture {architecture} is not known; --architecture can be {known}")
+    task, parts = ARCHITECTURES[architecture]
+    description, num_labels = _description(task, settings, path)
+    tensors, copies = _canonical(open_tensors(weights), folder)
+    # Models of pretraining often have more heads in the file than their architecture uses; all are welcome.
+    welcome = {*TRUNK, "pooler", *(PRETRAINING_HEADS if task == "pretraining" else parts)}
+    names = [name for name in huggingface_names() if name.part in welcome]
+    parameters, report = from_tensors(tensors, names, config, num_labels=num_labels, origin=folder, allow=allow)
+    if task != "pretraining" and not any(name.startswith("heads/") for name in parameters):
         raise UserError(f"{folder} is a {architecture} without a head; read it with --architecture=BertModel")
     report.copies, report.notes = copies, notes
     dropout = settings.get("classifier_dropout")
     if dropout not in (None, config.hidden_dropout):
         report.notes.append(f"classifier_dropout {dropout} is not kept: our heads use model.hidden_dropout")
     tokenizer = load_tokenizer(weights)
-    check_vocabulary(config, tokenizer, str(folder))
+    check_vocabulary(config, tokenizer, folder)
     return Loaded(config, parameters, tokenizer, task, description, report)
 
 
 def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = "", allow: str = "") -> Report:
-    """config.json, model.safetensors, tokenizer files and README.md, as Transformers writes and reads them.
+    """Writes config.json, model.safetensors, tokenizer files and README.md, as Transformers writes and reads them.
 
     Raises UserError, before anything is written, if the model is no BERT of theirs, or parameters are missing or have
     no place in `architecture` ("" = the fullest one of the task).
@@ -101,8 +110,7 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     task = ARCHITECTURES[architecture][0]
     if "pretraining" not in (task, model.task) and task != model.task:
         raise UserError(f"a {architecture} is for task={task}; this model was trained for task={model.task}")
-    settings = _their_settings(model, architecture)
-    names = _written_names(architecture)
+    settings, names = _their_settings(model, architecture), _written_names(architecture)
     num_layers = model.config.num_hidden_layers
     tensors, report = to_tensors(model.parameters, names, num_layers, what=architecture, allow=allow)
     report.notes = _what_transformers_does_otherwise(model, architecture)
@@ -112,30 +120,66 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     # safetensors makes its file readable by its owner alone; the others have what the umask lets.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     model.tokenizer.save(folder)
-    options_file = folder / "tokenizer_config.json"
-    options = json.loads(options_file.read_text("utf-8"))
-    write_json(options_file, options | {"model_max_length": model.config.max_position_embeddings})
+    options = folder / "tokenizer_config.json"
+    write_json(options, read_json(options) | {"model_max_length": model.config.max_position_embeddings})
     if card:
         (folder / "README.md").write_text(card, "utf-8")
     return report
 
 
 def default_architecture(model: Loaded) -> str:
-    """The first architecture of the task for which everything is there."""
+    """Returns the first architecture of the task for which everything is there."""
     present = {part_of(name) for name in model.parameters}
-    fitting = [
-        name for name, (task, parts) in ARCHITECTURES.items() if task == model.task and present.issuperset(parts)
-    ]
-    if not fitting:
-        raise UserError(
-            f"no Hugging Face architecture for task '{model.task}' has just {', '.join(sorted(present))}; "
-            f"choose --architecture among {', '.join(ARCHITECTURES)}"
-        )
-    return fitting[0]
+    for name, (task, parts) in ARCHITECTURES.items():
+        if task == model.task and present.issuperset(parts):
+            return name
+    raise UserError(
+        f"no Hugging Face architecture for task '{model.task}' has just {', '.join(sorted(present))}; "
+        f"choose --architecture among {', '.join(ARCHITECTURES)}"
+    )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """config.json. Raises UserError for a field that we cannot honour."""
+def _left_out_of(folder: Path) -> tuple[Path, str, list[str]]:
+    """Returns the folder of the BERT itself, the `model.pooling` to match, and what of the rest is left out, one line
+    each: of a folder without modules.json itself, "cls" and nothing. Raises UserError if no module is a BERT."""
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        return folder, "cls", []
+    kinds = [_module(module, listing) for module in read_json(listing, list)]
+    transformer = next((path for kind, path in kinds if kind == "Transformer"), None)
+    if transformer is None:
+        raise UserError(f"{listing} lists no Transformer, only {', '.join(kind for kind, _ in kinds)}")
+    pooling, notes = "cls", []
+    for kind, path in kinds:
+        note = _LEFT_OUT.get(kind, f"{kind} is left out")
+        if kind == "Pooling":
+            pooling, note = _pooling(path / "config.json")
+        notes += [f"sentence encoder: {note}"] if kind != "Transformer" else []
+    return transformer, pooling, notes
+
+
+def _pooling(path: Path) -> tuple[str, str]:
+    on = [name for name, value in read_json(path).items() if name.startswith("pooling_mode_") and value is True]
+    if len(on) != 1 or on[0] not in _POOLING:
+        return "cls", f"Pooling by {' + '.join(on) or 'an unknown mode'} is left out; model.pooling is cls"
+    kept = _POOLING[on[0]]
+    # Theirs is the first token's vector as it is; ours goes through the pooler, where there is one.
+    how = "; theirs takes the first token's vector without the pooler" if kept == "cls" else ""
+    return kept, f"Pooling is kept as model.pooling={kept}{how}"
+
+
+def _module(module: Any, listing: Path) -> tuple[str, Path]:
+    """Returns the kind of a module and its folder, which must lie inside that of modules.json."""
+    if not isinstance(module, dict):
+        raise UserError(f"{listing}: a module is {module!r}; it must be a JSON object")
+    kind, path = field(module, "type", str, listing, ""), field(module, "path", str, listing, "")
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UserError(f"{listing}: the path of a module is {path!r}, outside this folder; fetch the checkpoint again")
+    return kind.rsplit(".", 1)[-1], listing.parent / path
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Returns config.json. Raises UserError for a field that we cannot honour."""
     settings = read_json(path)
     if isinstance(settings.get("model"), dict):
         raise UserError(f"{path.parent} is a workdir of bert_jax without a checkpoint; train first")
@@ -145,75 +189,38 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in ABSENT:
         if settings.get(name):
             raise UserError(f"{path}: {name} is set; a model with that cannot be read")
-    absent = [name for name in REQUIRED if settings.get(name) is None]
-    if absent:
-        raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
-    if field(settings, "hidden_act", str, path, "") not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; it can be {', '.join(ACTIVATIONS)}")
     return settings
 
 
-def model_config(settings: dict[str, Any], path: Path) -> BertConfig:
-    given = model_fields(settings, CONFIG, path)
-    given |= {"embedding_size": given["hidden_size"], "hidden_act": ACTIVATIONS[settings["hidden_act"]]}
-    try:
-        return BertConfig(**given, dtype="float32")
-    except (UserError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def check_vocabulary(config: BertConfig, tokenizer: Tokenizer, origin: str) -> None:
-    if tokenizer.vocab_size != config.vocab_size:
-        raise UserError(
-            f"{origin}: the vocabulary has {tokenizer.vocab_size:,} tokens, the word embeddings {config.vocab_size:,} "
-            "rows; put the vocabulary there that the model was trained with"
-        )
-
-
-def _architecture(settings: dict[str, Any], given: str, path: Path) -> str:
-    listed = field(settings, "architectures", list, path, []) or ["BertModel"]
-    name = given or str(listed[0])
-    name = READ_AS.get(name, name)
-    if name not in ARCHITECTURES:
-        raise UserError(f"{path}: architecture {name} is not known; --architecture can be {', '.join(ARCHITECTURES)}")
-    return name
-
-
-def _parts_read(architecture: str) -> tuple[str, ...]:
-    """Models of pretraining often have more heads in the file than their architecture uses; all are welcome."""
-    task, parts = ARCHITECTURES[architecture]
-    return (*TRUNK, "pooler", *(PRETRAINING_HEADS if task == "pretraining" else parts))
-
-
-def _task(settings: dict[str, Any], architecture: str, path: Path) -> tuple[str, dict[str, Any], int]:
-    """Task, its description, outputs of the classifier."""
-    task, _ = ARCHITECTURES[architecture]
+def _description(task: str, settings: dict[str, Any], path: Path) -> tuple[dict[str, Any], int]:
+    """Returns the description of a task, and the number of outputs of its classifier."""
     if task == "span_qa":  # whether it was trained on questions without an answer is not recorded
-        return task, {"may_have_no_answer": False, "threshold": 0.0}, 1
+        return {"may_have_no_answer": False, "threshold": 0.0}, 1
     if task not in ("classification", "tagging"):
-        return task, {}, 1
-    names = _label_names(settings, path)
+        return {}, 1
+    labels = _labels(settings, path)
     if task == "tagging":
-        return task, {"labels": names, "characters": False}, len(names)
-    usual = "regression" if len(names) == 1 else "single_label_classification"
+        return {"labels": labels, "characters": False}, len(labels)
+    usual = "regression" if len(labels) == 1 else "single_label_classification"
     kind = field(settings, "problem_type", str, path, usual)
     if kind not in LABEL_KINDS:
         raise UserError(f"{path}: problem_type is {kind!r}; it can be {', '.join(LABEL_KINDS)}")
-    if kind == "regression" and len(names) > 1:
-        raise UserError(f"{path}: regression with {len(names)} outputs; only one can be read")
-    thresholds = [0.5] * len(names) if LABEL_KINDS[kind] == "multi" else []
-    labels = [] if kind == "regression" else names
-    return task, {"labels": labels, "thresholds": thresholds, "label_kind": LABEL_KINDS[kind]}, len(names)
+    if kind == "regression" and len(labels) > 1:
+        raise UserError(f"{path}: regression with {len(labels)} outputs; only one can be read")
+    description = {"labels": [] if kind == "regression" else labels, "thresholds": [], "label_kind": LABEL_KINDS[kind]}
+    if kind == "multi_label_classification":
+        description["thresholds"] = [0.5] * len(labels)
+    return description, len(labels)
 
 
-def _label_names(settings: dict[str, Any], path: Path) -> list[str]:
+def _labels(settings: dict[str, Any], path: Path) -> list[str]:
     """Returns the names of the labels in the order of their numbers."""
     labels = field(settings, "id2label", dict, path, {})
     if not labels:
         count = field(settings, "num_labels", int, path, 2)
         if not 0 < count <= _MAX_LABELS:
             refuse(count, "num_labels", f"an integer from 1 to {_MAX_LABELS}", path)
-        labels = {str(i): f"LABEL_{i}" for i in range(count)}
+        return [f"LABEL_{i}" for i in range(count)]
     numbers = [str(i) for i in range(len(labels))]
     if labels.keys() != set(numbers):
         raise UserError(f"{path}: id2label must have the numbers 0 to {len(labels) - 1} as keys")
@@ -226,8 +233,9 @@ def _label_names(settings: dict[str, Any], path: Path) -> list[str]:
     return names
 
 
-def _canonical(tensors: Tensors, origin: str) -> dict[str, Callable[[], np.ndarray]]:
-    """Without the prefix of a model with heads, and with the names that LayerNorm's parameters have today."""
+def _canonical(tensors: Tensors, origin: Path) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
+    """Returns the tensors by their names without the prefix of a model with heads, LayerNorm's as they are today; and
+    the copies that were left out. A copy that differs, such as a decoder of its own, is another model."""
     named = {}
     for name, reader in tensors.items():
         canonical = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
@@ -235,33 +243,26 @@ def _canonical(tensors: Tensors, origin: str) -> dict[str, Callable[[], np.ndarr
         if canonical in named:
             raise UserError(f"{origin} has {canonical} under two names; which one is meant cannot be known")
         named[canonical] = reader
-    return named
-
-
-def _without_copies(tensors: dict[str, Callable], origin: str) -> tuple[dict[str, Callable], list[str]]:
-    """A decoder of its own, not the embedding table, is another model."""
-    copies = [name for name in COPIES if name in tensors]
+    copies = [name for name in COPIES if name in named]
     for name in copies:
         same_as = COPIES[name]
-        if same_as and (same_as not in tensors or not np.array_equal(tensors[name](), tensors[same_as]())):
+        if same_as and (same_as not in named or not np.array_equal(named[name](), named[same_as]())):
             raise UserError(f"{origin}: {name} differs from {same_as}; a model with an untied decoder cannot be read")
-    return {name: reader for name, reader in tensors.items() if name not in COPIES}, copies
+    return {name: reader for name, reader in named.items() if name not in COPIES}, copies
 
 
 def _written_names(architecture: str) -> list[Name]:
     parts = (*TRUNK, *ARCHITECTURES[architecture][1])
     prefix = "" if architecture == "BertModel" else "bert."
-    return [
-        replace(name, theirs=prefix + name.theirs) if name.part in (*TRUNK, "pooler") else name
-        for name in huggingface_names()
-        if name.part in parts
-    ]
+    names = [name for name in huggingface_names() if name.part in parts]
+    of_trunk = (*TRUNK, "pooler")
+    return [replace(name, theirs=prefix + name.theirs) if name.part in of_trunk else name for name in names]
 
 
 def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
-    config = model.config
+    config, task = model.config, ARCHITECTURES[architecture][0]
     needed = {"norm": "post", "position_embedding": "learned", "embedding_size": config.hidden_size}
-    if ARCHITECTURES[architecture][0] in ("classification", "multiple_choice"):
+    if task in ("classification", "multiple_choice"):
         needed["pooling"] = "cls"
     for name, value in needed.items():
         if getattr(config, name) != value:
@@ -270,12 +271,11 @@ def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
     settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}
     settings["pad_token_id"] = model.tokenizer.pad_id
-    if ARCHITECTURES[architecture][0] != model.task or model.task not in ("classification", "tagging"):
-        return settings
-    labels = model.description["labels"] or ["LABEL_0"]  # of a regression
-    settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
-    settings["label2id"] = {label: i for i, label in enumerate(labels)}
-    if model.task == "classification":
+    if task == model.task and task in ("classification", "tagging"):
+        labels = model.description["labels"] or ["LABEL_0"]  # of a regression
+        settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        settings["label2id"] = {label: i for i, label in enumerate(labels)}
+    if task == model.task == "classification":
         kind = model.description["label_kind"]
         settings["problem_type"] = next(theirs for theirs, ours in LABEL_KINDS.items() if ours == kind)
     return settings

@@ -1,25 +1,26 @@
 """The walk over the name map, in both directions, and the report of what became of every name."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from bert_jax.config import UserError
+from bert_jax.convert import foreign_json
 from bert_jax.convert.names import TRUNK, Name, part_of
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import LinearHead, MaskedLMHead
-from bert_jax.training.parameters import flatten
+from bert_jax.training.parameters import first_names, matching, structure
 
 Arrays = dict[str, np.ndarray]
-_MODULE = re.compile(r"(?:heads/)?[^./]*[./]?")  # the beginning of a name, theirs or ours
 Tensors = Mapping[str, Callable[[], np.ndarray]]  # their name → reads the tensor
+_MODULE = re.compile(r"(?:heads/)?[^./]*[./]?")  # the beginning of a name, theirs or ours
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Report:
             ("converted to float32", self.widened),
             ("left out (not part of the architecture)", self.left_out),
         ):
-            lines += [f"{what}: {_listed(names)}"] if names else []
+            lines += [f"{what}: {first_names(names, 12)}"] if names else []
         return "\n".join([*lines, *self.notes])
 
 
@@ -62,14 +63,47 @@ class Loaded:
     report: Report
 
 
-def from_tensors(
-    tensors: Tensors, names: list[Name], config: BertConfig, *, num_labels: int, origin: str, allow: str
-) -> tuple[Arrays, Report]:
-    """Their tensors → our parameters in float32.
+def shape_of(
+    settings: dict[str, Any],
+    fields: dict[str, str],
+    required: Collection[str],
+    activations: dict[str, str],
+    path: Path,
+) -> BertConfig:
+    """Returns the shape that a config.json or bert_config.json describes, in float32.
 
-    `names`: what the model may have; `num_labels`: of its classifier; `origin` is for messages; `allow` is a regular
-    expression (matched at the start) of their names that may be left behind. Raises UserError for a tensor that no
-    name explains, a shape that differs, and a module of which only a part is there.
+    `fields` and `activations` are {ours: theirs} and {theirs: ours}. Raises UserError that names file and field.
+    """
+    if absent := [name for name in required if settings.get(name) is None]:
+        raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
+    activation = foreign_json.field(settings, "hidden_act", str, path, "")
+    if activation not in activations:
+        raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; it can be {', '.join(activations)}")
+    given = foreign_json.model_fields(settings, fields, path)
+    given |= {"embedding_size": given["hidden_size"], "hidden_act": activations[activation]}
+    try:
+        return BertConfig(**given, dtype="float32")
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_vocabulary(config: BertConfig, tokenizer: Tokenizer, origin: Path) -> None:
+    """Raises UserError unless the vocabulary has one token per row of the word embeddings."""
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{origin}: the vocabulary has {tokenizer.vocab_size:,} tokens, the word embeddings {config.vocab_size:,} "
+            "rows; put the vocabulary there that the model was trained with"
+        )
+
+
+def from_tensors(
+    tensors: Tensors, names: list[Name], config: BertConfig, *, num_labels: int, origin: Path, allow: str
+) -> tuple[Arrays, Report]:
+    """Returns our parameters, in float32, of their tensors.
+
+    `names`: what the model may have; `num_labels`: of its classifier; `origin` is for messages; `allow` is a pattern of
+    their names that may be left behind. Raises UserError for a tensor that no name explains, a shape that differs, and
+    a module of which only a part is there.
     """
     shapes = parameter_shapes(config, num_labels)
     report, parameters, left = Report(), {}, dict(tensors)
@@ -78,111 +112,90 @@ def from_tensors(
         found = [their for their in theirs if their in left]
         if not found:
             report.missing.append(name.ours)
-        elif len(found) < len(theirs):
+            continue
+        if len(found) < len(theirs):
             raise UserError(f"{origin} has {len(found)} of {len(theirs)} layers of {name.theirs}; fetch it again")
-        else:
-            sources = {their: left.pop(their) for their in theirs}
-            parameters[name.ours] = _read(sources, name, shapes[name.ours], origin, report)
-            report.loaded[name.ours] = name.theirs
-            report.reshaped += [name.ours] if name.transposed or name.stacked else []
-    unexplained = [name for name in left if not (allow and re.search(allow, name))]
-    if unexplained:
-        more = f" and {len(unexplained) - 3} more" if len(unexplained) > 3 else ""
-        raise UserError(
-            f"{origin} has tensors with no place here: {', '.join(unexplained[:3])}{more}; "
-            f"to leave them behind: --allow='{_allowing(unexplained)}'"
-        )
+        sources = {their: left.pop(their) for their in theirs}
+        parameters[name.ours] = _read(sources, name, shapes[name.ours], origin, report)
+        _note(report, name)
+    _check_explained(left, allow, f"{origin} has tensors with no place here:")
     report.unexpected = list(left)
-    _check_parts(parameters, names, report.missing, origin)
+    # The trunk must be whole; pooler and heads may be missing, but not by halves.
+    present = {part_of(name) for name in parameters} | set(TRUNK)
+    for name in names:
+        if name.ours in report.missing and name.part in present:
+            raise UserError(f"{origin} has no {name.theirs.format(0)}; the checkpoint is not whole")
     return parameters, report
 
 
 def to_tensors(
     parameters: Mapping[str, Any], names: list[Name], num_layers: int, *, what: str, allow: str
 ) -> tuple[Arrays, Report]:
-    """Our parameters → their tensors under `names`, one a layer, contiguous.
+    """Returns their tensors under `names`, one per layer, contiguous.
 
     What another architecture has is left out and reported. Raises UserError for a parameter that `what` needs and that
-    is not there, and for one that no architecture has unless `allow` (a regular expression) matches its name.
+    is not there, and for one that no architecture has unless the pattern `allow` matches its name.
     """
     left, tensors, report = dict(parameters), {}, Report()
     for name in names:
-        value = left.pop(name.ours, None)
-        if value is None:
+        if name.ours not in left:
             raise UserError(f"a {what} needs {name.ours}, which is not among the parameters; choose --architecture")
-        value = np.asarray(value)
+        value = np.asarray(left.pop(name.ours))
         if name.stacked and len(value) != num_layers:
             raise UserError(f"{name.ours} has {len(value)} layers, the config {num_layers}")
         for their, part in zip(name.layers(num_layers), value if name.stacked else value[None], strict=True):
             tensors[their] = np.ascontiguousarray(part.T if name.transposed else part)
-        report.loaded[name.ours] = name.theirs
-        report.reshaped += [name.ours] if name.transposed or name.stacked else []
+        _note(report, name)
     report.left_out = list(left)
     foreign = [name for name in left if part_of(name) in (*TRUNK, "window_query")]
-    unexplained = [name for name in foreign if not (allow and re.search(allow, name))]
-    if unexplained:
-        raise UserError(
-            f"a {what} has no place for {', '.join(unexplained[:3])}; "
-            f"to leave them behind: --allow='{_allowing(unexplained)}'"
-        )
+    _check_explained(foreign, allow, f"a {what} has no place for")
     return tensors, report
 
 
 def parameter_shapes(config: BertConfig, num_labels: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the trunk and of every head."""
 
-    def build() -> Model:
-        rngs, sizes = nnx.Rngs(params=0), {"nsp": 2, "classifier": num_labels, "span": 2}
+    def build(rngs: nnx.Rngs) -> Model:
+        sizes = {"nsp": 2, "classifier": num_labels, "span": 2}
         heads = {name: LinearHead(config, size, rngs=rngs) for name, size in sizes.items()}
         return Model(Bert(config, rngs=rngs), {"mlm": MaskedLMHead(config, rngs=rngs)} | heads)
 
-    return {name: tuple(x.shape) for name, x in flatten(nnx.eval_shape(build)).items()}
+    return {name: tuple(x.shape) for name, x in structure(build)[1].items()}
 
 
-def to_host(parameters: Mapping[str, jax.Array]) -> Arrays:
-    """As NumPy arrays; on a CPU these are the same memory."""
-    return {name: np.asarray(value) for name, value in parameters.items()}
+def _note(report: Report, name: Name) -> None:
+    report.loaded[name.ours] = name.theirs
+    report.reshaped += [name.ours] if name.transposed or name.stacked else []
 
 
-def _read(sources: Tensors, name: Name, shape: tuple[int, ...], origin: str, report: Report) -> np.ndarray:
-    """Straight into the array that is kept, so that no more than one tensor is in memory twice."""
+def _read(sources: Tensors, name: Name, shape: tuple[int, ...], origin: Path, report: Report) -> np.ndarray:
+    """Reads straight into the array that is kept, so that no more than one tensor is in memory twice."""
     one = shape[1:] if name.stacked else shape
     wanted = one[::-1] if name.transposed else one
-    value = None
+    value = np.empty(0)
     for i, (their, read) in enumerate(sources.items()):
         tensor = read()
         if tensor.shape != wanted:
             raise UserError(f"{origin}: {their} is {_shape(tensor.shape)}, but by the config {_shape(wanted)}")
         if tensor.dtype.kind not in "fV":  # V: bfloat16
             raise UserError(f"{origin}: {their} is of {tensor.dtype}; weights must be floating-point numbers")
-        if value is None:  # not before a tensor has shown that there is so much to hold
+        if i == 0:  # not before a tensor has shown that there is so much to hold
             value = np.empty(shape, np.float32)
         target = value[i] if name.stacked else value
         target[...] = tensor.T if name.transposed else tensor
         if not np.isfinite(target).all():
             raise UserError(f"{origin}: {their} has values that are not finite; fetch or train it again")
         report.widened += [their] if tensor.dtype != np.float32 else []
-    assert value is not None
     return value
 
 
-def _check_parts(parameters: Arrays, names: list[Name], missing: list[str], origin: str) -> None:
-    """The trunk must be whole; pooler and heads may be missing, but not by halves."""
-    present = {part_of(name) for name in parameters} | set(TRUNK)
-    for name in names:
-        if name.ours in missing and name.part in present:
-            raise UserError(f"{origin} has no {name.theirs.format(0)}; the checkpoint is not whole")
-
-
-def _allowing(names: list[str]) -> str:
-    """A regular expression for the modules that the names belong to."""
-    return "|".join(sorted({re.escape(_MODULE.findall(name)[0]) for name in names}))
+def _check_explained(names: Iterable[str], allow: str, problem: str) -> None:
+    """Raises UserError, beginning with `problem`, for names that the pattern `allow` does not match."""
+    allowed = matching("--allow", allow, names)
+    if unexplained := [name for name in names if name not in allowed]:
+        modules = "|".join(sorted({re.escape(_MODULE.findall(name)[0]) for name in unexplained}))
+        raise UserError(f"{problem} {first_names(unexplained, 3)}; to leave them behind: --allow='{modules}'")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(names[:12]) + more

@@ -1,8 +1,9 @@
 """README.md of an exported model: what it is and how it was trained, from what the run left behind."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from bert_jax.training.metrics_log import Record, read_metrics
 
 PIPELINES = {
     "BertForPreTraining": "fill-mask",
@@ -13,19 +14,21 @@ PIPELINES = {
     "BertForQuestionAnswering": "question-answering",
     "BertForMultipleChoice": "multiple-choice",
 }
-NOT_MEASURES = ("step", "split", "time")
 
 
 def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num_parameters: int) -> str:
-    """A stub to be completed by hand. `run`: as the checkpoint has it; `metrics`: the run's metrics.jsonl."""
+    """Returns a stub to be completed by hand. `run`: as the checkpoint has it; `metrics`: the run's metrics.jsonl."""
     header = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[architecture]}", "tags:", "- bert", "---"]
     title = f"# {architecture}, {num_parameters:,} parameters"
-    lines = [*header, "", title, "", "To be completed: purpose, data, limits.", ""]
-    lines += _training(run)
-    last = _last_evaluation(metrics, run["step"]) if metrics is not None else {}
-    for split, figures in last.items():
-        lines += ["", f"## {split}, step {figures['step']:,}", "", "| measure | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in figures.items() if name not in NOT_MEASURES]
+    lines = [*header, "", title, "", "To be completed: purpose, data, limits.", "", "## Training", "", *_training(run)]
+    last: dict[str, Record] = {}  # of each split but train, the newest metrics up to the checkpoint
+    for record in read_metrics(metrics) if metrics is not None else ():
+        if record["split"] != "train" and record["step"] <= run["step"]:
+            last[record["split"]] = record
+    for split, record in last.items():
+        lines += ["", f"## {split}, step {record['step']:,}", "", "| measure | value |", "|---|---|"]
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        lines += [f"| {name} | {value:.4g} |" for name, value in numbers.items() if name not in ("step", "time")]
     lines += ["", "## Use", "", "```python", f"from transformers import AutoTokenizer, {architecture}", ""]
     for name, kind in (("model", architecture), ("tokenizer", "AutoTokenizer")):
         lines.append(f'{name} = {kind}.from_pretrained("path/to/this/folder")')
@@ -35,7 +38,7 @@ def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num
 def _training(run: dict[str, Any]) -> list[str]:
     config = run["config"]
     if "converted_from" in run:
-        return ["## Training", "", f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]
+        return [f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]
     data, optimizer, train = config["data"], config["optimizer"], config["train"]
     rows = {
         "task": config["task"],
@@ -46,25 +49,8 @@ def _training(run: dict[str, Any]) -> list[str]:
         f"{optimizer['warmup_steps']:,} warm-up steps, weight decay {optimizer['weight_decay']:g}",
         "products in": config["model"]["dtype"],
         "seed": config["seed"],
+        "started from": config["init_from"],
+        "labels": ", ".join(run["task"].get("labels", ())),
     }
-    if config["init_from"]:
-        rows["started from"] = config["init_from"]
-    if run["task"].get("labels"):
-        rows["labels"] = ", ".join(run["task"]["labels"])
-    table = [f"| {name} | {value} |" for name, value in rows.items()]
-    return ["## Training", "", "Trained with bert_jax.", "", "| | |", "|---|---|", *table]
-
-
-def _last_evaluation(path: Path, step: int) -> dict[str, dict[str, Any]]:
-    """Of each split but train, the newest figures up to `step`."""
-    found = {}
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            figures = json.loads(line)
-        except ValueError:  # a killed run can leave half a line
-            continue
-        if not isinstance(figures, dict) or not figures.keys() >= {"split", "step"}:
-            continue
-        if figures["split"] != "train" and figures["step"] <= step:
-            found[figures["split"]] = figures
-    return found
+    table = [f"| {name} | {value} |" for name, value in rows.items() if value != ""]
+    return ["Trained with bert_jax.", "", "| | |", "|---|---|", *table]

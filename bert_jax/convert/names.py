@@ -4,7 +4,6 @@ Linear kernels are [in, out] here and in TensorFlow, [out, in] in PyTorch; the h
 [out, in] too. Every layer is stored by itself there; here all of them are stacked along a leading axis.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Ours → (Hugging Face's, google-research/bert's) names of the parameters of one kind of module.
@@ -12,69 +11,35 @@ Suffixes = dict[str, tuple[str, str]]
 TABLE: Suffixes = {"embedding": (".weight", "")}
 NORM: Suffixes = {"scale": (".weight", "/gamma"), "bias": (".bias", "/beta")}
 LINEAR: Suffixes = {"kernel": (".weight", "/kernel"), "bias": (".bias", "/bias")}
-HEAD: Suffixes = {"kernel": (".weight", "output_weights"), "bias": (".bias", "output_bias")}
+HEAD: Suffixes = {"kernel": (".weight", "/output_weights"), "bias": (".bias", "/output_bias")}
 
-# Module here, there (without the prefix "bert" of a model with heads; {} is the layer), there, its parameters.
-MODULES: tuple[tuple[str, str, str, Suffixes], ...] = (
-    ("embeddings/word", "embeddings.word_embeddings", "embeddings/word_embeddings", TABLE),
-    ("embeddings/position", "embeddings.position_embeddings", "embeddings/position_embeddings", TABLE),
-    ("embeddings/token_type", "embeddings.token_type_embeddings", "embeddings/token_type_embeddings", TABLE),
-    ("embeddings/layer_norm", "embeddings.LayerNorm", "embeddings/LayerNorm", NORM),
-    (
-        "encoder/layers/attention/query",
-        "encoder.layer.{}.attention.self.query",
-        "encoder/layer_{}/attention/self/query",
-        LINEAR,
-    ),
-    (
-        "encoder/layers/attention/key",
-        "encoder.layer.{}.attention.self.key",
-        "encoder/layer_{}/attention/self/key",
-        LINEAR,
-    ),
-    (
-        "encoder/layers/attention/value",
-        "encoder.layer.{}.attention.self.value",
-        "encoder/layer_{}/attention/self/value",
-        LINEAR,
-    ),
-    (
-        "encoder/layers/attention/output",
-        "encoder.layer.{}.attention.output.dense",
-        "encoder/layer_{}/attention/output/dense",
-        LINEAR,
-    ),
-    (
-        "encoder/layers/attention_layer_norm",
-        "encoder.layer.{}.attention.output.LayerNorm",
-        "encoder/layer_{}/attention/output/LayerNorm",
-        NORM,
-    ),
-    (
-        "encoder/layers/intermediate",
-        "encoder.layer.{}.intermediate.dense",
-        "encoder/layer_{}/intermediate/dense",
-        LINEAR,
-    ),
-    ("encoder/layers/output", "encoder.layer.{}.output.dense", "encoder/layer_{}/output/dense", LINEAR),
-    (
-        "encoder/layers/output_layer_norm",
-        "encoder.layer.{}.output.LayerNorm",
-        "encoder/layer_{}/output/LayerNorm",
-        NORM,
-    ),
-    ("pooler", "pooler.dense", "pooler/dense", LINEAR),
-    ("heads/mlm/transform", "cls.predictions.transform.dense", "cls/predictions/transform/dense", LINEAR),
-    ("heads/mlm/layer_norm", "cls.predictions.transform.LayerNorm", "cls/predictions/transform/LayerNorm", NORM),
-    ("heads/mlm", "cls.predictions", "cls/predictions/", {"bias": (".bias", "output_bias")}),
-    ("heads/nsp", "cls.seq_relationship", "cls/seq_relationship/", HEAD),
-    ("heads/classifier", "classifier", "", HEAD),
-    ("heads/span", "qa_outputs", "cls/squad/", HEAD),
+# Module here, at Hugging Face (without the prefix "bert" of a model with heads; {} is the layer), its parameters. At
+# Google a module has the same name with "/" for ".", except those of _ELSEWHERE.
+MODULES: tuple[tuple[str, str, Suffixes], ...] = (
+    ("embeddings/word", "embeddings.word_embeddings", TABLE),
+    ("embeddings/position", "embeddings.position_embeddings", TABLE),
+    ("embeddings/token_type", "embeddings.token_type_embeddings", TABLE),
+    ("embeddings/layer_norm", "embeddings.LayerNorm", NORM),
+    ("encoder/layers/attention/query", "encoder.layer.{}.attention.self.query", LINEAR),
+    ("encoder/layers/attention/key", "encoder.layer.{}.attention.self.key", LINEAR),
+    ("encoder/layers/attention/value", "encoder.layer.{}.attention.self.value", LINEAR),
+    ("encoder/layers/attention/output", "encoder.layer.{}.attention.output.dense", LINEAR),
+    ("encoder/layers/attention_layer_norm", "encoder.layer.{}.attention.output.LayerNorm", NORM),
+    ("encoder/layers/intermediate", "encoder.layer.{}.intermediate.dense", LINEAR),
+    ("encoder/layers/output", "encoder.layer.{}.output.dense", LINEAR),
+    ("encoder/layers/output_layer_norm", "encoder.layer.{}.output.LayerNorm", NORM),
+    ("pooler", "pooler.dense", LINEAR),
+    ("heads/mlm/transform", "cls.predictions.transform.dense", LINEAR),
+    ("heads/mlm/layer_norm", "cls.predictions.transform.LayerNorm", NORM),
+    ("heads/mlm", "cls.predictions", {"bias": (".bias", "/output_bias")}),
+    ("heads/nsp", "cls.seq_relationship", HEAD),
+    ("heads/classifier", "classifier", HEAD),
+    ("heads/span", "qa_outputs", HEAD),
 )
+_ELSEWHERE = {"heads/classifier": "", "heads/span": "cls/squad"}
 
 TRUNK = ("embeddings", "encoder")
 PRETRAINING_HEADS = ("mlm", "nsp")
-TASK_HEADS = ("classifier", "span")
 
 # Architecture of Hugging Face: our task, and what it has besides embeddings and encoder. The first of a task that has
 # everything in a checkpoint is what it is written as.
@@ -118,29 +83,24 @@ def part_of(name: str) -> str:
 
 
 def huggingface_names() -> list[Name]:
-    return [Name(ours, theirs, ours.endswith("/kernel")) for ours, theirs, _ in _rows()]
+    return [
+        Name(f"{ours}/{name}", theirs + suffix, name == "kernel")
+        for ours, theirs, suffixes in MODULES
+        for name, (suffix, _) in suffixes.items()
+    ]
 
 
 def google_names() -> list[Name]:
-    return [Name(ours, theirs, theirs.endswith("output_weights")) for ours, _, theirs in _rows()]
-
-
-def _rows() -> Iterator[tuple[str, str, str]]:
-    for ours, huggingface, google, suffixes in MODULES:
-        for name, (there, elsewhere) in suffixes.items():
-            yield f"{ours}/{name}", huggingface + there, google + elsewhere
+    names = []
+    for ours, theirs, suffixes in MODULES:
+        module = _ELSEWHERE.get(ours, theirs.replace("layer.{}", "layer_{}").replace(".", "/"))
+        for name, (_, suffix) in suffixes.items():
+            names.append(Name(f"{ours}/{name}", (module + suffix).lstrip("/"), suffix == "/output_weights"))
+    return names
 
 
 # Fields of config.json and bert_config.json: ours, theirs.
-CONFIG_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "type_vocab_size": "type_vocab_size",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "initializer_range": "initializer_range",
-}
+_SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_SAME += ("max_position_embeddings", "type_vocab_size", "initializer_range")
+CONFIG_FIELDS = {name: name for name in _SAME}
+CONFIG_FIELDS |= {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}

@@ -13,6 +13,7 @@ import tokenizers
 
 from bert_jax.config import UserError
 from bert_jax.convert.mapping import Arrays
+from bert_jax.data.text.text_files import read_bytes
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -20,28 +21,24 @@ SLOT = re.compile(r"\[unused\d+\]$")  # left free in published vocabularies
 
 
 def read_words(path: Path) -> list[str]:
-    """One word a line, in order; empty lines count for nothing."""
-    if not path.is_file():
-        raise UserError(f"--extend_vocab={path} cannot be read (it is not a file)")
+    """Returns one word per line, in order, without empty lines. Raises UserError."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"--extend_vocab={path} cannot be read ({error.strerror})") from None
+        lines = read_bytes(path, "give a file with one word per line").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}: give one word a line") from None
-    words = [line.strip() for line in lines if line.strip()]
-    if not words:
-        raise UserError(f"{path} has no words: give one a line")
     for number, line in enumerate(lines, 1):
         if len(line.split()) > 1:
             raise UserError(f"{path}:{number}: '{line.strip()}' has white space in it: give one word a line")
+    words = [line.strip() for line in lines if line.strip()]
+    if not words:
+        raise UserError(f"{path} has no words: give one a line")
     return words
 
 
 def extend_vocabulary(
     tokenizer: Tokenizer, parameters: Arrays, words: list[str]
 ) -> tuple[WordPieceTokenizer, Arrays, list[str]]:
-    """Tokenizer and parameters that know each of `words` as one token, and what was done, for the report.
+    """Returns tokenizer and parameters that know each of `words` as one token, and what was done, for the report.
 
     The [unusedN] slots of the vocabulary are taken first, the rest is appended. A word that the tokenizer takes apart
     at punctuation or between CJK characters becomes an added token, matched before anything is split, as a whole word.
@@ -67,25 +64,26 @@ def extend_vocabulary(
 
 
 def extend_positions(parameters: Arrays, positions: int) -> tuple[Arrays, str]:
-    """As many positions: those there are, again and again. Learned ones only; fixed ones need no parameters."""
+    """Returns parameters with as many positions, those there are repeated, and a note for the report. Fixed positions
+    need no parameters."""
     name = "embeddings/position/embedding"
     if name not in parameters:
         return parameters, f"{positions} positions, computed"
     table = parameters[name]
-    if positions < len(table):
-        raise UserError(f"--max_position_embeddings={positions} is fewer than the {len(table)} that the model has")
-    if positions == len(table):
+    count = len(table)
+    if positions < count:
+        raise UserError(f"--max_position_embeddings={positions} is fewer than the {count} that the model has")
+    if positions == count:
         return parameters, f"{positions} positions, as before"
-    repeated = table[np.arange(positions) % len(table)]
     note = (
-        f"{len(table)} positions became {positions}: position i starts as i mod {len(table)}; "
+        f"{count} positions became {positions}: position i starts as i mod {count}; "
         "rows of up to the old length give what they gave, longer ones need training"
     )
-    return parameters | {name: repeated}, note
+    return parameters | {name: table[np.arange(positions) % count]}, note
 
 
 def _sort_out(tokenizer: WordPieceTokenizer, words: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """New entry → the word as it was given: for the vocabulary, and to be added; and what is not new."""
+    """Returns {new entry: word as it was given} for the vocabulary and for added tokens, and notes on other words."""
     backend = tokenizer.backend
     known = backend.get_vocab(with_added_tokens=True)
     plain, added, there, again = {}, {}, [], []
@@ -125,13 +123,13 @@ def _with_words(tokenizer: WordPieceTokenizer, numbers: dict[str, int], added: d
 
 
 def _with_rows(parameters: Arrays, pieces: list[list[int]], ids: list[int]) -> Arrays:
-    """A row for each of `ids`: the mean of the rows of its pieces (as often as they occur in it)."""
+    """Returns the parameters with a row for each of `ids`: the mean of the rows of its pieces, as often as they occur
+    in it."""
     extended = dict(parameters)
-    for name in ("embeddings/word/embedding", "heads/mlm/bias"):
-        if name not in parameters:
-            continue
+    for name in {"embeddings/word/embedding", "heads/mlm/bias"} & parameters.keys():
         old = parameters[name]
-        new = np.concatenate([old, np.zeros((max([*ids, len(old) - 1]) + 1 - len(old), *old.shape[1:]), old.dtype)])
+        added = max(max(ids, default=-1) + 1 - len(old), 0)
+        new = np.concatenate([old, np.zeros((added, *old.shape[1:]), old.dtype)])
         for number, row in zip(ids, pieces, strict=True):
             new[number] = old[row].mean(axis=0)
         extended[name] = new

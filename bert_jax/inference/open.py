@@ -26,7 +26,7 @@ from bert_jax.tasks import TASKS, known_task
 from bert_jax.tasks.task import Task
 from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
-from bert_jax.training.parameters import Parameters, flatten, take_over, unflatten
+from bert_jax.training.parameters import Parameters, structure, take_over, unflatten
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Opened:
         the MLM head, which need no class."""
         is_known = self.config.task in TASKS or self.config.task == self.users_task
         build = self.task.init if is_known else self._without_task
-        return PredictionModel(unflatten(*self.fit(build, absent="(?!embeddings/|encoder/)", dropped="heads/")))
+        return PredictionModel(unflatten(*self.fit(build, absent="^(?!embeddings/|encoder/)", dropped="^heads/")))
 
     def _without_task(self, rngs: nnx.Rngs) -> Model:
         trunk = Bert(self.bert_config, rngs=rngs)
@@ -81,15 +81,14 @@ class Opened:
     ) -> tuple[nnx.GraphDef, Parameters]:
         """Returns structure and parameters of the model that `build` describes, which need not be the task's own.
 
-        `absent` and `dropped` are regular expressions, matched at the start of a name: parameters that the checkpoint
-        may lack (they are zero), or has in vain. Raises UserError for any other name without a counterpart, and for a
+        `absent` and `dropped` are patterns (see `config.pattern`) of parameters that the checkpoint may lack (they are
+        zero), or has in vain. Raises UserError for any other name without a counterpart, and for a
         shape that is not the one of the config.
         """
-        model = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
-        origin = str(self.path)
-        parameters, report = take_over(flatten(model), self.parameters, new=absent, dropped=dropped, origin=origin)
+        (graphdef, shapes), origin = structure(build), str(self.path)
+        parameters, report = take_over(shapes, self.parameters, new=absent, dropped=dropped, origin=origin)
         zeros = {name: jnp.zeros(parameters[name].shape, parameters[name].dtype) for name in report.missing}
-        return nnx.split(model)[0], parameters | zeros
+        return graphdef, parameters | zeros
 
 
 def open_model(

@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,17 +105,18 @@ class Profiler(Observer):
 
 
 def read_trace(folder: Path, texts: Sequence[str], steps: int) -> Breakdown:
-    """`break_down` of the newest trace in `folder`."""
-    files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    return break_down(jax.profiler.ProfileData.from_file(str(files[-1])).planes, texts, steps)
+    """Returns `break_down` of the newest trace in `folder`."""
+    newest = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    return break_down(jax.profiler.ProfileData.from_file(str(newest)).planes, texts, steps)
 
 
 def break_down(planes: Iterable[Any], texts: Sequence[str], steps: int) -> Breakdown:
-    """Joins a trace (`ProfileData.planes`) with the programs' text (HLO). Of several devices the mean.
+    """Joins a trace (`ProfileData.planes`) with the programs' text (HLO). Of several devices it takes the mean.
 
     Raises UserError if the trace names no operations.
     """
-    host: list[Any] = [plane for plane in planes if plane.name == "/host:CPU"]
+    planes = list(planes)
+    host = [plane for plane in planes if plane.name == "/host:CPU"]
     devices = [lanes for plane in planes if plane.name.startswith("/device:") and (lanes := _lanes(plane))]
     devices = devices or [lanes for plane in host if (lanes := _lanes(plane))]
     if not devices:
@@ -126,12 +127,10 @@ def break_down(planes: Iterable[Any], texts: Sequence[str], steps: int) -> Break
     rows: dict[Operation, np.ndarray] = defaultdict(lambda: np.zeros(2))  # seconds, calls
     for lanes in devices:
         of_program = _match(lanes, programs)
-        calls: Counter[tuple[str, str] | str] = Counter((span.program, span.name) for lane in lanes for span in lane)
+        calls: Counter[Key] = Counter((span.program, span.name) for lane in lanes for span in lane)
         for key, nanoseconds in share_time(lanes, waits).items():
-            if isinstance(key, str):
-                row = Operation(key, "", "", "")
-            else:
-                row = of_program[key[0]].get(key[1], Operation(REST, re.sub(r"[.\d]+$", "", key[1]), "", ""))
+            row = Operation(key, "", "", "") if isinstance(key, str) else of_program[key[0]].get(key[1])
+            row = row or Operation(REST, _without_number(key[1]), "", "")
             rows[row] += np.array([nanoseconds / 1e9, calls[key]]) / steps / len(devices)
     groups = {group: float(sum(s for row, (s, _) in rows.items() if row.group == group)) for group in GROUPS}
     longest = sorted(rows.items(), key=lambda row: -row[1][0])
@@ -146,18 +145,21 @@ class Span(NamedTuple):
     program: str
 
 
-def share_time(lanes: Sequence[Sequence[Span]], waits: Sequence[Span]) -> dict[tuple[str, str] | str, float]:
-    """(program, operation) → nanoseconds; besides, under WAIT and IDLE, those in which none ran.
+Key = tuple[str, str] | str  # (program, operation), or WAIT or IDLE
+
+
+def share_time(lanes: Sequence[Sequence[Span]], waits: Sequence[Span]) -> dict[Key, float]:
+    """Returns the nanoseconds of each operation; besides, under WAIT and IDLE, those in which none ran.
 
     Of operations one inside the other on a lane only the innermost counts; where n lanes are busy, each gets 1/n. All
     together is the time from the first event to the last.
     """
     segments = [segment for lane in lanes for segment in _innermost(lane)]
     segments += [(wait.start, wait.end, WAIT) for wait in waits]
-    points = [(start, 1, key) for start, _, key in segments] + [(end, -1, key) for _, end, key in segments]
+    points = [point for start, end, key in segments for point in ((start, 1, key), (end, -1, key))]
     points.sort(key=lambda point: point[0])
-    shares: dict[tuple[str, str] | str, float] = defaultdict(float)
-    running: Counter[tuple[str, str] | str] = Counter()
+    shares: dict[Key, float] = defaultdict(float)
+    running: Counter[Key] = Counter()
     for (time, change, key), (until, _, _) in pairwise(points):
         running[key] += change
         if not running[key]:
@@ -169,7 +171,7 @@ def share_time(lanes: Sequence[Sequence[Span]], waits: Sequence[Span]) -> dict[t
 
 
 class Operation(NamedTuple):
-    """One of the compiled program, or all that look alike."""
+    """One operation of the compiled program, or all that look alike."""
 
     group: str
     operation: str
@@ -178,7 +180,7 @@ class Operation(NamedTuple):
 
 
 def read_program(text: str) -> dict[str, Operation]:
-    """The instructions of a program's text (HLO), by name."""
+    """Returns the instructions of a program's text (HLO), by name."""
     frames = _stack_frames(text)
     inside: dict[str, list[re.Match]] = defaultdict(list)  # computation → its instructions
     computation = ""
@@ -196,7 +198,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """What a program's text (HLO) has devices exchange. Those in the body of a loop are listed once."""
+    """Returns what devices exchange by a program's text (HLO). Those in the body of a loop are listed once."""
     found = []
     for line in text.splitlines():
         match = _INSTRUCTION.match(line)
@@ -231,11 +233,15 @@ def _operation(match: re.Match, inside: dict[str, list[re.Match]], frames: dict[
     shape = re.sub(r"\{[^}]*\}", "", match["shape"])
     is_product = bool({"dot", "convolution"} & kinds or _PRODUCT_CALL.search(match["rest"]))
     group = _group(kinds, name, stack, is_product=is_product)
-    return Operation(group, re.sub(r"[.\d]+$", "", match["name"]), shape, " < ".join(modules[:2]))
+    return Operation(group, _without_number(match["name"]), shape, " < ".join(modules[:2]))
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"[.\d]+$", "", name)
 
 
 def _group(kinds: set[str], name: str, stack: list[tuple[str, str]], *, is_product: bool) -> str:
-    """In this order: what is exchanged, what the optimizer does, what is only moved, attention, products, the rest."""
+    # The order decides: an all-reduce of the optimizer is a collective, a copy in attention a copy.
     functions, files = {function for function, _ in stack}, " ".join(file for _, file in stack)
     is_of_model = "jvp(" in name or "/bert_jax/models/" in files
     if any(_COLLECTIVE.match(kind) for kind in kinds):
@@ -273,7 +279,8 @@ def _stack_frames(text: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def _lanes(plane: Any) -> list[list[Span]]:
-    """The operations of each line of a plane. On a TPU they are on a line of their own, elsewhere they say `hlo_op`."""
+    """Returns the operations of each line of a plane. On a TPU they are on a line of their own, elsewhere they say
+    `hlo_op`."""
     lines = list(plane.lines)
     own = [line for line in lines if line.name == "XLA Ops"]
     lanes = []
@@ -281,23 +288,21 @@ def _lanes(plane: Any) -> list[list[Span]]:
         spans = []
         for event in line.events:
             stats = dict(event.stats)
-            name = event.name if own else stats.get("hlo_op")
-            if name is not None:
-                name = str(name).split(" ")[0].lstrip("%")
-                spans.append(Span(event.start_ns, event.end_ns, name, str(stats.get("program_id", ""))))
+            if own or "hlo_op" in stats:
+                name = str(event.name if own else stats["hlo_op"]).split(" ")[0].lstrip("%")
+                # A TPU's events may lack the program's number: then all count as of one program, found by their names.
+                program = str(stats["program_id"]) if "program_id" in stats else ""
+                spans.append(Span(event.start_ns, event.end_ns, name, program))
         lanes += [spans] if spans else []
     return lanes
 
 
 def _match(lanes: Iterable[Sequence[Span]], programs: list[dict[str, Operation]]) -> dict[str, dict[str, Operation]]:
-    """Number in the trace → the program whose operations are most of those traced under it; {} if none are."""
+    """Returns for each number in the trace the program with most of the operations traced under it; {} if none has."""
     names: dict[str, set[str]] = defaultdict(set)
-    for span in (span for lane in lanes for span in lane):
+    for span in chain.from_iterable(lanes):
         names[span.program].add(span.name)
-    return {
-        number: max(programs, key=lambda program: len(found & program.keys()), default={})
-        for number, found in names.items()
-    }
+    return {number: max(programs, key=lambda p: len(found & p.keys()), default={}) for number, found in names.items()}
 
 
 def _innermost(lane: Sequence[Span]) -> Iterator[tuple[float, float, tuple[str, str]]]:

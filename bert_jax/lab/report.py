@@ -4,6 +4,7 @@ The page is one file that needs no other and no network: style and pictures are 
 """
 
 import base64
+import functools
 import html
 import json
 import logging
@@ -13,9 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.lab import report_plots
-from bert_jax.lab.plots import read_metrics
+from bert_jax.lab import plots
 from bert_jax.tasks.sections import Confusions, Marked, Report, Scatter, Section, Table, ThresholdCurve
+from bert_jax.training.metrics_log import read_metrics
 
 _KEYS = (
     *("task", "init_from", "seed", "data.train", "data.validation", "data.sequence_length", "data.long_texts"),
@@ -34,69 +35,52 @@ mark { background: #fde2dd } b { color: #1c6b3c }
 
 
 def write_report(
-    report: Report,
-    metrics: Mapping[str, float],
-    config: ConfigDict,
-    workdir: Path,
-    overrides: Mapping[str, Any] | None = None,
+    report: Report, metrics: Mapping[str, float], config: ConfigDict, workdir: Path, overrides: Mapping[str, Any] | None
 ) -> Path:
-    """Writes the page of an evaluation of validation and returns its path.
-
-    `overrides` are the keys set on the command line.
-    """
+    """Writes the page of an evaluation of validation and returns its path. `overrides` are the keys set on the command
+    line."""
     folder = workdir / "predictions"
     folder.mkdir(exist_ok=True)
     with (folder / "validation.jsonl").open("w", encoding="utf-8") as file:
         for record in report.records:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    parts = [_summary(config, metrics, overrides or {})]
-    curve = report_plots.learning_curve(read_metrics(workdir / "metrics.jsonl"), config.checkpoint.best_metric)
-    parts += [_section("Learning curve", _picture(curve, "learning curve"))] if curve else []
-    parts += map(_drawn, report.sections)
-    settings = html.escape(json.dumps(config.to_dict(), indent=2))
-    parts.append(f"<h2>Config</h2><details><summary>all keys</summary><pre>{settings}</pre></details>")
+    values = [[name, f"{value:.4f}"] for name, value in metrics.items()]
+    settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
+    command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
+    curve = plots.learning_curve(read_metrics(workdir / "metrics.jsonl"), config.checkpoint.best_metric)
+    parts = [
+        _section("Best checkpoint on validation", _table(Table(["metric", "value"], values, {1}))),
+        _section("Run", _table(Table(["key", "value"], settings))),
+        _section("Set on the command line", f"<pre>{html.escape(command)}</pre>") if command else "",
+        _section("Learning curve", _picture(curve, "learning curve")) if curve else "",
+        *(_section(section.title, *_drawn(section)) for section in report.sections),
+    ]
+    resolved = html.escape(json.dumps(config.to_dict(), indent=2))
+    parts.append(f"<h2>Config</h2><details><summary>all keys</summary><pre>{resolved}</pre></details>")
     title = html.escape(f"{config.task}: {workdir.name}")
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    body = "\n".join([f"<h1>{title}</h1>", *filter(None, parts)])
     page = workdir / "report.html"
-    page.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n" + "\n".join(parts) + "\n</body></html>\n",
-        encoding="utf-8",
-    )
+    text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}\n</body></html>\n'
+    page.write_text(text, encoding="utf-8")
     logging.info("report: %s", page)
     return page
 
 
-def _summary(config: ConfigDict, metrics: Mapping[str, float], overrides: Mapping[str, Any]) -> str:
-    settings = []
-    for key in _KEYS:
-        value = config
-        for name in key.split("."):
-            value = value[name]
-        settings.append([key, str(value)])
-    values = [[name, f"{value:.4f}"] for name, value in metrics.items()]
-    command = " ".join(f"--config.{key}={value}" for key, value in overrides.items())
-    text = f"<pre>{html.escape(command)}</pre>" if command else ""
-    return (
-        _section("Best checkpoint on validation", _table(Table(["metric", "value"], values, {1})))
-        + _section("Run", _table(Table(["key", "value"], settings)))
-        + (_section("Set on the command line", text) if text else "")
-    )
-
-
-def _drawn(section: Section) -> str:
-    body, note = section.body, section.note
-    if isinstance(body, Table):
-        drawn = _table(body)
-    elif isinstance(body, Confusions):
-        png, explanation = report_plots.confusion_matrix(*body)
-        drawn, note = _picture(png, "confusion matrix"), note or explanation
-    elif isinstance(body, Scatter):
-        drawn = _picture(report_plots.scatter(*body), "predicted against given numbers")
-    elif isinstance(body, ThresholdCurve):
-        drawn = _picture(report_plots.threshold_curve(*body), "threshold curve")
-    else:
-        drawn = ""
-    return _section(section.title, drawn, note)
+def _drawn(section: Section) -> tuple[str, str]:
+    """Returns the HTML of a section's body, and its note."""
+    match section.body:
+        case Table() as table:
+            return _table(table), section.note
+        case Confusions() as counts:
+            png, explanation = plots.confusion_matrix(*counts)
+            return _picture(png, "confusion matrix"), section.note or explanation
+        case Scatter() as points:
+            return _picture(plots.scatter(*points), "predicted against given numbers"), section.note
+        case ThresholdCurve() as curve:
+            return _picture(plots.threshold_curve(*curve), "threshold curve"), section.note
+        case _:
+            return "", section.note
 
 
 def _section(title: str, body: str, note: str = "") -> str:

@@ -15,12 +15,8 @@ from bert_jax.config import UserError
 from bert_jax.files import write_atomically
 from bert_jax.run import Result
 
-# Split in seeds.json and metrics.jsonl → its metrics in a Result. "eval" and "test" belong to the same checkpoint.
-SPLITS: dict[str, Callable[[Result], dict[str, float]]] = {
-    "eval": lambda result: result.best,
-    "eval_last": lambda result: result.last,
-    "test": lambda result: result.test,
-}
+# Split in seeds.json and metrics.jsonl → its attribute of a Result. "eval" and "test" belong to the same checkpoint.
+SPLITS = {"eval": "best", "eval_last": "last", "test": "test"}
 
 
 def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Path], Result]) -> int:
@@ -44,7 +40,12 @@ def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Pa
 
     if jax.process_index() == 0:
         report = summarise(results, config.checkpoint.best_metric, config.checkpoint.best_mode)
-        _write(report, workdir)
+        lines = [
+            {"step": report["steps"], "split": split} | {name: values["mean"] for name, values in metrics.items()}
+            for split, metrics in report["splits"].items()
+        ]
+        write_atomically(workdir / "seeds.json", json.dumps(report, indent=2) + "\n")
+        write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         say(format_summary(report))
     return 0
 
@@ -56,21 +57,17 @@ def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str
     higher than that of always guessing the most frequent class.
     """
     splits: dict[str, dict[str, dict[str, Any]]] = {}
-    for split, of_result in SPLITS.items():
-        found = [of_result(result) for result in results.values()]
-        names = [name for name in found[0] if all(name in metrics for metrics in found)]
-        if names:
-            splits[split] = {name: _spread([metrics[name] for metrics in found]) for name in names}
-    sign = -1 if mode == "min" else 1
+    for split, attribute in SPLITS.items():
+        found = [getattr(result, attribute) for result in results.values()]
+        common = [name for name in found[0] if all(name in metrics for metrics in found)]
+        splits |= {split: {name: _spread([metrics[name] for metrics in found]) for name in common}} if common else {}
     evaluated = {name: result.best for name, result in results.items() if metric in result.best}
+    sign = -1 if mode == "min" else 1
+    of_classes = {name: best for name, best in evaluated.items() if {"accuracy", "majority_accuracy"} <= best.keys()}
     return {
         "steps": max(result.step for result in results.values()),
         "best": max(evaluated, key=lambda name: sign * evaluated[name][metric], default=None),
-        "failed": [
-            name
-            for name, metrics in evaluated.items()
-            if "majority_accuracy" in metrics and metrics.get("accuracy", 1) <= metrics["majority_accuracy"]
-        ],
+        "failed": [name for name, best in of_classes.items() if best["accuracy"] <= best["majority_accuracy"]],
         "splits": splits,
     }
 
@@ -86,15 +83,6 @@ def format_summary(report: dict[str, Any]) -> str:
         return "\n".join([*lines, "no run was evaluated on validation examples"])
     failed = ", ".join(report["failed"]) or "none"
     return "\n".join([*lines, f"best on validation: {report['best']}; no better than the commonest class: {failed}"])
-
-
-def _write(report: dict[str, Any], workdir: Path) -> None:
-    lines = [
-        {"step": report["steps"], "split": split} | {name: values["mean"] for name, values in metrics.items()}
-        for split, metrics in report["splits"].items()
-    ]
-    write_atomically(workdir / "seeds.json", json.dumps(report, indent=2) + "\n")
-    write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

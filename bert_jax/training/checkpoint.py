@@ -24,18 +24,8 @@ from jax.sharding import Mesh, Sharding
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.training.checkpoint_format import (
-    Damaged,
-    Trouble,
-    check_run,
-    checksums,
-    guarded,
-    key,
-    not_finite,
-    pack,
-    seal,
-    unpack,
-)
+from bert_jax.training import checkpoint_format
+from bert_jax.training.checkpoint_format import Damaged, Trouble, checksums, guarded
 from bert_jax.training.parameters import Parameters, name_of_format_1, name_since_format_2, rename
 from bert_jax.training.sharding import tree_shardings
 from bert_jax.training.step import TrainState
@@ -55,7 +45,7 @@ class Saved:
 
 
 def on_one_device(tree: Any) -> Any:
-    """Shardings that put every array whole onto this process's first device."""
+    """Returns shardings that put every array whole onto this process's first device."""
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda _: one, tree)
 
@@ -66,11 +56,8 @@ def on_mesh(mesh: Mesh) -> Shardings:
 
 
 def on_host(tree: Any) -> Any:
-    """Shardings that stand for NumPy arrays: nothing is put onto a device."""
-    return jax.tree.map(lambda _: _HOST, tree)
-
-
-_HOST = "host"
+    """Returns shardings that stand for NumPy arrays: nothing is put onto a device."""
+    return jax.tree.map(lambda _: "host", tree)
 
 
 def read_checkpoint(
@@ -105,7 +92,7 @@ def read_checkpoint(
         saved = run["checksums"][item]
         if any(saved[name] != number for name, number in checksums(tree).items()):
             raise Damaged(f"checkpoint {directory}: {item} differ from what was saved")
-    if names := not_finite(restored["parameters"]):
+    if names := checkpoint_format.not_finite(restored["parameters"]):
         raise Damaged(f"checkpoint {directory}: {len(names)} parameters are not finite, among them {names[0]}")
     restored = rename(restored, name_since_format_2)
     return Saved(restored["parameters"], restored.get("optimizer"), run, tokenizer)
@@ -115,10 +102,9 @@ def describe_checkpoint(directory: Path) -> tuple[dict[str, Any], Tokenizer]:
     """Returns the `run` item and the tokenizer, without any array. Raises Damaged, Trouble or UserError."""
     with guarded(directory):
         # JSON files under the name that Orbax's JSON handler gives them
-        run = json.loads((directory / "run" / "metadata").read_bytes())
-        files = json.loads((directory / "tokenizer" / "metadata").read_bytes())
-    run = check_run(run, directory)
-    return run, unpack(files, run, directory)
+        run, files = (json.loads((directory / item / "metadata").read_bytes()) for item in ("run", "tokenizer"))
+    run = checkpoint_format.check_run(run, directory)
+    return run, checkpoint_format.unpack(files, run, directory)
 
 
 def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tokenizer: Tokenizer) -> None:
@@ -127,24 +113,17 @@ def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tok
     `run` needs `step`, `config` (with the group `model`) and `task`, as `describe_checkpoint` gives them. `parameters`
     is emptied: array by array it becomes JAX's, of which Orbax makes one copy less than of NumPy's.
     """
-    sums = checksums(parameters)
     parameters = {name: jnp.asarray(parameters.pop(name)) for name in list(parameters)}
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    with contextlib.closing(checkpointer):
-        checkpointer.save(
-            directory.absolute(), args=items({"parameters": parameters}, run, tokenizer, {"parameters": sums})
-        )
+    with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
+        checkpointer.save(directory.absolute(), args=items({"parameters": parameters}, run, tokenizer))
 
 
-def items(
-    arrays: dict[str, Any], run: dict[str, Any], tokenizer: Tokenizer, sums: dict[str, dict[str, int]] | None = None
-) -> ocp.args.Composite:
-    """Returns what Orbax is to write. `sums` are the checksums of the arrays if they are known."""
-    sums = sums or {name: checksums(tree) for name, tree in arrays.items()}
-    files = pack(tokenizer)
+def items(arrays: dict[str, Any], run: dict[str, Any], tokenizer: Tokenizer) -> ocp.args.Composite:
+    """Returns what Orbax is to write: the arrays themselves, copies of the rest."""
+    sums, files = {name: checksums(tree) for name, tree in arrays.items()}, checkpoint_format.pack(tokenizer)
     return ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
-        run=ocp.args.JsonSave(seal(run, sums, files)),
+        run=ocp.args.JsonSave(checkpoint_format.seal(run, sums, files)),
         tokenizer=ocp.args.JsonSave(files),
     )
 
@@ -158,24 +137,30 @@ def find_checkpoint(path: str) -> Path:
 
 
 def choose_checkpoint(path: str, which: str = "best") -> Path:
-    """The checkpoint folder that is meant by a workdir, by a `checkpoints` folder, or by itself; logs the choice.
+    """Returns the checkpoint that a workdir, a `checkpoints` folder or a checkpoint's own path means; logs the choice.
 
-    The one rule for whoever wants a trained model. `which` is "best" (by the run's `checkpoint.best_metric`; the
-    newest if none was evaluated), "newest", the number of a step, or another path. Raises UserError.
+    `which` is "best" (by the run's `checkpoint.best_metric`; the newest if none was evaluated), "newest", the number of
+    a step, or another path. Raises UserError.
     """
     if which not in ("best", "newest") and not which.isdigit():
         return choose_checkpoint(which)
     newest = find_checkpoint(path)
     if newest in (Path(path), Path(path) / "checkpoints"):  # the path of one checkpoint says everything
         return newest
+    if which.isdigit():
+        if not (newest.parent / which / "run").is_dir():
+            present = ", ".join(map(str, steps(newest.parent)))
+            raise UserError(f"{path} has no checkpoint of step {which}; it has {present}")
+        return newest.parent / which
+    folder, reason = newest, "the newest checkpoint"
     if which == "best":
-        return _best_beside(newest)
-    if which == "newest":
-        logging.info("%s: the newest checkpoint", newest)
-        return newest
-    folder = newest.parent / which
-    if not (folder / "run").is_dir():
-        raise UserError(f"{path} has no checkpoint of step {which}; it has {', '.join(map(str, steps(newest.parent)))}")
+        rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
+        known = scores(newest.parent, rule["best_metric"])
+        best = best_of(known, rule["best_mode"])
+        reason = "no checkpoint was evaluated, so the newest one is taken"
+        if best is not None:
+            folder, reason = newest.parent / str(best), f"the best by {rule['best_metric']}, {known[best]:.4f}"
+    logging.info("%s: %s", folder, reason)
     return folder
 
 
@@ -194,10 +179,8 @@ def _newest(root: Path) -> Path | None:
 
 
 def scores(directory: Path, metric: str) -> dict[int, float]:
-    """Returns the value of `metric` with which each checkpoint in a `checkpoints` folder was saved, by step.
-
-    A checkpoint that was not evaluated is left out, and so is one whose score cannot be read.
-    """
+    """Returns the value of `metric` with which each checkpoint in a `checkpoints` folder was saved, by step. One that
+    was not evaluated, or whose score cannot be read, is left out."""
     found = {}
     for step in steps(directory):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
@@ -222,18 +205,6 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(child.name) for child in directory.glob("*") if child.name.isdecimal())
 
 
-def _best_beside(newest: Path) -> Path:
-    rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
-    known = scores(newest.parent, rule["best_metric"])
-    best = best_of(known, rule["best_mode"])
-    if best is None:
-        logging.info("%s: no checkpoint was evaluated, so the newest one is taken", newest)
-        return newest
-    folder = newest.parent / str(best)
-    logging.info("%s: the best by %s, %.4f", folder, rule["best_metric"], known[best])
-    return folder
-
-
 def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the saved parameters. Their names must be those of the checksums, which are protected."""
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -241,7 +212,7 @@ def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.
     if metadata is None:
         raise FileNotFoundError(f"no description of the arrays in {directory / 'parameters'}")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in metadata.tree.items()}
-    if {key(name) for name in shapes} != run["checksums"]["parameters"].keys():
+    if {checkpoint_format.key(name) for name in shapes} != run["checksums"]["parameters"].keys():
         raise Damaged(f"checkpoint {directory}: parameters have other names than those that were saved")
     return shapes
 
@@ -250,32 +221,27 @@ def _check_structure(
     expected: TrainState, shapes: dict, run: dict[str, Any], directory: Path, as_saved: Callable[[str], str]
 ) -> None:
     """Raises UserError if the run's state has other arrays than `expected`: an option was changed, nothing is lost."""
-    saved = {name: x.shape for name, x in shapes.items()}
-    wanted = {name: x.shape for name, x in expected.parameters.items()}
-    differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{directory} holds another model than the config describes ({name}: {saved.get(name, 'absent')} there, "
-            f"{wanted.get(name, 'absent')} here); restore the config of its run, or choose another --workdir"
-        )
+    for name in sorted({*shapes, *expected.parameters}):
+        there, here = (tree[name].shape if name in tree else "absent" for tree in (shapes, expected.parameters))
+        if there != here:
+            raise UserError(
+                f"{directory} holds another model than the config describes ({name}: {there} there, {here} here); "
+                "restore the config of its run, or choose another --workdir"
+            )
+    remedy = "start from it with --config.init_from in another --workdir"
     sums = run["checksums"].get("optimizer")
     if sums is None:
-        raise UserError(
-            f"{directory} has no optimizer state; start from it with --config.init_from in another --workdir"
-        )
-    optimizer = rename(expected.optimizer, as_saved)
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(optimizer)[0]]
-    # Runs of format 1 kept moments of frozen parameters too; these are left behind.
-    surplus = [] if run["format"] == 1 else sorted(sums.keys() - set(paths))
-    absent = sorted(set(paths) - sums.keys())
-    if absent or surplus:
+        raise UserError(f"{directory} has no optimizer state; {remedy}")
+    leaves = jax.tree_util.tree_flatten_with_path(rename(expected.optimizer, as_saved))[0]
+    paths = {jax.tree_util.keystr(path) for path, _ in leaves}
+    changes = [f"it lacks {path}" for path in sorted(paths - sums.keys())]
+    if run["format"] > 1:  # runs of format 1 kept moments of frozen parameters too; these are left behind
+        changes += [f"it has {path} besides" for path in sorted(sums.keys() - paths)]
+    if changes:
         was = run["config"]["optimizer"]
-        change = f"it lacks {absent[0]}" if absent else f"it has {surplus[0]} besides"
         raise UserError(
-            f"{directory} was trained with another optimizer than the config describes ({change}); its run had "
-            f"optimizer.name={was['name']} and optimizer.freeze={was['freeze']!r}: restore them, or start from it with "
-            "--config.init_from in another --workdir"
+            f"{directory} was trained with another optimizer than the config describes ({changes[0]}); its run had "
+            f"optimizer.name={was['name']} and optimizer.freeze={was['freeze']!r}: restore them, or {remedy}"
         )
 
 
@@ -295,10 +261,8 @@ def _restore(directory: Path, target: Any) -> Any:
 
 
 def _agreed(directory: Path, targets: dict[str, Any]) -> dict[str, Any]:
-    """Returns the restored items, or raises on every process if reading fails on one, Trouble before Damaged.
-
-    Without that the others would wait for ever for the one that failed, or take another checkpoint than it does.
-    """
+    """Returns the restored items, or raises on every process if reading fails on one, Trouble before Damaged: the
+    others would wait for ever for the one that failed, or take another checkpoint than it does."""
     problem, restored = None, {}
     try:
         with guarded(directory):

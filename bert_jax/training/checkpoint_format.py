@@ -25,6 +25,18 @@ from bert_jax.data.tokenizers.tokenizer import FILES, Tokenizer, tokenizer_from_
 FORMAT = 2  # 1: no `format` key, no checksums of `run` and `tokenizer`
 Json = dict[str, Any]
 
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
+_TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+_TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
+_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError, *_ABSENT)
+_DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
+_SYSTEM = re.compile(
+    "No space left on device|Disk quota exceeded|Permission denied|Operation not permitted|Read-only file system|"
+    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory"
+)
+
 
 class Damaged(UserError):
     """A checkpoint that does not hold what was written: a file is missing, cut off, or has other bytes."""
@@ -42,12 +54,12 @@ def guarded(directory: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as problem:  # Orbax and TensorStore raise many kinds for one cause
-        if is_trouble(problem):
-            raise Trouble(
-                f"checkpoint {directory} cannot be read now ({first_line(problem)}); it was left as it is: "
-                "remove the cause and start the same command again"
-            ) from problem
-        raise Damaged(f"checkpoint {directory} is damaged ({first_line(problem)})") from problem
+        if not is_trouble(problem):
+            raise Damaged(f"checkpoint {directory} is damaged ({first_line(problem)})") from problem
+        raise Trouble(
+            f"checkpoint {directory} cannot be read now ({first_line(problem)}); it was left as it is: "
+            "remove the cause and start the same command again"
+        ) from problem
 
 
 def is_trouble(problem: BaseException) -> bool:
@@ -55,37 +67,25 @@ def is_trouble(problem: BaseException) -> bool:
 
     What is unknown counts as trouble, because trouble changes nothing on disk.
     """
-    if is_outside(problem):
-        return True
-    chain = _chain(problem)
-    text = "\n".join(map(str, chain))
-    return not any(isinstance(one, (*_ABSENT, *_DAMAGE)) for one in chain) and not any(s in text for s in _DAMAGE_SIGNS)
+    return is_outside(problem) or not _says(problem, _DAMAGE, _DAMAGE_SIGNS)
 
 
 def is_outside(problem: BaseException) -> bool:
     """Returns True if storage, permission, memory or network is at fault, which the user can put right."""
-    chain = _chain(problem)
-    text = "\n".join(map(str, chain))
-    system = any(isinstance(one, OSError | MemoryError) and not isinstance(one, _ABSENT) for one in chain)
-    return system or any(sign in text for sign in _TROUBLE)
+    return _says(problem, (OSError, MemoryError), _TROUBLE, but_not=_ABSENT)
 
 
-def _chain(problem: BaseException) -> list[BaseException]:
-    """Returns the exception and those that it came from."""
-    chain, cause = [problem], problem.__cause__ or problem.__context__
-    while cause is not None and len(chain) < 20:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return chain
-
-
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-# TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
-_TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-_TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
-_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError)
-_DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
+def _says(problem: BaseException | None, kinds: tuple, signs: tuple[str, ...], but_not: tuple = ()) -> bool:
+    """Returns True if the exception, or one that it came from, is of one of the kinds or has a sign in its text."""
+    for _ in range(20):  # a chain of causes may be a ring
+        if problem is None:
+            break
+        if isinstance(problem, kinds) and not isinstance(problem, but_not):
+            return True
+        if any(sign in str(problem) for sign in signs):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def first_line(problem: BaseException) -> str:
@@ -95,12 +95,6 @@ def first_line(problem: BaseException) -> str:
     if found and not isinstance(problem, OSError):  # TensorStore puts it behind paths and hundreds of other characters
         return found.group()
     return text.splitlines()[0].partition(" See full TensorStore details")[0][:200]
-
-
-_SYSTEM = re.compile(
-    "No space left on device|Disk quota exceeded|Permission denied|Operation not permitted|Read-only file system|"
-    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory"
-)
 
 
 def seal(run: Json, arrays: Mapping[str, Mapping[str, int]], tokenizer: Json) -> Json:
@@ -127,7 +121,7 @@ def check_run(run: Any, directory: Path) -> Json:
             f"checkpoint {directory} has format {version}, written by bert_jax {run.get('written_by', '?')}; this is "
             f"bert_jax {_version()}, which reads formats up to {FORMAT}: install a newer one"
         )
-    for name, expected, is_good in _FIELDS:
+    for name, (expected, is_good) in _FIELDS.items():
         if not is_good(run.get(name)):
             found = repr(run.get(name)) if name in run else "missing"
             raise Damaged(f"checkpoint {directory}: run.{name} is {found[:60]}; it must be {expected}")
@@ -137,10 +131,9 @@ def check_run(run: Any, directory: Path) -> Json:
         if sums.get("run") != _digest(written | {"checksums": rest}):
             raise Damaged(f"checkpoint {directory}: run differs from what was saved")
     try:
-        config = from_json_dict(run["config"])
+        return run | {"config": from_json_dict(run["config"]).to_dict()}
     except UserError as problem:
         raise Damaged(f"checkpoint {directory}: {problem}") from None
-    return run | {"config": config.to_dict()}
 
 
 def pack(tokenizer: Tokenizer) -> Json:
@@ -150,10 +143,9 @@ def pack(tokenizer: Tokenizer) -> Json:
 
 def unpack(files: Any, run: Json, directory: Path) -> Tokenizer:
     """Returns the tokenizer of the JSON that `pack` made. Raises Damaged; writes nothing, whatever the names are."""
-    saved = run["checksums"].get("tokenizer")
     if not isinstance(files, dict) or not all(name in FILES and isinstance(x, str) for name, x in files.items()):
         raise Damaged(f"checkpoint {directory}: tokenizer must hold {', '.join(FILES)} and no other file")
-    if saved is not None and saved != _digest(files):
+    if "tokenizer" in run["checksums"] and run["checksums"]["tokenizer"] != _digest(files):
         raise Damaged(f"checkpoint {directory}: tokenizer differs from what was saved")
     try:
         contents = {name: base64.b64decode(content, validate=True) for name, content in files.items()}
@@ -178,36 +170,37 @@ def key(name: str) -> str:
     return jax.tree_util.keystr((jax.tree_util.DictKey(name),))
 
 
+def _is_object(x: Any, is_value: Callable[[Any], bool] = lambda _: True) -> bool:
+    return isinstance(x, dict) and all(map(is_value, x.values()))
+
+
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+    return type(x) in (int, float)
 
 
 def _are_checksums(x: Any) -> bool:
     """Checks {item: {name: number}} of the arrays; the two of JSON items are strings."""
-    if not isinstance(x, dict) or "parameters" not in x:
-        return False
-    return all(
-        isinstance(value, str)
-        if item in ("run", "tokenizer")
-        else isinstance(value, dict) and all(isinstance(number, int) for number in value.values())
-        for item, value in x.items()
+    return (
+        _is_object(x)
+        and "parameters" in x
+        and all(
+            isinstance(sums, str) if item in ("run", "tokenizer") else _is_object(sums, _is_number)
+            for item, sums in x.items()
+        )
     )
 
 
-_FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("format", "a whole number from 1", lambda x: type(x) is int and x >= 1),
-    ("step", "a whole number from 0", lambda x: type(x) is int and 0 <= x < 2**31),
-    (
-        "config",
-        "a JSON object with the group model",
-        lambda x: isinstance(x, dict) and isinstance(x.get("model"), dict),
-    ),
-    ("task", "a JSON object", lambda x: isinstance(x, dict)),
-    ("checksums", "the checksums of every item", _are_checksums),
-    ("history", "a list of numbers", lambda x: isinstance(x, list) and all(map(_is_number, x))),
-    ("score", "numbers by name", lambda x: x is None or (isinstance(x, dict) and all(map(_is_number, x.values())))),
-    ("data", "a JSON object", lambda x: x is None or isinstance(x, dict)),
-)
+# Field of `run` → what it must be, and whether it is.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format": ("a whole number from 1", lambda x: type(x) is int and x >= 1),
+    "step": ("a whole number from 0", lambda x: type(x) is int and 0 <= x < 2**31),
+    "config": ("a JSON object with the group model", lambda x: _is_object(x) and _is_object(x.get("model"))),
+    "task": ("a JSON object", _is_object),
+    "checksums": ("the checksums of every item", _are_checksums),
+    "history": ("a list of numbers", lambda x: isinstance(x, list) and all(map(_is_number, x))),
+    "score": ("numbers by name", lambda x: x is None or _is_object(x, _is_number)),
+    "data": ("a JSON object", lambda x: x is None or _is_object(x)),
+}
 
 
 def _digest(content: Any) -> str:
@@ -223,17 +216,20 @@ def _version() -> str:
 
 
 def _of_each(tree: Any, on_host: Callable[[np.ndarray], int], on_device: Callable[[Any], Any]) -> dict[str, int]:
-    arrays = jax.tree.leaves(tree)
-    if all(isinstance(x, np.ndarray) or (x.is_fully_addressable and _is_on_cpu(x)) for x in arrays):
-        found = jax.tree.map(lambda x: on_host(np.asarray(x)), tree)  # as fast as compiled, and nothing to compile
+    def is_here(x: Any) -> bool:
+        return isinstance(x, np.ndarray) or (x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices()))
+
+    if all(map(is_here, jax.tree.leaves(tree))):  # as fast as compiled, and nothing to compile
+        found = jax.tree.map(lambda x: on_host(np.asarray(x)), tree)
     else:
         found = on_device(tree)
     leaves = jax.tree_util.tree_flatten_with_path(found)[0]
     return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
 
 
-def _is_on_cpu(x: jax.Array) -> bool:
-    return all(device.platform == "cpu" for device in x.devices())
+@jax.jit
+def _are_finite(tree):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 @jax.jit
@@ -245,11 +241,6 @@ def _sums_of_bits(tree):
         return jnp.sum(bits * (2 * positions + 1), dtype=jnp.uint32)
 
     return jax.tree.map(of, tree)
-
-
-@jax.jit
-def _are_finite(tree):
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 def _numpy_sum_of_bits(x: np.ndarray) -> int:

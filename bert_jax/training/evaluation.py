@@ -30,6 +30,7 @@ def make_evaluation(
     """Returns a function of (parameters, split, the description that belongs to them) to the evaluation over every
     example of the split. Parameters and constants must be on the mesh."""
     eval_step = make_eval_step(task, graphdef, config.eval.seed, mesh)
+    runs_alone = backend_of(mesh).steps_in_flight == 1
 
     def evaluate(parameters: Parameters, split: str, description: Description) -> Evaluation:
         totals: HostSums | None = None
@@ -46,7 +47,7 @@ def make_evaluation(
         running = None
         for batch in task.eval_batches(split, jax.process_index(), jax.process_count()):
             placed = to_mesh(mesh, batch)
-            if backend_of(mesh).steps_in_flight == 1:  # two in flight would hold their temporary memory twice
+            if runs_alone:  # two in flight would hold their temporary memory twice
                 jax.block_until_ready(running)
             launched = eval_step(parameters, constants, placed)
             if running is not None:
@@ -60,14 +61,12 @@ def make_evaluation(
 
 def check_best_metric(config: ConfigDict, task: Task) -> None:
     """Raises UserError if no evaluation of the task gives checkpoint.best_metric; warns of a mode that looks wrong."""
-    name, names = config.checkpoint.best_metric, task.metric_names("validation")
+    name, mode, names = config.checkpoint.best_metric, config.checkpoint.best_mode, task.metric_names("validation")
     if names and name not in names:
         near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.0)
         raise UserError(f"checkpoint.best_metric is '{name}'; of task={config.task} it can be {', '.join(near)}")
     right = "min" if name.endswith(LOWER_IS_BETTER) else "max"
-    if names and config.checkpoint.best_mode != right:
-        logging.warning(
-            "checkpoint.best_mode is %s, so the best checkpoint is the one with the %s %s; usual is %s",
-            *(config.checkpoint.best_mode, {"min": "lowest", "max": "highest"}[config.checkpoint.best_mode]),
-            *(name, right),
-        )
+    if names and mode != right:
+        kind = {"min": "lowest", "max": "highest"}[mode]
+        text = "checkpoint.best_mode is %s, so the best checkpoint is the one with the %s %s; usual is %s"
+        logging.warning(text, mode, kind, name, right)

@@ -6,33 +6,30 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+import optax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.backend import backend_of
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Evaluation, Sums, Task
+from bert_jax.training import step as steps
+from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.evaluation import check_best_metric, make_evaluation
-from bert_jax.training.initial_state import first_state
 from bert_jax.training.memory import check_fits, out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.observer import DATA_WAIT, Observer, Observers
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
+from bert_jax.training.parameters import Parameters, is_stacked, matching, structure, take_over
 from bert_jax.training.saving import Checkpoints, alone_in, on_first_process
 from bert_jax.training.sharding import make_mesh, place, to_mesh
-from bert_jax.training.step import (
-    Diverged,
-    TrainStep,
-    abstract_model,
-    abstract_state,
-    check_finite,
-    make_train_step,
-    means,
-)
+from bert_jax.training.step import Diverged, TrainState, check_finite
 
 
 @dataclass(frozen=True)
@@ -58,44 +55,41 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     configs.validate(config, jax.device_count())
     check_best_metric(config, task)
     mesh = make_mesh(config.mesh)
-    graphdef, shapes = abstract_model(task)
+    graphdef, shapes = structure(task.init)
     multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, multipliers)
-    abstract = abstract_state(task, optimizer)[1]
+    abstract = steps.abstract_state(task, optimizer)[1]
     check_fits(task, abstract, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
 
     # Phase 2: step functions and state
     watch, key, constants = Observers(observers), jax.random.key(config.seed), place(mesh, task.constants())
     accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
-    train_step = make_train_step(task, graphdef, optimizer, schedule, accumulation, frozen, backend_of(mesh))
-    launch = TrainStep(train_step, mesh, watch)
+    train_step = steps.make_train_step(task, graphdef, optimizer, schedule, accumulation, frozen, backend_of(mesh))
+    launch = steps.TrainStep(train_step, mesh, watch)
     evaluate = make_evaluation(task, graphdef, config, mesh, constants)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         resources.enter_context(out_of_memory_explained())
         resources.enter_context(alone_in(workdir))
         on_first_process(lambda: configs.write_or_compare(config, workdir / "config.json"))
-        checkpoints = resources.enter_context(
-            contextlib.closing(Checkpoints(workdir / "checkpoints", config.checkpoint))
-        )
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        resources.callback(checkpoints.close)
         resources.enter_context(_divergence_explained(checkpoints, workdir))
-        state, resumed = first_state(abstract, task, optimizer, config, checkpoints, mesh)
+        state, resumed = _first_state(abstract, task, optimizer, config, checkpoints, mesh)
         resources.callback(watch.end)
         watch.begin(task, state, mesh)
 
         # Phase 3: data, from where the state left off
         first = int(state.step)
-        batches = resources.enter_context(
-            contextlib.closing(task.train_batches(first, jax.process_index(), jax.process_count()))
-        )
+        batches = task.train_batches(first, jax.process_index(), jax.process_count())
+        resources.callback(batches.close)
         description = task.description()
         if resumed is not None:
             _check_data(resumed["data"], batches.state(), workdir)
             description |= resumed["task"]
-        log = resources.enter_context(
-            contextlib.closing(MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1))
-        )
+        log = MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1)
+        resources.callback(log.close)
         evaluation = Evaluation("validation")
         history: list[float] = resumed["history"] if resumed else []  # checkpoint.best_metric of each evaluation
         if not resumed and config.eval.at_start:
@@ -119,7 +113,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                 watch.before_step(batch)
                 state, sums = launch(state, constants, batch, key)
                 if report_due:
-                    log.record(step, "train", means(task, pending, step) | watch.report())
+                    log.record(step, "train", steps.means(task, pending, step) | watch.report())
                     pending = []
                 step += 1
                 pending.append(sums)
@@ -131,7 +125,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                 save_due = step % config.checkpoint.every == 0 or step == config.train.steps or stopped_by is not None
                 save_due |= eval_due and config.train.patience > 0  # the last evaluation may turn out to be this one
                 if (report_due and eval_due) or save_due:  # a report ends at a checkpoint: resumed curves are the same
-                    log.record(step, "train", means(task, pending, step) | watch.report())
+                    log.record(step, "train", steps.means(task, pending, step) | watch.report())
                     pending, report_due = [], False
                 if eval_due:
                     evaluation = evaluate(state.parameters, "validation", description)
@@ -143,9 +137,8 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                 if save_due:
                     if names := not_finite((state.parameters, state.optimizer)):
                         raise Diverged(f"{names[0]} is no longer finite after step {step}")
-                    run = {"data": batches.state(), "config": config.to_dict()}
-                    # Copies: they are written in the background, while the originals change.
-                    run |= {"task": {**description}, "history": [*history]}
+                    # `items` copies what is in it: it is written in the background, while the originals change.
+                    run = {"data": batches.state(), "config": config.to_dict(), "task": description, "history": history}
                     checkpoints.save(state, run, task.tokenizer, evaluation.metrics if eval_due else {})
                 if eval_due or save_due:
                     watch.restart_clock()
@@ -164,20 +157,63 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
 
 
+def _first_state(
+    shapes: TrainState,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Returns the state to begin with and, if it is a resumed one, the checkpoint's `run` item. It comes from
+
+    1. the newest whole checkpoint of this workdir,
+    2. `init_from`,
+    3. random initialisation.
+    """
+    restored = checkpoints.restore_latest(shapes, mesh, task.tokenizer.content_hash)
+    if restored is not None:
+        logging.info("resuming %s at step %d", checkpoints.directory.parent, int(restored[0].step))
+        return restored
+    known = _warm_start(shapes.parameters, task, config, mesh) if config.init_from else {}
+    return steps.init_state(task, optimizer, config.seed, mesh, known), None
+
+
+def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) -> Parameters:
+    """Returns the parameters that are taken from `init_from`, on the mesh."""
+    folder = choose_checkpoint(config.init_from)
+    saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
+    renewed = matching("renewed_parameters", task.renewed_parameters, saved.parameters)
+    source = {name: value for name, value in saved.parameters.items() if name not in renewed}
+    _, report = take_over(shapes, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder))
+    logging.info("warm start from %s: %s", folder, report)
+    return _without_top_layers({name: source[name] for name in report.loaded}, config.train.reinitialise_layers)
+
+
+def _without_top_layers(known: Parameters, top: int) -> Parameters:
+    """Leaves out the `top` layers and the pooler, which then start as initialised (Zhang et al. 2021, arXiv:2006.05987,
+    section 4). Raises UserError if there are fewer layers."""
+    if not top:
+        return known
+    depth = next(x.shape[0] for name, x in known.items() if is_stacked(name))
+    if top > depth:
+        raise UserError(f"train.reinitialise_layers is {top}; the model has {depth} layers")
+    kept = {name: x[: depth - top] if is_stacked(name) else x for name, x in known.items()}
+    return {name: x for name, x in kept.items() if x.size and not name.startswith("pooler/")}
+
+
 @contextlib.contextmanager
 def _divergence_explained(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
     """Adds to the error of a run that diverged what to do about it, which depends on what the workdir holds."""
     try:
         yield
     except Diverged as problem:
-        remedy = "lower optimizer.learning_rate or raise optimizer.warmup_steps"
-        latest = checkpoints.latest
-        if latest is None:
-            raise UserError(f"{problem}; nothing was saved: {remedy} and start again in the same --workdir") from None
-        raise UserError(
-            f"{problem}; the checkpoint of step {latest} is whole and finite: {remedy} in another --workdir, from the "
-            f"start or with --config.init_from={workdir}"
-        ) from None
+        advice = "lower optimizer.learning_rate or raise optimizer.warmup_steps"
+        remedy = f"nothing was saved: {advice} and start again in the same --workdir"
+        if (latest := checkpoints.latest) is not None:
+            remedy = f"the checkpoint of step {latest} is whole and finite: {advice} in another --workdir, from the "
+            remedy += f"start or with --config.init_from={workdir}"
+        raise UserError(f"{problem}; {remedy}") from None
 
 
 def _check_data(saved: dict, now: dict, workdir: Path) -> None:
@@ -189,13 +225,12 @@ def _check_data(saved: dict, now: dict, workdir: Path) -> None:
 
 
 def _out_of_patience(history: list[float], config: ConfigDict) -> bool:
-    """Whether the last `train.patience` evaluations were no better than one before them."""
-    patience = config.train.patience
+    """Returns True if the last `train.patience` evaluations were no better than one before them."""
+    patience, best = config.train.patience, min if config.checkpoint.best_mode == "min" else max
     if not patience or len(history) <= patience:
         return False
-    sign = -1 if config.checkpoint.best_mode == "min" else 1
-    values = [sign * value for value in history]
-    return max(values[-patience:]) <= max(values[:-patience])
+    earlier, last = best(history[:-patience]), best(history[-patience:])
+    return best(earlier, last) == earlier
 
 
 class _Signals:
@@ -215,13 +250,12 @@ class _Signals:
             signal.signal(number, handler)
 
     def caught(self, step: int) -> int | None:
-        """The signal that asks to stop after `step`, or None."""
+        """Returns the signal that asks to stop after `step`, or None."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             return signal.SIGTERM
         return self.noted
 
     def _note(self, number, _):
         self.noted = number
-        for other, handler in self.before.items():
-            signal.signal(other, handler)
+        self.__exit__()
         logging.warning("%s: finishing this step, then saving", signal.Signals(number).name)

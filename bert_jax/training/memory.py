@@ -28,27 +28,27 @@ def check_fits(task: Task, state: Any, mesh: Mesh) -> None:
     Counted are parameters, their gradients, the optimizer's state, and of the activations only the input of each layer,
     which even model.remat=full keeps: a step that passes may still need more.
     """
-    limit = memory_limit(mesh)
-    if limit is None:
-        return
-    held = sum(_shard_bytes(part, mesh) for part in (state.parameters, state.parameters, state.optimizer))
-    config = task.config
+    config, shape = task.config, task.bert_config
+    arrays = jax.tree.leaves((state.parameters, state.parameters, state.optimizer))
+    places = jax.tree.leaves(tree_shardings(mesh, (state.parameters, state.parameters, state.optimizer)))
+    held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(arrays, places, strict=True))
     tokens = task.tokens_per_step / mesh.size / config.train.accumulation
-    layers, width = task.bert_config.num_hidden_layers, task.bert_config.hidden_size
-    activations = tokens * layers * width * (2 if config.model.dtype == "bfloat16" else 4)
-    if held + activations > limit:
-        raise UserError(
-            f"a step needs at least {(held + activations) / 1e9:.3g} GB per device (parameters, gradients and "
-            f"optimizer {held / 1e9:.3g}, activations {activations / 1e9:.3g}), and a device has {limit / 1e9:.3g} GB: "
-            + ADVICE
-        )
+    width = shape.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
+    activations = tokens * shape.num_hidden_layers * width
+    counted = f" (parameters, gradients and optimizer {held / 1e9:.3g}, activations {activations / 1e9:.3g})"
+    _check(held + activations, mesh, "at least ", counted)
 
 
 def check_program_fits(program: Compiled, mesh: Mesh) -> None:
     """Raises UserError if a compiled step needs more memory than a device has; on a CPU the kernel would kill us."""
-    needed, limit = peak_bytes(program), memory_limit(mesh)
+    _check(peak_bytes(program), mesh)
+
+
+def _check(needed: float | None, mesh: Mesh, least: str = "", counted: str = "") -> None:
+    limit = memory_limit(mesh)
     if needed is not None and limit is not None and needed > limit:
-        raise UserError(f"a step needs {needed / 1e9:.3g} GB per device, which has {limit / 1e9:.3g} GB: {ADVICE}")
+        has = f"{limit / 1e9:.3g} GB"
+        raise UserError(f"a step needs {least}{needed / 1e9:.3g} GB per device{counted}, and it has {has}: {ADVICE}")
 
 
 @contextlib.contextmanager
@@ -57,21 +57,18 @@ def out_of_memory_explained() -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as problem:
-        text = str(problem)
+        text = str(problem).strip() or "MemoryError"
         if not isinstance(problem, MemoryError) and not ("RESOURCE_EXHAUSTED" in text or "ut of memory" in text):
             raise
-        first = text.strip().splitlines()[0][:120] if text.strip() else "MemoryError"
-        raise UserError(f"out of memory ({first}): {ADVICE}") from problem
+        raise UserError(f"out of memory ({text.splitlines()[0][:120]}): {ADVICE}") from problem
 
 
 def memory_limit(mesh: Mesh) -> int | None:
     """Returns the bytes that one of this process's devices in the mesh may use; None if they are unknown."""
     devices = mesh.local_devices
-    if not devices:
-        return None
-    if backend_of(mesh).is_cpu:
+    if devices and backend_of(mesh).is_cpu:
         return host_memory() // len(devices)  # virtual devices share it
-    return (devices[0].memory_stats() or {}).get("bytes_limit")
+    return (devices[0].memory_stats() or {}).get("bytes_limit") if devices else None
 
 
 def host_memory() -> int:
@@ -91,8 +88,3 @@ def peak_bytes(program: Compiled) -> int | None:
         return None
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return arrays - memory.alias_size_in_bytes
-
-
-def _shard_bytes(tree: Any, mesh: Mesh) -> int:
-    sharded = zip(jax.tree.leaves(tree), jax.tree.leaves(tree_shardings(mesh, tree)), strict=True)
-    return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in sharded)

@@ -1,4 +1,7 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, and one live line on the terminal."""
+"""Where metrics go: metrics.jsonl, TensorBoard, and one live line on the terminal.
+
+A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
+"""
 
 import contextlib
 import json
@@ -16,13 +19,16 @@ from bert_jax.config import UserError
 from bert_jax.files import write_atomically
 from bert_jax.training.tensorboard import EventFile
 
+Record = dict[str, Any]  # a line of metrics.jsonl
+_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
+_SHOWN += ("entity_f1", "exact_match", "tokens_per_second", "mfu", "wait_share")
+
 
 class MetricsLog:
     """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are dropped, since
     they are taken again, and so is the test that ends every run.
 
-    A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}. What cannot be
-    written there is a UserError; TensorBoard and the terminal are only a convenience.
+    What cannot be written to metrics.jsonl is a UserError; TensorBoard and the terminal are only a convenience.
     """
 
     def __init__(self, workdir: Path, first_step: int, total_steps: int, *, forget_after: int | None = None):
@@ -37,19 +43,13 @@ class MetricsLog:
                 _forget_after(self.path, forget_after)
             self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
         self.events = EventFile(workdir / "tensorboard", first_step + 1)
-        self.bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-            smoothing=0.05,
-        )
+        look: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+        self.bar = tqdm(total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), **look)
 
     def record(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         if not self.writes:
             return
-        rounded = {name: _short(value) for name, value in metrics.items()}
+        rounded = {name: float(f"{float(value):.6g}") for name, value in metrics.items()}
         with self._explained():
             self.file.write(json.dumps({"step": step, "split": split} | rounded) + "\n")
         self.events.add(step, {f"{split}/{name}": float(value) for name, value in metrics.items()})
@@ -91,12 +91,14 @@ class MetricsLog:
         return f", ETA {tqdm.format_interval(seconds)}"
 
 
-_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
-_SHOWN += ("entity_f1", "exact_match", "tokens_per_second", "mfu", "wait_share")
-
-
-def _short(value: Any) -> float:
-    return float(f"{float(value):.6g}")
+def read_metrics(path: Path) -> list[Record]:
+    """Returns the lines of a metrics.jsonl; [] if there is no file. Lines that are no metrics, such as half a line that
+    is still being written, are left out with one warning."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = [record for line in lines if (record := _parsed(line)) is not None]
+    if bad := len(lines) - len(records):
+        logging.warning("%s: %d lines are no metrics and were left out", path, bad)
+    return records
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -104,20 +106,23 @@ def _forget_after(path: Path, step: int) -> None:
 
     Raises UserError for any other line that is not this program's: what is not ours is not rewritten.
     """
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = []
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if record["step"] <= step and record["split"] != "test":
-                kept.append(line.rstrip(b"\n") + b"\n")  # a kill may have left the end of the line out
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number < len(lines):
-                raise UserError(
-                    f"{path}:{number} is not a line of metrics; move the file away, or choose another --workdir"
-                ) from None
+        record = _parsed(line)
+        if record is None and number < len(lines):
+            raise UserError(
+                f"{path}:{number} is not a line of metrics; move the file away, or choose another --workdir"
+            )
+        if record is not None and record["step"] <= step and record["split"] != "test":
+            kept.append(line.rstrip(b"\n") + b"\n")  # a kill may have left the end of the line out
     if kept != lines:
         write_atomically(path, b"".join(kept))
+
+
+def _parsed(line: bytes) -> Record | None:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        record = json.loads(line)
+        if isinstance(record["step"], int) and isinstance(record["split"], str):
+            return record
+    return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 from jax.stages import Compiled
@@ -51,22 +52,12 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]):
         self.observers = observers
+        for name in ("begin", "before_batch", "before_step", "compiled", "restart_clock", "end"):
+            setattr(self, name, partial(self._tell_all, name))
 
-    def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
+    def _tell_all(self, name: str, *arguments: Any) -> None:
         for observer in self.observers:
-            observer.begin(task, state, mesh)
-
-    def before_batch(self) -> None:
-        for observer in self.observers:
-            observer.before_batch()
-
-    def before_step(self, batch: Batch) -> None:
-        for observer in self.observers:
-            observer.before_step(batch)
-
-    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
-        for observer in self.observers:
-            observer.compiled(batch, program, seconds)
+            getattr(observer, name)(*arguments)
 
     def after_step(self, sums: Sums) -> bool:
         took_time = [observer.after_step(sums) for observer in self.observers]
@@ -74,13 +65,5 @@ class Observers(Observer):
             self.restart_clock()
         return any(took_time)
 
-    def restart_clock(self) -> None:
-        for observer in self.observers:
-            observer.restart_clock()
-
     def report(self) -> dict[str, float]:
         return {name: value for observer in self.observers for name, value in observer.report().items()}
-
-    def end(self) -> None:
-        for observer in self.observers:
-            observer.end()

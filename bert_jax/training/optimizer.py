@@ -1,7 +1,7 @@
 """BERT's optimizer and its relatives as optax chains; learning rates as functions of the step.
 
-Source: google-research/bert optimization.py, You et al. (2020) for LAMB, REFERENCE figures in tests/training.
-Parameters are flat: {name: array}. A name under `encoder/layers/` has one slice a layer along its first axis.
+Source: google-research/bert optimization.py, You et al. (2020) for LAMB. Parameters are flat: {name: array}. A name
+under `encoder/layers/` has one slice per layer along its first axis.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, pattern
-from bert_jax.training.parameters import LAYERS, global_norm, is_stacked
+from bert_jax.training.parameters import LAYERS, global_norm, is_stacked, matching
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 Multipliers = Mapping[str, np.ndarray]  # parameter → [1], or [layers] where layers are stacked
@@ -47,10 +47,11 @@ def make_optimizer(
         optax.scale_by_schedule(lambda count: -schedule(jnp.asarray(count))),
         _per_layer(multipliers),
     )
-    return optax.GradientTransformation(
-        lambda params: chain.init({name: x for name, x in cast(dict, params).items() if name not in frozen}),
-        chain.update,
-    )
+
+    def init(params):
+        return chain.init({name: x for name, x in cast(dict, params).items() if name not in frozen})
+
+    return optax.GradientTransformation(init, chain.update)
 
 
 def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> Multipliers:
@@ -61,7 +62,6 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
     number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none.
     """
     depth = next((shape[0] for name, shape in shapes.items() if is_stacked(name)), 0)
-    freeze = pattern("optimizer.freeze", optimizer.freeze)
     multipliers, frozen = {}, 0
     for name, shape in shapes.items():
         if is_stacked(name):
@@ -69,13 +69,13 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
             above = np.arange(depth, 0, -1)
         else:
             names, above = [name], np.asarray([depth + 1 if name.startswith("embeddings/") else 0])
-        thawed = np.asarray([not (optimizer.freeze and freeze.search(each)) for each in names])
-        frozen += np.sum(~thawed)
+        matched = matching("optimizer.freeze", optimizer.freeze, names)
+        thawed = np.asarray([each not in matched for each in names])
+        frozen += len(matched)
         multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
     if optimizer.freeze and not frozen:
-        raise UserError(
-            f"optimizer.freeze={optimizer.freeze} matches no parameter; names are {', '.join(list(shapes)[:3])}, …"
-        )
+        some = ", ".join(list(shapes)[:3])
+        raise UserError(f"optimizer.freeze={optimizer.freeze} matches no parameter; names are {some}, …")
     return multipliers
 
 
@@ -119,32 +119,28 @@ def _per_layer(multipliers: Multipliers) -> optax.GradientTransformation:
     if all(np.all((values == 1) | (not np.any(values))) for values in multipliers.values()):
         return optax.identity()  # nothing to multiply: the rest is frozen and does not come here
 
-    def update(updates, state, params=None):
-        return {name: x * _along_first(multipliers[name], x) for name, x in cast(dict, updates).items()}, state
+    def update(updates, _):
+        along_first = {name: (-1, *(1,) * (x.ndim - 1)) for name, x in updates.items()}
+        return {name: x * jnp.asarray(multipliers[name]).reshape(along_first[name]) for name, x in updates.items()}
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _along_first(values: np.ndarray, x: Array) -> Array:
-    return jnp.asarray(values).reshape(-1, *(1,) * (x.ndim - 1))
+    return optax.stateless(update)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """One factor for all gradients, as in the original; optax's divides each array, which then is written once more."""
+    """Multiplies all gradients by one factor, as the original does; optax's divides each array, which is then written
+    once more."""
 
-    def update(updates, state, params=None):
-        norm = global_norm(cast(dict, updates))
+    def update(updates, _):
+        norm = global_norm(updates)
         factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
-        return jax.tree.map(lambda g: g * factor, updates), state
+        return jax.tree.map(lambda g: g * factor, updates)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(update)
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:
-    """m / (√v + eps). Without bias correction, as in the original, the first update is about 3.16 times Adam's.
-
-    optax has the corrected form only, for which its own transformation is used.
-    """
+    """Returns m / (√v + eps). Without bias correction, as in the original, the first update is about 3.16 times Adam's;
+    optax has the corrected form only."""
     corrected = optax.scale_by_adam(b1, b2, eps)
     if bias_correction:
         return corrected
@@ -159,21 +155,18 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
 
 
 def scale_by_layer_trust_ratio(decays: Callable) -> optax.GradientTransformation:
-    """LAMB: each layer's update times ‖parameter‖ / ‖update‖; ratio 1 where either is 0 or nothing decays.
+    """Multiplies each layer's update by ‖parameter‖ / ‖update‖ (LAMB), by 1 where either is 0 or nothing decays.
 
     optax's transformation would take one norm over all stacked layers.
     """
 
-    def update(updates, state, params=None):
-        adapted, values = decays(params), cast(dict, params)
-        return {
-            n: u * _trust_ratio(n, values[n], u) if adapted[n] else u for n, u in cast(dict, updates).items()
-        }, state
+    def scaled(name: str, update: Array, parameter: Array) -> Array:
+        axes = tuple(range(1 if is_stacked(name) else 0, update.ndim))
+        p, u = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
+        return update * jnp.where((p > 0) & (u > 0), p / jnp.where(u > 0, u, 1), 1)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    def update(updates, params):
+        adapted = decays(params)
+        return {name: scaled(name, u, params[name]) if adapted[name] else u for name, u in updates.items()}
 
-
-def _trust_ratio(name, parameter, update):
-    axes = tuple(range(1 if is_stacked(name) else 0, update.ndim))
-    p, u = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (parameter, update))
-    return jnp.where((p > 0) & (u > 0), p / jnp.where(u > 0, u, 1), 1)
+    return optax.stateless(update)

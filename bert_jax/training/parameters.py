@@ -4,8 +4,7 @@ A parameter of the trunk is called as in the trunk (`encoder/layers/attention/qu
 `heads/<name>/…`. Layers are stacked along the first axis of their parameters.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, pattern
 from bert_jax.models.bert import Model
 
 Parameters = dict[str, Array]
+LAYERS = "encoder/layers/"
 _TRUNK, _HEADS = "trunk/", "heads/"
 _TRUNK_PARTS = ("embeddings/", "encoder/", "pooler/")
-
-
-LAYERS = "encoder/layers/"
 
 
 def is_stacked(name: str) -> bool:
@@ -34,6 +31,12 @@ def flatten(model: nnx.Module) -> Parameters:
     """Returns the parameters by name: attribute paths joined by "/", of a trunk without `trunk`."""
     _, state = nnx.split(model)
     return {"/".join(map(str, path)).removeprefix(_TRUNK): x.get_value() for path, x in nnx.to_flat_state(state)}
+
+
+def structure(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Parameters]:
+    """Returns the model that `build` makes without its parameters, and in their place shapes."""
+    model = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+    return nnx.split(model)[0], flatten(model)
 
 
 def unflatten(graphdef: nnx.GraphDef, parameters: Parameters) -> Model:
@@ -72,6 +75,17 @@ def global_norm(gradients: Mapping[str, Array]) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(gradients[name])) for name in names))
 
 
+def matching(option: str, text: str, names: Iterable[str]) -> set[str]:
+    """Returns the names that a pattern matches, by the rule of `config.pattern`; "" matches none. Raises UserError."""
+    compiled = pattern(option, text)
+    return {name for name in names if text and compiled.search(name)}
+
+
+def first_names(names: Sequence[str], count: int) -> str:
+    """Returns up to `count` names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
 @dataclass(frozen=True)
 class WarmStart:
     """What became of every name when parameters were taken over from elsewhere."""
@@ -90,23 +104,21 @@ class WarmStart:
 def take_over(
     target: Parameters, source: Parameters, *, new: str, dropped: str, origin: str
 ) -> tuple[Parameters, WarmStart]:
-    """`target` with every value that `source` has.
+    """Returns `target` with every value that `source` has.
 
-    `new` and `dropped` are regular expressions (matched at the start of a name; "" = none) of names that may
-    be missing in the source, or left behind. Any other name without a counterpart is a UserError, and so is a
-    shape that differs.
+    `new` and `dropped` are patterns (see `config.pattern`; "" = none) of names that may be missing in the source, or
+    left behind. Raises UserError for any other name without a counterpart, and for a shape that differs.
     """
+    loaded = [name for name in target if name in source]
     missing = [name for name in target if name not in source]
     unexpected = [name for name in source if name not in target]
-    problems = [f"{n} is not in it" for n in missing if not (new and re.match(new, n))]
-    problems += [f"{n} has no place here" for n in unexpected if not (dropped and re.match(dropped, n))]
-    problems += [
-        f"{name} is {tuple(source[name].shape)} there, {tuple(target[name].shape)} here"
-        for name in target
-        if name in source and source[name].shape != target[name].shape
-    ]
+    may_miss = matching("new_parameters", new, missing)
+    may_stay = matching("dropped_parameters", dropped, unexpected)
+    problems = [f"{name} is not in it" for name in missing if name not in may_miss]
+    problems += [f"{name} has no counterpart here" for name in unexpected if name not in may_stay]
+    shapes = ((name, tuple(source[name].shape), tuple(target[name].shape)) for name in loaded)
+    problems += [f"{name} is {there} there, {here} here" for name, there, here in shapes if there != here]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"cannot start from {origin}: {'; '.join(problems[:3])}{more}; the two models must be alike")
-    loaded = [name for name in target if name in source]
+        listed = first_names(problems, 3)
+        raise UserError(f"cannot start from {origin}: {listed}; the two models must be alike")
     return target | {name: source[name] for name in loaded}, WarmStart(loaded, missing, unexpected)

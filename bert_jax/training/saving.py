@@ -1,6 +1,7 @@
 """The checkpoints of a run: written in the background, whole or not at all; the newest whole one is restored."""
 
 import contextlib
+import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,14 +18,7 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.files import LOCK, only_writer
-from bert_jax.training.checkpoint import (
-    best_of,
-    items,
-    on_mesh,
-    read_checkpoint,
-    scores,
-    steps,
-)
+from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.step import TrainState
@@ -105,16 +99,14 @@ class Checkpoints:
         """
         while (step := _as_on_first_process(self.latest)) is not None:
             folder = self.directory / str(step)
+            places = on_mesh(mesh)
             try:
-                saved = read_checkpoint(
-                    folder, shardings=on_mesh(mesh), expected=abstract, tokenizer_hash=tokenizer_hash
-                )
+                saved = read_checkpoint(folder, shardings=places, expected=abstract, tokenizer_hash=tokenizer_hash)
+                state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
+                return state, saved.run
             except Damaged as damage:
                 on_first_process(lambda folder=folder, damage=damage: self._set_aside(folder, damage))
                 self._scores.pop(step, None)
-                continue
-            state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
-            return state, saved.run
         if count := len(list(self.damaged.glob("*"))):
             raise UserError(
                 f"all {count} checkpoints of {self.directory.parent} are damaged and lie in {self.damaged}; choose "
@@ -138,9 +130,10 @@ class Checkpoints:
             raise UserError(f"{workdir} was deleted or moved during the run; choose a --workdir that stays")
 
     def _set_aside(self, folder: Path, damage: Damaged) -> None:
-        kept, number = self.damaged / folder.name, 1
-        while kept.exists():
-            number += 1
+        kept = self.damaged / folder.name
+        for number in itertools.count(2):
+            if not kept.exists():
+                break
             kept = self.damaged / f"{folder.name}-{number}"
         try:
             self.damaged.mkdir(exist_ok=True)
@@ -175,9 +168,9 @@ class Checkpoints:
             if not (isinstance(problem, OSError) or is_outside(problem) or "os_error_code" in str(problem)):
                 raise
             latest = self.latest
-            left = "no checkpoint was finished before"
-            if latest is not None:
-                left = f"the checkpoint of step {latest} is whole"
+            left = (
+                "no checkpoint was finished before" if latest is None else f"the checkpoint of step {latest} is whole"
+            )
             raise UserError(
                 f"cannot write a checkpoint to {self.directory} ({first_line(problem)}); {left}: remove the cause, "
                 "such as a full disk, and start the same command again"
@@ -192,9 +185,8 @@ def alone_in(workdir: Path) -> Iterator[None]:
         try:
             held.enter_context(only_writer(workdir))
         except BlockingIOError as problem:
-            raise UserError(
-                f"{workdir} is {problem.strerror}; wait for its end, stop it, or choose another --workdir"
-            ) from None
+            remedy = "wait for its end, stop it, or choose another --workdir"
+            raise UserError(f"{workdir} is {problem.strerror}; {remedy}") from None
         except OSError as problem:
             raise UserError(f"{workdir} cannot be written to ({problem.strerror}); choose another --workdir") from None
 
@@ -219,7 +211,7 @@ def on_first_process(action: Callable[[], object]) -> None:
 
 def _as_on_first_process(step: int | None) -> int | None:
     """Returns process 0's value on all: the folder that another one sees may lag behind on a network disk."""
-    number = np.int32(-1 if step is None else step)
-    if jax.process_count() > 1:
-        number = multihost_utils.broadcast_one_to_all(number)
-    return None if number < 0 else int(number)
+    if jax.process_count() == 1:
+        return step
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+    return None if number < 0 else number

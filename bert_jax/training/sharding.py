@@ -1,7 +1,6 @@
 """Which device holds what: the mesh, and rules from parameter names to partitions."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, pattern
 
 # First match wins. Data parallelism replicates every parameter; a model-parallel rule is a line above the last.
 RULES: tuple[tuple[str, PartitionSpec], ...] = ((r".*", PartitionSpec()),)
@@ -32,18 +31,13 @@ def make_mesh(mesh: ConfigDict) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def parameter_sharding(mesh: Mesh, name: str) -> NamedSharding:
-    """Returns the sharding of a parameter and of its optimizer state."""
-    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
-    return NamedSharding(mesh, spec)
-
-
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """Returns shardings for a tree of arrays whose innermost keys are parameter names; others are replicated."""
 
     def sharding(path, _):
-        name = next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
-        return parameter_sharding(mesh, name) if name else NamedSharding(mesh, PartitionSpec())
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        specs = (spec for text, spec in RULES if names and pattern("RULES", text).search(names[-1]))
+        return NamedSharding(mesh, next(specs, PartitionSpec()))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

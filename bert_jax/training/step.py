@@ -22,7 +22,7 @@ from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
 from bert_jax.training.memory import check_program_fits
 from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import Schedule
-from bert_jax.training.parameters import Parameters, flatten, global_norm, unflatten
+from bert_jax.training.parameters import Parameters, flatten, global_norm, structure, unflatten
 from bert_jax.training.sharding import tree_shardings
 
 MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
@@ -38,15 +38,9 @@ class TrainState:
     optimizer: PyTree[Array]
 
 
-def abstract_model(task: Task) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the model without its parameters, and their shapes."""
-    model = nnx.eval_shape(lambda: task.init(nnx.Rngs(params=0)))
-    return nnx.split(model)[0], cast(dict[str, jax.ShapeDtypeStruct], flatten(model))
-
-
 def abstract_state(task: Task, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
     """Returns the model without its parameters, and the shapes of a state."""
-    return abstract_model(task)[0], jax.eval_shape(partial(_fresh, task, optimizer), jax.random.key(0), {})
+    return structure(task.init)[0], jax.eval_shape(partial(_fresh, task, optimizer), jax.random.key(0), {})
 
 
 def init_state(
@@ -58,8 +52,7 @@ def init_state(
     with layers stacked along its first axis `known` may have the lower layers only; the others are drawn.
     """
     init, arguments = partial(_fresh, task, optimizer), (jax.random.key(seed), known or {})
-    shardings = tree_shardings(mesh, jax.eval_shape(init, *arguments))
-    return jax.jit(init, out_shardings=shardings)(*arguments)
+    return jax.jit(init, out_shardings=tree_shardings(mesh, jax.eval_shape(init, *arguments)))(*arguments)
 
 
 def make_train_step(
@@ -147,11 +140,12 @@ def batch_shape(batch: Batch) -> frozenset:
     return frozenset((name, x.shape, str(x.dtype)) for name, x in batch.items())
 
 
-def means(task: Task, sums: list[Sums], step: int) -> dict[str, float]:
-    """Returns the metrics of several steps, the last of which is `step`; waits for it.
+class Diverged(UserError):
+    """A loss or a parameter that is not finite."""
 
-    Raises UserError if the loss is not finite.
-    """
+
+def means(task: Task, sums: list[Sums], step: int) -> dict[str, float]:
+    """Returns the metrics of several steps, the last of which is `step`; waits for it. Raises Diverged."""
     host = jax.device_get(sums)
     metrics = task.means(jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *host))
     check_finite(metrics, step)
@@ -159,13 +153,9 @@ def means(task: Task, sums: list[Sums], step: int) -> dict[str, float]:
 
 
 def check_finite(metrics: Mapping[str, float], step: int) -> None:
-    """Raises UserError if the loss is not finite."""
+    """Raises Diverged if the loss is not finite."""
     if "loss" in metrics and not np.isfinite(metrics["loss"]):
         raise Diverged(f"the loss is {metrics['loss']} at step {step}")
-
-
-class Diverged(UserError):
-    """A loss or a parameter that is not finite."""
 
 
 def make_eval_step(
@@ -207,15 +197,13 @@ def _gradients(
         parts = x.reshape(groups // accumulation, accumulation, x.shape[0] // groups, *x.shape[1:]).swapaxes(0, 1)
         return parts.reshape(accumulation, -1, *x.shape[1:])
 
-    micro = jax.tree.map(split, batch)
-    keys = jax.random.split(key, accumulation)
-    add = lambda a, b: jax.tree.map(jnp.add, a, b)  # noqa: E731
+    micro, keys = jax.tree.map(split, batch), jax.random.split(key, accumulation)
 
     def body(total, inputs):
         (_, sums), grads = value_and_grad(parameters, *inputs)
-        return add(total, (grads, sums)), None
+        return jax.tree.map(jnp.add, total, (grads, sums)), None
 
     first = jax.tree.map(lambda x: x[0], (micro, keys))
-    shapes = jax.eval_shape(lambda: value_and_grad(parameters, *first))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
+    (_, sums), grads = jax.eval_shape(lambda: value_and_grad(parameters, *first))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
     return jax.lax.scan(body, zeros, (micro, keys))[0]

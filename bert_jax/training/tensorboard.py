@@ -48,8 +48,11 @@ class EventFile:
     def _write(self, *events: bytes) -> None:
         if self._file is None:
             return
+        content = b""
+        for event in events:
+            length = struct.pack("<Q", len(event))
+            content += length + _checksum(length) + event + _checksum(event)
         try:
-            content = b"".join(map(_record, events))
             if self._file.write(content) < len(content):  # the last bytes of a disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as problem:
@@ -58,6 +61,17 @@ class EventFile:
     def _give_up(self, problem: OSError) -> None:
         logging.warning("nothing more is written for TensorBoard (%s); metrics.jsonl has it all", problem.strerror)
         self.close()
+
+
+def masked_checksum(data: bytes | memoryview) -> int:
+    """Returns the CRC-32C as TensorFlow's files and LevelDB store it: rotated and with a constant added, since the CRC
+    of bytes that hold their own CRC is a poor check."""
+    checksum = crc32c(data)
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_checksum(data))
 
 
 def _event(step: int, content: bytes) -> bytes:
@@ -69,18 +83,4 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    encoded = b""
-    while value > 127:
-        encoded += bytes([value & 127 | 128])
-        value >>= 7
-    return encoded + bytes([value])
-
-
-def _record(content: bytes) -> bytes:
-    length = struct.pack("<Q", len(content))
-    return length + _masked(crc32c(length)) + content + _masked(crc32c(content))
-
-
-def _masked(checksum: int) -> bytes:
-    rotated = (checksum >> 15 | checksum << 17) + 0xA282EAD8
-    return struct.pack("<I", rotated % 2**32)
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)

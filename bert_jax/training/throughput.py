@@ -18,28 +18,12 @@ from bert_jax.training.memory import peak_bytes
 from bert_jax.training.observer import Observer
 from bert_jax.training.step import TrainState, batch_shape
 
-# Dense bfloat16 peaks in TFLOP/s by a part of `device_kind`, from the makers' data sheets; first match wins.
-PEAK_TFLOPS = (
-    ("B200", 2250),
-    ("H200", 989),
-    ("H100 PCIe", 756),
-    ("H100 NVL", 835),
-    ("H100", 989),
-    ("A100", 312),
-    ("L40S", 362),
-    ("L40", 181),
-    ("L4", 121),
-    ("A10G", 70),
-    ("V100", 125),
-    ("T4", 65),
-    ("TPU v6", 918),
-    ("TPU v5 lite", 197),
-    ("TPU v5e", 197),
-    ("TPU v5", 459),  # v5p
-    ("TPU v4", 275),
-    ("TPU v3", 61.5),  # of one core, which is one device
-    ("TPU v2", 23),
-)
+# Dense bfloat16 peaks in TFLOP/s by a part of `device_kind`, from the makers' data sheets; the first match counts. TPU
+# v5 is v5p; a device of TPU v3 is one core.
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312}
+PEAK_TFLOPS |= {"L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "V100": 125, "T4": 65}
+PEAK_TFLOPS |= {"TPU v6": 918, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459}
+PEAK_TFLOPS |= {"TPU v4": 275, "TPU v3": 61.5, "TPU v2": 23}
 
 
 class Throughput(Observer):
@@ -68,12 +52,11 @@ class Throughput(Observer):
         if not self.peaks:
             logging.info("%s", self.roofline)
         largest, peak = max(self.peaks.values(), default=0), peak_bytes(program)
-        if peak is None:
-            return
-        self.peaks[batch_shape(batch)] = peak
-        if peak > largest:
-            rows = "×".join(map(str, batch["input_ids"].shape))
-            logging.info("batches of %s: compiled in %.1f s, peak %.3g GB per device", rows, seconds, peak / 1e9)
+        if peak is not None:
+            self.peaks[batch_shape(batch)] = peak
+            if peak > largest:
+                rows = "×".join(map(str, batch["input_ids"].shape))
+                logging.info("batches of %s: compiled in %.1f s, peak %.3g GB per device", rows, seconds, peak / 1e9)
 
     def after_step(self, sums: Sums) -> bool:
         self.steps += 1
@@ -87,16 +70,16 @@ class Throughput(Observer):
     def report(self) -> dict[str, float]:
         """Returns rates of the steps since the clock was restarted, and `peak_bytes` of the largest step since the last
         report; `device_peak_bytes`, of the whole process, where the back end counts it."""
-        seconds, metrics = time.perf_counter() - self.started, {}
+        metrics = {"peak_bytes": float(max(self.used))} if self.used else {}
+        seconds = time.perf_counter() - self.started
         if self.steps:
-            metrics = {
+            metrics |= {
                 "tokens_per_second": self.steps * self.task.tokens_per_step / seconds,
                 "sequences_per_second": self.steps * self.task.config.train.batch_size / seconds,
                 "step_seconds": seconds / self.steps,
                 "mfu": self.steps * self.task.flops_per_step / seconds / self.roofline.peak,
                 "wait_share": min(self.waited / seconds, 1.0),
             }
-        metrics |= {"peak_bytes": float(max(self.used))} if self.used else {}
         counted = self.device.memory_stats() or {}
         if "peak_bytes_in_use" in counted:
             metrics["device_peak_bytes"] = float(counted["peak_bytes_in_use"])
@@ -135,9 +118,8 @@ def roofline(task: Task, state: TrainState, mesh: Mesh) -> Roofline:
     peak, source = peak_flops(train.peak_tflops, mesh)
     bandwidth = copy_bandwidth(mesh)
     logging.info("peak: %s; memory %.3g GB/s (measured copy)", source, bandwidth / 1e9)
-    parameters, optimizer = (
-        sum(x.nbytes for x in jax.tree.leaves(part)) for part in (state.parameters, state.optimizer)
-    )
+    parts = (state.parameters, state.optimizer)
+    parameters, optimizer = (sum(x.nbytes for x in jax.tree.leaves(part)) for part in parts)
     moved = state_traffic(parameters, optimizer, train.accumulation) * mesh.size
     return Roofline(task.flops_per_step, task.bytes_per_step + moved, peak, bandwidth)
 
@@ -159,14 +141,14 @@ def peak_flops(stated_tflops: float, mesh: Mesh) -> tuple[float, str]:
     2. the data sheet of a known accelerator
     3. a large matrix product, timed now
     """
-    if stated_tflops:
-        return stated_tflops * 1e12 * mesh.size, f"{stated_tflops:g} TFLOP/s per device (train.peak_tflops)"
     kind = mesh.devices.flat[0].device_kind
-    for name, tflops in PEAK_TFLOPS:
-        if name.lower() in kind.lower():
-            return tflops * 1e12 * mesh.size, f"{tflops} TFLOP/s per device ({kind}, data sheet)"
-    measured = _measured_flops()
-    return measured * _independent(mesh), f"{measured / 1e12:.2f} TFLOP/s (measured bfloat16 product)"
+    known = (tflops for name, tflops in PEAK_TFLOPS.items() if name.lower() in kind.lower())
+    tflops = stated_tflops or next(known, None)
+    if tflops is None:
+        measured = _measured_flops()
+        return measured * _independent(mesh), f"{measured / 1e12:.2f} TFLOP/s (measured bfloat16 product)"
+    source = "train.peak_tflops" if stated_tflops else f"{kind}, data sheet"
+    return tflops * 1e12 * mesh.size, f"{tflops:g} TFLOP/s per device ({source})"
 
 
 def copy_bandwidth(mesh: Mesh) -> float:
@@ -175,16 +157,21 @@ def copy_bandwidth(mesh: Mesh) -> float:
     return _measured_bandwidth() * _independent(mesh)
 
 
+def _independent(mesh: Mesh) -> int:
+    """Returns how often the measured speed is there: virtual CPU devices share the cores that were measured."""
+    return 1 if backend_of(mesh).is_cpu else mesh.size
+
+
 @cache
-def _measured_flops(repeats: int = 3) -> float:
+def _measured_flops() -> float:
     size = 2048 if current().is_cpu else 8192  # long enough for the launch not to count
     x = jnp.tile(jnp.asarray(np.random.default_rng(0).standard_normal((size // 16, size)), jnp.bfloat16), (16, 1))
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
-    return 2 * size**3 / _seconds(lambda: product(x), repeats)
+    return 2 * size**3 / _seconds(lambda: product(x))
 
 
 @cache
-def _measured_bandwidth(repeats: int = 3) -> float:
+def _measured_bandwidth() -> float:
     """Values are read and written in place: with fresh memory the time of the kernel that hands it out would count."""
     size = 128 << 20 if current().is_cpu else 1 << 30  # over what caches hold
     held = [jnp.zeros(size // 4, jnp.float32)]
@@ -194,10 +181,10 @@ def _measured_bandwidth(repeats: int = 3) -> float:
         held[0] = add(held[0])
         return held[0]
 
-    return 2 * size / _seconds(step, repeats)
+    return 2 * size / _seconds(step)
 
 
-def _seconds(run: Callable[[], jax.Array], repeats: int) -> float:
+def _seconds(run: Callable[[], jax.Array], repeats: int = 3) -> float:
     """Returns the time of the fastest run after the first, which compiles."""
     run().block_until_ready()
     seconds = []
@@ -206,8 +193,3 @@ def _seconds(run: Callable[[], jax.Array], repeats: int) -> float:
         run().block_until_ready()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _independent(mesh: Mesh) -> int:
-    """Returns how often the measured speed is there: virtual CPU devices share the cores that were measured."""
-    return 1 if backend_of(mesh).is_cpu else mesh.size

@@ -229,7 +229,10 @@ MISTAKES = {
         ),
         "needs heads/span/kernel, which is not among the parameters; choose --architecture",
     ),
-    "no words": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--extend_vocab=none"], "none cannot be read"),
+    "no words": (
+        lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--extend_vocab=none"],
+        "none: cannot be read",
+    ),
     "vocabulary": (
         lambda t: _cut_vocabulary(t) or [f"--from={t / 'theirs'}", f"--to={t / 'x'}"],
         "the vocabulary has 32 tokens, the word embeddings 33 rows",

@@ -2,7 +2,8 @@
 
 import json
 
-from bert_jax.lab.plots import PICTURES, plot_run, read_metrics, series
+from bert_jax.lab.plots import PICTURES, plot_run, series
+from bert_jax.training.metrics_log import read_metrics
 
 
 def test_pictures_of_a_run(tmp_path):

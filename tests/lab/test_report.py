@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax import modes
 from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
-from bert_jax.lab import report_plots
+from bert_jax.lab import plots
 from bert_jax.lab.report import write_report
 from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report
@@ -177,9 +177,9 @@ def test_the_worst_come_first_and_are_twenty(tmp_path):
 
 def test_many_labels_are_cut_to_the_commonest():
     counts = np.diag(np.arange(1, 61))
-    png, note = report_plots.confusion_matrix(counts, [f"l{i}" for i in range(60)])
+    png, note = plots.confusion_matrix(counts, [f"l{i}" for i in range(60)])
     assert png.startswith(b"\x89PNG") and "The 50 commonest of 60 labels" in note
-    assert "commonest" not in report_plots.confusion_matrix(counts[:50, :50], [f"l{i}" for i in range(50)])[1]
+    assert "commonest" not in plots.confusion_matrix(counts[:50, :50], [f"l{i}" for i in range(50)])[1]
 
 
 def test_a_task_of_ones_own_gets_the_rest_of_the_page(tmp_path):
