@@ -50,11 +50,11 @@ class _DamagedError(Exception):
 def open_bundle(prefix: str | Path) -> dict[str, Callable[[], np.ndarray]]:
     """Returns for every tensor's name a function that reads it, into memory of its own, and verifies its checksum.
 
-    `prefix` is the path without ".index", such as folder/bert_model.ckpt. Raises UserError as `list_bundle` does, and
+    `prefix` is the path without ".index", such as folder/bert_model.ckpt. Raises UserError as `read_index` does, and
     for a data file that is missing or too short; the functions raise it for a wrong checksum, and for a dtype that
     NumPy does not have (so a string beside the weights does no harm until it is read).
     """
-    num_shards, entries = _read_index(prefix)
+    num_shards, entries = read_index(prefix)
     shards: dict[int, np.ndarray] = {}
     readers = {}
     for name, entry in entries.items():
@@ -71,17 +71,12 @@ def open_bundle(prefix: str | Path) -> dict[str, Callable[[], np.ndarray]]:
     return readers
 
 
-def list_bundle(prefix: str | Path) -> dict[str, Entry]:
-    """Returns every tensor's entry by its name, sorted by name. Only the index is needed.
+def read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
+    """Returns the number of data files, and every tensor's entry by its name, sorted by name.
 
     Raises UserError for an index that is missing or damaged, and for what is not supported: variables partitioned into
     slices, big-endian data, compressed blocks.
     """
-    return _read_index(prefix)[1]
-
-
-def _read_index(prefix: str | Path) -> tuple[int, dict[str, Entry]]:
-    """Returns the number of data files, and the entries."""
     path = Path(f"{prefix}.index")
     if not path.is_file():
         raise UserError(f"there is no {path}; name a TensorFlow checkpoint by its prefix, such as …/bert_model.ckpt")

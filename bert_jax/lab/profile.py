@@ -58,8 +58,7 @@ class Profiler(Observer):
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.steps = folder, steps
-        self.seen = 0
-        self.tracing = False
+        self.seen, self.tracing = 0, False
         self.programs: list[Compiled] = []
         self.last: Sums = {}
 
@@ -77,19 +76,17 @@ class Profiler(Observer):
     def after_step(self, sums: Sums) -> bool:
         """Returns True if the table was written now, which takes a while."""
         self.seen, self.last = self.seen + 1, sums
-        if self.seen < SKIPPED + self.steps or not self.tracing:
-            return False
-        self._finish()
-        return True
+        return self.seen >= SKIPPED + self.steps and self._finish()
 
     def end(self) -> None:
         """Writes profile.txt and profile.json of the steps traced so far, unless that is done."""
         if self.seen <= SKIPPED:
             logging.warning("--profile: nothing was traced, because the run took no more than %d steps", SKIPPED)
-        if self.tracing:
-            self._finish()
+        self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self) -> bool:
+        if not self.tracing:
+            return False
         jax.block_until_ready(self.last)
         jax.profiler.stop_trace()
         self.tracing = False
@@ -98,10 +95,10 @@ class Profiler(Observer):
             found = read_trace(self.folder, texts, self.seen - SKIPPED)
             write_atomically(self.folder / "profile.txt", str(found))
             write_atomically(self.folder / "profile.json", json.dumps(vars(found), indent=1) + "\n")
+            logging.info("profile, also in %s:\n%s", self.folder / "profile.txt", found)
         except (UserError, OSError) as error:  # no reason to end the run: the trace itself can be looked at
             logging.warning("--profile: %s", error)
-            return
-        logging.info("profile, also in %s:\n%s", self.folder / "profile.txt", found)
+        return True
 
 
 def read_trace(folder: Path, texts: Sequence[str], steps: int) -> Breakdown:
@@ -306,17 +303,16 @@ def _match(lanes: Iterable[Sequence[Span]], programs: list[dict[str, Operation]]
 
 
 def _innermost(lane: Sequence[Span]) -> Iterator[tuple[float, float, tuple[str, str]]]:
-    """(start, end, (program, operation)) of the stretches of a lane in which no operation runs inside another."""
+    """Yields (start, end, (program, operation)) of the parts of a lane in which no operation runs inside another."""
     stack: list[Span] = []
     cursor = 0.0
-    for span in [*sorted(lane, key=lambda span: (span.start, -span.end)), None]:
-        while stack and (span is None or stack[-1].end <= span.start):
+    for span in [*sorted(lane, key=lambda span: (span.start, -span.end)), Span(math.inf, math.inf, "", "")]:
+        while stack and stack[-1].end <= span.start:
             done = stack.pop()
             if done.end > cursor:
                 yield cursor, done.end, (done.program, done.name)
                 cursor = done.end
-        if span is not None:
-            if stack and span.start > cursor:
-                yield cursor, span.start, (stack[-1].program, stack[-1].name)
-            stack.append(span)
-            cursor = max(span.start, cursor) if len(stack) > 1 else span.start
+        if stack and span.start > cursor:
+            yield cursor, span.start, (stack[-1].program, stack[-1].name)
+        cursor = max(span.start, cursor) if stack else span.start
+        stack.append(span)

@@ -55,11 +55,6 @@ def on_mesh(mesh: Mesh) -> Shardings:
     return lambda tree: tree_shardings(mesh, tree)
 
 
-def on_host(tree: Any) -> Any:
-    """Returns shardings that stand for NumPy arrays: nothing is put onto a device."""
-    return jax.tree.map(lambda _: "host", tree)
-
-
 def read_checkpoint(
     directory: Path,
     *,
@@ -245,9 +240,7 @@ def _check_structure(
         )
 
 
-def _target(x: Any, sharding: Sharding | str) -> Any:
-    if isinstance(sharding, str):
-        return np.broadcast_to(np.zeros((), x.dtype), x.shape)  # Orbax asks for an example of the type; takes no memory
+def _target(x: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
     sharding.shard_shape(x.shape)  # raises what would otherwise pass for damage
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
@@ -269,10 +262,7 @@ def _agreed(directory: Path, targets: dict[str, Any]) -> dict[str, Any]:
             restored = {item: _restore(directory / item, target) for item, target in targets.items()}
     except (Damaged, Trouble) as raised:
         problem = raised
-    shared = any(
-        isinstance(x, jax.ShapeDtypeStruct) and not x.sharding.is_fully_addressable for x in jax.tree.leaves(targets)
-    )
-    if shared:
+    if not all(x.sharding.is_fully_addressable for x in jax.tree.leaves(targets)):  # the processes share them
         code = 2 if isinstance(problem, Trouble) else 1 if problem else 0
         worst = int(np.max(multihost_utils.process_allgather(np.int32(code))))
         if worst and code < worst:

@@ -27,8 +27,8 @@ from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.observer import DATA_WAIT, Observer, Observers
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, is_stacked, matching, structure, take_over
-from bert_jax.training.saving import Checkpoints, alone_in, on_first_process
-from bert_jax.training.sharding import make_mesh, place, to_mesh
+from bert_jax.training.saving import Checkpoints, alone_in
+from bert_jax.training.sharding import make_mesh, on_first_process, place, to_mesh
 from bert_jax.training.step import Diverged, TrainState, check_finite
 
 

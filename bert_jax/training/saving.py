@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,6 +21,7 @@ from bert_jax.files import LOCK, only_writer
 from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
+from bert_jax.training.sharding import on_first_process
 from bert_jax.training.step import TrainState
 
 _WRITING = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is not finished
@@ -43,8 +44,6 @@ class Checkpoints:
         if jax.process_index() == 0:
             for left_over in (*self.directory.glob(_WRITING), *self.directory.glob(f"{_DELETING}*")):
                 shutil.rmtree(left_over, ignore_errors=True)
-        self._scores = scores(self.directory, self.metric)
-        self._writing: tuple[int, dict[str, float]] | None = None
         # Folders are made in this thread: where that fails in Orbax's, its other threads wait for them for 20 minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
@@ -55,10 +54,8 @@ class Checkpoints:
         return max(steps(self.directory), default=None)
 
     def save(self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict) -> None:
-        """Starts to write in the background; first waits for the one before, whose failure is raised here.
-
-        `run` goes into the item of that name: data position, config, the task's description.
-        """
+        """Starts to write in the background; first waits for the one before, whose failure is raised here. `run` goes
+        into the item of that name: data position, config, the task's description."""
         self.wait()
         step = int(state.step)
         if (self.directory / str(step)).exists():
@@ -69,19 +66,14 @@ class Checkpoints:
         with self._explained():
             self._check_workdir()
             self._writer.save(self.directory / str(step), args=args)
-        self._writing = step, score
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk. Raises UserError if it could not be written."""
         with self._explained():
             self._writer.wait_until_finished()
             self._check_workdir()
-        if self._writing is not None:
-            step, score = self._writing
-            self._writing = None
-            self._scores |= {step: score[self.metric]} if score else {}
-            if jax.process_index() == 0:
-                self._delete_surplus()
+        if jax.process_index() == 0:
+            self._delete_surplus()
 
     def close(self) -> None:
         """Waits for the last checkpoint; its failure is only logged, since what ended the run is raised already."""
@@ -106,7 +98,6 @@ class Checkpoints:
                 return state, saved.run
             except Damaged as damage:
                 on_first_process(lambda folder=folder, damage=damage: self._set_aside(folder, damage))
-                self._scores.pop(step, None)
         if count := len(list(self.damaged.glob("*"))):
             raise UserError(
                 f"all {count} checkpoints of {self.directory.parent} are damaged and lie in {self.damaged}; choose "
@@ -115,8 +106,8 @@ class Checkpoints:
         return None
 
     def best(self, mesh: Mesh) -> tuple[Parameters, dict] | None:
-        """Parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if no checkpoint has it."""
-        step = _as_on_first_process(best_of(self._scores, self.mode))
+        """Returns parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if none has it."""
+        step = _as_on_first_process(best_of(scores(self.directory, self.metric), self.mode))
         if step is None:
             return None
         saved = read_checkpoint(self.directory / str(step), shardings=on_mesh(mesh))
@@ -143,18 +134,15 @@ class Checkpoints:
         logging.warning("%s; moved to %s, trying the one before", damage, kept)
 
     def _delete_surplus(self) -> None:
-        present = steps(self.directory)
-        best = best_of({step: score for step, score in self._scores.items() if step in present}, self.mode)
-        for step in present[: -self.keep]:
-            if step == best:
-                continue
+        surplus = steps(self.directory)[: -self.keep]
+        best = best_of(scores(self.directory, self.metric), self.mode) if surplus else None
+        for step in (step for step in surplus if step != best):
             hidden = self.directory / f"{_DELETING}{step}"
             try:
                 (self.directory / str(step)).rename(hidden)
             except OSError as problem:
                 logging.warning("checkpoint %d is no longer needed but cannot be deleted (%s)", step, problem.strerror)
             shutil.rmtree(hidden, ignore_errors=True)
-            self._scores.pop(step, None)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -193,20 +181,6 @@ def alone_in(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         on_first_process(lock)
         yield
-
-
-def on_first_process(action: Callable[[], object]) -> None:
-    """Runs `action` on process 0, while the others wait. If it raises UserError, every process does."""
-    problem = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except UserError as raised:
-            problem = raised
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(problem is not None)):
-        raise problem or UserError("process 0 stopped; its output says why")
-    if problem is not None:
-        raise problem
 
 
 def _as_on_first_process(step: int | None) -> int | None:

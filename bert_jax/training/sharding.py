@@ -1,7 +1,7 @@
 """Which device holds what: the mesh, and rules from parameter names to partitions."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -44,8 +44,8 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Guards what every process does before training: if it fails on one, it fails on all. Otherwise the rest would
-    wait for the one that has ended. Raises UserError where only another process failed."""
+    """Guards what every process does: if it fails on one, it fails on all, which would wait for ever for the one that
+    has ended. Raises UserError where only another process failed."""
     succeeded = False
     try:
         yield
@@ -55,6 +55,13 @@ def together() -> Iterator[None]:
             others = multihost_utils.process_allgather(np.int32(succeeded))
             if succeeded and not others.all():
                 raise UserError(f"process {int(others.argmin())} failed; its output says why")
+
+
+def on_first_process(action: Callable[[], object]) -> None:
+    """Runs `action` on process 0, while the others wait. If it fails, every process does."""
+    with together():
+        if jax.process_index() == 0:
+            action()
 
 
 def place(mesh: Mesh, tree: Any) -> Any:

@@ -88,12 +88,11 @@ def make_train_step(
         grads, sums = _gradients(loss, trained, batch, dropout_key, accumulation)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, trained)
         parameters = state.parameters | cast(Parameters, optax.apply_updates(trained, updates))
-        one = jnp.float32(1)
-        sums |= {"grad_norm": (global_norm(cast(Parameters, grads)), one), "learning_rate": (schedule(state.step), one)}
+        observed = {"grad_norm": global_norm(cast(Parameters, grads)), "learning_rate": schedule(state.step)}
+        sums |= {name: (value, jnp.float32(1)) for name, value in observed.items()}
         return TrainState(state.step + 1, parameters, optimizer_state), sums
 
-    options = dict(backend.compiler_options)
-    return jax.jit(traced_for(backend, step), donate_argnums=0, compiler_options=options)
+    return jax.jit(traced_for(backend, step), donate_argnums=0, compiler_options=dict(backend.compiler_options))
 
 
 class TrainStep:
@@ -163,14 +162,13 @@ def make_eval_step(
 ) -> Callable[[Parameters, Constants, Batch], tuple[Sums, Rows]]:
     """Returns a jitted function of (parameters, constants, batch) to the sums of the metrics and what is kept of every
     row, on every process."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere, backend = NamedSharding(mesh, PartitionSpec()), backend_of(mesh)
 
     def step(parameters: Parameters, constants: Constants, batch: Batch) -> tuple[Sums, Rows]:
         key = jax.random.fold_in(jax.random.key(seed), MASKING)
         sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key), constants)
         return sums, jax.lax.with_sharding_constraint(rows, everywhere)
 
-    backend = backend_of(mesh)
     return jax.jit(traced_for(backend, step), compiler_options=dict(backend.compiler_options))
 
 
