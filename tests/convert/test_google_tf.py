@@ -117,6 +117,7 @@ def test_from_tensorflow_to_ours_to_hugging_face_and_back_nothing_changes(publis
     first, last = (conversion.open_source(steps[i]) for i in (1, 3))
     left_out = {"pooler/kernel", "pooler/bias"} if kind == "squad" else set()
     assert first.model.parameters.keys() == last.model.parameters.keys()
+    assert conversion.open_source(str(folder / "bert_model.ckpt")).run["converted_from"] == "bert_model.ckpt"
     for name in first.model.parameters.keys() - left_out:
         np.testing.assert_array_equal(first.model.parameters[name], last.model.parameters[name], err_msg=name)
     assert (first.model.config, first.model.task) == (last.model.config, last.model.task)

@@ -24,6 +24,11 @@ def test_best_and_last_validation_and_test_are_kept_apart():
     assert summarise({"a": result(0.4, 0.6, None), "b": result(0.7, 0.6, None)}, "accuracy", "max")["failed"] == ["a"]
 
 
+def test_a_majority_of_tokens_says_nothing_about_a_run_without_accuracy():
+    pretrained = Result(Path("x"), 8, "done", *[{"mlm_accuracy": 0.1, "majority_accuracy": 0.5}] * 3, Path("x"))
+    assert summarise({"seed0": pretrained}, "mlm_accuracy", "max")["failed"] == []
+
+
 def test_without_validation_nothing_is_best():
     report = summarise({"seed0": result(None, None, 0.8), "seed1": result(None, None, 0.6)}, "accuracy", "max")
     assert report["best"] is None and report["splits"].keys() == {"test"}
