@@ -70,10 +70,8 @@ def shape_of(
     activations: dict[str, str],
     path: Path,
 ) -> BertConfig:
-    """Returns the shape that a config.json or bert_config.json describes, in float32.
-
-    `fields` and `activations` are {ours: theirs} and {theirs: ours}. Raises UserError that names file and field.
-    """
+    """Returns the shape that a config.json or bert_config.json describes, in float32. `fields` are {ours: theirs},
+    `activations` {theirs: ours}. Raises UserError that names file and field."""
     if absent := [name for name in required if settings.get(name) is None]:
         raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
     activation = foreign_json.field(settings, "hidden_act", str, path, "")
@@ -176,7 +174,7 @@ def _read(sources: Tensors, name: Name, shape: tuple[int, ...], origin: Path, re
     for i, (their, read) in enumerate(sources.items()):
         tensor = read()
         if tensor.shape != wanted:
-            raise UserError(f"{origin}: {their} is {_shape(tensor.shape)}, but by the config {_shape(wanted)}")
+            raise UserError(f"{origin}: {their} is {tensor.shape}, but by the config {wanted}")
         if tensor.dtype.kind not in "fV":  # V: bfloat16
             raise UserError(f"{origin}: {their} is of {tensor.dtype}; weights must be floating-point numbers")
         if i == 0:  # not before a tensor has shown that there is so much to hold
@@ -195,7 +193,3 @@ def _check_explained(names: Iterable[str], allow: str, problem: str) -> None:
     if unexplained := [name for name in names if name not in allowed]:
         modules = "|".join(sorted({re.escape(_MODULE.findall(name)[0]) for name in unexplained}))
         raise UserError(f"{problem} {first_names(unexplained, 3)}; to leave them behind: --allow='{modules}'")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")"

@@ -1,8 +1,7 @@
 """TensorFlow's checkpoints (`tf.train.Saver`, "V2") without TensorFlow: the tensor bundle, as BERT was published in it.
 
-A bundle is `<prefix>.index`, a LevelDB table of (name → where the tensor lies), and `<prefix>.data-00000-of-00001` and
-so on with the bare bytes. The formats are those of tensorflow/core/util/tensor_bundle and core/lib/io/table, the
-messages those of core/protobuf/tensor_bundle.proto. All but the footer of the index has checksums; they are verified.
+A bundle is `<prefix>.index`, a LevelDB table of (name → where the tensor lies), and `<prefix>.data-…` with the bare
+bytes. Source of the formats: tensorflow/core/util/tensor_bundle, core/lib/io/table, core/protobuf/tensor_bundle.proto.
 """
 
 import math

@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,8 +91,10 @@ class Profiler(Observer):
         jax.profiler.stop_trace()
         self.tracing = False
         texts = [program.as_text() or "" for program in self.programs]
+        newest = max(self.folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
         try:
-            found = read_trace(self.folder, texts, self.seen - SKIPPED)
+            planes = jax.profiler.ProfileData.from_file(str(newest)).planes
+            found = break_down(planes, texts, self.seen - SKIPPED)
             write_atomically(self.folder / "profile.txt", str(found))
             write_atomically(self.folder / "profile.json", json.dumps(vars(found), indent=1) + "\n")
             logging.info("profile, also in %s:\n%s", self.folder / "profile.txt", found)
@@ -101,17 +103,9 @@ class Profiler(Observer):
         return True
 
 
-def read_trace(folder: Path, texts: Sequence[str], steps: int) -> Breakdown:
-    """Returns `break_down` of the newest trace in `folder`."""
-    newest = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    return break_down(jax.profiler.ProfileData.from_file(str(newest)).planes, texts, steps)
-
-
 def break_down(planes: Iterable[Any], texts: Sequence[str], steps: int) -> Breakdown:
-    """Joins a trace (`ProfileData.planes`) with the programs' text (HLO). Of several devices it takes the mean.
-
-    Raises UserError if the trace names no operations.
-    """
+    """Joins a trace (`ProfileData.planes`) with the programs' text (HLO); of several devices it takes the mean. Raises
+    UserError if the trace names no operations."""
     planes = list(planes)
     host = [plane for plane in planes if plane.name == "/host:CPU"]
     devices = [lanes for plane in planes if plane.name.startswith("/device:") and (lanes := _lanes(plane))]
@@ -123,8 +117,12 @@ def break_down(planes: Iterable[Any], texts: Sequence[str], steps: int) -> Break
     programs = [read_program(text) for text in texts]
     rows: dict[Operation, np.ndarray] = defaultdict(lambda: np.zeros(2))  # seconds, calls
     for lanes in devices:
-        of_program = _match(lanes, programs)
         calls: Counter[Key] = Counter((span.program, span.name) for lane in lanes for span in lane)
+        traced: dict[str, set[str]] = defaultdict(set)  # number of a program in the trace → its operations
+        for number, name in calls:
+            traced[number].add(name)
+        # The program of a number is the one with most of the operations traced under it.
+        of_program = {n: max(programs, key=lambda p: len(names & p.keys()), default={}) for n, names in traced.items()}
         for key, nanoseconds in share_time(lanes, waits).items():
             row = Operation(key, "", "", "") if isinstance(key, str) else of_program[key[0]].get(key[1])
             row = row or Operation(REST, _without_number(key[1]), "", "")
@@ -292,14 +290,6 @@ def _lanes(plane: Any) -> list[list[Span]]:
                 spans.append(Span(event.start_ns, event.end_ns, name, program))
         lanes += [spans] if spans else []
     return lanes
-
-
-def _match(lanes: Iterable[Sequence[Span]], programs: list[dict[str, Operation]]) -> dict[str, dict[str, Operation]]:
-    """Returns for each number in the trace the program with most of the operations traced under it; {} if none has."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for span in chain.from_iterable(lanes):
-        names[span.program].add(span.name)
-    return {number: max(programs, key=lambda p: len(found & p.keys()), default={}) for number, found in names.items()}
 
 
 def _innermost(lane: Sequence[Span]) -> Iterator[tuple[float, float, tuple[str, str]]]:

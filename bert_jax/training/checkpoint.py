@@ -207,7 +207,8 @@ def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.
     if metadata is None:
         raise FileNotFoundError(f"no description of the arrays in {directory / 'parameters'}")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in metadata.tree.items()}
-    if {checkpoint_format.key(name) for name in shapes} != run["checksums"]["parameters"].keys():
+    keys = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+    if keys != run["checksums"]["parameters"].keys():
         raise Damaged(f"checkpoint {directory}: parameters have other names than those that were saved")
     return shapes
 

@@ -63,10 +63,8 @@ def guarded(directory: Path) -> Iterator[None]:
 
 
 def is_trouble(problem: BaseException) -> bool:
-    """Returns True unless the exception, or one that it came from, says that the files do not hold what was written.
-
-    What is unknown counts as trouble, because trouble changes nothing on disk.
-    """
+    """Returns True unless the exception, or one that it came from, says that the files do not hold what was written:
+    what is unknown counts as trouble, because trouble changes nothing on disk."""
     return is_outside(problem) or not _says(problem, _DAMAGE, _DAMAGE_SIGNS)
 
 
@@ -98,10 +96,8 @@ def first_line(problem: BaseException) -> str:
 
 
 def seal(run: Json, arrays: Mapping[str, Mapping[str, int]], tokenizer: Json) -> Json:
-    """Returns the `run` item with format, version and the checksums of every item, its own included.
-
-    `arrays` is {item: {name: checksum}}, `tokenizer` the result of `pack`.
-    """
+    """Returns the `run` item with format, version and the checksums of every item, its own included. `arrays` is {item:
+    {name: checksum}}, `tokenizer` the result of `pack`."""
     run = json.loads(json.dumps(run))  # as it will be read: the checksum must not depend on tuples
     run |= {"format": FORMAT, "written_by": _version()}
     run["checksums"] = {**arrays, "tokenizer": _digest(tokenizer)}
@@ -163,11 +159,6 @@ def not_finite(tree: Any) -> list[str]:
     """Returns the names of the arrays that contain NaN or infinity."""
     finite = _of_each(tree, lambda x: int(np.isfinite(x).all()), _are_finite)
     return [name for name, is_finite in finite.items() if not is_finite]
-
-
-def key(name: str) -> str:
-    """Returns the key of a parameter in `checksums`."""
-    return jax.tree_util.keystr((jax.tree_util.DictKey(name),))
 
 
 def _is_object(x: Any, is_value: Callable[[Any], bool] = lambda _: True) -> bool:

@@ -103,9 +103,7 @@ def read_metrics(path: Path) -> list[Record]:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drops the lines of steps that a resumed run takes again, and a last line that a kill or a full disk cut in half.
-
-    Raises UserError for any other line that is not this program's: what is not ours is not rewritten.
-    """
+    Raises UserError for any other line that is no metrics: what is not ours is not rewritten."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = []
     for number, line in enumerate(lines, 1):

@@ -155,10 +155,8 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
 
 
 def scale_by_layer_trust_ratio(decays: Callable) -> optax.GradientTransformation:
-    """Multiplies each layer's update by ‖parameter‖ / ‖update‖ (LAMB), by 1 where either is 0 or nothing decays.
-
-    optax's transformation would take one norm over all stacked layers.
-    """
+    """Multiplies each layer's update by ‖parameter‖ / ‖update‖ (LAMB), by 1 where either is 0 or nothing decays;
+    optax's transformation would take one norm over all stacked layers."""
 
     def scaled(name: str, update: Array, parameter: Array) -> Array:
         axes = tuple(range(1 if is_stacked(name) else 0, update.ndim))

@@ -29,10 +29,8 @@ _DELETING = ".deleting-"  # a name that no reader takes for a checkpoint, while 
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`.
-
-    The caller holds the workdir's lock (`alone_in`) for as long as it saves.
-    """
+    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`. Whoever
+    saves holds the workdir's lock (`alone_in`)."""
 
     def __init__(self, directory: Path, checkpoint: ConfigDict):
         """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot."""

@@ -46,11 +46,8 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation) -> tuple
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, known: Parameters | None = None
 ) -> TrainState:
-    """Returns a fresh state, created where it will live: no device ever holds what it need not.
-
-    Values of `known` parameters, which must be on the mesh, are taken over, and none are drawn for them. Of a parameter
-    with layers stacked along its first axis `known` may have the lower layers only; the others are drawn.
-    """
+    """Returns a fresh state, created where it will live: no device ever holds what it need not. Values of `known`
+    parameters, which must be on the mesh, are taken over; of stacked layers these may be the lower ones only."""
     init, arguments = partial(_fresh, task, optimizer), (jax.random.key(seed), known or {})
     return jax.jit(init, out_shardings=tree_shardings(mesh, jax.eval_shape(init, *arguments)))(*arguments)
 
