@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from bert_jax.config import UserError
-from bert_jax.convert.foreign_json import read_json
-from bert_jax.convert.mapping import Loaded, check_vocabulary, from_tensors, shape_of
+from bert_jax.convert.mapping import Loaded, check_vocabulary, from_tensors, read_settings, shape_of
 from bert_jax.convert.names import CONFIG_FIELDS, PRETRAINING_HEADS, TRUNK, google_names
 from bert_jax.convert.tensor_bundle import open_bundle
 from bert_jax.data.tokenizers.vocabulary import read_vocab_file
@@ -68,11 +67,12 @@ def _prefix(path: Path) -> Path:
 
 
 def _config(path: Path) -> BertConfig:
-    settings = read_json(path)
-    if settings.get("directionality", "bidi") != "bidi":
-        raise UserError(f"{path}: directionality is {settings['directionality']!r}; only 'bidi' can be read")
+    settings = read_settings(path)
+    direction = settings.content.get("directionality", "bidi")
+    if direction != "bidi":
+        raise UserError(f"{path}: directionality is {direction!r}; only 'bidi' can be read")
     # Its "gelu" is the approximation by tanh.
-    return shape_of(settings, CONFIG_FIELDS, CONFIG_FIELDS.values(), {"gelu": "gelu_tanh"}, path)
+    return shape_of(settings, CONFIG_FIELDS, CONFIG_FIELDS.values(), {"gelu": "gelu_tanh"})
 
 
 def _tokenizer(path: Path) -> tuple[WordPieceTokenizer, str]:

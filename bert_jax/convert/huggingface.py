@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
-from bert_jax.convert.foreign_json import field, read_json, refuse
-from bert_jax.convert.mapping import Loaded, Report, Tensors, check_vocabulary, from_tensors, shape_of, to_tensors
+from bert_jax.convert import mapping
+from bert_jax.convert.mapping import FETCH_AGAIN, Loaded, Report, Tensors, from_tensors, to_tensors
 from bert_jax.convert.names import (
     ARCHITECTURES,
     CONFIG_FIELDS,
@@ -23,6 +23,8 @@ from bert_jax.convert.names import (
     part_of,
 )
 from bert_jax.convert.tensor_files import open_tensors
+from bert_jax.data.text.json_files import JsonObject, parse_value, read_object
+from bert_jax.data.text.text_files import read_bytes
 from bert_jax.data.tokenizers.encoding import write_json
 from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
@@ -73,15 +75,15 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     weights, pooling, notes = _left_out_of(folder)
     path = weights / "config.json"
     settings = _settings(path)
-    config = replace(shape_of(settings, CONFIG, REQUIRED, ACTIVATIONS, path), pooling=pooling)
-    listed = field(settings, "architectures", list, path, []) or ["BertModel"]
+    config = replace(mapping.shape_of(settings, CONFIG, REQUIRED, ACTIVATIONS), pooling=pooling)
+    listed = settings.get("architectures", list, default=[]) or ["BertModel"]
     architecture = architecture or str(listed[0])
     architecture = READ_AS.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{path}: architecture {architecture} is not known; --architecture can be {known}")
     task, parts = ARCHITECTURES[architecture]
-    description, num_labels = _description(task, settings, path)
+    description, num_labels = _description(task, settings)
     tensors, copies = _canonical(open_tensors(weights), folder)
     # Models of pretraining often have more heads in the file than their architecture uses; all are welcome.
     welcome = {*TRUNK, "pooler", *(PRETRAINING_HEADS if task == "pretraining" else parts)}
@@ -90,11 +92,11 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     if task != "pretraining" and not any(name.startswith("heads/") for name in parameters):
         raise UserError(f"{folder} is a {architecture} without a head; read it with --architecture=BertModel")
     report.copies, report.notes = copies, notes
-    dropout = settings.get("classifier_dropout")
+    dropout = settings.content.get("classifier_dropout")
     if dropout not in (None, config.hidden_dropout):
         report.notes.append(f"classifier_dropout {dropout} is not kept: our heads use model.hidden_dropout")
     tokenizer = load_tokenizer(weights)
-    check_vocabulary(config, tokenizer, folder)
+    mapping.check_vocabulary(config, tokenizer, folder)
     return Loaded(config, parameters, tokenizer, task, description, report)
 
 
@@ -121,7 +123,10 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     model.tokenizer.save(folder)
     options = folder / "tokenizer_config.json"
-    write_json(options, read_json(options) | {"model_max_length": model.config.max_position_embeddings})
+    write_json(
+        options,
+        read_object(options, "start again").content | {"model_max_length": model.config.max_position_embeddings},
+    )
     if card:
         (folder / "README.md").write_text(card, "utf-8")
     return report
@@ -145,7 +150,9 @@ def _left_out_of(folder: Path) -> tuple[Path, str, list[str]]:
     listing = folder / "modules.json"
     if not listing.is_file():
         return folder, "cls", []
-    kinds = [_module(module, listing) for module in read_json(listing, list)]
+    kinds = [
+        _module(module, listing) for module in parse_value(read_bytes(listing, FETCH_AGAIN), listing, FETCH_AGAIN, list)
+    ]
     transformer = next((path for kind, path in kinds if kind == "Transformer"), None)
     if transformer is None:
         raise UserError(f"{listing} lists no Transformer, only {', '.join(kind for kind, _ in kinds)}")
@@ -159,7 +166,11 @@ def _left_out_of(folder: Path) -> tuple[Path, str, list[str]]:
 
 
 def _pooling(path: Path) -> tuple[str, str]:
-    on = [name for name, value in read_json(path).items() if name.startswith("pooling_mode_") and value is True]
+    on = [
+        name
+        for name, value in read_object(path, FETCH_AGAIN).content.items()
+        if name.startswith("pooling_mode_") and value is True
+    ]
     if len(on) != 1 or on[0] not in _POOLING:
         return "cls", f"Pooling by {' + '.join(on) or 'an unknown mode'} is left out; model.pooling is cls"
     kept = _POOLING[on[0]]
@@ -170,66 +181,68 @@ def _pooling(path: Path) -> tuple[str, str]:
 
 def _module(module: Any, listing: Path) -> tuple[str, Path]:
     """Returns the kind of a module and its folder, which must lie inside that of modules.json."""
+    found = JsonObject(module, listing, FETCH_AGAIN)
     if not isinstance(module, dict):
-        raise UserError(f"{listing}: a module is {module!r}; it must be a JSON object")
-    kind, path = field(module, "type", str, listing, ""), field(module, "path", str, listing, "")
+        found.refuse("a module", module, "an object")
+    kind, path = found.get("type", str, default=""), found.get("path", str, default="")
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise UserError(f"{listing}: the path of a module is {path!r}, outside this folder; fetch the checkpoint again")
     return kind.rsplit(".", 1)[-1], listing.parent / path
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> JsonObject:
     """Returns config.json. Raises UserError for a field that we cannot honour."""
-    settings = read_json(path)
-    if isinstance(settings.get("model"), dict):
+    settings = mapping.read_settings(path)
+    content = settings.content
+    if isinstance(content.get("model"), dict):
         raise UserError(f"{path.parent} is a workdir of bert_jax without a checkpoint; train first")
     for name, value in FIXED.items():
-        if settings.get(name) not in (None, value):
-            raise UserError(f"{path}: {name} is {settings[name]!r}, only {value!r} can be read")
+        if content.get(name, value) != value:
+            raise UserError(f"{path}: {name} is {content[name]!r}, only {value!r} can be read")
     for name in ABSENT:
-        if settings.get(name):
+        if content.get(name):
             raise UserError(f"{path}: {name} is set; a model with that cannot be read")
     return settings
 
 
-def _description(task: str, settings: dict[str, Any], path: Path) -> tuple[dict[str, Any], int]:
+def _description(task: str, settings: JsonObject) -> tuple[dict[str, Any], int]:
     """Returns the description of a task, and the number of outputs of its classifier."""
     if task == "span_qa":  # whether it was trained on questions without an answer is not recorded
         return {"may_have_no_answer": False, "threshold": 0.0}, 1
     if task not in ("classification", "tagging"):
         return {}, 1
-    labels = _labels(settings, path)
+    labels = _labels(settings)
     if task == "tagging":
         return {"labels": labels, "characters": False}, len(labels)
     usual = "regression" if len(labels) == 1 else "single_label_classification"
-    kind = field(settings, "problem_type", str, path, usual)
+    kind = settings.get("problem_type", str, default=usual)
     if kind not in LABEL_KINDS:
-        raise UserError(f"{path}: problem_type is {kind!r}; it can be {', '.join(LABEL_KINDS)}")
+        raise UserError(f"{settings.origin}: problem_type is {kind!r}; it can be {', '.join(LABEL_KINDS)}")
     if kind == "regression" and len(labels) > 1:
-        raise UserError(f"{path}: regression with {len(labels)} outputs; only one can be read")
+        raise UserError(f"{settings.origin}: regression with {len(labels)} outputs; only one can be read")
     description = {"labels": [] if kind == "regression" else labels, "thresholds": [], "label_kind": LABEL_KINDS[kind]}
     if kind == "multi_label_classification":
         description["thresholds"] = [0.5] * len(labels)
     return description, len(labels)
 
 
-def _labels(settings: dict[str, Any], path: Path) -> list[str]:
+def _labels(settings: JsonObject) -> list[str]:
     """Returns the names of the labels in the order of their numbers."""
-    labels = field(settings, "id2label", dict, path, {})
+    labels = settings.get("id2label", dict, default={})
     if not labels:
-        count = field(settings, "num_labels", int, path, 2)
-        if not 0 < count <= _MAX_LABELS:
-            refuse(count, "num_labels", f"an integer from 1 to {_MAX_LABELS}", path)
+        count = settings.get("num_labels", int, default=2, least=1)
+        if count > _MAX_LABELS:
+            settings.refuse("num_labels", count, f"at most {_MAX_LABELS}")
         return [f"LABEL_{i}" for i in range(count)]
     numbers = [str(i) for i in range(len(labels))]
     if labels.keys() != set(numbers):
-        raise UserError(f"{path}: id2label must have the numbers 0 to {len(labels) - 1} as keys")
+        raise UserError(f"{settings.origin}: id2label must have the numbers 0 to {len(labels) - 1} as keys")
     names = [labels[number] for number in numbers]
     for name in names:
         if not isinstance(name, str):
-            refuse(name, "a label of id2label", "a string", path)
+            settings.refuse("a label of id2label", name, "a string")
     if len(set(names)) < len(names):
-        raise UserError(f"{path}: id2label has the same label for two numbers; give each a name of its own")
+        raise UserError(f"{settings.origin}: id2label has the same label for two numbers; give each a name of its own")
     return names
 
 

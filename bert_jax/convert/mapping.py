@@ -1,8 +1,9 @@
 """The walk over the name map, in both directions, and the report of what became of every name."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import UserError
-from bert_jax.convert import foreign_json
 from bert_jax.convert.names import TRUNK, Name, part_of
+from bert_jax.data.text.json_files import JsonObject, read_object
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig
@@ -20,6 +21,11 @@ from bert_jax.training.parameters import first_names, matching, structure
 
 Arrays = dict[str, np.ndarray]
 Tensors = Mapping[str, Callable[[], np.ndarray]]  # their name → reads the tensor
+FETCH_AGAIN = "fetch the checkpoint again"
+_NUMBER = (int, float)
+_KINDS: dict[str, Any] = dict.fromkeys(("hidden_dropout", "attention_dropout"), _NUMBER)  # of other fields: int
+_KINDS |= dict.fromkeys(("initializer_range", "layer_norm_eps"), _NUMBER) | {"causal": bool}
+_LARGEST = {"num_hidden_layers": 10_000}  # what a list is made of before any tensor is looked at
 _MODULE = re.compile(r"(?:heads/)?[^./]*[./]?")  # the beginning of a name, theirs or ours
 
 
@@ -63,26 +69,37 @@ class Loaded:
     report: Report
 
 
+def read_settings(path: Path) -> JsonObject:
+    """Returns the JSON object in a file, in which null is as good as absent. Raises UserError."""
+    found = read_object(path, FETCH_AGAIN)
+    return replace(found, content={name: value for name, value in found.content.items() if value is not None})
+
+
 def shape_of(
-    settings: dict[str, Any],
-    fields: dict[str, str],
-    required: Collection[str],
-    activations: dict[str, str],
-    path: Path,
+    settings: JsonObject, fields: dict[str, str], required: Collection[str], activations: dict[str, str]
 ) -> BertConfig:
     """Returns the shape that a config.json or bert_config.json describes, in float32. `fields` are {ours: theirs},
     `activations` {theirs: ours}. Raises UserError that names file and field."""
-    if absent := [name for name in required if settings.get(name) is None]:
-        raise UserError(f"{path} has no {', '.join(absent)}; is it the config of a BERT?")
-    activation = foreign_json.field(settings, "hidden_act", str, path, "")
+    if absent := [name for name in required if name not in settings]:
+        raise UserError(f"{settings.origin} has no {', '.join(absent)}; is it the config of a BERT?")
+    activation = settings.get("hidden_act", str, default=None)
     if activation not in activations:
-        raise UserError(f"{path}: hidden_act is {settings.get('hidden_act')!r}; it can be {', '.join(activations)}")
-    given = foreign_json.model_fields(settings, fields, path)
-    given |= {"embedding_size": given["hidden_size"], "hidden_act": activations[activation]}
+        listed = ", ".join(activations)
+        raise UserError(f"{settings.origin}: hidden_act is {activation!r}; it can be {listed}")
+    given: dict[str, Any] = {"hidden_act": activations[activation]}
+    for ours, theirs in fields.items():
+        if theirs not in settings:
+            continue
+        value = settings.get(theirs, _KINDS.get(ours, int))
+        given[ours] = float(value) if _KINDS.get(ours) == _NUMBER else value
+        if ours not in _KINDS and not 0 < value <= _LARGEST.get(ours, 2**31 - 1):
+            settings.refuse(theirs, value, f"from 1 to {_LARGEST.get(ours, 2**31 - 1)}")
+        if not 0 <= value < math.inf:
+            settings.refuse(theirs, value, "a finite number from 0 on")
     try:
-        return BertConfig(**given, dtype="float32")
+        return BertConfig(**given, embedding_size=given["hidden_size"], dtype="float32")
     except (UserError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{settings.origin}: {error}") from None
 
 
 def check_vocabulary(config: BertConfig, tokenizer: Tokenizer, origin: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bert_jax.config import UserError
-from bert_jax.convert.foreign_json import read_json
+from bert_jax.data.text.json_files import read_object
 
 DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors
 Readers = dict[str, Callable[[], np.ndarray]]
@@ -27,8 +27,8 @@ def open_tensors(folder: Path) -> Readers:
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], Readers]) -> Readers:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    weight_map = read_object(index, "fetch it again").get("weight_map", dict, default={})
+    if not weight_map:
         raise UserError(f"{index} has no weight_map; fetch it again")
     for name, file in weight_map.items():
         # Shards lie beside their index. A name from a file must not lead out of the folder.

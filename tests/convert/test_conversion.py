@@ -198,7 +198,7 @@ MISTAKES = {
     ),
     "lost config": (
         lambda t: _lose_config(t / "theirs") or [f"--from={t / 'theirs'}", f"--to={t / 'x'}"],
-        "config.json is missing; fetch the checkpoint again",
+        "config.json: cannot be read (No such file or directory): fetch the checkpoint again",
     ),
     "target exists": (lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'full'}"], "full exists; choose another folder"),
     "not ours": (
