@@ -3,8 +3,8 @@
     python -m bert_jax.convert --from=bert-base-uncased --to=ckpts/bert-base
     python -m bert_jax.convert --from=runs/mine --to=hf_out --format=huggingface
 
-The exit status is 0 when the work is done, with a report of every name, and 2 for a mistake that you can correct (one
-line).
+A source of google-research/bert may be folder/model.ckpt-N; one of bert_jax is a workdir or a checkpoint. The exit
+status is 0 when the work is done, with a report of every name, and 2 for a mistake that you can correct (one line).
 """
 
 from bert_jax.command import Parser, run_command, say
@@ -13,7 +13,17 @@ from bert_jax.config import UserError
 
 def main(argv: list[str]) -> int:
     """Prints the report of `conversion.convert`. Heavy imports wait until the flags are known to be right."""
-    parser = _parser()
+    parser = Parser("bert_jax.convert", __doc__ or "")
+    flag = parser.flag
+    flag("from", "", "name on the Hugging Face Hub, or folder of Hugging Face, google-research/bert or bert_jax")
+    flag("to", "", "folder to be made")
+    flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface"))
+    flag("architecture", "", "of a Hugging Face target, or of a source that does not name one [by the task]")
+    flag("extend_vocab", "", "file of new words, one per line", metavar="FILE")
+    flag("max_position_embeddings", 0, "number of positions; further ones repeat the old")
+    flag("allow", "", "pattern of tensor names that may be left out", metavar="REGEX")
+    flag("overwrite", False, "replace the target if it is a converted checkpoint")
+    flag("debug", False, "show the traceback of an error")
     flags, rest = parser.parse(argv)
     for word in rest:
         parser.refuse(word)
@@ -25,22 +35,6 @@ def main(argv: list[str]) -> int:
     options = {name: value for name, value in flags.items() if name not in ("from", "to", "debug")}
     say(convert(flags["from"], flags["to"], **options))
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser("bert_jax.convert", __doc__ or "")
-    flag = parser.flag
-    flag("from", "", "name on the Hugging Face Hub, folder of Hugging Face, folder of google-research/bert (or "
-        "folder/model.ckpt-N), workdir or checkpoint of bert_jax")  # fmt: skip
-    flag("to", "", "folder to be made")
-    flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface"))
-    flag("architecture", "", "of a Hugging Face target, or of a source that does not name one [by the task]")
-    flag("extend_vocab", "", "file of new words, one per line", metavar="FILE")
-    flag("max_position_embeddings", 0, "number of positions; further ones repeat the old")
-    flag("allow", "", "pattern of tensor names that may be left out", metavar="REGEX")
-    flag("overwrite", False, "replace the target if it is a converted checkpoint")
-    flag("debug", False, "show the traceback of an error")
-    return parser
 
 
 if __name__ == "__main__":

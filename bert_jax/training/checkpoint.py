@@ -1,9 +1,8 @@
 """One checkpoint: which folder is meant, reading it onto any devices, writing one of parameters alone.
 
-A checkpoint is a folder `checkpoints/<step>` with four items: `parameters` and `optimizer` (arrays under flat
-names), `run` (step, data position, resolved config, what the task learned from its data such as names of labels,
-checksums) and `tokenizer` (its files): alone it is enough to predict, fine-tune or export. A converted one has no
-optimizer. `checkpoint_format.py` has the details, `saving.py` the checkpoints of a run.
+A checkpoint is a folder `checkpoints/<step>` with the items `parameters` and `optimizer` (arrays under flat names),
+`run` (step, data position, config, what the task learned, checksums) and `tokenizer` (its files): alone it is enough to
+predict, fine-tune or export. A converted one has no optimizer. `checkpoint_format.py` has the details.
 """
 
 import contextlib

@@ -165,12 +165,8 @@ def _first_state(
     checkpoints: Checkpoints,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """Returns the state to begin with and, if it is a resumed one, the checkpoint's `run` item. It comes from
-
-    1. the newest whole checkpoint of this workdir,
-    2. `init_from`,
-    3. random initialisation.
-    """
+    """Returns the state to begin with and, if it is a resumed one, the checkpoint's `run` item. It comes from 1. the
+    newest whole checkpoint of this workdir, 2. `init_from`, 3. random initialisation."""
     restored = checkpoints.restore_latest(shapes, mesh, task.tokenizer.content_hash)
     if restored is not None:
         logging.info("resuming %s at step %d", checkpoints.directory.parent, int(restored[0].step))

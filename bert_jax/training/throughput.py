@@ -125,22 +125,16 @@ def roofline(task: Task, state: TrainState, mesh: Mesh) -> Roofline:
 
 
 def state_traffic(parameters: int, optimizer: int, accumulation: int = 1) -> int:
-    """Returns the bytes that a step moves for a state of so many bytes.
-
-    Parameters are read by the forward and the backward pass of every micro-batch and by the update, which writes them;
-    gradients are written once (each further micro-batch reads and writes them again) and read by the norm and the
-    update, which also reads and writes the optimizer's state.
-    """
+    """Returns the bytes that a step moves for a state of so many bytes."""
+    # Parameters are read by the forward and the backward pass of every micro-batch and by the update, which writes
+    # them; gradients are written once (each further micro-batch reads and writes them again) and read by the norm and
+    # the update, which also reads and writes the optimizer's state.
     return parameters * (2 * accumulation + 2) + parameters * (2 * accumulation + 1) + 2 * optimizer
 
 
 def peak_flops(stated_tflops: float, mesh: Mesh) -> tuple[float, str]:
-    """Returns the operations per second of all devices of the mesh, and the source of the number, in this order:
-
-    1. stated in the config (`train.peak_tflops`, of one device)
-    2. the data sheet of a known accelerator
-    3. a large matrix product, timed now
-    """
+    """Returns the operations per second of all devices of the mesh, and the source of the number: 1. the config
+    (`train.peak_tflops`, of one device), 2. the data sheet of a known accelerator, 3. a large product, timed now."""
     kind = mesh.devices.flat[0].device_kind
     known = (tflops for name, tflops in PEAK_TFLOPS.items() if name.lower() in kind.lower())
     tflops = stated_tflops or next(known, None)
