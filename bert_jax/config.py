@@ -169,6 +169,8 @@ def from_json_dict(saved: Any) -> ConfigDict:
 
 def read_config(path: Path) -> ConfigDict:
     """Returns the config in a workdir's `config.json`, over today's defaults."""
+    if not path.is_file():  # reading a FIFO or a device may never end
+        raise UserError(f"{path} is not a regular file; restore it, or choose another --workdir")
     try:
         return from_json_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError):

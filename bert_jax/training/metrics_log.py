@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from bert_jax.config import UserError
+from bert_jax.data.text.text_files import read_bytes
 from bert_jax.files import write_atomically
 from bert_jax.training.tensorboard import EventFile
 
@@ -39,8 +40,9 @@ class MetricsLog:
         if not self.writes:
             return
         with self._explained():
+            lines = _lines(self.path)
             if forget_after is not None:
-                _forget_after(self.path, forget_after)
+                _forget_after(self.path, lines, forget_after)
             self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
         self.events = EventFile(workdir / "tensorboard", first_step + 1)
         look: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
@@ -94,17 +96,20 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[Record]:
     """Returns the lines of a metrics.jsonl; [] if there is no file. Lines that are no metrics, such as half a line that
     is still being written, are left out with one warning."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = _lines(path)
     records = [record for line in lines if (record := _parsed(line)) is not None]
     if bad := len(lines) - len(records):
         logging.warning("%s: %d lines are no metrics and were left out", path, bad)
     return records
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _lines(path: Path) -> list[bytes]:
+    return read_bytes(path, "move it away, or choose another --workdir").splitlines(True) if path.exists() else []
+
+
+def _forget_after(path: Path, lines: list[bytes], step: int) -> None:
     """Drops the lines of steps that a resumed run takes again, and a last line that a kill or a full disk cut in half.
     Raises UserError for any other line that is no metrics: what is not ours is not rewritten."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = []
     for number, line in enumerate(lines, 1):
         record = _parsed(line)

@@ -1,13 +1,14 @@
 """What a resumed run keeps of its log, and what happens where it cannot be written."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from bert_jax.config import UserError
-from bert_jax.training.metrics_log import MetricsLog
+from bert_jax.config import UserError, read_config
+from bert_jax.training.metrics_log import MetricsLog, read_metrics
 
 LINES = [(5, "train"), (5, "eval"), (10, "train"), (10, "eval"), (10, "test"), (15, "train")]
 WRITTEN = "".join(json.dumps({"step": step, "split": split, "loss": 1.0}) + "\n" for step, split in LINES)
@@ -52,6 +53,18 @@ def test_a_line_that_cannot_be_written_ends_the_run_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(No space left on device\); remove"):
         log.record(1, "train", {"loss": 1.0})
     log.close()
+
+
+@pytest.mark.parametrize("forget_after", [None, 10])
+def test_a_fifo_in_its_place_never_hangs(tmp_path, forget_after):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is a FIFO.*move it away, or choose another --workdir"):
+        MetricsLog(tmp_path, 10, 10, forget_after=forget_after)
+    with pytest.raises(UserError, match="FIFO"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"config\.json is not a regular file"):
+        read_config(tmp_path / "config.json")
 
 
 def test_torch_is_neither_imported_nor_hidden():
