@@ -23,11 +23,18 @@ from jaxtyping import Array, Float, Key
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import names_of, text_in, texts_in, value_in
-from bert_jax.data.labelled.conll import detect_scheme, entities_of, repair, tagged_examples, to_bio
+from bert_jax.data.labelled.conll import (
+    detect_scheme,
+    entities_of,
+    repair,
+    tagged_examples,
+    text_and_spans,
+    text_to_tag,
+    to_bio,
+)
 from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row, suffix_of
 from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
-from bert_jax.data.labelled.words import text_and_spans, text_to_tag
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import scores, sections

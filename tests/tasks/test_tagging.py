@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
-from bert_jax.data.labelled.conll import entities_of, repair
+from bert_jax.data.labelled.conll import entities_of, repair, text_to_tag
 from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row
-from bert_jax.data.labelled.words import text_to_tag
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.tagging import Tagging

@@ -1,6 +1,5 @@
 """Files of labelled data in, examples out.
 
 `tables.py` reads files and TFDS names into rows, `inputs.py` also what is to be predicted. `columns.py`, `conll.py` and
-`squad.py` turn rows into the examples of `examples.py`, which also reports on them. `words.py` splits a text into words
-to tag; `windows.py` splits long texts into windows.
+`squad.py` turn rows into the examples of `examples.py`, which also reports on them; `windows.py` splits long texts.
 """

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
@@ -36,14 +36,9 @@ def text_examples(
     if kind == "multi" and not separator:
         raise UserError(f"data.label_separator is empty ({spec}): give the text between the labels, e.g. '|'")
     flags = label.split(separator) if kind == "multi" and separator in label else []
-    header = _has_header([text, text_pair, *(flags or [label])])
-    for row in read_rows(spec, header):
-        yield TextExample(
-            row.origin,
-            text_in(row, text),
-            text_in(row, text_pair) if text_pair else None,
-            _label(row, label, flags, kind, separator) if label else None,
-        )
+    for row in read_rows(spec, _has_header([text, text_pair, *(flags or [label])])):
+        texts = text_in(row, text), text_in(row, text_pair) if text_pair else None
+        yield TextExample(row.origin, *texts, _label(row, label, flags, kind, separator) if label else None)
 
 
 def choice_examples(spec: str, *, context: str, ending_start: str, choices: str, label: str) -> Iterator[ChoiceExample]:
@@ -59,21 +54,16 @@ def choice_examples(spec: str, *, context: str, ending_start: str, choices: str,
         found = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
         if len(found) < 2:
             raise UserError(f"{row.origin}: {len(found)} choices; name two columns or more, or one of lists")
-        yield ChoiceExample(
-            row.origin,
-            text_in(row, context),
-            text_in(row, ending_start) if ending_start else "",
-            tuple(found),
-            _choice(row, label, len(found)) if label else None,
-        )
+        beginning = text_in(row, context), text_in(row, ending_start) if ending_start else ""
+        right = _choice(row, label, len(found)) if label else None
+        yield ChoiceExample(row.origin, *beginning, tuple(found), right)
 
 
 def names_of(option: str, value: str) -> list[str]:
     """Returns the comma-separated names in the value of an option. Raises UserError for a name that is there twice."""
     names = [name.strip() for name in value.split(",") if name.strip()]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{option} names {twice!r} twice: name it once")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{option} names {twice[0]!r} twice: name it once")
     return names
 
 
@@ -95,16 +85,13 @@ def value_in(row: Row, column: str) -> Any:
 
 def text_in(row: Row, column: str) -> str:
     value = value_in(row, column)
-    if not isinstance(value, str):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no text: correct this row")
-    return value
+    return value if isinstance(value, str) else _refuse(row, column, value, ", no text")
 
 
 def texts_in(row: Row, column: str) -> list[str]:
     value = value_in(row, column)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no list of texts: correct this row")
-    return value
+    fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return value if fits else _refuse(row, column, value, ", no list of texts")
 
 
 def _has_header(columns: list[str]) -> bool | None:
@@ -118,23 +105,24 @@ def _label(row: Row, column: str, flags: list[str], kind: Kind, separator: str) 
     if value is None or (value == "" and kind != "multi"):
         return None
     if kind == "single":
-        return _name(row, column)
+        return _name(row, column, value)
     if kind == "regression":
         return _finite(row, column, value)
-    if isinstance(value, list):
-        return tuple(dict.fromkeys(texts_in(row, column)))
-    if not isinstance(value, str):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no list and no text: correct this row")
-    return tuple(dict.fromkeys(name.strip() for name in value.split(separator) if name.strip()))
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(separator) if name.strip()]
+    elif not isinstance(value, list):
+        _refuse(row, column, value, ", no list and no text")
+    else:
+        value = texts_in(row, column)
+    return tuple(dict.fromkeys(value))
 
 
-def _name(row: Row, column: str) -> str:
+def _name(row: Row, column: str, value: Any) -> str:
     """Returns the name of a class; numbers and truth values are named as JSON writes them."""
-    value = value_in(row, column)
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no name: correct this row")
+        _refuse(row, column, value, ", no name")
     return str(value)
 
 
@@ -143,16 +131,12 @@ def _finite(row: Row, column: str, value: Any) -> float:
         number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not abs(number) <= _LARGEST:  # nor for NaN
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}, no finite number: correct this row")
-    return number
+    return number if abs(number) <= _LARGEST else _refuse(row, column, value, ", no finite number")  # nor for NaN
 
 
 def _flag(row: Row, column: str) -> bool:
     value = value_in(row, column)
-    if value not in (0, 1, "0", "1"):
-        raise UserError(f"{row.origin}: column {column!r} holds {_shown(value)}; it must be 0 or 1")
-    return value in (1, "1")
+    return value in (1, "1") or (value not in (0, "0") and _refuse(row, column, value, "; it must be 0 or 1"))
 
 
 def _choice(row: Row, column: str, num_choices: int) -> int | None:
@@ -160,13 +144,11 @@ def _choice(row: Row, column: str, num_choices: int) -> int | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or str(value) not in map(str, range(num_choices)):
-        raise UserError(
-            f"{row.origin}: column {column!r} holds {_shown(value)}; it must be the number of the right choice, "
-            f"0 to {num_choices - 1}"
-        )
+        _refuse(row, column, value, f"; it must be the number of the right choice, 0 to {num_choices - 1}")
     return int(value)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value) if value is not None else "null"
-    return text if len(text) <= 60 else f"{text[:60]}…"
+def _refuse(row: Row, column: str, value: Any, wrong: str) -> NoReturn:
+    shown = repr(value) if value is not None else "null"
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    raise UserError(f"{row.origin}: column {column!r} holds {shown}{wrong}: correct this row")

@@ -1,17 +1,22 @@
-"""Tagged words: CoNLL columns, lists or character spans in rows; schemes of entity tags and their conversion to BIO."""
+"""Tagged words, and texts to tag: CoNLL columns, lists or character spans in rows; schemes of entity tags."""
 
 import itertools
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizers import Regex, pre_tokenizers
+
 from bert_jax.config import UserError
-from bert_jax.data.labelled.columns import text_in, texts_in, value_in
+from bert_jax.data.labelled.columns import texts_in, value_in
 from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row, find_data_files, read_rows, suffix_of
 from bert_jax.data.text.text_files import read_lines
+from bert_jax.data.tokenizers.rows import Span
 
 Scheme = Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES", "plain"]
 
@@ -23,6 +28,9 @@ _OWN_LETTERS: dict[Scheme, frozenset[str]] = {
     "BMES": frozenset("MES"),
     "BILOU": frozenset("LU"),
 }
+# The ranges that BERT's tokenizers take for CJK: each such character is a word.
+_CJK = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]"
+_SPLIT = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(_CJK), "isolated")])
 _TO_BIO = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}
 
 
@@ -46,6 +54,38 @@ def tagged_examples(spec: str, *, text: str, label: str, names: Sequence[str] = 
             yield from (_tagged_row(row, text, label, names) for row in read_rows(str(path)))
         else:
             yield from _read_columns(path, _number(text, path), _number(label, path) if label else None)
+
+
+@dataclass(frozen=True, slots=True)
+class TextToTag(TaggedExample):
+    """Words that were cut out of a text: `text[start:end]` for each of `spans`."""
+
+    text: str = ""
+    spans: tuple[Span, ...] = ()
+
+
+def text_to_tag(origin: str, text: str, characters: bool) -> TextToTag:
+    """Splits a text into words as BERT's basic tokenizer does, at white space and around punctuation and CJK
+    characters, but leaves them as they are written; or into its characters. Control characters alone are no word."""
+    if characters:
+        spans = [(i, i + 1) for i in range(len(text))]
+    else:
+        found = _SPLIT.pre_tokenize_str(text)
+        spans = [span for word, span in found if not all(unicodedata.category(char)[0] == "C" for char in word)]
+    words = tuple(text[start:end] for start, end in spans)
+    return TextToTag(origin, words, spaces_between=not characters, text=text, spans=tuple(spans))
+
+
+def text_and_spans(example: TaggedExample) -> tuple[str, Sequence[Span]]:
+    """Returns the text and the span of each word in it; words without a text of their own are joined."""
+    if isinstance(example, TextToTag):
+        return example.text, example.spans
+    between = " " if example.spaces_between else ""
+    spans, start = [], 0
+    for word in example.words:
+        spans.append((start, start + len(word)))
+        start += len(word) + len(between)
+    return between.join(example.words), spans
 
 
 def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
@@ -134,9 +174,8 @@ def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedEx
         cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
         width = width or len(cells)
         if len(cells) != width:
-            raise UserError(
-                f"{path}:{number}: {len(cells)} columns, where the lines before have {width}: correct this line"
-            )
+            counts = f"{len(cells)} columns, where the lines before have {width}"
+            raise UserError(f"{path}:{number}: {counts}: correct this line")
         for column in (text, 0 if label is None else label):
             if not -width <= column < width:
                 raise UserError(f"{path}:{number}: no column {column}: the line has {width}, numbered from 0")
@@ -151,14 +190,13 @@ def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedEx
 
 
 def _tagged_row(row: Row, text: str, label: str, names: Sequence[str]) -> TaggedExample:
-    if isinstance(value_in(row, text), str):
-        words = text_in(row, text)
+    if isinstance(words := value_in(row, text), str):
         tags = _tags_of_spans(row.origin, words, value_in(row, label)) if label else None
         return TaggedExample(row.origin, tuple(words), tags, spaces_between=False)
-    words, tags = texts_in(row, text), _tags_of(row, label, names) if label else None
+    words, tags = texts_in(row, text), tuple(_tags_of(row, label, names)) if label else None
     if tags is not None and len(tags) != len(words):
         raise UserError(f"{row.origin}: {len(words)} words and {len(tags)} tags: correct this row")
-    return TaggedExample(row.origin, tuple(words), tuple(tags) if tags is not None else None)
+    return TaggedExample(row.origin, tuple(words), tags)
 
 
 def _tags_of(row: Row, label: str, names: Sequence[str]) -> list[str]:

@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+_ODD = {  # what may be a mistake in an example, as warnings say it
+    "unlabelled": "examples have no label",
+    "empty_texts": "examples with an empty text",
+    "duplicates": "examples repeat an earlier one",
+    "conflicts": "texts have several labels",
+}
 _FEW = 5  # examples of a label
 _SHOWN = 30  # labels of a split in the report
 
@@ -66,14 +72,12 @@ class ChoiceExample:
 def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
     """Returns what is in each split and what splits share, as JSON takes it:
 
-    {"splits": {name: {"examples", "unlabelled", "labels": {label: count}, "label_values": quantiles of numbers,
-    "characters": quantiles of text + pair, "empty_texts", "duplicates": examples that repeat an earlier one,
-    "conflicts": texts with several labels, and "first": {"unlabelled" | "empty_texts" | …: origin}}},
-    "shared": [{"of", "in", "examples": examples of the one split whose text is in the other,
-    "other_label": those of them with another label there, "first": origin}]}
+    {"splits": {name: {"examples", "unlabelled", "empty_texts", "duplicates", "conflicts" (see `_ODD`), "labels":
+    {label: count}, "label_values": quantiles of numbers, "characters": quantiles of text + pair, and "first":
+    {"unlabelled" | "empty_texts" | …: origin}}}, "shared": [{"of", "in", "examples": examples of the one split whose
+    text is in the other, "other_label": those of them with another label there, "first": origin}]}
 
-    Texts (with their pair) are the same if they differ in white space only. A quantile is the value of the example at
-    that place in the order, rounded down.
+    Texts (with their pair) are the same if they differ in white space only. A quantile is the value of an example.
     """
     labels_by_text = {name: _labels_by_text(examples) for name, examples in splits.items()}
     return {
@@ -89,11 +93,7 @@ def format_summary(report: Mapping[str, Any]) -> str:
     """Returns the summary as text for a log: a paragraph per split, a line for two splits that share texts."""
     lines = []
     for name, split in report["splits"].items():
-        counts = ", ".join(
-            f"{split[key]} {key.replace('_', ' ')}"
-            for key in ("unlabelled", "empty_texts", "duplicates", "conflicts")
-            if split[key]
-        )
+        counts = ", ".join(f"{split[key]} {key.replace('_', ' ')}" for key in _ODD if split[key])
         lines.append(f"{name}: {split['examples']} examples" + (f" ({counts})" if counts else ""))
         labels = sorted(split["labels"].items(), key=lambda item: (-item[1], item[0]))
         if labels:
@@ -115,16 +115,9 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     of training."""
     found = []
     for name, split in report["splits"].items():
-        for key, what in (
-            ("empty_texts", "examples with an empty text"),
-            ("duplicates", "examples repeat an earlier one"),
-            ("conflicts", "texts have several labels"),
-        ):
-            if split[key]:
-                found.append(f"{name}: {split[key]} {what} (first: {split['first'][key]})")
-        if split["unlabelled"] and split["unlabelled"] < split["examples"]:
-            first = split["first"]["unlabelled"]
-            found.append(f"{name}: {split['unlabelled']} examples have no label (first: {first})")
+        for key in ("empty_texts", "duplicates", "conflicts", "unlabelled"):
+            if split[key] and (key, split[key]) != ("unlabelled", split["examples"]):  # a test set has no labels at all
+                found.append(f"{name}: {split[key]} {_ODD[key]} (first: {split['first'][key]})")
     for pair in report["shared"]:
         if pair["examples"]:
             found.append(
@@ -157,26 +150,18 @@ def _label_warnings(splits: Mapping[str, Any]) -> list[str]:
 
 def _summarise_split(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
     first: dict[str, str] = {}
-    counts: dict[str, int] = dict.fromkeys(("unlabelled", "empty_texts", "duplicates", "conflicts"), 0)
-    labels: Counter[str] = Counter()
+    counts: dict[str, int] = dict.fromkeys(_ODD, 0)
     seen = set()
     for example in examples:
         key = _key(example)
-        is_conflict = len(labels_by_text[key]) > 1 and key not in seen
-        for kind, holds in (
-            ("unlabelled", example.label is None),
-            ("empty_texts", not key[0] or key[1] == ""),
-            ("duplicates", key in seen),
-            ("conflicts", is_conflict),
-        ):
-            if holds:
-                counts[kind] += 1
-                first.setdefault(kind, example.origin)
+        is_new = key not in seen
+        is_odd = example.label is None, "" in key, not is_new, is_new and len(labels_by_text[key]) > 1
+        for kind in itertools.compress(_ODD, is_odd):
+            counts[kind] += 1
+            first.setdefault(kind, example.origin)
         seen.add(key)
-        if isinstance(example.label, str):
-            labels[example.label] += 1
-        elif isinstance(example.label, tuple):
-            labels.update(example.label)
+    named = ((e.label,) if isinstance(e.label, str) else e.label for e in examples)
+    labels = Counter(itertools.chain.from_iterable(names for names in named if isinstance(names, tuple)))
     return {
         "examples": len(examples),
         **counts,
@@ -188,12 +173,9 @@ def _summarise_split(examples: Sequence[TextExample], labels_by_text: Mapping[An
 
 
 def _shared(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
-    shared = [example for example in examples if _key(example) in labels_by_text]
-    other = 0
-    for example in shared:
-        labels = labels_by_text[_key(example)]
-        other += example.label is not None and bool(labels) and _comparable(example.label) not in labels
-    return {"examples": len(shared), "other_label": other, "first": shared[0].origin if shared else ""}
+    shared = [(e, labels_by_text[key]) for e in examples if (key := _key(e)) in labels_by_text]
+    other = sum(e.label is not None and bool(labels) and _comparable(e.label) not in labels for e, labels in shared)
+    return {"examples": len(shared), "other_label": other, "first": shared[0][0].origin if shared else ""}
 
 
 def _labels_by_text(examples: Iterable[TextExample]) -> dict[Any, set]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
@@ -45,41 +46,30 @@ def question_examples(spec: str) -> Iterator[QuestionExample]:
 def check_answers(examples: Iterable[QuestionExample]) -> AnswerReport:
     """Returns counts of questions and answers. Raises UserError if more than a fifth of the answers are not in the
     context at their offset."""
-    questions = impossible = unanswered = answers = misplaced = 0
+    examples = list(examples)
+    answers = [(example, answer) for example in examples for answer in example.answers]
+    misplaced = [(e, a, shown) for e, a in answers if (shown := e.context[a.start : a.start + len(a.text)]) != a.text]
     first = ""
-    for example in examples:
-        questions += 1
-        impossible += example.is_impossible
-        unanswered += not example.answers and not example.is_impossible
-        for answer in example.answers:
-            answers += 1
-            found = example.context[answer.start : answer.start + len(answer.text)]
-            if found != answer.text:
-                misplaced += 1
-                first = first or f"{example.origin}: at character {answer.start} is {found!r}, not {answer.text!r}"
-    if misplaced > _MAX_MISPLACED * answers:
+    if misplaced:
+        example, answer, shown = misplaced[0]
+        first = f"{example.origin}: at character {answer.start} is {shown!r}, not {answer.text!r}"
+    if len(misplaced) > _MAX_MISPLACED * len(answers):
         raise UserError(
-            f"{misplaced} of {answers} answers are not in the context at their answer_start, e.g. {first}: offsets "
-            "count characters, not bytes, from 0"
+            f"{len(misplaced)} of {len(answers)} answers are not in the context at their answer_start, e.g. {first}: "
+            "offsets count characters, not bytes, from 0"
         )
-    return AnswerReport(questions, impossible, unanswered, answers, misplaced, first)
+    impossible = sum(example.is_impossible for example in examples)
+    unanswered = sum(not example.answers and not example.is_impossible for example in examples)
+    return AnswerReport(len(examples), impossible, unanswered, len(answers), len(misplaced), first)
 
 
 def _read(spec: str) -> Iterator[QuestionExample]:
-    if spec.startswith("tfds:"):
-        yield from _read_rows(spec)
-        return
-    for path in find_data_files(spec):
-        yield from (
-            squad_questions(str(path), "\n".join(read_lines(path)))
-            if suffix_of(path) == ".json"
-            else _read_rows(str(path))
-        )
-
-
-def _read_rows(spec: str) -> Iterator[QuestionExample]:
-    for row in read_rows(spec):
-        yield _example(row.origin, row.values, text_in(row, "context"), "")
+    for source in [spec] if spec.startswith("tfds:") else find_data_files(spec):
+        if isinstance(source, Path) and suffix_of(source) == ".json":
+            yield from squad_questions(str(source), "\n".join(read_lines(source)))
+        else:
+            rows = read_rows(str(source))
+            yield from (_example(row.origin, row.values, text_in(row, "context"), "") for row in rows)
 
 
 def squad_questions(name: str, content: str) -> Iterator[QuestionExample]:
@@ -109,21 +99,10 @@ def _example(origin: str, fields: Any, context: str, title: str) -> QuestionExam
     impossible = _field(fields, "is_impossible", bool, origin) if "is_impossible" in fields else answers == ()
     if impossible and answers:
         raise UserError(f"{origin}: is_impossible, and has answers: correct this question")
-    return QuestionExample(
-        origin,
-        _id(origin, fields["id"]) if "id" in fields else origin,
-        question,
-        context,
-        answers or (),
-        impossible,
-        _field(fields, "title", str, origin) if "title" in fields else title,
-    )
-
-
-def _id(origin: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(f"{origin}.id: {value!r} is no text and no whole number: correct it")
-    return str(value)
+    if isinstance(name := fields.get("id", origin), bool) or not isinstance(name, str | int):
+        raise UserError(f"{origin}.id: {name!r} is no text and no whole number: correct it")
+    title = _field(fields, "title", str, origin) if "title" in fields else title
+    return QuestionExample(origin, str(name), question, context, answers or (), impossible, title)
 
 
 def _answers(origin: str, fields: dict[str, Any]) -> tuple[Answer, ...]:
@@ -150,7 +129,6 @@ def _field(record: Any, name: str, kind: type, where: str) -> Any:
         raise UserError(f"{where}: no {name!r} ({has}): is this SQuAD's form?")
     value = record[name]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(
-            f"{where}.{name}: a {type(value).__name__}, where SQuAD's form has a {kind.__name__}: correct it"
-        )
+        wrong = f"a {type(value).__name__}, where SQuAD's form has a {kind.__name__}"
+        raise UserError(f"{where}.{name}: {wrong}: correct it")
     return value

@@ -13,13 +13,14 @@ format follows from the suffix, before .gz, .xz or .zst:
                     `DESC:def What is BERT ?`
 """
 
+import codecs
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config import UserError
-from bert_jax.data.text.text_files import OPENERS, check_regular, find_files, json_value, read_blocks
+from bert_jax.data.text.text_files import OPENERS, check_regular, find_files, json_value, read_blocks, split_lines
 from bert_jax.data.text.tfds_names import brief, download, find_builder
 
 FORMATS = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl", "txt": "txt"}  # by suffix
@@ -190,27 +191,11 @@ def _tsv_cells(lines: Iterator[str]) -> _Cells:
 def lines_of(name: str, blocks: Iterator[bytes]) -> Iterator[str]:
     """Yields lines without their ends and without a byte order mark. Bytes that are no UTF-8 become lone surrogates,
     which nothing else can: `_unreadable` finds them, and only their own line is lost."""
-    pieces: list[bytes] = []  # of a line that has not ended
-    count = size = 0
-    for block in blocks:
-        whole, end, rest = block.rpartition(b"\n")
-        size += len(block)
-        if not end:
-            if size > _LONGEST:
-                raise UserError(f"{name}:{count + 1}: a line of over {_LONGEST >> 20} MiB: is this a file of text?")
-            pieces.append(block)
-            continue
-        found = _decoded([*pieces, whole], is_first=count == 0).split("\n")
-        yield from (line.removesuffix("\r") for line in found)
-        count += len(found)
-        pieces, size = [rest] if rest else [], len(rest)
-    if pieces:
-        yield _decoded(pieces, is_first=count == 0).removesuffix("\r")
 
+    def decode(block: bytes, position: int, _: int) -> str:
+        return block.removeprefix(b"" if position else codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
-def _decoded(pieces: list[bytes], *, is_first: bool) -> str:
-    text = b"".join(pieces).decode("utf-8", "surrogateescape")
-    return text.removeprefix("\ufeff") if is_first else text
+    return split_lines(name, blocks, _LONGEST, decode)
 
 
 def _unreadable(text: str) -> str:

@@ -18,7 +18,7 @@ Window = tuple[int, int]
 
 
 def sliding(length: int, room: int, stride: int) -> list[Window]:
-    """Windows over `length` tokens, the start of each `stride` after the one before; the last one may be short.
+    """Returns windows over `length` tokens, the start of each `stride` after the one before; the last one may be short.
 
     A stride over `room` counts as `room`, so that no token is left out. An empty text has no window.
     """
@@ -35,22 +35,9 @@ def sliding(length: int, room: int, stride: int) -> list[Window]:
     return windows
 
 
-def max_context(windows: Sequence[Window], position: int) -> int:
-    """Index of the window with the highest min(tokens left, tokens right) + 0.01 · size; of equals, the first.
-
-    Raises ValueError if no window holds the position.
-    """
-    holding = [i for i, (start, size) in enumerate(windows) if start <= position < start + size]
-
-    def score(index: int) -> float:
-        start, size = windows[index]
-        return min(position - start, start + size - 1 - position) + 0.01 * size
-
-    return max(holding, key=score)
-
-
 def max_context_mask(windows: Sequence[Window]) -> list[Bool[np.ndarray, " size"]]:
-    """`mask[w][i]`: whether window w is the one to trust for its i-th token, as `max_context` has it.
+    """Returns `mask[w][i]`: whether window w is the one to trust for its i-th token: the window with the highest
+    min(tokens left, tokens right) + 0.01 · size; of equals, the first.
 
     Every position that some window holds is True in exactly one. A window between much larger ones may have none.
     """
@@ -67,7 +54,7 @@ def max_context_mask(windows: Sequence[Window]) -> list[Bool[np.ndarray, " size"
 
 
 def chunks_of_words(word_lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Chunks `(first_word, last_word)`, both included, of whole words with at most `room` tokens in all.
+    """Returns chunks `(first_word, last_word)`, both included, of whole words with at most `room` tokens in all.
 
     `word_lengths` in tokens. A word longer than `room` counts as `room`: the caller keeps its first pieces. Neighbours
     share up to half the room, so that a word has about a quarter of it as context on either side where it is scored.
@@ -89,12 +76,12 @@ def chunks_of_words(word_lengths: Sequence[int], room: int) -> list[tuple[int, i
 
 
 def scored_words(chunks: Sequence[tuple[int, int]]) -> list[Bool[np.ndarray, " words"]]:
-    """For each chunk of words, which of its words it is scored for: every word of the text in exactly one chunk."""
+    """Returns for each chunk which of its words it is scored for: every word of the text in exactly one chunk."""
     return max_context_mask([(first, last - first + 1) for first, last in chunks])
 
 
 def align_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[tuple[int, ...]]]:
-    """The token ids of each word of each sentence; the first id is the word's representation (Devlin et al., 5.3).
+    """Returns the token ids of each word of each sentence; the first stands for the word (Devlin et al., 5.3).
 
     Words are encoded one by one, each distinct word once, so pieces never reach over a word's end. A word that leaves
     nothing (a lone control character or accent) gets [UNK]: it must have a position, or its tag would not be scored.
@@ -106,21 +93,13 @@ def align_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> lis
 
 
 def char_span_to_tokens(offsets: Sequence[Span], start: int, end: int) -> tuple[int, int] | None:
-    """First and last token, both included, that show a character of `text[start:end]`; None if no token does.
+    """Returns the first and last token, both included, that show a character of `text[start:end]`, or None.
 
     `offsets` are those of one text, as in `Encoding`: of a pair, give the part that belongs to the text. Take spans on
     the whole text, before it is cut into windows: a span that `offsets` hold only in part gives that part.
     """
     shown = [index for index, (begin, stop) in enumerate(offsets) if max(begin, start) < min(stop, end)]
     return (shown[0], shown[-1]) if shown else None
-
-
-def tokens_to_char_span(offsets: Sequence[Span], first: int, last: int) -> Span:
-    """`(start, end)` such that `text[start:end]` is what the tokens first … last, both included, show.
-
-    Neither may be a special token: those show nothing and have the offsets (0, 0).
-    """
-    return offsets[first][0], offsets[last][1]
 
 
 def _check_room(room: int) -> None:

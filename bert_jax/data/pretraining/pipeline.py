@@ -19,12 +19,7 @@ from bert_jax.data.pretraining.prepared import PreparedCorpus
 
 
 def train_batches(
-    prepared: PreparedCorpus,
-    config: ConfigDict,
-    *,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    prepared: PreparedCorpus, config: ConfigDict, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
 ) -> TrainBatches:
     """Returns an endless iterator over a process's share of the global batches, from `start_step` on.
 

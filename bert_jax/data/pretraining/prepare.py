@@ -237,10 +237,12 @@ def _temporary_sibling(directory: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError), open(stale / "lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
                 shutil.rmtree(stale)
-        temporary = directory.parent / f"{prefix}{uuid.uuid4().hex}"
-        temporary.mkdir()
-        with open(temporary / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as locks:
+            # Before it is locked, another process may take the folder for one of a killed process and remove it.
+            while temporary is None or not (temporary / "lock").exists():
+                temporary = directory.parent / f"{prefix}{uuid.uuid4().hex}"
+                temporary.mkdir()
+                fcntl.flock(locks.enter_context(open(temporary / "lock", "w")), fcntl.LOCK_EX)
             yield temporary
     except OSError as error:
         reason = (error.strerror or str(error)).replace(str(temporary), str(directory))

@@ -13,6 +13,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,28 +87,35 @@ def digest_of(options: list[str], blocks: Iterable[bytes]) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields lines without their ends, decoded one block of whole lines at a time."""
-    position, lines, size, carry = 0, 0, 0, []
-    for block in read_blocks(path):
+    """Yields lines without their ends. Raises UserError for bytes that are not UTF-8, and for zero bytes."""
+    return split_lines(str(path), _without_zeros(path), _LONGEST_LINE, partial(_decode, path))
+
+
+def split_lines(
+    name: str, blocks: Iterable[bytes], longest: int, decode: Callable[[bytes, int, int], str]
+) -> Iterator[str]:
+    """Yields lines without their ends. `decode` gets whole lines, their position in the stream, and the number of lines
+    before them. Raises UserError for a line of over `longest` bytes."""
+    position = lines = size = 0
+    carry: list[bytes] = []  # of a line that has not ended
+    for block in blocks:
         cut = block.rfind(b"\n") + 1
         if not cut:
             carry.append(block)
             size += len(block)
-            if size > _LONGEST_LINE or b"\0" in block:  # a bomb of zeros must not fill the memory first
-                _decode(path, b"".join(carry)[: _BLOCK << 4], position, lines)
-                raise UserError(
-                    f"{path}:{lines + 1}: a line of over {_LONGEST_LINE >> 20} MiB: put documents on lines of their own"
-                )
+            if size > longest:
+                long = f"a line of over {longest >> 20} MiB"
+                raise UserError(f"{name}:{lines + 1}: {long}: put documents on lines of their own")
             continue
         whole = b"".join([*carry, block[:cut]])
         carry, size = [block[cut:]], len(block) - cut
-        found = _decode(path, whole, position, lines)[:-1].split("\n")
+        found = decode(whole, position, lines)[:-1].replace("\r\n", "\n").split("\n")
+        found[-1] = found[-1].removesuffix("\r")
         yield from found
         position += len(whole)
         lines += len(found)
-    rest = b"".join(carry)
-    if rest:
-        yield _decode(path, rest, position, lines)
+    if rest := b"".join(carry):
+        yield decode(rest, position, lines).removesuffix("\r")
 
 
 def check_regular(path: Path, remedy: str = "correct the path") -> None:
@@ -193,18 +201,22 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def _without_zeros(path: Path) -> Iterator[bytes]:
+    """Yields the blocks of a file of text. Zeros are refused at once: a bomb of them must not fill the memory first."""
+    position = 0
+    for block in read_blocks(path):
+        if (null := block.find(b"\0")) >= 0:
+            raise UserError(f"{path}: binary data (a zero byte) at byte {position + null}: leave out this file")
+        position += len(block)
+        yield block
+
+
 def _decode(path: Path, block: bytes, position: int, lines: int) -> str:
     """`position` is that of the block in the (uncompressed) file, after so many `lines`."""
-    null = block.find(b"\0")
-    if null >= 0:
-        raise UserError(f"{path}: binary data (a zero byte) at byte {position + null}: leave out this file")
     try:
-        text = block.decode("utf-8-sig" if position == 0 else "utf-8")
+        return block.decode("utf-8-sig" if position == 0 else "utf-8")
     except UnicodeDecodeError as error:
         at = error.start + (3 if position == 0 and block.startswith(b"\xef\xbb\xbf") else 0)
         number = lines + block.count(b"\n", 0, at) + 1
-        raise UserError(
-            f"{path}:{number}: not UTF-8 at byte {position + at} (0x{block[at]:02x}): convert it, e.g. with "
-            "iconv -f LATIN1 -t UTF-8"
-        ) from error
-    return text.replace("\r\n", "\n") if "\r" in text else text
+        wrong = f"not UTF-8 at byte {position + at} (0x{block[at]:02x})"
+        raise UserError(f"{path}:{number}: {wrong}: convert it, e.g. with iconv -f LATIN1 -t UTF-8") from error

@@ -22,11 +22,7 @@ def row_length(length_a: int, length_b: int | None) -> int:
 
 
 def write_row(
-    row: Shaped[np.ndarray, "L ..."],
-    a: Sequence | np.ndarray,
-    b: Sequence | np.ndarray | None,
-    begin: int,
-    end: int,
+    row: Shaped[np.ndarray, "L ..."], a: Sequence | np.ndarray, b: Sequence | np.ndarray | None, begin: int, end: int
 ) -> None:
     """Fills an array of `row_length` entries with begin, a, end, or with begin, a, end, b, end.
 

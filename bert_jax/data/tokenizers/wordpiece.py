@@ -238,12 +238,7 @@ class _Words(dict[bytes, bytes]):
 
 
 def make_wordpiece(
-    tokens: list[str],
-    origin: str,
-    lowercase: bool,
-    strip_accents: bool | None,
-    split_cjk: bool,
-    original: bool = False,
+    tokens: list[str], origin: str, lowercase: bool, strip_accents: bool | None, split_cjk: bool, original: bool = False
 ) -> WordPieceTokenizer:
     vocab = {token: index for index, token in enumerate(tokens)}
     unk, cls, sep = (tokens[special_id(vocab, name, origin)] for name in ("[UNK]", "[CLS]", "[SEP]"))
