@@ -22,8 +22,8 @@ _ENDLESS = 1 << 62  # steps
 class TrainBatches:
     """An endless iterator over one process's rows of the batches from `start_step` on.
 
-    `epoch_and_position` says for a step where in the data its batch begins. `dataset` names the data: a checkpoint
-    keeps it, to notice when a run is resumed with other data.
+    `epoch_and_position` says for a step where in the data its batch begins; `dataset` names the data, so that a run
+    that is resumed with other data is noticed.
     """
 
     def __init__(

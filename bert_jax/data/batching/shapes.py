@@ -25,8 +25,8 @@ _ROOM = 2  # a row holds so many times its even share of the batch's items, sinc
 
 
 class Shape(NamedTuple):
-    """The shape of a batch: groups of rows, rows of one item, tokens of a row, and how many items share a row; one of
-    `parts` and `items` is 1. The letters of `batches.py` for them are G, W, L and S."""
+    """The shape of a batch: groups of rows, rows of one item, tokens of a row, and how many items share a row (G, W, L
+    and S in `batches.py`); one of `parts` and `items` is 1."""
 
     rows: int
     parts: int

@@ -23,11 +23,7 @@ Scheme = Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES", "plain"]
 _TABLES = (".jsonl", ".json", ".parquet")
 _TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 # What tells a scheme from BIO; E is in two of them, and so is S.
-_OWN_LETTERS: dict[Scheme, frozenset[str]] = {
-    "BIOES": frozenset("ES"),
-    "BMES": frozenset("MES"),
-    "BILOU": frozenset("LU"),
-}
+_OWN_LETTERS: dict[Scheme, set[str]] = {"BIOES": {*"ES"}, "BMES": {*"MES"}, "BILOU": {*"LU"}}
 # The ranges that BERT's tokenizers take for CJK: each such character is a word.
 _CJK = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]"
 _SPLIT = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(_CJK), "isolated")])
@@ -35,25 +31,20 @@ _TO_BIO = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}
 
 
 def tagged_examples(spec: str, *, text: str, label: str, names: Sequence[str] = ()) -> Iterator[TaggedExample]:
-    """`spec` as in `tables.read_rows`; a file that is no .jsonl, .json or .parquet has CoNLL columns.
+    """Yields the sentences of `spec` (`tables.read_rows`); a file that is no .jsonl, .json or .parquet is CoNLL's.
 
     Columns: `text` and `label` are numbers ("0", "-1"); cells are between tabs if the line has one, else between
     spaces. A blank line, or one of spaces and tabs only, ends a sentence; -DOCSTART- lines too.
     Rows: `text` and `label` name lists of words and of tags, or a text and its spans, as in CLUENER: {"TYPE":
     {"surface": [[first, last]]}} counts characters from 0, the last one included. Each character is then a word, and a
-    span that overlaps a longer one is dropped with a warning, as one tag a character cannot hold both. Tags that are
-    numbers, as in Hugging Face's data sets, count the `names` from 0.
+    span that overlaps a longer one is dropped with a warning. Tags that are numbers count the `names` from 0.
     `label=""`: the words have no tags. Words of white space or control characters count like others and are kept.
-    Raises UserError with file and line for ragged rows, a missing column or tag, spans that do not fit the text.
     """
-    if spec.startswith("tfds:"):
-        yield from (_tagged_row(row, text, label, names) for row in read_rows(spec))
-        return
-    for path in find_data_files(spec):
-        if suffix_of(path) in _TABLES:
-            yield from (_tagged_row(row, text, label, names) for row in read_rows(str(path)))
+    for source in [spec] if spec.startswith("tfds:") else find_data_files(spec):
+        if isinstance(source, str) or suffix_of(source) in _TABLES:
+            yield from (_tagged_row(row, text, label, names) for row in read_rows(str(source)))
         else:
-            yield from _read_columns(path, _number(text, path), _number(label, path) if label else None)
+            yield from _read_columns(source, _number(text, source), _number(label, source) if label else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +94,8 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
             starts_with_i |= tag.startswith("I-") and not same_type
             b_out_of_iob1 |= tag.startswith("B-") and not same_type
             before = tag
-    foreign = sorted(tag for tag in tags if tag != "O" and not _TAG.fullmatch(tag))
     entities = sorted(tag for tag in tags if _TAG.fullmatch(tag))
+    foreign = sorted(tags - {"O", *entities})
     if nameless := [tag for tag in foreign if re.fullmatch("[A-Z]-", tag)]:
         raise UserError(f"tag {nameless[0]!r} names no type of entity: correct the tags")
     if foreign and any(tag.startswith("B-") for tag in entities):

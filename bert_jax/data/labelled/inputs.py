@@ -9,19 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bert_jax.config import UserError
+from bert_jax.data.labelled import tables
 from bert_jax.data.labelled.squad import squad_questions
-from bert_jax.data.labelled.tables import (
-    FORMATS,
-    InputRow,
-    Row,
-    format_of,
-    lines_of,
-    parse,
-    read_file,
-    read_tfds,
-    suffix_of,
-)
-from bert_jax.data.text.text_files import json_value, read_blocks
+from bert_jax.data.labelled.tables import InputRow, Row
+from bert_jax.data.text.text_files import json_value, read_blocks, reason_of
 
 _BLOCK = 1 << 16  # bytes
 _REMEDY = "give a file, - for standard input, or tfds:NAME@SPLIT"
@@ -38,52 +29,49 @@ def read_input(source: str, *, text: str, has_header: bool = True, file_format: 
     Without header the columns of CSV and TSV are called "0", "1", …. Raises UserError for what is wrong with the
     source as a whole.
     """
-    rows = _rows(source, text, has_header, file_format)  # what is wrong with the source is raised here
-    return _with_checked_ids(rows)
+    return map(_with_checked_id, _rows(source, text, has_header, file_format))
 
 
 def _rows(source: str, text: str, has_header: bool, file_format: str) -> Iterator[InputRow]:
     if source.startswith("tfds:"):
-        return (InputRow(number, row) for number, row in enumerate(read_tfds(source), 1))
+        return itertools.starmap(InputRow, enumerate(tables.read_tfds(source), 1))
     if source == "-":
         return _decide_and_parse("stdin", _stream(None), file_format or "any", text, has_header)
     path = Path(source)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise UserError(f"--input {source} cannot be read ({_reason(error)}): {_REMEDY}") from error
+        raise UserError(f"--input {source} cannot be read ({reason_of(error)}): {_REMEDY}") from error
     if stat.S_ISDIR(mode):
         raise UserError(f"--input {source} is a folder: {_REMEDY}")
-    suffix = suffix_of(path).removeprefix(".")
+    suffix = tables.suffix_of(path).removeprefix(".")
     is_file = stat.S_ISREG(mode)
     if not file_format and suffix == "json":
         file_format = "squad or jsonl"
     elif not file_format and is_file:
-        if suffix not in (*FORMATS, "parquet"):
-            formats = "|".join(sorted({*FORMATS.values()}))
+        if suffix not in (*tables.FORMATS, "parquet"):
+            formats = "|".join(sorted({*tables.FORMATS.values()}))
             raise UserError(f"--input {source}: unknown suffix: say --input_format={formats}, or rename the file")
-        file_format = format_of(path)
+        file_format = tables.format_of(path)
     if is_file and file_format != "squad or jsonl":
-        return read_file(path, file_format, text, has_header)
+        return tables.read_file(path, file_format, text, has_header)
     blocks = read_blocks(path) if is_file else _stream(path)
-    return _decide_and_parse(source, blocks, file_format or FORMATS.get(suffix, "any"), text, has_header)
+    return _decide_and_parse(source, blocks, file_format or tables.FORMATS.get(suffix, "any"), text, has_header)
 
 
 def _decide_and_parse(
     name: str, blocks: Iterator[bytes], file_format: str, text: str, has_header: bool
 ) -> Iterator[InputRow]:
     """`file_format` may be undecided, "any" or "squad or jsonl", until the first line that is not blank is there."""
-    lines = lines_of(name, blocks)
+    lines = tables.lines_of(name, blocks)
     if file_format in ("any", "squad or jsonl"):
         start: list[str] = []
-        for line in lines:
+        while not (start and start[-1].strip()) and (line := next(lines, None)) is not None:
             start.append(line)
-            if line.strip():
-                break
-        file_format = _decided(file_format, start[-1] if start else "")
+        file_format = _decided(file_format, start[-1].strip() if start else "")
         lines = itertools.chain(start, lines)
     if file_format != "squad":
-        yield from parse(name, lines, file_format, text, has_header)
+        yield from tables.parse(name, lines, file_format, text, has_header)
         return
     for number, question in enumerate(squad_questions(name, "\n".join(lines)), 1):
         columns = {"id": question.id, "question": question.question, "context": question.context}
@@ -92,11 +80,9 @@ def _decide_and_parse(
 
 def _decided(file_format: str, line: str) -> str:
     """Returns the format that a first line shows. An array counts as JSONL, whose parser refuses it."""
-    line = line.strip()
     try:
-        value = json_value(line)
-        is_whole = True
-    except (ValueError, RecursionError):
+        value, is_whole = json_value(line), True
+    except ValueError:
         value, is_whole = None, False
     if file_format == "squad or jsonl":
         is_squad = not is_whole or (isinstance(value, dict) and "data" in value)
@@ -119,19 +105,16 @@ def _stream(source: Path | None) -> Iterator[bytes]:
             if source is not None:
                 os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: standard input was closed
-        raise UserError(f"{source or 'standard input'} cannot be read ({_reason(error)})") from error
+        raise UserError(f"{source or 'standard input'} cannot be read ({reason_of(error)})") from error
 
 
-def _with_checked_ids(rows: Iterator[InputRow]) -> Iterator[InputRow]:
-    """Refuses ids that JSON cannot write: predictions carry the id of their row."""
-    for line, row in rows:
-        if isinstance(row, Row):
-            value = row.values.get("id")
-            if not isinstance(value, str | int | None) and not (isinstance(value, float) and math.isfinite(value)):
-                shown = repr(value)[:60]
-                row = UserError(f"{row.origin}: column 'id' holds {shown}, no text and no finite number: correct it")
-        yield InputRow(line, row)
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def _with_checked_id(found: InputRow) -> InputRow:
+    """Refuses an id that JSON cannot write: predictions carry the id of their row."""
+    row = found.row
+    value = row.values.get("id") if isinstance(row, Row) else None
+    if isinstance(row, UserError) or isinstance(value, str | int | None):
+        return found
+    if isinstance(value, float) and math.isfinite(value):
+        return found
+    wrong = f"column 'id' holds {repr(value)[:60]}, no text and no finite number"
+    return InputRow(found.line, UserError(f"{row.origin}: {wrong}: correct it"))

@@ -76,7 +76,7 @@ def squad_questions(name: str, content: str) -> Iterator[QuestionExample]:
     """Yields the questions of SQuAD's JSON; `name` is that of the file, for messages."""
     try:
         whole = json_value(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{name}: not whole JSON ({error}): get it again, or call a file of lines .jsonl") from error
     where = f"{name}:data"
     number = 0

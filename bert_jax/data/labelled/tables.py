@@ -1,8 +1,8 @@
-"""Tables of labelled data, and of texts to predict: files and TFDS names → rows.
+"""Tables of labelled data, and of texts to predict: files and TFDS names → rows, streamed.
 
-This is the one reader of both. Each row comes as a `Row`, or as the UserError that says what is wrong with its line:
-training raises the first one (`read_rows`), prediction decides by --bad_lines (`inputs.py`). Rows are streamed. The
-format follows from the suffix, before .gz, .xz or .zst:
+Each row comes as a `Row`, or as the UserError that says what is wrong with its line: training raises the first one
+(`read_rows`), prediction decides by --bad_lines (`inputs.py`). The format follows from the suffix, before .gz, .xz or
+.zst:
 
     .csv            RFC 4180; blank lines are skipped
     .tsv            cells between tabs, nothing else: quotes are text, as in GLUE; blank lines are skipped
@@ -85,13 +85,11 @@ def suffix_of(path: Path) -> str:
 
 def format_of(path: Path) -> str:
     """Returns the format that a file has by its suffix: one of FORMATS' values, or "parquet"."""
-    suffix = suffix_of(path)
-    if suffix == ".parquet":
-        return "parquet"
-    if suffix.removeprefix(".") not in FORMATS:
-        known = ", ".join(f".{one}" for one in (*FORMATS, "parquet"))
+    formats, suffix = FORMATS | {"parquet": "parquet"}, suffix_of(path)
+    if suffix.removeprefix(".") not in formats:
+        known = ", ".join(f".{one}" for one in formats)
         raise UserError(f"{path}: unknown suffix {suffix!r}: rename it to one of {known} (+ .gz, .xz, .zst)")
-    return FORMATS[suffix.removeprefix(".")]
+    return formats[suffix.removeprefix(".")]
 
 
 def read_file(path: Path, file_format: str, text: str, has_header: bool) -> Iterator[InputRow]:
@@ -113,8 +111,7 @@ def parse(name: str, lines: Iterator[str], file_format: str, text: str, has_head
         found = _records(name, lines) if file_format == "jsonl" else _texts(lines, text)
     for number, values in found:
         origin = f"{name}:{number}"
-        wrong = isinstance(values, str)
-        yield InputRow(number, UserError(f"{origin}: {values}") if wrong else Row(origin, values))
+        yield InputRow(number, UserError(f"{origin}: {values}") if isinstance(values, str) else Row(origin, values))
 
 
 def _records(name: str, lines: Iterator[str]) -> _Found:
@@ -125,16 +122,14 @@ def _records(name: str, lines: Iterator[str]) -> _Found:
         if is_first and line.lstrip().startswith("["):
             raise UserError(f"{name} is one JSON array: write one object per line, e.g. with jq -c '.[]'")
         is_first = False
-        if wrong := _unreadable(line):
-            yield number, wrong
-            continue
+        wrong, value = _unreadable(line), None
         try:
-            value = json_value(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"not a whole JSON object ({error}): write one object per line, e.g. with jq -c ."
-            continue
+            value = wrong or json_value(line)
+        except ValueError as error:
+            wrong = f"not a whole JSON object ({error}): write one object per line, e.g. with jq -c ."
         kind = type(value).__name__
-        yield number, value if isinstance(value, dict) else f"a {kind}, no JSON object: write one object per line"
+        wrong = wrong or f"a {kind}, no JSON object: write one object per line"
+        yield number, value if isinstance(value, dict) else wrong
 
 
 def _texts(lines: Iterator[str], column: str) -> _Found:
@@ -162,10 +157,9 @@ def _named(name: str, rows: _Cells, has_header: bool) -> _Found:
             yield number, wrong
             continue
         names = names or [str(i) for i in range(len(cells))]
-        if len(cells) == len(names):
-            yield number, dict(zip(names, cells, strict=True))
-        else:
-            yield number, f"{len(cells)} columns, where the first line has {len(names)}: correct this row"
+        counts = f"{len(cells)} columns, where the first line has {len(names)}"
+        is_whole = len(cells) == len(names)
+        yield number, dict(zip(names, cells, strict=True)) if is_whole else f"{counts}: correct this row"
 
 
 def _csv_cells(lines: Iterator[str]) -> _Cells:

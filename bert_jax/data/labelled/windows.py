@@ -1,8 +1,8 @@
 """Texts longer than the model: what is cut off, which windows slide over the rest, which window speaks for a token.
 
-Positions count tokens of the whole text from 0 and `room` is what [CLS] and [SEP] (and a question) leave of the
-sequence length. A window is `(start, size)`; it is "max context" for a position if it shows most of what surrounds it
-(google-research/bert, run_squad.py). Answers and entities come from that window alone, so nothing counts twice.
+`room` is what [CLS] and [SEP] (and a question) leave of the sequence length. A window is `(start, size)`, in tokens; it
+is "max context" for a token if it shows most of what surrounds it (google-research/bert, run_squad.py). Answers and
+entities come from that window alone, so nothing counts twice.
 """
 
 from collections.abc import Sequence
@@ -95,8 +95,8 @@ def align_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> lis
 def char_span_to_tokens(offsets: Sequence[Span], start: int, end: int) -> tuple[int, int] | None:
     """Returns the first and last token, both included, that show a character of `text[start:end]`, or None.
 
-    `offsets` are those of one text, as in `Encoding`: of a pair, give the part that belongs to the text. Take spans on
-    the whole text, before it is cut into windows: a span that `offsets` hold only in part gives that part.
+    `offsets` are those of one text, as in `Encoding`. A span that they hold only in part gives that part: take spans on
+    the whole text, before it is cut into windows.
     """
     shown = [index for index, (begin, stop) in enumerate(offsets) if max(begin, start) < min(stop, end)]
     return (shown[0], shown[-1]) if shown else None

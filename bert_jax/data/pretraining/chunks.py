@@ -43,7 +43,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class BlockWork:
-    """A picklable function from a block to its result, with all that a worker needs for it."""
+    """A picklable function from a block to its result."""
 
     tokenizer: Tokenizer
     sequence_length: int
@@ -57,10 +57,8 @@ class BlockWork:
         return result
 
     def _tokenized(self, block: Block, statistics: dict[str, Statistics]) -> Iterator[tuple[int, str, Ids, Lengths]]:
-        """Yields (document number, split, ids, sentence lengths).
-
-        The tokenizer gets the sentences of many documents at a time, since a call costs as much as a short document.
-        """
+        """Yields (document number, split, ids, sentence lengths)."""
+        # The tokenizer gets the sentences of many documents at a time: a call costs as much as a short document.
         waiting: list[tuple[int, str, list[str]]] = []
         characters = 0
         last = block.first_document + len(block.documents) - 1

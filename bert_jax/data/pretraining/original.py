@@ -47,19 +47,11 @@ class OriginalSettings:
 
     @classmethod
     def from_config(cls, data: ConfigDict, continuation_prefix: str = CONTINUATION) -> "OriginalSettings":
+        sizes = data.sequence_length, data.max_predictions_per_sequence, data.dupe_factor
         rest = data.keep_share + data.random_share
-        return cls(
-            sequence_length=data.sequence_length,
-            max_predictions=data.max_predictions_per_sequence,
-            dupe_factor=data.dupe_factor,
-            short_sequence_rate=data.short_sequence_rate,
-            mask_rate=data.mask_rate,
-            whole_word=data.mask_unit == "word",
-            continuation_prefix=continuation_prefix,
-            random_next_rate=data.random_next_rate,
-            mask_share=data.mask_share,
-            keep_share_of_rest=data.keep_share / rest if rest else 0.5,
-        )
+        kept = data.keep_share / rest if rest else 0.5
+        masking = data.mask_rate, data.mask_unit == "word", continuation_prefix
+        return cls(*sizes, data.short_sequence_rate, *masking, data.random_next_rate, data.mask_share, kept)
 
 
 def create_instances(

@@ -1,9 +1,8 @@
 """Several pairs in one row, so that hardly a position is padding (data.packing).
 
 The endless sequence of pairs is cut into stretches, and each stretch fills ROWS_TOGETHER rows: first fit, the longest
-pair first. How many pairs a stretch has is decided once, by packing a sample, so that a row's number says which stretch
-it belongs to: row r stays a pure function of (seed, r), and no earlier row has to be packed to find it. (Grain's own
-first fit is an iterator whose position is known only by running it, and it takes ten times as long per pair.)
+pair first. How many pairs a stretch has is decided once, by packing a sample, so that row r stays a pure function of
+(seed, r). (Grain's own first fit is an iterator whose position is known only by running it, and ten times as slow.)
 """
 
 import threading
@@ -58,11 +57,8 @@ def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, "
 
 
 class PackedRows(PairRows):
-    """The endless sequence of rows that pairs share, each made when it is asked for by its position.
-
-    Every process that reads makes all pairs of the stretches that its rows are from, and keeps the last few: more
-    processes do not make pairs any faster. Can be pickled, and shared by threads.
-    """
+    """The endless sequence of rows that pairs share. Every process makes all pairs of the stretches that its rows are
+    from, and keeps the last few: more processes do not make pairs any faster. Can be pickled, and shared by threads."""
 
     def __init__(self, source: ChunkSource, settings: PairSettings, packing: Packing, seed: int):
         super().__init__(source, settings, seed)

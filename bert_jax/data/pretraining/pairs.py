@@ -33,8 +33,7 @@ Chunk = Mapping[str, Any]  # a record: tokens and sentence_lengths are arrays, t
 
 
 class ChunkSource(Protocol):
-    """Random access to the chunks of a split: `Records`, or a list in tests. The chunks of a document are
-    neighbours."""
+    """Random access to the chunks of a split, in which those of a document are neighbours: `Records`, or a list."""
 
     def __len__(self) -> int: ...
 
@@ -75,7 +74,7 @@ class Pair(NamedTuple):
 
 
 class PairRows:
-    """The endless sequence of rows of one pair each, epoch after epoch over `source`. It can be pickled.
+    """The endless sequence of rows of one pair each, epoch after epoch over `source`.
 
     A row has input_ids, token_type_ids, position_ids, sequence_ids (k = token of the k-th pair, 0 = padding), all
     int32[L], and with an entry for each of up to S pairs: first_tokens, next_sentence_labels int32[S] (see `Pair`) and
@@ -97,8 +96,7 @@ class PairRows:
         return position
 
     def pair(self, position: int) -> Pair:
-        """Returns the pair of a row of its own. Its ids are not checked: packing makes many pairs that it does not
-        use."""
+        """Returns the pair of a row of its own; its ids are not checked."""
         settings, source = self._settings, self.source
         epoch, index = divmod(position, len(source))
         record = shuffled(index, len(source), self._seed, epoch)
@@ -121,8 +119,7 @@ class PairRows:
         length, settings = self._settings.sequence_length, self._settings
         input_ids, token_type_ids, position_ids, sequence_ids = np.zeros((4, length), np.int32)
         first_tokens, labels = np.zeros((2, most), np.int32)
-        weights = np.zeros(most, np.float32)
-        start = 0
+        weights, start = np.zeros(most, np.float32), 0
         for number, pair in enumerate(pairs):
             tokens = pair.tokens
             end = start + tokens
@@ -149,16 +146,15 @@ class PairRows:
         """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
         largest = int(ids.view(np.uint32).max())  # a negative id is then the largest
         if largest >= self._settings.vocab_size:
-            raise UserError(
-                f"token id {largest} in a row of record {record} of {self._name()} is outside the vocabulary of "
-                f"{self._settings.vocab_size}: the dataset was prepared with another tokenizer; prepare it again"
-            )
+            where = f"token id {largest} in a row of record {record} of {self._name()}"
+            wrong = f"is outside the vocabulary of {self._settings.vocab_size}"
+            raise UserError(f"{where} {wrong}: the dataset was prepared with another tokenizer; prepare it again")
 
     def _window(self, chunk: Chunk, target: int | None, draws: "_Draws") -> list[int]:
         """Returns the token offsets of the sentences that a row uses: where the first begins, and where each one ends.
 
-        Without a target these are all of the chunk. With one, sentences are taken until it is reached, from a start
-        drawn among those with enough text after them: starting always with the first would starve the others.
+        With a target, sentences are taken until it is reached, from a start drawn among those with enough text after
+        them: starting always with the first would starve the others.
         """
         ends = [0, *self._ends(chunk)]
         if target is None:
@@ -195,18 +191,13 @@ class PairRows:
         return Pair(record, b, a, 1) if draws.uniform() < 0.5 else Pair(record, a, b, 0)
 
     def _random_part(self, record: int, chunk: Chunk, length: int, draws: "_Draws") -> Tokens:
-        """Returns whole sentences of another document, at least `length` tokens unless that document ends before.
-
-        The chunks of a document are neighbours, so this one occupies `num_chunks` records from
-        `record - chunk_index`: skipping that range draws another document without trying.
-        """
+        """Returns whole sentences of another document, at least `length` tokens unless that document ends before."""
         source = self.source
+        # The chunks of a document are neighbours: skipping their range draws another document without trying.
         own_first, own_count = record - chunk["chunk_index"], chunk["num_chunks"]
         if own_count >= len(source):
-            raise UserError(
-                f"nsp needs a second document to draw random sentences from, but the split has only one "
-                f"({own_count} chunks): add documents or set data.pairing to sop or none"
-            )
+            wrong = f"nsp needs a second document to draw random sentences from, the split has one ({own_count} chunks)"
+            raise UserError(f"{wrong}: add documents or set data.pairing to sop or none")
         drawn = draws.below(len(source) - own_count)
         drawn += own_count if drawn >= own_first else 0
         other = source[drawn]
@@ -227,10 +218,8 @@ class PairRows:
         return np.concatenate((part, following["tokens"][: ends[last]]))
 
     def _ends(self, chunk: Chunk) -> list[int]:
-        """Returns where the sentences of a chunk end, in tokens. Raises UserError if they are not those of its tokens.
-
-        They are plain integers: for so few sentences NumPy takes twice as long.
-        """
+        """Returns where the sentences of a chunk end. Raises UserError if they are not those of its tokens."""
+        # Plain integers: for so few sentences NumPy takes twice as long.
         ends = list(accumulate(chunk["sentence_lengths"].tolist()))
         if not ends or ends[-1] != len(chunk["tokens"]):
             counts = f"{len(chunk['tokens'])} tokens, but its sentences have others"
@@ -248,8 +237,8 @@ def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
 
 
 def _truncate(a: Tokens, b: Tokens, limit: int, draws: "_Draws") -> tuple[Tokens, Tokens]:
-    """Returns the parts as the original's loop leaves them, which takes the first or the last token of the longer one
-    (B if equal) while the pair is too long: its lengths, and as many tokens from either end as its coins would say."""
+    """Returns the parts as the original's loop leaves them, which drops the first or the last token of the longer one
+    (B if equal) while the pair is too long."""
     keep_a, keep_b = pair_lengths(len(a), len(b), limit, original=True)
     return _trim(a, keep_a, draws), _trim(b, keep_b, draws)
 
@@ -284,7 +273,7 @@ class _Draws:
         return _mix(self._state)
 
     def below(self, count: int) -> int:
-        """Returns an integer, uniform on [0, count); the bias is under count / 2^64."""
+        """Returns an integer, uniform on [0, count) but for a bias under count / 2^64."""
         return (self.bits() * count) >> 64
 
     def between(self, low: int, high: int) -> int:

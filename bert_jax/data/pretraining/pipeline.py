@@ -24,8 +24,7 @@ def train_batches(
     """Returns an endless iterator over a process's share of the global batches, from `start_step` on.
 
     A batch maps the keys of `PairRows` to arrays with a leading axis of batch_size / process_count; static masking adds
-    masked_positions and masked_labels int32[B, P] and masked_weights float32[B, P]. Raises UserError for a batch that
-    cannot be shared out and for data that does not fit the config.
+    masked_positions and masked_labels int32[B, P] and masked_weights float32[B, P]. Raises UserError.
     """
     batch_size = config.train.batch_size
     rows = _packed_rows(prepared, config) if config.data.packing else _rows(prepared, config, "train", config.seed)
@@ -45,8 +44,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Returns every example of a split once (a random config.eval.max_examples of them, if fewer), always the same
-    rows.
+    """Returns every example of a split once, or a random config.eval.max_examples of them, always the same rows.
 
     Each pair has a row of its own, whether training is packed or not, so that the metrics of both are comparable. The
     last batch is filled up with rows of zeros; every process yields the same number of batches.

@@ -42,9 +42,8 @@ def prepare(
 ) -> PreparedCorpus:
     """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError.
 
-    Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus.
-    Its workers import the script that calls it, as those of `multiprocessing` do: there, call it under
-    `if __name__ == "__main__":`. RuntimeError in a worker whose script does not.
+    Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus. Its workers
+    import the script that calls it: there, call it under `if __name__ == "__main__":`, else it raises RuntimeError.
     """
     if in_worker():
         raise RuntimeError("a worker cannot prepare what it is a worker for")
@@ -141,17 +140,10 @@ def _build(
     report = make_report(statistics)
     (directory / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     (directory / "report.txt").write_text(report_text(report), "utf-8")
-    manifest = {
-        "format": FORMAT_VERSION,
-        "corpus": corpus.name,
-        "masking": data.masking,
-        "sequence_length": data.sequence_length,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_hash": tokenizer.content_hash,
-        "settings": settings,
-        "splits": report["splits"],
-        "shards": shards,
-    }
+    manifest = {"format": FORMAT_VERSION, "corpus": corpus.name, "masking": data.masking}
+    manifest |= {"sequence_length": data.sequence_length, "vocab_size": tokenizer.vocab_size}
+    manifest |= {"tokenizer_hash": tokenizer.content_hash, "settings": settings}
+    manifest |= {"splits": report["splits"], "shards": shards}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     level = logging.WARNING if report["warnings"] else logging.INFO
     tokens = sum(counts["tokens"] for counts in report["splits"].values()) / 1e6
@@ -208,17 +200,11 @@ def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards:
     infos = []
     for split in dict.fromkeys(shard["split"] for shard in shards):
         files = [shard for shard in shards if shard["split"] == split]
+        lengths, size = [shard["records"] for shard in files], sum(shard["bytes"] for shard in files)
         template = tfds.core.ShardedFileTemplate(
             data_dir=epath.Path(directory), dataset_name=DATASET_NAME, split=split, filetype_suffix="array_record"
         )
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[shard["records"] for shard in files],
-                num_bytes=sum(shard["bytes"] for shard in files),
-                filename_template=template,
-            )
-        )
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
     if infos:
         tfds.folder_dataset.write_metadata(
             data_dir=os.fspath(directory), features=tfds_features(fields), split_infos=infos, check_data=False
@@ -254,9 +240,7 @@ def _temporary_sibling(directory: Path) -> Iterator[Path]:
 
 def _move_into_place(temporary: Path, directory: Path) -> None:
     """Makes the files durable, then renames the folder once, so that no moment shows half a dataset under its name.
-
-    Another process may have prepared the same dataset meanwhile, and use it: a whole one is never replaced.
-    """
+    Another process may have prepared the same dataset meanwhile, and use it: a whole one is never replaced."""
     for path in [*temporary.rglob("*"), temporary]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -88,12 +88,13 @@ def report_text(report: dict[str, Any]) -> str:
     lines = [f"{'split':<12}" + "".join(f"{column:>14}" for column in columns)]
     for name, counts in report["splits"].items():
         lines.append(f"{name:<12}" + "".join(f"{counts[column]:>14,}" for column in columns))
-    lines.append(
-        f"[UNK] {report['unknown_share']:.3%} of tokens, repeated {report['repeated_line_share']:.2%} of lines"
-    )
+    unknown, repeated = report["unknown_share"], report["repeated_line_share"]
+    lines.append(f"[UNK] {unknown:.3%} of tokens, repeated {repeated:.2%} of lines")
     for title in ("tokens_per_sentence", "tokens_per_chunk", "chunks_per_document"):
-        if report[title]:
-            lines += [title.replace("_", " "), *_bars(report[title])]
+        if histogram := report[title]:
+            largest = max(histogram.values())
+            bars = (f"  {name:>15} {n:>12,} {'#' * round(40 * n / largest)}" for name, n in histogram.items())
+            lines += [title.replace("_", " "), *bars]
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     return "\n".join(lines) + "\n"
 
@@ -104,23 +105,15 @@ def _histogram(bins: Counter[int]) -> dict[str, int]:
     return {names[bits]: bins[bits] for bits in sorted(names)}
 
 
-def _bars(histogram: dict[str, int]) -> list[str]:
-    largest = max(histogram.values())
-    return [f"  {name:>15} {count:>12,} {'#' * round(40 * count / largest)}" for name, count in histogram.items()]
-
-
 def _warnings(report: dict[str, Any], documents: int) -> list[str]:
-    found = []
-    if report["unknown_share"] > _UNKNOWN_LIMIT:
-        found.append(
-            f"{report['unknown_share']:.1%} of the tokens are [UNK] (normal: under {_UNKNOWN_LIMIT:.0%}): "
-            "the vocabulary does not fit the text; train one on it (data.vocab_file='') or check data.lowercase"
-        )
-    if report["repeated_line_share"] > _REPEATED_LIMIT:
-        found.append(
-            f"{report['repeated_line_share']:.1%} of the lines occurred before (normal: under {_REPEATED_LIMIT:.0%}): "
-            "look for boilerplate or duplicated documents"
-        )
+    found, unknown, repeated = [], report["unknown_share"], report["repeated_line_share"]
+    if unknown > _UNKNOWN_LIMIT:
+        remedy = "train one on it (data.vocab_file='') or check data.lowercase"
+        wrong = f"{unknown:.1%} of the tokens are [UNK] (normal: under {_UNKNOWN_LIMIT:.0%})"
+        found.append(f"{wrong}: the vocabulary does not fit the text; {remedy}")
+    if repeated > _REPEATED_LIMIT:
+        wrong = f"{repeated:.1%} of the lines occurred before (normal: under {_REPEATED_LIMIT:.0%})"
+        found.append(f"{wrong}: look for boilerplate or duplicated documents")
     if documents == 1:
         found.append("the corpus is one document: there is no other to draw random next sentences from")
     return found

@@ -17,7 +17,7 @@ from bert_jax.config import UserError
 from bert_jax.data.text.formats import check_format
 from bert_jax.data.text.sample import read_sample, sample_sources
 from bert_jax.data.text.sentences import split_text
-from bert_jax.data.text.text_files import OPENERS, digest_of, find_files, fingerprint_of, parse_json, read_lines
+from bert_jax.data.text.text_files import OPENERS, digest_of, find_files, fingerprint_of, json_value, read_lines
 from bert_jax.data.text.tfds_names import download, find_builder
 
 _READING_RULES = "1"  # raise it when a reader gives other documents than before: prepared data is then rebuilt
@@ -53,11 +53,8 @@ class _Layout(NamedTuple):
 def open_corpus(data: ConfigDict) -> Corpus:
     """Reads data.corpus, data.files and data.text_field; every file is opened and hashed before it returns.
 
-    Files that are named are never left unread: with them "sample", the default, means "text".
-
-    Raises UserError at once for a wrong kind, no files, a glob without a match, a missing, empty or unreadable file, a
-    file of another format, an unknown TFDS name; while streaming for bytes that are not UTF-8 text, malformed JSONL or
-    <doc>, a corrupt archive.
+    Files that are named are never left unread: with them "sample", the default, means "text". Raises UserError at once
+    for files that cannot be what they should be, and while streaming for what is wrong inside them.
     """
     kind = "text" if data.corpus == "sample" and data.files else data.corpus
     if kind == "sample":
@@ -75,12 +72,8 @@ def open_corpus(data: ConfigDict) -> Corpus:
         check_format(path, kind)
     fingerprint = fingerprint_of(paths, [_READING_RULES, kind, field if kind == "jsonl" else ""])
     compressed = any(path.suffix in OPENERS for path in paths)
-    return Corpus(
-        name=kind,
-        num_bytes=None if compressed else sum(path.stat().st_size for path in paths),
-        fingerprint=fingerprint,
-        documents=lambda: (document for path in paths for document in read(path)),
-    )
+    size = None if compressed else sum(path.stat().st_size for path in paths)
+    return Corpus(kind, size, fingerprint, lambda: (document for path in paths for document in read(path)))
 
 
 def split_sentences(document: Document) -> list[str]:
@@ -91,8 +84,8 @@ def split_sentences(document: Document) -> list[str]:
 
 
 def _read_text(path: Path) -> Iterator[Document]:
-    """Yields the documents of a text file. One that begins with <doc is a WikiExtractor dump; else see `_layout`. A
-    document ends where the layout says so, or after a million characters."""
+    """Yields the documents of a text file, which end where its layout says so, or after a million characters. A file
+    that begins with <doc is a WikiExtractor dump."""
     head = _head(path)
     if head.lstrip().startswith("<doc "):
         yield from _read_wikiextractor(path)
@@ -191,7 +184,10 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Document]:
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        record = parse_json(path, number, line)
+        try:
+            record = json_value(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not a whole JSON object ({error}): fix this line") from error
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             has = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
@@ -215,19 +211,14 @@ def _open_tfds(name: str, field: str) -> Corpus:
     infos = [builder.info.splits[split] for split in splits]
     sizes = [f"{info.name} {info.num_examples} {info.num_bytes}" for info in infos]
 
-    read_split: Any = builder.as_data_source  # its decorator hides the parameters
-
     def documents() -> Iterator[Document]:
         for split in splits:
-            source = read_split(split)
+            source = builder.as_data_source(split)
             for index in range(len(source)):
                 text = source[index][field].decode("utf-8", "replace")
                 if text.strip():
                     yield Document(f"{builder.info.full_name}:{split}:{index}", text, False)
 
-    return Corpus(
-        name="tfds_" + re.sub(r"[^\w.-]+", "_", name),
-        num_bytes=sum(info.num_bytes for info in infos),
-        fingerprint=digest_of([_READING_RULES, builder.info.full_name, field, *sizes], []),
-        documents=documents,
-    )
+    fingerprint = digest_of([_READING_RULES, builder.info.full_name, field, *sizes], [])
+    name = "tfds_" + re.sub(r"[^\w.-]+", "_", name)
+    return Corpus(name, sum(info.num_bytes for info in infos), fingerprint, documents)

@@ -24,14 +24,7 @@ from bert_jax.config import UserError
 _BLOCK = 1 << 20  # bytes
 _LONGEST_LINE = 1 << 30  # bytes; whole corpora on one line exist (100 MB)
 _ZST_BLOCK = 1 << 12  # bytes, of which a crafted frame makes 128 MiB at most
-_KINDS = {  # what a path can be besides a regular file
-    stat.S_ISDIR: "a folder",
-    stat.S_ISFIFO: "a FIFO",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-    stat.S_ISSOCK: "a socket",
-    lambda mode: True: "something else",
-}
+_KINDS = {"d": "a folder", "p": "a FIFO", "c": "a device", "b": "a device", "s": "a socket"}  # by stat.filemode
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -44,16 +37,15 @@ def find_files(files: str, option: str = "data.files") -> list[Path]:
         raise UserError(f"{option} is empty: name the files, e.g. --config.{option}='corpus/*.txt.gz'")
     whole = os.path.isfile(files)  # a file name may hold a comma
     found: set[str] = set()
-    for part in [files] if whole else [part.strip() for part in files.split(",") if part.strip()]:
+    for part in [files] if whole else filter(None, map(str.strip, files.split(","))):
         name = os.path.expanduser(part)
         if os.path.isdir(name):
             raise UserError(f"{option}: {part} is a folder: name its files, e.g. '{part.rstrip('/')}/*'")
         matches = [name] if os.path.lexists(name) else glob.glob(name, recursive=True)
         matches = [match for match in matches if not os.path.isdir(match)]
-        if not matches and glob.has_magic(name):
-            raise UserError(f"{option}: no file matches {part} (from {os.getcwd()}): correct the pattern")
         if not matches:
-            raise UserError(f"{option}: {part} does not exist (from {os.getcwd()}): correct the path")
+            wrong = f"no file matches {part}" if glob.has_magic(name) else f"{part} does not exist"
+            raise UserError(f"{option}: {wrong} (from {os.getcwd()}): correct the path or pattern")
         found.update(matches)
     return [Path(name) for name in sorted(found)]
 
@@ -64,14 +56,10 @@ def fingerprint_of(paths: list[Path], options: list[str]) -> str:
     def blocks() -> Iterator[bytes]:
         for path in paths:
             check_regular(path)
-            try:
-                with path.open("rb") as stream:
-                    size = 0
-                    while block := stream.read(_BLOCK):
-                        size += len(block)
-                        yield block
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}): fix or leave out this file") from error
+            size = 0
+            for block in _readable(path, lambda path: _blocks_of(path.open("rb"))):
+                size += len(block)
+                yield block
             if not size:
                 raise UserError(f"{path} is empty (0 bytes): fill or leave out this file")
             yield f"\0{size}\0".encode()
@@ -123,9 +111,9 @@ def check_regular(path: Path, remedy: str = "correct the path") -> None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)}): {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}): {remedy}") from None
     if not stat.S_ISREG(mode):
-        kind = next(name for test, name in _KINDS.items() if test(mode))
+        kind = _KINDS.get(stat.filemode(mode)[0], "something else")
         raise UserError(f"{path}: is {kind}, not a regular file: {remedy}")
 
 
@@ -135,26 +123,21 @@ def read_bytes(path: Path, remedy: str = "correct the path") -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)}): {remedy}") from None
-
-
-def parse_json(path: Path, number: int, line: str) -> Any:
-    """Returns the value on line `number`, as `json_value` does. Raises UserError if there is none."""
-    try:
-        return json_value(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{number}: not a whole JSON object ({error}): fix this line") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}): {remedy}") from None
 
 
 def json_value(text: str) -> Any:
     """Returns the value of a JSON text. Halves of surrogate pairs, which escapes can write, become U+FFFD.
 
-    Raises ValueError for what is no JSON, and for numbers of over 4,300 digits; RecursionError for deep nesting.
+    Raises ValueError for what is no JSON, for numbers of over 4,300 digits and for deep nesting.
     """
-    value = json.loads(text)
-    if _SURROGATE_ESCAPE.search(text):
-        whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        value = json.loads(whole)
+    try:
+        value = json.loads(text)
+        if _SURROGATE_ESCAPE.search(text):
+            whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            value = json.loads(whole)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
     return value
 
 
@@ -188,16 +171,19 @@ OPENERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
 
 def read_blocks(path: Path) -> Iterator[bytes]:
     """Yields the content of a file, decompressed by its suffix."""
-    opener = OPENERS.get(path.suffix)
+    return _readable(path, OPENERS.get(path.suffix, lambda path: _blocks_of(path.open("rb"))))
+
+
+def _readable(path: Path, opener: Callable[[Path], Iterator[bytes]]) -> Iterator[bytes]:
     try:
-        yield from opener(path) if opener else _blocks_of(path.open("rb"))
+        yield from opener(path)
     except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: corrupt or cut {path.suffix} file ({error}): get it again") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)}): fix or leave out this file") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}): fix or leave out this file") from error
 
 
-def _reason(error: OSError | ValueError) -> str:
+def reason_of(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -124,8 +124,7 @@ class Tokenizer(ABC):
 
     def __call__(self, text: str, pair: str | None = None, *, max_length: int | None = None) -> Encoding:
         """Returns the row of one text, or of a pair; as `encode`, which takes many."""
-        [row] = self.encode([text], None if pair is None else [pair], max_length=max_length)
-        return row
+        return self.encode([text], None if pair is None else [pair], max_length=max_length)[0]
 
     def token(self, token_id: int) -> str:
         return self._tokens[token_id]
@@ -138,14 +137,17 @@ class Tokenizer(ABC):
         """Returns `pair_lengths` by the rule that belongs to this tokenizer."""
         return pair_lengths(length_a, length_b, room, original=self.original)
 
+    def _shown(self, ids: Iterable[int]) -> list[int]:
+        hidden = (self.pad_id, self.cls_id, self.sep_id)
+        return [index for index in map(int, ids) if index not in hidden]
+
     def _lengths(self, length_a: int, length_b: int | None, max_length: int | None) -> tuple[int, int]:
         if max_length is None:
             return length_a, length_b or 0
-        room = max_length - row_length(0, None if length_b is None else 0)
-        if room < 0:
-            least = max_length - room
+        least = row_length(0, None if length_b is None else 0)
+        if max_length < least:
             raise UserError(f"max_length {max_length} has no room for [CLS] and [SEP]: give at least {least}")
-        return self.truncated(length_a, length_b or 0, room)
+        return self.truncated(length_a, length_b or 0, max_length - least)
 
     def _encoding(self, a: Pieces, b: Pieces | None, max_length: int | None) -> Encoding:
         length_a, length_b = self._lengths(len(a[0]), None if b is None else len(b[0]), max_length)

@@ -1,7 +1,6 @@
 """[CLS] a [SEP] and [CLS] a [SEP] b [SEP]: the one builder of rows, and the one rule for what is cut off.
 
-`Tokenizer.row` is what most callers want. The functions here serve those that write into arrays of their own
-(`write_row`) or draw at random which end is cut (`pair_lengths`).
+`Tokenizer.row` is what most callers want; `write_row` is for arrays of the caller.
 """
 
 from collections.abc import Sequence
@@ -57,9 +56,8 @@ def pair_lengths(length_a: int, length_b: int, room: int, *, original: bool) -> 
 def kept_ranges(length: int, room: int, how: str) -> list[Span]:
     """Returns the ranges `(start, end)`, end not included, that remain of `length` tokens: at most `room` tokens.
 
-    "head" keeps the beginning and "tail" the end. "head+tail" is the split of Sun et al. (2019, arXiv:1905.05583,
-    section 5.3.1), 128 + 382 of 510 tokens, in proportion: `128 · room // 510` tokens of the beginning and the rest
-    from the end. Raises UserError for another `how`.
+    "head+tail" is the split of Sun et al. (2019, arXiv:1905.05583, section 5.3.1), 128 + 382 of 510 tokens, in
+    proportion. Raises UserError for another `how`.
     """
     if how not in TRUNCATIONS:
         raise UserError(f"truncation {how!r} is unknown: choose {', '.join(TRUNCATIONS)}")

@@ -1,8 +1,7 @@
-"""One interface over WordPiece (`tokenizers`) and SentencePiece (`sentencepiece`): train, load, save, encode, decode.
+"""One interface over WordPiece (`tokenizers`) and SentencePiece (`sentencepiece`): train and load.
 
-WordPiece follows the Rust tokenizer of Hugging Face (words over 100 characters are [UNK], "[MASK]" in raw text is the
-special token); `original=True` follows google-research/bert instead. Vocabularies trained here number their special
-tokens [PAD] [UNK] [CLS] [SEP] [MASK] = 0 … 4; loaded ones keep theirs.
+WordPiece follows the Rust tokenizer of Hugging Face, with `original=True` google-research/bert. Vocabularies trained
+here number their special tokens [PAD] [UNK] [CLS] [SEP] [MASK] = 0 … 4; loaded ones keep theirs.
 """
 
 import hashlib
@@ -58,8 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(list(texts), out_type=int, num_threads=1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        hidden = (self.pad_id, self.cls_id, self.sep_id)
-        return self._processor.decode([i for i in map(int, ids) if i not in hidden])
+        return self._processor.decode(self._shown(ids))
 
     def files(self) -> dict[str, bytes]:
         return {"spm.model": self._model, "tokenizer_config.json": to_json({"tokenizer_class": "SentencePiece"})}
@@ -110,9 +108,9 @@ def tokenizer_from_files(files: Mapping[str, bytes], origin: str) -> Tokenizer:
 def train_tokenizer(data: ConfigDict, texts: Iterator[str], *, progress: bool = False) -> Tokenizer:
     """Learns data.vocab_size tokens from `texts`: a WordPiece, unigram or BPE vocabulary as data.tokenizer says."""
     if data.tokenizer == "wordpiece":
-        normalizer = bert_normalizer(data.lowercase, data.strip_accents, data.split_cjk)
-        tokens = train_wordpiece(texts, data.vocab_size, SPECIAL_TOKENS, normalizer, progress=progress)
-        made = make_wordpiece(tokens, "the new vocabulary", data.lowercase, data.strip_accents, data.split_cjk)
+        switches = data.lowercase, data.strip_accents, data.split_cjk
+        tokens = train_wordpiece(texts, data.vocab_size, SPECIAL_TOKENS, bert_normalizer(*switches), progress=progress)
+        made = make_wordpiece(tokens, "the new vocabulary", *switches)
     else:  # unigram or bpe, the other choices of the option
         if data.strip_accents:
             raise UserError(f"data.strip_accents=True is not offered by data.tokenizer={data.tokenizer}: use wordpiece")

@@ -1,9 +1,8 @@
 """Where a vocabulary comes from: learned from text, or the lines of a vocab.txt.
 
-WordPiece learns from 64 MB of English in about 15 s on two cores, and the same tokens from the same text each time.
-`tokenizers.WordPieceTrainer` does not: it numbers its `##x` pieces in the order of a randomly seeded hash table and
-breaks ties by that number. Here a continuing character is written as another code point instead, the plain BPE trainer
-learns the merges (it orders its alphabet), and the names are translated back.
+The same text gives the same WordPiece tokens each time, unlike with `tokenizers.WordPieceTrainer`, which numbers its
+`##x` pieces in the order of a randomly seeded hash table and breaks ties by that number. Here a continuing character is
+written as another code point, the plain BPE trainer learns the merges, and the names are translated back.
 """
 
 import io
@@ -75,10 +74,8 @@ def train_sentencepiece(
     """
     pad, unk, cls, sep, mask = special_tokens
     lines = [line for text in texts for line in text.split("\n") if line.strip()]
-
     if not lines:
         raise UserError("no text to learn a vocabulary from: check data.files")
-
     options: dict[str, Any] = {
         "model_type": kind,
         "hard_vocab_limit": False,
@@ -104,13 +101,13 @@ def train_sentencepiece(
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
         if limit is None:
-            raise UserError(f"data.tokenizer {kind}: cannot learn from this text: {_one_line(error)}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"data.tokenizer {kind}: cannot learn from this text: {reason}") from error
         return train(int(limit[1]))
 
 
 def read_vocab_file(path: Path) -> list[str]:
-    """Returns the lines, which are tokens in id order. Raises UserError for a token that occurs twice, or for no
-    text."""
+    """Returns the lines, which are tokens in id order. Raises UserError for a token that occurs twice."""
     try:
         lines = read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -137,11 +134,9 @@ def may_hold_cjk(encoded: bytes) -> bool:
 
 
 def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Counter[str]:
-    """Returns the counts of the words that the encoder will see.
-
-    Bytes are split at spaces and ASCII punctuation first (C speed), and only the distinct words go through the exact
-    normalizer. It treats words apart from each other, so all words with one count make one string.
-    """
+    """Returns the counts of the words that the encoder will see."""
+    # Bytes are split at spaces and ASCII punctuation first (C speed), and only the distinct words go through the exact
+    # normalizer. It treats words apart from each other, so all words with one count make one string.
     lower = string.ascii_uppercase.encode() if normalizer.lowercase else b""
     table = bytes.maketrans(_SEPARATED + lower, b" " * len(_SEPARATED) + lower.lower())
     raw: Counter[bytes] = Counter()
@@ -167,8 +162,7 @@ def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -
 
 
 def _alphabet(words: Counter[str], room: int) -> tuple[set[str], set[str]]:
-    """Returns the characters that may begin a word and those that may continue one: the most frequent, up to the
-    coverage."""
+    """Returns the characters that may begin a word and those that may continue one."""
     counts: Counter[str] = Counter()
     continuing: set[str] = set()
     for word, count in words.items():
@@ -195,7 +189,3 @@ def _repeat(spelled: list[tuple[str, int]]) -> Iterator[str]:
 def _piece_name(token: str) -> str:
     plain = "".join([chr(ord(char) - _SHIFT) if ord(char) >= _SHIFT else char for char in token])
     return CONTINUATION + plain if ord(token[0]) >= _SHIFT else plain
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.encoding import CONTINUATION, SPECIAL_TOKENS, Pieces, Tokenizer, special_id, to_json
-from bert_jax.data.tokenizers.original_wordpiece import OriginalWordPiece
+from bert_jax.data.tokenizers.original_wordpiece import MAX_WORD_LENGTH, OriginalWordPiece
 from bert_jax.data.tokenizers.vocabulary import may_hold_cjk, separate_cjk
 
 _CACHE_WORDS = 1 << 17  # about 20 MB a process
@@ -31,7 +31,7 @@ class WordPieceTokenizer(Tokenizer):
     def __init__(self, backend: tokenizers.Tokenizer, origin: str, original: bool = False):
         backend.no_truncation()
         backend.no_padding()
-        self._backend = backend
+        self._backend, self._normalizer = backend, backend.normalizer
         rules = json.loads(backend.to_str())
         model, decoder = rules["model"], rules["decoder"] or {"type": "WordPiece"}
         if model["type"] != "WordPiece":
@@ -45,7 +45,7 @@ class WordPieceTokenizer(Tokenizer):
             raise UserError(f"{origin}: {len(tokens)} tokens but ids up to {largest}: number them without holes")
         if model["unk_token"] not in model["vocab"]:  # the library would fail at the first unknown word
             raise UserError(f"{origin}: unk_token {model['unk_token']!r} is not in the model's vocabulary: add it")
-        prefix = model["continuing_subword_prefix"]
+        self.continuation_prefix = prefix = model["continuing_subword_prefix"]
         if decoder["type"] == "WordPiece" and decoder.get("prefix") != prefix:
             parts: Any = backend  # its properties have no setters in the stubs
             parts.decoder = decoders.WordPiece(prefix=prefix, cleanup=decoder.get("cleanup") is not False)
@@ -53,16 +53,14 @@ class WordPieceTokenizer(Tokenizer):
         options = [rules["normalizer"], rules["pre_tokenizer"], model, rules["added_tokens"], original]
         super().__init__(tokens, origin, options)
         self.original = original
-        self._normalizer = backend.normalizer
-        self.continuation_prefix = prefix
-        self._rules = self._original_rules() if original else None
         self._split_cjk = bool(getattr(self._normalizer, "handle_chinese_chars", False))
         self._lowercase = bool(getattr(self._normalizer, "lowercase", False))
+        self._rules = self._original_rules() if original else None
         added = (token.content for token in backend.get_added_tokens_decoder().values())
         self._inseparable = ("Σ".encode(),) if original else tuple(token.encode() for token in added)
         self._first = {token: _as_bytes([index]) for token, index in self._ids.items()}
         self._next = {t.removeprefix(prefix): ids for t, ids in self._first.items() if t.startswith(prefix)}
-        self._word_limit = 200 if original else model["max_input_chars_per_word"]
+        self._word_limit = MAX_WORD_LENGTH if original else model["max_input_chars_per_word"]
         self._unknown = self._first.get(self.token(self.unk_id) if original else model["unk_token"], b"")
         self._cache = _WordCache(self._encode_word) if original or _splits_at_spaces(backend) else None
         # Without a prefix nothing tells a continuing piece from a first one: then every piece counts as a word.
@@ -83,17 +81,14 @@ class WordPieceTokenizer(Tokenizer):
         token holds a space. Tab, line feed and carriage return are spaces to every rule; other white space stays inside
         the "word" and is left to the tokenizer.
         """
-        cache = self._cache
-        if cache is None:
+        if self._cache is None:
             return super().encode_flat(texts)
-        words = self._words(texts)
-        found = np.frombuffer(b"".join(map(cache.lookup(), words)), np.int32)
+        found = np.frombuffer(b"".join(map(self._cache.lookup(), self._words(texts))), np.int32)
         is_end = found == _END_ID
         return found[~is_end], np.diff(np.flatnonzero(is_end), prepend=-1) - 1
 
     def decode(self, ids: Iterable[int]) -> str:
-        hidden = (self.pad_id, self.cls_id, self.sep_id)
-        return self._backend.decode([i for i in map(int, ids) if i not in hidden], skip_special_tokens=False)
+        return self._backend.decode(self._shown(ids), skip_special_tokens=False)
 
     def files(self) -> dict[str, bytes]:
         names = zip(("pad", "unk", "cls", "sep", "mask"), self.special_ids, strict=True)
@@ -120,7 +115,7 @@ class WordPieceTokenizer(Tokenizer):
         """Returns the normalised words of each text, before any vocabulary is looked at."""
         if self._rules is not None:
             return [[word for word, _ in self._rules.words(text)] for text in texts]
-        clean, split = self._backend.normalizer, self._backend.pre_tokenizer
+        clean, split = self._normalizer, self._backend.pre_tokenizer
         if clean is None or split is None:
             raise UserError("the tokenizer has no normalizer or no pre-tokenizer: it is not BERT's")
         return [[word for word, _ in split.pre_tokenize_str(clean.normalize_str(text))] for text in texts]
@@ -137,8 +132,7 @@ class WordPieceTokenizer(Tokenizer):
         """Returns the words of all texts, with `_END` after each text."""
         joined = b" \xff ".join([*map(str.encode, texts), b""])
         if self._split_cjk and may_hold_cjk(joined):
-            texts = [separate_cjk(text) for text in texts]
-            joined = b" \xff ".join([*map(str.encode, texts), b""])
+            joined = b" \xff ".join([*(separate_cjk(text).encode() for text in texts), b""])
         if any(token in joined for token in self._inseparable):
             joined = b"\xff".join([self._separate(text) for text in joined.split(b"\xff")])
         else:
@@ -185,10 +179,9 @@ class WordPieceTokenizer(Tokenizer):
         normalizer = self._normalizer
         if not isinstance(normalizer, normalizers.BertNormalizer):
             raise UserError("the original's WordPiece needs a BertNormalizer: load vocab.txt instead of tokenizer.json")
-        lowercase = bool(normalizer.lowercase)
-        strip = lowercase if normalizer.strip_accents is None else bool(normalizer.strip_accents)
-        split_cjk = bool(normalizer.handle_chinese_chars)
-        return OriginalWordPiece(self._ids, self.unk_id, lowercase, strip, split_cjk, self.continuation_prefix)
+        strip = self._lowercase if normalizer.strip_accents is None else bool(normalizer.strip_accents)
+        switches = self._lowercase, strip, self._split_cjk
+        return OriginalWordPiece(self._ids, self.unk_id, *switches, self.continuation_prefix)
 
 
 class _WordCache:
@@ -240,6 +233,7 @@ class _Words(dict[bytes, bytes]):
 def make_wordpiece(
     tokens: list[str], origin: str, lowercase: bool, strip_accents: bool | None, split_cjk: bool, original: bool = False
 ) -> WordPieceTokenizer:
+    """Returns a tokenizer of BERT's rules with a vocabulary in id order."""
     vocab = {token: index for index, token in enumerate(tokens)}
     unk, cls, sep = (tokens[special_id(vocab, name, origin)] for name in ("[UNK]", "[CLS]", "[SEP]"))
     model = models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100, continuing_subword_prefix=CONTINUATION)
@@ -260,12 +254,11 @@ def bert_normalizer(lowercase: bool, strip_accents: bool | None, split_cjk: bool
 
 
 def _splits_at_spaces(backend: tokenizers.Tokenizer) -> bool:
-    """Returns True if encoding a text is encoding its words one by one: see `encode_flat`."""
+    """Returns True if encoding a text is encoding its words one by one (see `encode_flat`), and separating or
+    lower-casing a text cannot spell an added token."""
     plain = all(
         not (token.lstrip or token.rstrip or token.single_word or token.normalized or re.search(r"\s", token.content))
-        and token.content.startswith(
-            tuple(string.punctuation)
-        )  # so that separating and lower-casing a text cannot spell the token
+        and token.content.startswith(tuple(string.punctuation))
         for token in backend.get_added_tokens_decoder().values()
     )
     bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
