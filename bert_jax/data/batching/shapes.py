@@ -33,15 +33,10 @@ class Shape(NamedTuple):
     tokens: int
     items: int = 1
 
-    @property
-    def area(self) -> int:
-        """Tokens of one group of rows, padding included."""
-        return self.parts * self.tokens
-
     def cost(self, crossover_length: float = np.inf) -> float:
         """Returns the time of a step in tokens: all tokens of the batch, padding included, where attention makes each
         dearer by a share of L / `crossover_length`, the length of rows at which it takes as long as all the rest."""
-        return self.rows * self.area * (1 + self.tokens / crossover_length)
+        return self.rows * self.parts * self.tokens * (1 + self.tokens / crossover_length)
 
     def __str__(self) -> str:
         return f"{self.rows}×{self.tokens}" if self.parts == 1 else f"{self.rows}×{self.parts}×{self.tokens}"
@@ -66,7 +61,8 @@ def padded_shapes(items: Sequence[Item], batches: Iterable[Numbers], batch_size:
     found: dict[float, list[Shape]] = {}
     for number in range(limits.max_shapes, 0, -1):
         shapes = [Shape(batch_size, *shape) for shape in _shapes([*needs, largest], number, limits.max_length)]
-        tokens = sum(_fitting(shapes, *need).cost() for need in needs)
+        fitting = (next(s for s in shapes if s.parts >= parts and s.tokens >= length) for parts, length in needs)
+        tokens = sum(shape.cost() for shape in fitting)
         found[tokens + limits.break_even_tokens * len(shapes)] = shapes
     return found[min(found)]
 
@@ -177,10 +173,6 @@ def _assign_rows(
 
 def _need(items: Sequence[Item]) -> tuple[int, int]:
     return max(len(item.parts) for item in items), max(item.length for item in items)
-
-
-def _fitting(shapes: Sequence[Shape], parts: int, length: int) -> Shape:
-    return next(shape for shape in shapes if shape.parts >= parts and shape.tokens >= length)
 
 
 def _shapes(needs: Sequence[tuple[int, int]], number: int, max_length: int) -> list[tuple[int, int]]:

@@ -106,7 +106,8 @@ def parse(name: str, lines: Iterator[str], file_format: str, text: str, has_head
     with the whole: names of columns that occur twice, an array where lines of JSON were expected.
     """
     if file_format in ("csv", "tsv"):
-        found = _named(name, _csv_cells(lines) if file_format == "csv" else _tsv_cells(lines), has_header)
+        tabbed = ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line)
+        found = _named(name, _csv_cells(lines) if file_format == "csv" else tabbed, has_header)
     else:
         found = _records(name, lines) if file_format == "jsonl" else _texts(lines, text)
     for number, values in found:
@@ -178,10 +179,6 @@ def _csv_cells(lines: Iterator[str]) -> _Cells:
             yield first, cells
 
 
-def _tsv_cells(lines: Iterator[str]) -> _Cells:
-    return ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line)
-
-
 def lines_of(name: str, blocks: Iterator[bytes]) -> Iterator[str]:
     """Yields lines without their ends and without a byte order mark. Bytes that are no UTF-8 become lone surrogates,
     which nothing else can: `_unreadable` finds them, and only their own line is lost."""
@@ -248,11 +245,11 @@ def _plain(feature: Any, value: Any) -> Any:
         return feature.int2str(value) if value >= 0 else None
     if isinstance(feature, tfds.features.FeaturesDict):
         return {key: _plain(feature[key], part) for key, part in value.items()}
+    if isinstance(feature, tfds.features.Sequence) and isinstance(inner := feature.feature, tfds.features.FeaturesDict):
+        # TFDS turns a list of records into a record of lists.
+        return {key: [_plain(inner[key], part) for part in parts] for key, parts in value.items()}
     if isinstance(feature, tfds.features.Sequence):
-        inner = feature.feature
-        if isinstance(inner, tfds.features.FeaturesDict):  # TFDS turns a list of records into a record of lists
-            return {key: [_plain(inner[key], part) for part in parts] for key, parts in value.items()}
-        return [_plain(inner, part) for part in value]
+        return [_plain(feature.feature, part) for part in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.tolist() if hasattr(value, "tolist") else value

@@ -5,6 +5,7 @@ Doctests, code, tables and signatures are left out; wrapped lines are joined.
 """
 
 import ast
+import contextlib
 import functools
 import inspect
 import re
@@ -47,13 +48,10 @@ def _modules() -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 
 def _texts() -> Iterator[tuple[str, str]]:
-    try:
-        from pydoc_data import topics
-    except ImportError:  # some distributions leave it out
-        pass
-    else:
-        for topic in sorted(topics.topics):
-            yield f"topic {topic}", topics.topics[topic]
+    with contextlib.suppress(ImportError):  # some distributions leave it out
+        from pydoc_data.topics import topics
+
+        yield from ((f"topic {topic}", topics[topic]) for topic in sorted(topics))
     for path, name in _modules():
         if name[0] != "pydoc_data":
             yield ".".join(name), "\n\n".join(_docstrings(path))
@@ -86,10 +84,6 @@ def _prose(text: str) -> str:
                 paragraphs.append([])
             paragraphs[-1].append(line)
     joined = (_MARKUP.sub("", " ".join(" ".join(lines).split())) for lines in paragraphs)
-    return "\n".join(paragraph for paragraph in joined if _is_english(paragraph))
-
-
-def _is_english(paragraph: str) -> bool:
-    words = paragraph.split()
-    plain = sum(bool(_WORD.fullmatch(word)) for word in words)
-    return len(words) >= 5 and plain >= 0.6 * len(words)
+    split = ((paragraph, paragraph.split()) for paragraph in joined)
+    english = ((p, words) for p, words in split if sum(map(bool, map(_WORD.fullmatch, words))) >= 0.6 * len(words))
+    return "\n".join(paragraph for paragraph, words in english if len(words) >= 5)

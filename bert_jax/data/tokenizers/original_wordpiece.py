@@ -50,7 +50,7 @@ class OriginalWordPiece:
         chars: list[str] = []
         positions: list[int] = []
         for position, char in enumerate(text):
-            if _is_dropped(char):
+            if char in "\0\ufffd" or (char not in "\t\n\r" and unicodedata.category(char) in ("Cc", "Cf")):
                 continue
             alone = self.split_cjk and char >= "\u3400" and _CJK.match(char)
             if (alone or char.isspace()) and chars:
@@ -102,7 +102,7 @@ def _split_punctuation(word: Word) -> Iterator[Word]:
     text, positions = word
     start = 0
     for index, char in enumerate(text):
-        if _is_punctuation(char):
+        if char in string.punctuation or unicodedata.category(char).startswith("P"):
             if index > start:
                 yield text[start:index], positions[start:index]
             yield char, positions[index : index + 1]
@@ -113,13 +113,3 @@ def _split_punctuation(word: Word) -> Iterator[Word]:
 
 def _without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-
-
-def _is_dropped(char: str) -> bool:
-    if char in "\t\n\r":
-        return False
-    return char in "\0\ufffd" or unicodedata.category(char) in ("Cc", "Cf")
-
-
-def _is_punctuation(char: str) -> bool:
-    return char in string.punctuation or unicodedata.category(char).startswith("P")

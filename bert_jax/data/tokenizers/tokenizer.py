@@ -216,6 +216,4 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: JsonObject
 
 def _without_spaces(text: str, begin: int, end: int) -> Span:
     """Returns the span without the space before a word, which SentencePiece counts to its first piece."""
-    while begin < end and text[begin].isspace():
-        begin += 1
-    return begin, end
+    return end - len(text[begin:end].lstrip()), end

@@ -60,7 +60,10 @@ def train_wordpiece(
         special_tokens=special_tokens,
         initial_alphabet=sorted(firsts) + [chr(ord(char) + _SHIFT) for char in sorted(nexts)],
     )
-    backend.train_from_iterator(_repeat(spelled), trainer)
+    backend.train_from_iterator(
+        ((word + " ") * min(_REPEATS, count - done) for word, count in spelled for done in range(0, count, _REPEATS)),
+        trainer,
+    )
     vocab = backend.get_vocab()
     return [_piece_name(token) for token in sorted(vocab, key=vocab.__getitem__)]
 
@@ -178,12 +181,6 @@ def _alphabet(words: Counter[str], room: int) -> tuple[set[str], set[str]]:
         firsts.add(char)
         wanted -= count
     return firsts, firsts & continuing
-
-
-def _repeat(spelled: list[tuple[str, int]]) -> Iterator[str]:
-    for word, count in spelled:
-        for done in range(0, count, _REPEATS):
-            yield (word + " ") * min(_REPEATS, count - done)
 
 
 def _piece_name(token: str) -> str:
