@@ -80,13 +80,12 @@ def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
     Texts (with their pair) are the same if they differ in white space only. A quantile is the value of an example.
     """
     labels_by_text = {name: _labels_by_text(examples) for name, examples in splits.items()}
-    return {
-        "splits": {name: _summarise_split(examples, labels_by_text[name]) for name, examples in splits.items()},
-        "shared": [
-            {"of": later, "in": earlier} | _shared(splits[later], labels_by_text[earlier])
-            for earlier, later in itertools.combinations(splits, 2)
-        ],
-    }
+    shared = [
+        {"of": later, "in": earlier} | _shared(splits[later], labels_by_text[earlier])
+        for earlier, later in itertools.combinations(splits, 2)
+    ]
+    found = {name: _summarise_split(examples, labels_by_text[name]) for name, examples in splits.items()}
+    return {"splits": found, "shared": shared}
 
 
 def format_summary(report: Mapping[str, Any]) -> str:
@@ -120,10 +119,9 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
                 found.append(f"{name}: {split[key]} {_ODD[key]} (first: {split['first'][key]})")
     for pair in report["shared"]:
         if pair["examples"]:
-            found.append(
-                f"{pair['of']}: {pair['examples']} texts are in {pair['in']} too (first: {pair['first']}), "
-                f"{pair['other_label']} with another label: scores on them say little"
-            )
+            shared = f"{pair['examples']} texts are in {pair['in']} too (first: {pair['first']})"
+            other = f"{pair['other_label']} with another label: scores on them say little"
+            found.append(f"{pair['of']}: {shared}, {other}")
     return found + _label_warnings(report["splits"])
 
 

@@ -98,18 +98,11 @@ class BlockWork:
         bounds = [(ends[first], ends[last]) for first, last in chunks]
         statistics.add_document(lengths, [stop - start for start, stop in bounds], unknown)
         sizes, count = np.asarray(lengths, np.dtype("<u2")), len(chunks)
-        return [
-            encode_record(
-                {
-                    "tokens": tokens[start:stop],
-                    "sentence_lengths": sizes[first:last],
-                    "document": number,
-                    "chunk_index": index,
-                    "num_chunks": count,
-                }
-            )
-            for index, ((first, last), (start, stop)) in enumerate(zip(chunks, bounds, strict=True))
-        ]
+        records = []
+        for index, ((first, last), (start, stop)) in enumerate(zip(chunks, bounds, strict=True)):
+            arrays = {"tokens": tokens[start:stop], "sentence_lengths": sizes[first:last]}
+            records.append(encode_record(arrays | {"document": number, "chunk_index": index, "num_chunks": count}))
+        return records
 
 
 def cut_chunks(sentence_lengths: Iterable[int], target: int) -> tuple[list[int], list[tuple[int, int]]]:

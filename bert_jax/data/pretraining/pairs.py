@@ -26,7 +26,7 @@ from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.data.tokenizers.rows import pair_lengths, row_length, write_row, write_types
 
 _MASK64 = (1 << 64) - 1
-_AGAIN = "delete the dataset and prepare it again"
+AGAIN = "delete the dataset and prepare it again"
 
 Tokens = Integer[np.ndarray, " _"]
 Chunk = Mapping[str, Any]  # a record: tokens and sentence_lengths are arrays, the other fields integers
@@ -132,15 +132,9 @@ class PairRows:
             start = end
         if pairs:
             self._check_ids(pairs[0].record, input_ids)
-        return {
-            "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "sequence_ids": sequence_ids,
-            "first_tokens": first_tokens,
-            "next_sentence_labels": labels,
-            "next_sentence_weights": weights,
-        }
+        row = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        row |= {"sequence_ids": sequence_ids, "first_tokens": first_tokens}
+        return row | {"next_sentence_labels": labels, "next_sentence_weights": weights}
 
     def _check_ids(self, record: int, ids: Int32[np.ndarray, " _"]) -> None:
         """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
@@ -211,7 +205,7 @@ class PairRows:
         if missing <= 0 or other["chunk_index"] + 1 == other["num_chunks"]:
             return part
         if drawn + 1 >= len(source):
-            raise UserError(f"{self._name()}: record {drawn} is the last one, but not of its document: {_AGAIN}")
+            raise UserError(f"{self._name()}: record {drawn} is the last one, but not of its document: {AGAIN}")
         following = source[drawn + 1]
         ends = self._ends(following)
         last = min(bisect_left(ends, missing), len(ends) - 1)
@@ -223,7 +217,7 @@ class PairRows:
         ends = list(accumulate(chunk["sentence_lengths"].tolist()))
         if not ends or ends[-1] != len(chunk["tokens"]):
             counts = f"{len(chunk['tokens'])} tokens, but its sentences have others"
-            raise UserError(f"{self._name()}: a record has {counts}: {_AGAIN}")
+            raise UserError(f"{self._name()}: a record has {counts}: {AGAIN}")
         return ends
 
     def _name(self) -> str:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Batch, Share, TrainBatches, each_once
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing
-from bert_jax.data.pretraining.pairs import ChunkSource, PairRows, PairSettings, shuffled
+from bert_jax.data.pretraining.pairs import AGAIN, ChunkSource, PairRows, PairSettings, shuffled
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 
 
@@ -81,10 +81,7 @@ class _StaticRows(PairRows):
         positions = record["masked_lm_positions"]
         others = len(record["segment_ids"]), len(positions)
         if tokens > length or predictions > most or others != (tokens, predictions) or np.any(positions >= tokens):
-            raise UserError(
-                f"record {number} of {self._name()} contradicts itself or the manifest: "
-                "delete the dataset and prepare it again"
-            )
+            raise UserError(f"record {number} of {self._name()} contradicts itself or the manifest: {AGAIN}")
         row = {
             "input_ids": _padded(record["input_ids"], length),
             "token_type_ids": _padded(record["segment_ids"], length),
@@ -136,16 +133,13 @@ def _settings(prepared: PreparedCorpus, config: ConfigDict, split: str) -> PairS
     static_keys = ["max_predictions_per_sequence"] if data.masking == "static" else []
     for key in ["masking", "sequence_length", *static_keys]:
         if data[key] != manifest["settings"][key]:
-            raise UserError(
-                f"{prepared.directory} was prepared with data.{key}={manifest['settings'][key]}, the config says "
-                f"{data[key]}: prepare again (--mode=prepare)"
-            )
+            wrong = f"data.{key}={manifest['settings'][key]}, the config says {data[key]}"
+            raise UserError(f"{prepared.directory} was prepared with {wrong}: prepare again (--mode=prepare)")
     prepared.source(split)  # which raises for an empty one, before its documents are counted
     if data.masking == "dynamic" and data.pairing == "nsp" and manifest["splits"][split]["documents"] < 2:
-        raise UserError(
-            f"the {split} split of {prepared.directory} has one document, nsp draws random sentences from another: "
-            f"raise data.{split}_share, add documents, or set --config.data.pairing=sop (or none)"
-        )
+        wrong = "has one document, nsp draws random sentences from another"
+        remedy = f"raise data.{split}_share, add documents, or set --config.data.pairing=sop (or none)"
+        raise UserError(f"the {split} split of {prepared.directory} {wrong}: {remedy}")
     return PairSettings.from_config(data, prepared.tokenizer)
 
 

@@ -48,10 +48,9 @@ def prepare(
     if in_worker():
         raise RuntimeError("a worker cannot prepare what it is a worker for")
     if data.masking == "static" and (data.pairing != "nsp" or data.mask_unit == "span"):
-        raise UserError(
-            f"data.masking=static is the original script, which has no pairing={data.pairing} with "
-            f"mask_unit={data.mask_unit}: use pairing=nsp and mask_unit=token|word, or masking=dynamic"
-        )
+        wrong = f"the original script, which has no pairing={data.pairing} with mask_unit={data.mask_unit}"
+        remedy = "use pairing=nsp and mask_unit=token|word, or masking=dynamic"
+        raise UserError(f"data.masking=static is {wrong}: {remedy}")
     corpus = open_corpus(data)
     tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
     settings = _settings(data, seed, corpus, tokenizer)
@@ -152,8 +151,7 @@ def _build(
 
 
 def _shard_bytes(corpus: Corpus) -> int:
-    """Returns the size of a shard: 1/64 of the records, which take half of the text's bytes; 128 KB to 8 MB, or 2 MB if
-    the size of the text is not known."""
+    """Returns the size of a shard: 1/64 of the records, which take half of the text's bytes; 128 KB to 8 MB."""
     return 1 << 21 if corpus.num_bytes is None else min(max(corpus.num_bytes // 128, 1 << 17), 1 << 23)
 
 
@@ -178,12 +176,9 @@ def _static_results(
         yield BlockResult(num_bytes(document), {}, {name: statistics})
 
     def encode(instance: Instance) -> bytes:
-        arrays = {
-            "input_ids": [tokenizer.id(token) for token in instance.tokens],
-            "segment_ids": instance.segment_ids,
-            "masked_lm_positions": instance.positions,
-            "masked_lm_ids": [tokenizer.id(token) for token in instance.labels],
-        }
+        tokens, labels = (list(map(tokenizer.id, names)) for names in (instance.tokens, instance.labels))
+        arrays = {"input_ids": tokens, "segment_ids": instance.segment_ids}
+        arrays |= {"masked_lm_positions": instance.positions, "masked_lm_ids": labels}
         record: dict[str, Any] = {name: np.asarray(value, fields[name]) for name, value in arrays.items()}
         return encode_record(record | {"next_sentence_labels": int(instance.is_random_next)})
 
@@ -213,8 +208,7 @@ def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards:
 
 @contextlib.contextmanager
 def _temporary_sibling(directory: Path) -> Iterator[Path]:
-    """Gives a locked folder beside `directory`, removed at the end; those whose process was killed are removed
-    first."""
+    """Gives a locked folder beside `directory`, and removes it at the end, and those of killed processes at once."""
     prefix = f".{directory.name}.partial-"
     temporary = None
     try:

@@ -64,13 +64,15 @@ def encode_record(record: Mapping[str, int | np.ndarray]) -> bytes:
     Written by hand, since the library takes longer and its import 45 MB of every worker: a map entry for each name, in
     order, of key (field 1) and feature (2), which is a bytes_list (1) or an int64_list (3) of one value.
     """
-    entries = (
-        _entry(name, b"\x0a" + _sized(b"\x0a" + _sized(value.tobytes())))
-        if isinstance(value, np.ndarray)
-        else _integer_entry(name, value)
-        for name, value in sorted(record.items())
-    )
-    return b"\x0a" + _sized(b"".join(entries))
+    features = b""
+    for name in sorted(record):
+        is_array = isinstance(value := record[name], np.ndarray)
+        features += _array_entry(name, value) if is_array else _integer_entry(name, value)
+    return b"\x0a" + _sized(features)
+
+
+def _array_entry(name: str, value: np.ndarray) -> bytes:
+    return _entry(name, b"\x0a" + _sized(b"\x0a" + _sized(value.tobytes())))
 
 
 @functools.lru_cache(maxsize=1 << 12)  # the chunks of a document share its number, and most counts are small
@@ -240,9 +242,8 @@ def _example() -> Any:
 
 def _decode(serialized: bytes, fields: Mapping[str, np.dtype | None]) -> dict[str, Any]:
     feature = _example().FromString(serialized).features.feature
-    return {
-        name: feature[name].int64_list.value[0]
-        if dtype is None
-        else np.frombuffer(feature[name].bytes_list.value[0], dtype)
-        for name, dtype in fields.items()
-    }
+    record: dict[str, Any] = {}
+    for name, dtype in fields.items():
+        values = feature[name].int64_list.value if dtype is None else feature[name].bytes_list.value
+        record[name] = values[0] if dtype is None else np.frombuffer(values[0], dtype)
+    return record

@@ -28,9 +28,8 @@ class Statistics:
     def add_document(self, sentence_lengths: Sequence[int], chunk_lengths: Sequence[int], unknown_tokens: int) -> None:
         """Lengths in tokens; static preparation has no chunks."""
         sentences, tokens, chunks = len(sentence_lengths), sum(sentence_lengths), len(chunk_lengths)
-        self.counts.update(
-            documents=1, sentences=sentences, tokens=tokens, unknown_tokens=unknown_tokens, chunks=chunks
-        )
+        self.counts.update(documents=1, sentences=sentences, tokens=tokens, chunks=chunks)
+        self.counts["unknown_tokens"] += unknown_tokens
         self.sentence_lengths.update(map(int.bit_length, sentence_lengths))
         self.chunk_lengths.update(map(int.bit_length, chunk_lengths))
         self.document_chunks[chunks.bit_length()] += 1

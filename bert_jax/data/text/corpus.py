@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -41,13 +41,6 @@ class Corpus:
     num_bytes: int | None  # of the raw text; None if only known compressed
     fingerprint: str  # changes when the content does
     documents: Callable[[], Iterator[Document]]  # a fresh stream each call
-
-
-class _Layout(NamedTuple):
-    """How a text file is laid out. A blank line that ends no document ends a paragraph."""
-
-    kind: str  # sentences | paragraphs (one a line) | wrapped
-    blank_ends_document: bool
 
 
 def open_corpus(data: ConfigDict) -> Corpus:
@@ -90,7 +83,7 @@ def _read_text(path: Path) -> Iterator[Document]:
     if head.lstrip().startswith("<doc "):
         yield from _read_wikiextractor(path)
         return
-    layout = _layout(head)
+    kind, blank_ends_document = _layout(head)
     texts: list[str] = []
     paragraph: list[str] = []
     first = size = 0
@@ -101,14 +94,14 @@ def _read_text(path: Path) -> Iterator[Document]:
             size += len(line)
             paragraph.append(line)
         full = size > _MAX_DOCUMENT
-        if paragraph and (full or not line or layout.kind != "wrapped"):
+        if paragraph and (full or not line or kind != "wrapped"):
             texts.append(" ".join(paragraph))
             paragraph = []
-        if texts and (full or (not line and layout.blank_ends_document)):
-            yield Document(f"{path}:{first}", "\n".join(texts), layout.kind == "sentences")
+        if texts and (full or (not line and blank_ends_document)):
+            yield Document(f"{path}:{first}", "\n".join(texts), kind == "sentences")
             texts, first, size = [], 0, 0
     if texts:
-        yield Document(f"{path}:{first}", "\n".join(texts), layout.kind == "sentences")
+        yield Document(f"{path}:{first}", "\n".join(texts), kind == "sentences")
 
 
 def _head(path: Path) -> str:
@@ -121,8 +114,9 @@ def _head(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _layout(head: str) -> _Layout:
-    """Returns how the lines of a plain text file are meant, from its first 256 K characters:
+def _layout(head: str) -> tuple[str, bool]:
+    """Returns how the lines of a plain text file are meant (sentences, paragraphs, wrapped), and whether a blank one
+    ends a document or only a paragraph, from the first 256 K characters:
 
     1. 60 % of the lines end a sentence and few go on in lower case from the line before: a line is a whole. It is a
        sentence if lines hold at most 1.5 sentences on average, else a paragraph.
@@ -137,7 +131,7 @@ def _layout(head: str) -> _Layout:
     blocks = [block for block in blocks if block]
     lines = [line for block in blocks for line in block]
     if not lines:
-        return _Layout("paragraphs", False)
+        return "paragraphs", False
     pairs = [pair for block in blocks for pair in pairwise(block)]
     lengths = sorted(map(len, lines))
     ninetieth, margin = (lengths[int(share * (len(lines) - 1))] for share in (0.9, 0.99))
@@ -147,12 +141,12 @@ def _layout(head: str) -> _Layout:
     blank_ends_document = len(lines) >= 1.5 * len(blocks)
     if ends >= 0.6 and continued <= 0.2:
         per_line = sum(len(split_text(line)) for line in lines) / len(lines)
-        return _Layout("sentences" if per_line <= 1.5 else "paragraphs", blank_ends_document)
+        return ("sentences" if per_line <= 1.5 else "paragraphs"), blank_ends_document
     if ninetieth > 120:
-        return _Layout("paragraphs", blank_ends_document)
+        return "paragraphs", blank_ends_document
     if ends < 0.05 and filled < 0.5:
-        return _Layout("sentences", blank_ends_document)
-    return _Layout("wrapped", False)
+        return "sentences", blank_ends_document
+    return "wrapped", False
 
 
 def _read_wikiextractor(path: Path) -> Iterator[Document]:

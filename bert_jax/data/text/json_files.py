@@ -12,15 +12,8 @@ T = TypeVar("T")
 Kind = type[T] | tuple[type, ...]
 _SHOWN = 60  # characters of a wrong value in a message
 _LARGEST = 2**63 - 1
-_NAMES = {
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    bool: "true or false",
-    dict: "an object",
-    list: "a list",
-    type(None): "null",
-}
+_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+_NAMES |= {dict: "an object", list: "a list", type(None): "null"}
 
 
 @dataclass(frozen=True)

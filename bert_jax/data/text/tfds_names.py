@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from bert_jax.config import UserError
@@ -34,24 +33,14 @@ def find_builder(name: str, where: str) -> Any:
 
 def download(builder: Any, where: str) -> None:
     """Downloads and prepares a data set unless that is done. Raises UserError, beginning with `where`."""
-    try:
-        with _few_retries():
-            builder.download_and_prepare()
-    except Exception as error:  # any builder's own code and downloads
-        raise UserError(
-            f"{where}: cannot be downloaded or prepared ({brief(error)}): check the network, or put a prepared copy "
-            f"into {builder.data_dir}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _few_retries() -> Iterator[None]:
     from tensorflow_datasets.core.download import downloader
 
-    before = downloader.MAX_RETRIES
-    downloader.MAX_RETRIES = _RETRIES
+    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, _RETRIES
     try:
-        yield
+        builder.download_and_prepare()
+    except Exception as error:  # any builder's own code and downloads
+        remedy = f"check the network, or put a prepared copy into {builder.data_dir}"
+        raise UserError(f"{where}: cannot be downloaded or prepared ({brief(error)}): {remedy}") from error
     finally:
         downloader.MAX_RETRIES = before
 

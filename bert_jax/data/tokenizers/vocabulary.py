@@ -60,10 +60,8 @@ def train_wordpiece(
         special_tokens=special_tokens,
         initial_alphabet=sorted(firsts) + [chr(ord(char) + _SHIFT) for char in sorted(nexts)],
     )
-    backend.train_from_iterator(
-        ((word + " ") * min(_REPEATS, count - done) for word, count in spelled for done in range(0, count, _REPEATS)),
-        trainer,
-    )
+    parts = ((word, min(_REPEATS, count - done)) for word, count in spelled for done in range(0, count, _REPEATS))
+    backend.train_from_iterator(((word + " ") * count for word, count in parts), trainer)
     vocab = backend.get_vocab()
     return [_piece_name(token) for token in sorted(vocab, key=vocab.__getitem__)]
 

@@ -35,9 +35,8 @@ class WordPieceTokenizer(Tokenizer):
         rules = json.loads(backend.to_str())
         model, decoder = rules["model"], rules["decoder"] or {"type": "WordPiece"}
         if model["type"] != "WordPiece":
-            raise UserError(
-                f"{origin}: a {model['type']} model, expected WordPiece: load a *.model file for SentencePiece"
-            )
+            remedy = "load a *.model file for SentencePiece"
+            raise UserError(f"{origin}: a {model['type']} model, expected WordPiece: {remedy}")
         vocab = backend.get_vocab(with_added_tokens=True)
         tokens = sorted(vocab, key=vocab.__getitem__)
         if sorted(vocab.values()) != list(range(len(tokens))):
