@@ -136,7 +136,9 @@ def _finite(row: Row, column: str, value: Any) -> float:
 
 def _flag(row: Row, column: str) -> bool:
     value = value_in(row, column)
-    return value in (1, "1") or (value not in (0, "0") and _refuse(row, column, value, "; it must be 0 or 1"))
+    if value not in (0, 1, "0", "1"):
+        _refuse(row, column, value, "; it must be 0 or 1")
+    return value in (1, "1")
 
 
 def _choice(row: Row, column: str, num_choices: int) -> int | None:

@@ -66,8 +66,10 @@ def _decide_and_parse(
     lines = tables.lines_of(name, blocks)
     if file_format in ("any", "squad or jsonl"):
         start: list[str] = []
-        while not (start and start[-1].strip()) and (line := next(lines, None)) is not None:
+        for line in lines:
             start.append(line)
+            if line.strip():
+                break
         file_format = _decided(file_format, start[-1].strip() if start else "")
         lines = itertools.chain(start, lines)
     if file_format != "squad":
