@@ -4,71 +4,58 @@ All three units use one mechanism: every token gets a rank, and in each sequence
 predicted, as many as the sequence's budget. The ranks are random per token, per word, or per span that covers a token.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+from ml_collections import ConfigDict
 
 from bert_jax.data.pretraining.packing import Packing, prediction_budgets
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 
 # SpanBERT (Joshi et al. 2020): lengths from a geometric distribution, cut off at the maximum
 MAX_SPAN = 10  # words
 SPAN_P = 0.2
 
 
-@dataclass(frozen=True)
-class Masking:
-    """The settings of the procedure; `special_ids`, [CLS] and [SEP], are never predicted."""
-
-    rate: float
-    mask_share: float
-    random_share: float
-    max_predictions: int
-    unit: str  # token | word | span
-    mask_id: int
-    special_ids: tuple[int, ...]
-    vocab_size: int
-
-
 def mask_tokens(
     input_ids: Int[Array, "B L"],
     sequence_ids: Int[Array, "B L"],
-    is_continuation: Bool[np.ndarray, " V"],
-    masking: Masking,
+    data: ConfigDict,
+    tokenizer: Tokenizer,
     key: Key[Array, ""],
     *,
     packing: Packing | None = None,
 ) -> dict[str, Array]:
-    """Hides tokens of each row; padding is where `sequence_ids` is 0.
+    """Hides tokens of each row as `data`, the group of the config, says; padding is where `sequence_ids` is 0.
 
-    Without `packing` a row is one sequence and P is min(`max_predictions`, L). With `packing` a row has up to
-    `packing.sequences` of them, and P is `packing.predictions`.
+    Without `packing` a row is one sequence and P is min(data.max_predictions_per_sequence, L). With `packing` a row has
+    up to `packing.sequences` of them, and P is `packing.predictions`.
 
     Returns `input_ids` [B, L] as the model sees them and up to P predictions per row in order of position:
     `masked_positions` and `masked_labels` [B, P] int32, `masked_weights` [B, P] float32; unused entries are 0.
 
-    A sequence's budget is round(rate × its tokens, special ones included), at least 1 and at most `max_predictions`, as
-    in the original; it does not depend on the rest of the row. Words are taken whole or not at all, so a budget may not
-    be used up; if every word is larger than the budget, one is cut to fit.
+    A sequence's budget is round(rate × its tokens, special ones included), at least 1 and at most
+    data.max_predictions_per_sequence, as in the original; it does not depend on the rest of the row. Words are taken
+    whole or not at all, so a budget may not be used up; if every word is larger than the budget, one is cut to fit.
     """
     # One key per decision: which tokens, what is shown in their place, which random token. The shapes of the draws do
     # not depend on the data, so that a step is compiled once.
     rank_key, show_key, random_key = jax.random.split(key, 3)
     batch, length = input_ids.shape
-    sequences, predictions = 1, min(masking.max_predictions, length)
+    most = data.max_predictions_per_sequence
+    sequences, predictions = 1, min(most, length)
     if packing is not None:
         sequences, predictions = packing.sequences, packing.predictions
-    special = jnp.isin(input_ids, jnp.asarray(masking.special_ids)) | (sequence_ids == 0)
+    special = jnp.isin(input_ids, jnp.asarray((tokenizer.cls_id, tokenizer.sep_id))) | (sequence_ids == 0)
     ordinary = _count(jnp.where(special, 0, sequence_ids), sequences)
-    budgets = prediction_budgets(masking.rate, masking.max_predictions, length)
+    budgets = prediction_budgets(data.mask_rate, most, length)
     budget = jnp.minimum(jnp.take(jnp.asarray(budgets), _count(sequence_ids, sequences)), ordinary)
 
-    unit = _units(input_ids, special, jnp.asarray(is_continuation), masking.unit)
-    rank = _ranks(unit, sequence_ids, masking.unit, rank_key)
+    unit = _units(input_ids, special, jnp.asarray(tokenizer.is_continuation), data.mask_unit)
+    rank = _ranks(unit, sequence_ids, data.mask_unit, rank_key)
     own = jnp.maximum(sequence_ids - 1, 0)  # number of a token's sequence, from 0
-    if masking.unit == "word":  # ranks are below 1, so words over the budget come last: cut only if nothing else fits
+    if data.mask_unit == "word":  # ranks are below 1, so words over the budget come last: cut only if nothing else fits
         rank += _size(unit) > jnp.take_along_axis(budget, own, axis=1)
     # One sort serves all sequences of a row: by sequence, then by rank. It is stable, so that the pieces of a word,
     # which have the same rank, stay together and in order. Special tokens come last: they get the number of a sequence
@@ -80,7 +67,7 @@ def mask_tokens(
     # Where each sequence begins in the sorted row; its first `budget` tokens from there are chosen.
     first = jnp.take_along_axis(jnp.pad(jnp.cumsum(ordinary, axis=1) - ordinary, pad), sequence, axis=1)
     chosen = every_position - first < jnp.take_along_axis(jnp.pad(budget, pad), sequence, axis=1)
-    if masking.unit == "word":
+    if data.mask_unit == "word":
         chosen &= _whole(unit, order, chosen, first)
     # The chosen positions in ascending order. What is not chosen is L, which sorts behind them and then becomes 0.
     positions = jnp.sort(jnp.where(chosen, order, length), axis=1)[:, :predictions]
@@ -89,9 +76,9 @@ def mask_tokens(
     labels = jnp.where(weights, jnp.take_along_axis(input_ids, positions, axis=1), 0)
 
     u = jax.random.uniform(show_key, labels.shape)
-    randoms = jax.random.randint(random_key, labels.shape, 0, masking.vocab_size, jnp.int32)
-    shown = jnp.where(u < masking.mask_share, masking.mask_id, labels)
-    shown = jnp.where((u >= masking.mask_share) & (u < masking.mask_share + masking.random_share), randoms, shown)
+    randoms = jax.random.randint(random_key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
+    shown = jnp.where(u < data.mask_share, tokenizer.mask_id, labels)
+    shown = jnp.where((u >= data.mask_share) & (u < data.mask_share + data.random_share), randoms, shown)
     rows = jnp.arange(batch)[:, None]
     # Unused entries are written past the end, which `mode="drop"` ignores; at position 0 they would overwrite [CLS].
     masked = input_ids.at[rows, jnp.where(weights, positions, length)].set(shown, mode="drop")

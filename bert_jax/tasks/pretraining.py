@@ -28,7 +28,7 @@ from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
-from bert_jax.tasks.masking import Masking, mask_tokens
+from bert_jax.tasks.masking import mask_tokens
 from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each
 
 
@@ -60,16 +60,6 @@ class Pretraining(Task):
         self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions, places)
         self.bytes_per_step = training_bytes(
             self.bert_config, rows, data.sequence_length, fused_attention=use_cudnn(self.bert_config, training=True)
-        )
-        self.masking = Masking(
-            rate=data.mask_rate,
-            mask_share=data.mask_share,
-            random_share=data.random_share,
-            max_predictions=data.max_predictions_per_sequence,
-            unit=data.mask_unit,
-            mask_id=self.tokenizer.mask_id,
-            special_ids=(self.tokenizer.cls_id, self.tokenizer.sep_id),
-            vocab_size=self.tokenizer.vocab_size,
         )
 
     @classmethod
@@ -107,7 +97,7 @@ class Pretraining(Task):
         """
         if "masked_positions" in batch:
             return batch
-        mask = partial(mask_tokens, is_continuation=self.tokenizer.is_continuation, masking=self.masking)
+        mask = partial(mask_tokens, data=self.config.data, tokenizer=self.tokenizer)
         if "records" not in batch:
             packing = self.packing if batch["first_tokens"].shape[1] > 1 else None
             return batch | mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)

@@ -1,5 +1,7 @@
 """Masking on the device: shares, budgets, whole words, spans."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,23 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.data.pretraining.packing import Packing, prediction_budgets
-from bert_jax.tasks.masking import Masking, mask_tokens
+from bert_jax.tasks.masking import mask_tokens
 
 PAD, CLS, SEP, MASK, V = 0, 2, 3, 4, 1000
 
 
-def masking(**changes) -> Masking:
-    numbers = {
-        "rate": 0.15,
-        "mask_share": 0.8,
-        "random_share": 0.1,
-        "max_predictions": 20,
-        "unit": "token",
-        "mask_id": MASK,
-        "special_ids": (CLS, SEP),
-        "vocab_size": V,
-    }
-    return Masking(**(numbers | changes))
+def masking(**changes) -> SimpleNamespace:
+    """Returns options of `config.data`, given without their prefixes."""
+    options = {"mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "mask_unit": "token"}
+    names = {"rate": "mask_rate", "unit": "mask_unit", "max_predictions": "max_predictions_per_sequence"}
+    changes = {names.get(name, name): value for name, value in changes.items()}
+    return SimpleNamespace(**{"max_predictions_per_sequence": 20, **options, **changes})
 
 
 def rows(batch: int, length: int, real: int | None = None, seed: int = 0):
@@ -36,11 +32,12 @@ def rows(batch: int, length: int, real: int | None = None, seed: int = 0):
 
 
 CONTINUES = np.arange(V) >= 500
+TOKENIZER = SimpleNamespace(mask_id=MASK, cls_id=CLS, sep_id=SEP, vocab_size=V, is_continuation=CONTINUES)
 
 
 def masked(ids, sequence_ids, numbers, seed=0, packing=None):
     ids, sequence_ids = jnp.asarray(ids), jnp.asarray(sequence_ids)
-    out = mask_tokens(ids, sequence_ids, CONTINUES, numbers, jax.random.key(seed), packing=packing)
+    out = mask_tokens(ids, sequence_ids, numbers, TOKENIZER, jax.random.key(seed), packing=packing)
     return jax.tree.map(np.asarray, out)
 
 
