@@ -7,7 +7,7 @@ The options themselves are declared in `options.py`.
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from bert_jax.options import OPTIONS, RESTART, default_config, nearest
 
 class UserError(Exception):
     """A mistake that a user can correct: what is wrong, where, and what to do, in one line."""
+
+
+def result_or_error(function: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+    """Yields for each input what `function` returns for it, or the UserError that it raises."""
+    for one in inputs:
+        try:
+            yield function(one)
+        except UserError as error:
+            yield error
 
 
 def check_option(name: str, value: Any) -> None:

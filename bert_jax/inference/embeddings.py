@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, result_or_error
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import InputRow, Row
@@ -102,13 +103,8 @@ class Embedder:
             yield from in_place_of_good(self._encoded(window, column), vectors)
 
     def _encoded(self, rows: Sequence[Row | UserError], column: str) -> list[Encoding | UserError]:
-        found: list[Any] = []
-        for row in rows:
-            try:
-                found.append(row if isinstance(row, UserError) else text_in(row, column))
-            except UserError as error:
-                found.append(error)
-        found, cut = in_place_of_good(found, self.tokenizer.encode), 0
+        texts = in_place_of_good(rows, partial(result_or_error, lambda row: text_in(row, column)))
+        found, cut = in_place_of_good(texts, self.tokenizer.encode), 0
         for i, (row, text) in enumerate(zip(rows, found, strict=True)):
             if isinstance(row, UserError) or isinstance(text, UserError) or len(text.ids) <= self.max_length:
                 continue

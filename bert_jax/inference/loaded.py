@@ -4,12 +4,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, result_or_error
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.embeddings import Embedder
@@ -63,7 +64,7 @@ class LoadedModel:
     def fill_mask(self, texts: Texts, top_k: int = 5) -> Any:
         """Returns, for each [MASK] of a text, the likeliest tokens as [(token, probability), …]."""
         fill = self._tool(FillMask)
-        return _results(texts, lambda rows: (_caught(fill, text, top_k) for text in rows))
+        return _results(texts, partial(result_or_error, lambda text: problem(0, text) or fill(text, top_k)))
 
     def embed(self, texts: Texts, *, pooling: str = "mean", layer: int | str = -1, normalize: bool = False) -> Any:
         """Returns the vector of each text, float32[D]; the options are those of `Embedder`."""
@@ -122,10 +123,3 @@ def _rows(inputs: Sequence[Any], column: str) -> Iterator[Row | UserError]:
         values = dict(one) if isinstance(one, Mapping) else {column: one}
         wrong = next(filter(None, (problem(number, x) for x in values.values() if isinstance(x, str))), None)
         yield wrong or Row(f"input {number}", values)
-
-
-def _caught(fill: FillMask, text: Any, top_k: int) -> Any:
-    try:
-        return problem(0, text) or fill(text, top_k)
-    except UserError as error:
-        return error

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, result_or_error
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
@@ -60,7 +60,7 @@ class Predictor:
         try:
             items = self.task.encode(_good(found))
         except UserError:  # says which of them is wrong, but there may be several
-            found = in_place_of_good(found, lambda examples: map(self._checked, examples))
+            found = in_place_of_good(found, lambda examples: result_or_error(self._checked, examples))
             items = self.task.encode(_good(found))
         if not _good(found):
             return found
@@ -74,10 +74,7 @@ class Predictor:
         return {name: x if name in self.task.token_outputs else x[:, 0] for name, x in rows.items()}
 
     def _checked(self, example: Any) -> Any:
-        try:
-            self.task.encode([example])
-        except UserError as error:
-            return error
+        self.task.encode([example])
         return example
 
 

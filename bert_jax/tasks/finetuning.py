@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError
+from bert_jax.config import UserError, result_or_error
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import ordered_batches, train_batches
@@ -155,11 +155,7 @@ class FineTuning(Task, ABC):
         return Model(Bert(self.bert_config, rngs=rngs), self.heads(rngs))
 
     def prediction_examples(self, rows) -> Iterator[Any]:
-        for row in rows:
-            try:
-                yield self.example(row)
-            except UserError as error:
-                yield error
+        return result_or_error(self.example, rows)
 
     def load(self) -> None:
         """Reads and encodes every split that the config names. Raises UserError for anything wrong with the data."""

@@ -122,10 +122,8 @@ class Tagging(FineTuning):
         for place, (example, pieces) in enumerate(zip(examples, pieces_of, strict=True)):
             sizes = [len(ids) for ids in pieces]
             if sum(sizes) > room and self.config.data.long_texts == "error":
-                raise UserError(
-                    f"{example.origin}: {sum(sizes) + 2} tokens, over data.sequence_length {length}; "
-                    "set data.long_texts=windows"
-                )
+                count = f"{sum(sizes) + 2} tokens, over data.sequence_length {length}"
+                raise UserError(f"{example.origin}: {count}; set data.long_texts=windows")
             long += sum(sizes) > room
             # A text to predict has no tags, and its loss is not used.
             tags = _tags(example) or self.labels[:1] * len(sizes)
