@@ -83,6 +83,9 @@ class Classification(FineTuning):
                 f"data.label_kind is {wanted}, the checkpoint's head was trained with {kind}: "
                 f"set --config.data.label_kind={kind}, or train a head of its own with --config.train.new_head=True"
             )
+        if kind == "multi" and len(self.thresholds) != len(self.labels):
+            known = f"{len(self.thresholds)} thresholds for {len(self.labels)} labels"
+            raise UserError(f"the checkpoint has {known}: it is damaged; use another")
 
     def encode(self, examples: Sequence[TextExample]) -> list[Item]:
         data = self.config.data
@@ -150,13 +153,10 @@ class Classification(FineTuning):
             decisions = [{"labels": self._given(row, self.thresholds)} for row in probabilities]
         else:
             probabilities = softmax(logits)
-            decisions = [
-                {"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in probabilities
-            ]
-        return [
-            decision | {"probabilities": dict(zip(self.labels, row.tolist(), strict=True))}
-            for decision, row in zip(decisions, probabilities, strict=True)
-        ]
+            best = [(self.labels[int(row.argmax())], float(row.max())) for row in probabilities]
+            decisions = [{"label": label, "probability": probability} for label, probability in best]
+        named = (dict(zip(self.labels, row.tolist(), strict=True)) for row in probabilities)
+        return [decision | {"probabilities": row} for decision, row in zip(decisions, named, strict=True)]
 
     def score(self, examples, predictions, description) -> dict[str, float]:
         if self.label_kind == "regression":

@@ -50,17 +50,14 @@ class Pretraining(Task):
         data = config.data
         check_length(self.bert_config, data.sequence_length)
         self.packing = Packing.from_config(data) if data.packing else None
-        predictions = min(data.max_predictions_per_sequence, data.sequence_length)
+        pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
         if self.packing is not None:
-            predictions = self.packing.predictions
-        rows = config.train.batch_size
-        self.tokens_per_step = rows * data.sequence_length
-        pairs_a_row = 1 if self.packing is None else self.packing.sequences
-        places = None if is_scanned(self.bert_config) else predictions + pairs_a_row
-        self.flops_per_step = training_flops(self.bert_config, rows, data.sequence_length, predictions, places)
-        self.bytes_per_step = training_bytes(
-            self.bert_config, rows, data.sequence_length, fused_attention=use_cudnn(self.bert_config, training=True)
-        )
+            pairs_a_row, predictions = self.packing.sequences, self.packing.predictions
+        model, rows, length = self.bert_config, config.train.batch_size, data.sequence_length
+        self.tokens_per_step = rows * length
+        positions = None if is_scanned(model) else predictions + pairs_a_row
+        self.flops_per_step = training_flops(model, rows, length, predictions, positions)
+        self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:

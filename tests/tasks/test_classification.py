@@ -332,6 +332,8 @@ def test_what_a_checkpoint_does_not_say_of_its_head_is_not_guessed(name):
     del description[name]
     with pytest.raises(UserError, match=f"does not say the {name} of its task, classification; convert"):
         Classification(make_config(), TOKENIZER, description)
+    with pytest.raises(UserError, match="1 thresholds for 2 labels"):
+        Classification(make_config("multi"), TOKENIZER, described(["a", "b"], [0.5], "multi"))
 
 
 def test_files_may_number_the_labels_that_the_config_names(tmp_path):
