@@ -5,10 +5,14 @@ asks `current()`. So a program for a TPU can be traced on a machine that has non
 """
 
 import contextlib
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
@@ -39,16 +43,25 @@ class Backend:
     tokens_per_batch: int | None = None  # of a prediction batch; None = as many as the batch size allows
     flops: float = 5e13  # per second: half of what a device reaches at best, to weigh compiling against computing
     compiler_options: Mapping[str, int | bool | str] = field(default_factory=dict)
+    # Measured on the CPUs below, on 21 November 2026; no other device has values of its own yet.
+    seconds_per_layer: float = 1.0  # that compiling a step takes
+    attention_share: float = 25.0  # of `crossover_length`
+    saved_share: float = 0.005  # of the tokens of a prediction call that one more program has to save
 
     def accumulator(self, dtype: str) -> str:
         """Returns the dtype in which a product costs nothing extra."""
         return "float32" if self.float32_accumulators else dtype
 
+    def crossover_length(self, hidden_size: int, heads: int) -> float:
+        """Returns the length of rows at which attention takes as long as the rest of a layer (MiniLM: 500 tokens)."""
+        return hidden_size**2 / (self.attention_share * heads)
 
-# 2-core x86 CPUs with AMX, 2026: oneDNN's bfloat16 kernels are reached only by row-major operands and float32 results,
-# and gain nothing under 16. A padded table costs more than it gains. LLVM's higher optimisation levels take a quarter
-# of the compile time and gain nothing. A batch of 2,048 tokens stays in the caches (MiniLM: 64 rows of 128 tokens take
-# an eighth more time per token than 16 do, 16 rows of 512 a fifth more than 4). Memory is allocated at launch.
+
+# 2-core x86 CPUs with AMX, November 2026: oneDNN's bfloat16 kernels are reached only by row-major operands and float32
+# results, and gain nothing under 16. A padded table costs more than it gains. LLVM's higher optimisation levels take a
+# quarter of the compile time and gain nothing. A batch of 2,048 tokens stays in the caches (MiniLM: 64 rows of 128
+# tokens take an eighth more time per token than 16 do, 16 rows of 512 a fifth more than 4). Memory is allocated at
+# launch.
 CPU = Backend(
     "cpu",
     is_cpu=True,
@@ -112,3 +125,19 @@ def _of_device(device: Any) -> Backend:  # jax.Device is not a type for pyright
         capability = str(getattr(device, "compute_capability", ""))
         return replace(GPU, fused_attention=capability.replace(".", "").isdigit() and float(capability) >= 8)
     return TPU
+
+
+def keep_programs(workdir: Path) -> None:
+    """Keeps compiled programs beside the workdir for later runs, also small ones: by itself jax keeps those that took
+    a second, which an evaluation's does not. jax's own settings have precedence."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = workdir.absolute().parent / ".compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as problem:  # costs time, nothing else
+            logging.warning("%s cannot be written to (%s): programs are not kept", folder, problem.strerror)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)

@@ -16,9 +16,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from bert_jax.config import UserError
+from bert_jax.options import Option, Value
 
 # Terminals obey control characters, escape sequences and marks of the writing direction; no terminal can show a
 # surrogate, which stands for an undecodable byte.
@@ -49,14 +51,16 @@ class Parser(argparse.ArgumentParser):
         lowest whole number."""
         if modes and modes not in self._sections:
             self._sections[modes] = self.add_argument_group(f"with --mode={' or '.join(modes)}")
-        section = self._sections[modes] if modes else self
+        section, names = self._sections[modes] if modes else self, tuple(choices)
         if isinstance(default, bool):
-            more |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
+            more |= {"nargs": "?", "const": True, "metavar": "BOOL"}
         elif isinstance(default, int):
-            more |= {"type": partial(_whole, least), "metavar": "N"}
-        elif choices:
-            names = tuple(choices)
-            more |= {"type": partial(_one_of, names), "metavar": " | ".join(filter(None, names))}
+            more |= {"metavar": "N"}
+        elif names:
+            more |= {"metavar": " | ".join(filter(None, names))}
+        if names or isinstance(default, int):
+            numbers = f"[{least}, 2^31)" if type(default) is int else ""
+            more |= {"type": partial(_parsed, Option(f"--{name}", type(default), default, help, names, numbers))}
         shown = f" [{default}]" if default not in ("", None, []) else ""
         more = {"metavar": name.upper(), "help": f"{help}{shown}".replace("%", "%%")} | more
         section.add_argument(f"--{name}", default=argparse.SUPPRESS, **more)  # a flag that was not given has no value
@@ -158,7 +162,7 @@ def _hide_late_callbacks() -> None:
 
     report_others = sys.unraisablehook
 
-    def report(unraisable: Any) -> None:
+    def report(unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             report_others(unraisable)
 
@@ -198,7 +202,7 @@ def _spelled(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     _INTERRUPTS.append(number)
     raise KeyboardInterrupt
 
@@ -249,23 +253,8 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
-def _boolean(text: str) -> bool:
+def _parsed(option: Option, text: str) -> Value:
     try:
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False") from None
-
-
-def _whole(least: int, text: str) -> int:
-    with contextlib.suppress(ValueError):
-        if least <= int(text) < 1 << 31:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} to below {1 << 31}")
-
-
-def _one_of(choices: tuple[str, ...], text: str) -> str:
-    if text in choices:
-        return text
-    near = difflib.get_close_matches(text, choices, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise argparse.ArgumentTypeError(f"'{text}' is not known; it can be {', '.join(filter(None, choices))}{hint}")
+        return option.parse(text)
+    except ValueError as problem:
+        raise UserError(problem) from None

@@ -4,7 +4,6 @@
 The options themselves are declared in `options.py`.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.files import write_atomically
-from bert_jax.options import OPTIONS, RESTART, default_config, nearest
+from bert_jax.options import OPTIONS, RESTART, can_be, default_config, nearest
 
 
 class UserError(Exception):
@@ -74,9 +73,7 @@ def choose(argument: str | None, choices: Iterable[str], experiment: str) -> str
     if not argument:
         return names[0]
     if argument not in names:
-        near = difflib.get_close_matches(argument, names, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{experiment}.py:{argument} is not known; it can be {', '.join(names)}{hint}")
+        raise UserError(f"{experiment}.py:{argument} is not known; {can_be(argument, names)}")
     return argument
 
 
@@ -151,12 +148,7 @@ def _check_batches(config: ConfigDict, num_devices: int) -> None:
             raise UserError(f"{name} {size} is not a multiple of {devices} devices{micro_batches}")
 
 
-def to_json(config: ConfigDict) -> str:
-    """Returns the config as it stands in `config.json`."""
-    return json.dumps(config.to_dict(), indent=2)
-
-
-def from_json_dict(saved: Any) -> ConfigDict:
+def from_json_dict(saved: object) -> ConfigDict:
     """Returns the config that a checkpoint or `config.json` holds, over today's defaults for keys added since.
 
     Raises UserError naming the key whose value has another type.
@@ -208,12 +200,12 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
                 f"choose another --workdir, where --config.init_from={path.parent} starts from its parameters"
             )
     try:
-        write_atomically(path, to_json(config))
+        write_atomically(path, config.to_json(indent=2))
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}); remove the cause and start again") from problem
 
 
-def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
+def differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     """Returns (key, old value, new value) for every dotted key in which two nested dicts differ."""
     before, after = _flatten(old), _flatten(new)
     absent = "(absent)"
@@ -221,7 +213,7 @@ def differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
     return [(key, one, other) for key, one, other in pairs if one != other]
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     flat = {}
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

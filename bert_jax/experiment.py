@@ -5,6 +5,7 @@ import inspect
 import re
 import stat
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, check_options
-from bert_jax.options import OPTIONS, nearest
+from bert_jax.options import OPTIONS, Option, Value, nearest
 
 _MAX_BYTES = 1 << 20  # an experiment is a page of Python; anything longer is another kind of file
 _MAX_CAUSE = 300  # characters
@@ -36,7 +37,7 @@ def load_experiment(text: str) -> ConfigDict:
     sys.modules[module.__name__] = module  # dataclasses look up the module of their class
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
-        config = _call(module, path, argument)
+        config = _call(module, argument)
         if type(config) is not ConfigDict:
             raise UserError(f"get_config() returns {type(config).__name__}; it must return a ConfigDict")
         check_options(config)
@@ -51,7 +52,7 @@ def load_experiment(text: str) -> ConfigDict:
         sys.modules.pop(module.__name__, None)
 
 
-def override(config: ConfigDict, words: list[str]) -> dict[str, Any]:
+def override(config: ConfigDict, words: list[str]) -> dict[str, Value]:
     """Sets what `--config.NAME=VALUE` asks for, and returns {NAME: value}. `--config.NAME VALUE` is accepted too.
 
     Raises UserError for an unknown name, naming the nearest, and for a value that the option does not accept.
@@ -60,13 +61,12 @@ def override(config: ConfigDict, words: list[str]) -> dict[str, Any]:
     while words:
         name, equals, text = words.pop(0).removeprefix("--config.").partition("=")
         old = _find(config, name)
-        if not equals:
-            if words and not words[0].startswith("--"):
-                text = words.pop(0)
-            elif isinstance(old, bool):
-                text = "True"
-            else:
-                raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE")
+        if not equals and words and not words[0].startswith("--"):
+            text = words.pop(0)
+        elif not equals and isinstance(old, bool):
+            text = "True"
+        elif not equals:
+            raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE")
         group, _, key = name.rpartition(".")
         given[name] = _parse(name, text, old)
         (config[group] if group else config)[key] = given[name]
@@ -97,7 +97,7 @@ def _similar(path: Path) -> str:
     return f"; did you mean {stems[close[0]]}?" if close else "; give one such as experiments/base.py"
 
 
-def _call(module: ModuleType, path: Path, argument: str | None) -> Any:
+def _call(module: ModuleType, argument: str | None) -> object:
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UserError("it defines no function get_config(); experiments/base.py is an example")
@@ -105,7 +105,7 @@ def _call(module: ModuleType, path: Path, argument: str | None) -> Any:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError as error:
-        if argument is not None:
+        if arguments:
             raise UserError(f"its get_config() takes no argument; leave ':{argument}' out") from error
         raise UserError(f"get_config() cannot be called without arguments ({error})") from error
     return get_config(*arguments)
@@ -114,12 +114,8 @@ def _call(module: ModuleType, path: Path, argument: str | None) -> Any:
 def _place(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{error.filename}:{error.lineno}"
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == str(path):
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return f"{path}:{line}" if line else str(path)
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
 
 
 def _cause(error: BaseException) -> str:
@@ -136,7 +132,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:_MAX_CAUSE]}" if text else type(error).__name__
 
 
-def _find(config: ConfigDict, name: str) -> Any:
+def _find(config: ConfigDict, name: str) -> Value:
     value: Any = config
     for key in name.split("."):
         if not isinstance(value, ConfigDict) or key not in value:
@@ -147,14 +143,10 @@ def _find(config: ConfigDict, name: str) -> Any:
     return value
 
 
-def _parse(name: str, text: str, old: Any) -> Any:
+def _parse(name: str, text: str, old: Value) -> Value:
     try:
-        if name in OPTIONS:
-            return OPTIONS[name].parse(text)
-        if isinstance(old, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return text if old is None else type(old)(text)
-    except KeyError:
-        raise UserError(f"--config.{name}={text}: it must be True or False") from None
+        # A task of the user's own may have options that are declared nowhere: they keep their type.
+        option = OPTIONS.get(name) or Option(name, str if old is None else type(old), old, "")
+        return option.parse(text)
     except ValueError as error:
-        raise UserError(f"--config.{error}" if name in OPTIONS else f"--config.{name}={text}: {error}") from None
+        raise UserError(f"--config.{error}") from None

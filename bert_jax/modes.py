@@ -5,6 +5,7 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,24 @@ from ml_collections import ConfigDict
 
 from bert_jax.command import say
 from bert_jax.config import UserError
-from bert_jax.run import evaluate_checkpoint, keep_programs, run, start_run
-from bert_jax.tasks import task_class
+from bert_jax.options import Value
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
-    source = start_run(config, workdir)
+    from bert_jax.run import start_run
     from bert_jax.tasks.pretraining import prepared_corpus
 
-    logging.info("prepared: %s", prepared_corpus(config, source).directory)
+    logging.info("prepared: %s", prepared_corpus(config, start_run(config, workdir)).directory)
     return 0
 
 
 def train(
-    config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, profile: int = 0, **_
+    config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Value] | None = None, profile: int = 0, **_
 ) -> int:
     """Trains, or continues the run in the workdir, as `run.py` says; with `config.seeds` over 1, one run per seed."""
+    from bert_jax.run import run
+
     if config.seeds > 1:
         if profile:
             raise UserError(f"--profile={profile} is for one run; leave it out, or set --config.seeds=1")
@@ -45,11 +47,12 @@ def train(
 
 def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_) -> int:
     """Prints the metrics of a checkpoint on the validation and test examples, and adds them to metrics.jsonl."""
-    source = start_run(config, workdir)
     from bert_jax.inference.open import meant
+    from bert_jax.run import evaluate_checkpoint, start_run
+    from bert_jax.tasks import task_class
     from bert_jax.training.metrics_log import MetricsLog
 
-    task = task_class(config.task).with_data(config, source)
+    task = task_class(config.task).with_data(config, start_run(config, workdir))
     found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
     log = MetricsLog(workdir, step, step)
     for split, evaluation in found.items():
@@ -83,7 +86,7 @@ def predict(
     input_format: str = "",
     bad_lines: str = "fail",
     glue: str = "",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
     **_,
 ) -> int:
@@ -93,27 +96,23 @@ def predict(
         raise UserError("--mode=predict needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
     if output.endswith(".zip") != bool(glue):
         raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
-    from bert_jax.inference.output import check_output, results, write_answers, write_jsonl
+    path = _prepare(config, workdir, input, output, (".jsonl", ".json", ".zip"))
+    from bert_jax.inference import glue_submission, predictor
+    from bert_jax.inference.output import results, write_answers, write_jsonl
 
-    check_output(output, (".jsonl", ".json", ".zip"), [input, *_records(workdir)])
-    keep_programs(workdir)
-    from bert_jax.inference import glue_submission
-    from bert_jax.inference.open import meant
-    from bert_jax.inference.predictor import Predictor
-
-    path = meant(workdir, config.init_from)
     options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
-    predictor = Predictor(path, config.eval.batch_size, **options)
-    rows = _rows(input, predictor.config.data.text, predictor.config.data.text_pair, input_format)
+    model = predictor.Predictor(path, config.eval.batch_size, **options)
+    rows = _rows(input, model.config.data.text, model.config.data.text_pair, input_format)
     if glue:
-        glue_submission.check_submission(Path(output), glue, predictor.task.description())
-        predictions = [prediction for _, prediction in results(rows, predictor.stream, skip_bad=False)]
-        glue_submission.add_to_submission(Path(output), glue, predictions, predictor.task.description()["labels"])
+        description = model.task.description()
+        glue_submission.check_submission(Path(output), glue, description)
+        predictions = [prediction for _, prediction in results(rows, model.stream, skip_bad=False)]
+        glue_submission.add_to_submission(Path(output), glue, predictions, description["labels"])
         return 0
-    if output.endswith(".json") and not predictor.task.makes_answers:
-        raise UserError(f"--output={output}: .json is SQuAD's form of answers; of {predictor.config.task} use .jsonl")
+    if output.endswith(".json") and not model.task.makes_answers:
+        raise UserError(f"--output={output}: .json is SQuAD's form of answers; of {model.config.task} use .jsonl")
     write = write_answers if output.endswith(".json") else write_jsonl
-    write(rows, predictor.stream, output, skip_bad=bad_lines == "skip")
+    write(rows, model.stream, output, skip_bad=bad_lines == "skip")
     return 0
 
 
@@ -125,7 +124,7 @@ def embed(
     output: str,
     input_format: str = "",
     bad_lines: str = "fail",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Value] | None = None,
     pooling: str = "mean",
     layer: str = "-1",
     normalize: bool = False,
@@ -139,26 +138,18 @@ def embed(
         raise UserError("--mode=embed needs --input and --output=<name>.npy or <name>.parquet")
     if tokens and suffix == ".npy":
         raise UserError("--tokens: each text has its own number of vectors; give --output=<name>.parquet")
-    from bert_jax.inference.output import check_output
-
-    check_output(output, (".npy", ".parquet"), [input, *_records(workdir)])
-    keep_programs(workdir)
+    path = _prepare(config, workdir, input, output, (".npy", ".parquet"))
     from bert_jax.inference.embeddings import Embedder, write_npy, write_parquet
-    from bert_jax.inference.open import meant
 
     names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts"}
-    given = {names[key]: value for key, value in (overrides or {}).items() if key in names}
+    given: dict[str, Any] = {names[key]: value for key, value in (overrides or {}).items() if key in names}
     given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint, "overrides": overrides}
-    embedder = Embedder(meant(workdir, config.init_from), batch_size=config.eval.batch_size, **given)
+    embedder = Embedder(path, batch_size=config.eval.batch_size, **given)
     # A run without labelled examples, such as pretraining, says nothing about columns.
     names_column = embedder.run_config.data.train and "data.text" not in (overrides or {})
     column = (embedder.run_config if names_column else config).data.text
-    rows = _rows(input, column, "", input_format)
-    skip_bad = bad_lines == "skip"
-    if suffix == ".npy":
-        write_npy(rows, embedder, column, Path(output), skip_bad=skip_bad)
-    else:
-        write_parquet(rows, embedder, column, Path(output), skip_bad=skip_bad, tokens=tokens)
+    write = write_npy if suffix == ".npy" else partial(write_parquet, tokens=tokens)
+    write(_rows(input, column, "", input_format), embedder, column, Path(output), skip_bad=bad_lines == "skip")
     return 0
 
 
@@ -172,9 +163,17 @@ MODES = {
 }
 
 
-def _records(workdir: Path) -> list[Path]:
-    """Returns the files of a run that no output may replace."""
-    return [workdir / "config.json", workdir / "metrics.jsonl"]
+def _prepare(config: ConfigDict, workdir: Path, input: str, output: str, suffixes: tuple[str, ...]) -> str:
+    """Returns the path of the model that makes the output. Raises UserError if the output cannot be written, or would
+    replace the input or a file of the run."""
+    from bert_jax.inference.output import check_output
+
+    check_output(output, suffixes, [input, workdir / "config.json", workdir / "metrics.jsonl"])
+    from bert_jax.backend import keep_programs
+    from bert_jax.inference.open import meant
+
+    keep_programs(workdir)
+    return meant(workdir, config.init_from)
 
 
 def _rows(source: str, text: str, text_pair: str, input_format: str):

@@ -8,20 +8,26 @@ means that the value comes from elsewhere; the meaning says from where.
 
 import difflib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-_MARKS = {
-    "optional": "None is a value",
+Value = bool | int | float | str | None
+
+MARKS = {
+    "optional": "None is a value; it is of every option whose default is None",
     "needed": "an empty text is not a value",
     "pattern": "a regular expression",
     "shape": "belongs to the parameters: a run that starts from a checkpoint takes it from there",
     "restart": "may differ between two starts of one run: it changes nothing of what is learned",
     "inference": "may differ between a run and a command that uses its checkpoint",
 }
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -30,48 +36,46 @@ class Option:
 
     name: str
     type: type
-    default: Any
+    default: Value
     meaning: str
     choices: tuple[str, ...] = ()
     range: str = ""  # an interval of numbers: [ ] include the end, ( ) exclude it
-    marks: frozenset[str] = frozenset()  # of _MARKS
+    marks: tuple[str, ...] = ()  # of MARKS
 
     def problem(self, value: Any) -> str | None:
         """Returns what is wrong with a value, as a sentence that names the option, or None."""
         if value is None:
-            return None if "optional" in self.marks else f"{self.name} is None; it needs a value ({self.allowed})"
-        if not self.has_type(value):
+            return None if self.is_optional else f"{self.name} is None; it needs a value ({self.allowed})"
+        if not self.has_type(value) or (self.range and not _contains(self.range, value)):
             return f"{self.name} is {_short(value)}; it must be {self.allowed}"
         if self.choices and value not in self.choices:
-            near = difflib.get_close_matches(value, self.choices, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            return f"{self.name} is {_short(value)}; it can be {', '.join(self.choices)}{hint}"
-        if self.range and not _contains(self.range, value):
-            return f"{self.name} is {_short(value)}; it must be {self.allowed}"
+            return f"{self.name} is {_short(value)}; {can_be(value, self.choices)}"
         if self.type is str and "\0" in value:
             return f"{self.name} contains a NUL character; it must be {self.allowed}"
         if "needed" in self.marks and not value.strip(" "):
             return f"{self.name} is empty; it needs a value"
         return None
 
-    def has_type(self, value: Any) -> bool:
+    def has_type(self, value: object) -> bool:
         """Returns whether a value that is not None has the option's type; whole numbers are numbers as well."""
         kinds = (int, float) if self.type is float else (self.type,)
         return isinstance(value, kinds) and (self.type is bool or not isinstance(value, bool))
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str) -> Value:
         """Returns the value that a text on the command line stands for. Raises ValueError with a sentence."""
-        if "optional" in self.marks and text == "None":
+        if self.is_optional and text == "None":
             return None
         try:
-            if self.type is bool:
-                return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-            value = self.type(text)
+            value = _BOOLEANS[text.lower()] if self.type is bool else self.type(text)
         except (ValueError, KeyError):
             raise ValueError(f"{self.name} is {_short(text)}; it must be {self.allowed}") from None
         if problem := self.problem(value):
             raise ValueError(problem)
         return value
+
+    @property
+    def is_optional(self) -> bool:
+        return self.default is None or "optional" in self.marks
 
     @property
     def allowed(self) -> str:
@@ -82,34 +86,19 @@ class Option:
         return f"{kind} {_in_words(self.range)}" if self.range else kind
 
 
-def _option(
-    kind: type, name: str, default: Any, meaning: str, *marks: str, range: str = "", choices: str = ""
-) -> Option:
-    assert set(marks) <= set(_MARKS), marks
-    optional = {"optional"} if default is None else set()
-    names = tuple(choices.split(" | ")) if choices else ()
-    return Option(name, kind, default, meaning, names, range, frozenset(marks) | optional)
+def _text(name: str, default: str | bool | None, meaning: str, *marks: str, kind: type = str) -> Option:
+    return Option(name, kind, default, meaning, marks=marks)
 
 
-def _integer(name: str, default: int | None, range: str, meaning: str, *marks: str) -> Option:
-    return _option(int, name, default, meaning, *marks, range=range)
-
-
-def _number(name: str, default: float | None, range: str, meaning: str, *marks: str) -> Option:
-    return _option(float, name, default, meaning, *marks, range=range)
+def _number(name: str, default: float | None, range: str, meaning: str, *marks: str, kind: type = float) -> Option:
+    return Option(name, kind, default, meaning, range=range, marks=marks)
 
 
 def _choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
-    return _option(str, name, default, meaning, *marks, choices=choices)
+    return Option(name, str, default, meaning, tuple(choices.split(" | ")), marks=marks)
 
 
-def _switch(name: str, default: bool | None, meaning: str, *marks: str) -> Option:
-    return _option(bool, name, default, meaning, *marks)
-
-
-def _text(name: str, default: str, meaning: str, *marks: str) -> Option:
-    return _option(str, name, default, meaning, *marks)
-
+_switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
@@ -240,39 +229,40 @@ INFERENCE = tuple(name for name, option in OPTIONS.items() if "inference" in opt
 
 def default_config() -> ConfigDict:
     """Returns a config with every option at its default, locked: a key that is not declared here is an error."""
-    config = ConfigDict()
+    groups: dict[str, dict[str, object]] = {"": {}}
     for name, option in OPTIONS.items():
         group, _, key = name.rpartition(".")
-        if group and group not in config:
-            config[group] = ConfigDict()
-        values = config[group] if group else config
-        values[key] = placeholder(option.type) if option.default is None else option.default
-    return config.lock()
+        value = placeholder(option.type) if option.default is None else option.default
+        groups.setdefault(group, {})[key] = value
+    return ConfigDict(groups.pop("") | groups).lock()
 
 
 def nearest(name: str) -> str:
     """Returns the declared option whose name is most like `name`, whose group may be wrong or missing."""
-    tail = name.rpartition(".")[2]
     tails = {option.rpartition(".")[2]: option for option in reversed(OPTIONS)}
     close = difflib.get_close_matches(name, OPTIONS, 1, 0.7)
-    close = close or [tails[match] for match in difflib.get_close_matches(tail, tails, 1, 0.7)]
-    return (close or difflib.get_close_matches(name, OPTIONS, 1, 0))[0]
+    close += [tails[match] for match in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.7)]
+    return (close + difflib.get_close_matches(name, OPTIONS, 1, 0))[0]
+
+
+def can_be(text: str, choices: Iterable[str]) -> str:
+    """Returns the end of a message about a text that is none of the choices: what it can be, the most similar last."""
+    names = [name for name in choices if name]
+    close = difflib.get_close_matches(text, names, 1)
+    return f"it can be {', '.join(names)}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
 def table() -> str:
     """Returns docs/options.md: one line per option, in the groups of the config."""
     lines = [_INTRODUCTION]
-    seen = None
-    for name, option in OPTIONS.items():
-        group = name.rpartition(".")[0]
-        if group != seen:
-            lines += [f"\n## {group or 'run'}\n", "| option | default | values | meaning |", "|---|---|---|---|"]
-            seen = group
-        default = f"`{option.default!r}`" if isinstance(option.default, str) else str(option.default)
-        marks = " ".join(mark[0].upper() for mark in ("shape", "restart", "inference") if mark in option.marks)
-        values = f"{option.type.__name__}, {option.range}" if option.range else option.allowed
-        cells = (f"`{name}`" + (f" {marks}" if marks else ""), default, values, option.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for group, options in groupby(OPTIONS.values(), lambda option: option.name.rpartition(".")[0]):
+        lines += [f"\n## {group or 'run'}\n", "| option | default | values | meaning |", "|---|---|---|---|"]
+        for option in options:
+            default = f"`{option.default!r}`" if isinstance(option.default, str) else str(option.default)
+            marks = [mark[0].upper() for mark in ("shape", "restart", "inference") if mark in option.marks]
+            values = f"{option.type.__name__}, {option.range}" if option.range else option.allowed
+            cells = (" ".join([f"`{option.name}`", *marks]), default, values, option.meaning)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -291,16 +281,15 @@ Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, 
 match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
 def _contains(interval: str, value: float) -> bool:
     least, most = _ends(interval)
-    above = value > least if interval[0] == "(" else value >= least
-    below = value < most if interval[-1] == ")" else value <= most
-    return above and below
+    excluded = (least if interval[0] == "(" else None, most if interval[-1] == ")" else None)
+    return least <= value <= most and value not in excluded
 
 
 def _in_words(interval: str) -> str:

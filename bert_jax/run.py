@@ -1,24 +1,38 @@
-"""One run: how it starts (processes, data, task), trains, and ends (curves, report).
+"""One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
-Heavy imports are inside the functions, as in `modes.py`.
-"""
-
-import logging
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
+import jax
 from ml_collections import ConfigDict
 
+from bert_jax.backend import keep_programs
 from bert_jax.config import UserError, from_json_dict, read_config, validate
+from bert_jax.convert import google_tf, hub
+from bert_jax.data.text.text_files import find_files
+from bert_jax.inference.open import check_alike, open_model
+from bert_jax.lab.plots import plot_run
+from bert_jax.lab.profile import Profiler
+from bert_jax.lab.report import write_report
+from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
+from bert_jax.options import Value
 from bert_jax.tasks import task_class
+from bert_jax.tasks.task import Description, Evaluation, Source, Task
+from bert_jax.training import checkpoint
+from bert_jax.training.evaluation import make_evaluation
+from bert_jax.training.loop import Finished, train
+from bert_jax.training.metrics_log import read_metrics
+from bert_jax.training.observer import Observer
+from bert_jax.training.sharding import make_mesh, place, together
+from bert_jax.training.throughput import Throughput
 
-if TYPE_CHECKING:
-    from bert_jax.tasks.task import Description, Evaluation, Source, Task
-    from bert_jax.training.loop import Finished
+Overrides = Mapping[str, Value] | None  # the options that were set on the command line
 
 _JOIN_SECONDS = 300  # that a process waits for the others; machines of a pod do not start together
 
@@ -42,7 +56,7 @@ class Result:
         return 0 if self.signal is None else 128 + self.signal
 
 
-def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | None = None, profile: int = 0) -> Result:
+def run(config: ConfigDict, workdir: Path, *, overrides: Overrides = None, profile: int = 0) -> Result:
     """Trains, or continues the run in `workdir`: prepares the data if need be, trains, draws the curves and writes the
     page of results.
 
@@ -52,15 +66,6 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     if config.seeds > 1:
         raise UserError(f"seeds is {config.seeds}: this makes one run; use bert_jax.lab.seeds.train_seeds")
     source = start_run(config, workdir)
-    import jax
-
-    from bert_jax.lab.plots import plot_run
-    from bert_jax.lab.profile import Profiler
-    from bert_jax.training.loop import train
-    from bert_jax.training.observer import Observer
-    from bert_jax.training.sharding import together
-    from bert_jax.training.throughput import Throughput
-
     with together():
         check_writable(workdir)
         if (workdir / "seeds.json").exists():
@@ -76,18 +81,13 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Any] | Non
     return _result(workdir, finished)
 
 
-def start_run(config: ConfigDict, workdir: Path) -> "Source | None":
+def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
     checkpoint. Raises UserError for every mistake that shows before any data is read."""
     check_files(config)
     task_class(config.task)
     keep_programs(workdir)
     _join_processes(os.environ)
-    import jax
-
-    from bert_jax.models.config import SHAPE, bert_config, check_length
-    from bert_jax.training.sharding import make_mesh, together
-
     with together():
         source = _inherit(config, workdir)
         vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
@@ -101,8 +101,6 @@ def start_run(config: ConfigDict, workdir: Path) -> "Source | None":
 
 def check_files(config: ConfigDict) -> None:
     """Raises UserError for a file that the config names and that is not there, before anything slow is done."""
-    from bert_jax.data.text.text_files import find_files
-
     for key in ("train", "validation", "test"):
         if config.data[key] and not config.data[key].startswith("tfds:"):
             find_files(config.data[key], f"data.{key}")
@@ -110,17 +108,12 @@ def check_files(config: ConfigDict) -> None:
         raise UserError(f"data.vocab_file: {config.data.vocab_file} does not exist; correct the path")
 
 
-def evaluate_checkpoint(task: "Task", config: ConfigDict, path: str, which: str) -> "tuple[dict[str, Evaluation], int]":
+def evaluate_checkpoint(task: Task, config: ConfigDict, path: str, which: str) -> tuple[dict[str, Evaluation], int]:
     """Returns the evaluation of each split of a checkpoint ({} for none), and its step. Thresholds found on validation
     are used on test. Raises UserError if the checkpoint holds another model or vocabulary than the config and its
     data."""
-    from bert_jax.inference.open import check_alike, open_model
-    from bert_jax.training.checkpoint import on_mesh
-    from bert_jax.training.evaluation import make_evaluation
-    from bert_jax.training.sharding import make_mesh, place
-
     mesh = make_mesh(config.mesh)
-    opened = open_model(path, which=which, users_task=config.task, shardings=on_mesh(mesh))
+    opened = open_model(path, which=which, users_task=config.task, shardings=checkpoint.on_mesh(mesh))
     check_alike(opened.bert_config, {f"model.{key}": value for key, value in config.model.items()}, opened.path)
     if opened.tokenizer.content_hash != task.tokenizer.content_hash:
         raise UserError(
@@ -137,24 +130,6 @@ def evaluate_checkpoint(task: "Task", config: ConfigDict, path: str, which: str)
     return {split: evaluation for split, evaluation in found.items() if evaluation}, opened.step
 
 
-def keep_programs(workdir: Path) -> None:
-    """Keeps compiled programs beside the workdir for later runs, also small ones: by itself jax keeps those that took
-    a second, which an evaluation's does not. jax's own settings have precedence."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = workdir.absolute().parent / ".compiled"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as problem:  # costs time, nothing else
-            logging.warning("%s cannot be written to (%s): programs are not kept", folder, problem.strerror)
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
-
-
 def check_writable(workdir: Path) -> None:
     """Makes the folder. Raises UserError if it cannot be written to."""
     try:
@@ -164,38 +139,28 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
 
 
-def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
+def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
     """Returns what the run takes from a checkpoint, besides parameters; None if it starts from scratch.
 
     What the config leaves open of the model's shape is filled in from the run that this one continues, else from
     `init_from`.
     """
-    from bert_jax.models.config import bert_config, inherit_shape
-    from bert_jax.tasks.task import Source
-    from bert_jax.training.checkpoint import (
-        Damaged,
-        choose_checkpoint,
-        describe_checkpoint,
-        find_checkpoint,
-        has_checkpoint,
-    )
-
-    if (workdir / "config.json").is_file() and has_checkpoint(str(workdir)):
+    # A run that continues no longer needs what it started from, unless its newest checkpoint is damaged.
+    has_own = checkpoint.has_checkpoint(str(workdir))
+    if has_own and (workdir / "config.json").is_file():
         model = read_config(workdir / "config.json").model
         inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
     if not config.init_from:
         return None
-    # A run that continues no longer needs what it started from, unless its newest checkpoint is damaged.
-    has_own = has_checkpoint(str(workdir))
-    if not has_own and not has_checkpoint(config.init_from):
+    if not has_own and not checkpoint.has_checkpoint(config.init_from):
         _explain_init_from(config.init_from)
     try:
-        folder = find_checkpoint(str(workdir)) if has_own else choose_checkpoint(config.init_from)
-        item, tokenizer = describe_checkpoint(folder)
-    except Damaged:
+        folder = checkpoint.find_checkpoint(str(workdir)) if has_own else checkpoint.choose_checkpoint(config.init_from)
+        item, tokenizer = checkpoint.describe_checkpoint(folder)
+    except checkpoint.Damaged:
         if not has_own:
             raise
-        item, tokenizer = describe_checkpoint(choose_checkpoint(config.init_from))
+        item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(config.init_from))
     saved = from_json_dict(item["config"])
     inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
     return Source(tokenizer, saved.task, item["task"])
@@ -203,8 +168,6 @@ def _inherit(config: ConfigDict, workdir: Path) -> "Source | None":
 
 def _explain_init_from(path: str) -> NoReturn:
     """Raises UserError. The commonest first mistake is the name or the folder of a model in another format."""
-    from bert_jax.convert import google_tf, hub
-
     folder = Path(path)
     convert = f"python -m bert_jax.convert --from={path} --to=ckpts/{folder.name}"
     then = f"{convert}, then give --config.init_from=ckpts/{folder.name}"
@@ -223,12 +186,10 @@ def _join_processes(environment: Mapping[str, str]) -> None:
     """Makes one run of several processes if JAX_COORDINATOR_ADDRESS is set, unless that is done: to `auto` where jax
     finds the cluster itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and
     JAX_PROCESS_ID. Raises UserError."""
-    import jax
-
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if address is None or jax.distributed.is_initialized():  # several seeds are several runs
         return
-    arguments: tuple[Any, ...] = ()
+    join = jax.distributed.initialize
     if address == "auto":
         del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
     else:
@@ -241,45 +202,29 @@ def _join_processes(environment: Mapping[str, str]) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise UserError(f"JAX_COORDINATOR_ADDRESS is '{address}'; it must be host:port or auto")
-        arguments = (address, count, number)
+        join = partial(join, address, count, number)
     try:
-        jax.distributed.initialize(*arguments, initialization_timeout=_JOIN_SECONDS)
+        join(initialization_timeout=_JOIN_SECONDS)
     except (ValueError, RuntimeError) as error:  # no cluster, no such host, nobody answers
         first = str(error).partition("\n")[0]
         raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: the processes cannot be joined ({first})") from error
 
 
-def _result(workdir: Path, finished: "Finished") -> Result:
+def _result(workdir: Path, finished: Finished) -> Result:
     """Metrics are read from the log, because a run that was continued made some of its evaluations earlier."""
-    from bert_jax.training.checkpoint import choose_checkpoint
-    from bert_jax.training.metrics_log import read_metrics
-
-    checkpoint = choose_checkpoint(str(workdir))
-    by_step: dict[str, dict[int, dict[str, float]]] = {"eval": {}, "test": {}}
+    folder = checkpoint.choose_checkpoint(str(workdir))
+    by_step: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
     for line in read_metrics(workdir / "metrics.jsonl"):
-        if line["split"] in by_step:
-            by_step[line["split"]][line["step"]] = {k: v for k, v in line.items() if k not in ("step", "split")}
+        by_step[line["split"]][line["step"]] = {k: v for k, v in line.items() if k not in ("step", "split")}
     evaluations = by_step["eval"]
-    return Result(
-        workdir,
-        finished.step,
-        finished.ended,
-        last=evaluations[max(evaluations)] if evaluations else {},
-        best=evaluations.get(int(checkpoint.name), {}),
-        test=by_step["test"].get(finished.step, {}),
-        checkpoint=checkpoint,
-        signal=finished.signal,
-    )
+    last = evaluations[max(evaluations)] if evaluations else {}
+    best, test = evaluations.get(int(folder.name), {}), by_step["test"].get(finished.step, {})
+    return Result(workdir, finished.step, finished.ended, last, best, test, folder, finished.signal)
 
 
-def _report(task: "Task", config: ConfigDict, workdir: Path, finished: "Finished", overrides: Any) -> None:
+def _report(task: Task, config: ConfigDict, workdir: Path, finished: Finished, overrides: Overrides) -> None:
     """Reports on the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
-    import jax
-
-    from bert_jax.lab.report import write_report
-    from bert_jax.training.checkpoint import choose_checkpoint
-
-    folder, evaluation = choose_checkpoint(str(workdir)), finished.evaluation
+    folder, evaluation = checkpoint.choose_checkpoint(str(workdir)), finished.evaluation
     if int(folder.name) != finished.step:
         evaluation = evaluate_checkpoint(task, config, str(folder), "best")[0]["validation"]
     report = task.report(evaluation)

@@ -1,4 +1,5 @@
-"""What every test runs under: eight virtual CPU devices, strict ranks, and shared data where it is at hand."""
+"""What every test runs under: eight virtual CPU devices, strict ranks and dtypes, checked shapes, and shared data where
+it is at hand."""
 
 import os
 
@@ -23,11 +24,18 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+
+from tests import shapes
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+ROOMS = ("data", "inference", "lab", "models", "tasks", "training")
+jaxtyping.install_import_hook([f"bert_jax.{room}" for room in ROOMS], f"{shapes.__name__}.checked")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -152,9 +152,9 @@ def test_options_of_ones_own_task_keep_their_type():
     assert override(config, ["--config.data.scale=3", "--config.data.flag=1", "--config.data.name=y"]) == {
         **{"data.scale": 3, "data.flag": True, "data.name": "y"}
     }
-    for word in ("--config.data.scale=x", "--config.data.flag=x"):
-        with pytest.raises(UserError, match=word):
-            override(config, [word])
+    for name, kind in {"scale": "a whole number", "flag": "True or False"}.items():
+        with pytest.raises(UserError, match=rf"^--config.data.{name} is 'x'; it must be {kind}$"):
+            override(config, [f"--config.data.{name}=x"])
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -10,15 +10,16 @@ import jax
 import pytest
 
 from bert_jax import run as runs
+from bert_jax.backend import keep_programs
 from bert_jax.config import UserError
-from bert_jax.run import _join_processes, keep_programs, run, start_run
+from bert_jax.run import _join_processes, run, start_run
 from bert_jax.tasks import task_class
 from experiments import classify
 
 ASK = """
 import sys, jax
 from pathlib import Path
-from bert_jax.run import keep_programs
+from bert_jax.backend import keep_programs
 keep_programs(Path(sys.argv[1]))
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
 """

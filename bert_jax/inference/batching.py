@@ -22,7 +22,6 @@ from bert_jax.data.batching.shapes import Shape
 _MOST_LENGTHS = 8
 _SHORTEST = 16  # tokens
 _FEW = 4  # items that are run one by one, since a batch of so few is mostly padding
-_SAVED_SHARE = 0.005  # of the tokens of a call, padding included, that one more program has to save
 
 
 _Program = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
@@ -38,7 +37,7 @@ class Batching:
         self.lengths: list[int] = []  # of batches, in order
         self._is_fixed = False
         self._lock = threading.Lock()  # held while lengths are chosen, which takes no time beside running a program
-        self._tokens = backend.current().tokens_per_batch
+        self._tokens, self._saved_share = backend.current().tokens_per_batch, backend.current().saved_share
 
     def run(self, program: _Program, items: Sequence[Item]) -> dict[str, list[np.ndarray]]:
         """Returns the program's outputs by name, one array per item, in the order of the items; items of like length
@@ -120,7 +119,7 @@ class Batching:
         while len(self.lengths) < _MOST_LENGTHS - (self._max_length not in self.lengths):
             costs = [(cost(sorted([*self.lengths, x])), x) for x in self._candidates if x not in self.lengths]
             after, best = min(costs, default=(before, self._max_length))
-            if before - after <= max(_SAVED_SHARE * before, self.rows(parts, best) * parts * best):
+            if before - after <= max(self._saved_share * before, self.rows(parts, best) * parts * best):
                 break
             add(best)
             before = after

@@ -17,6 +17,7 @@ SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
+_SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,17 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
             "leave model.vocab_size unset or load the vocabulary that belongs to the model (data.vocab_file)"
         )
     hidden, layers, heads = SIZES[size]
-    given = {key: value for key, value in model.items() if key != "size" and value is not None}
-    hidden = int(given.setdefault("hidden_size", hidden))
-    defaults: dict[str, Any] = {
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * hidden,
-        "embedding_size": hidden,
-    }
-    values: dict[str, Any] = defaults | given | {"vocab_size": vocab_size}
+    hidden = model.hidden_size or hidden
+    values: dict[str, Any] = dict(zip(_SIZE_KEYS, (hidden, layers, heads, 4 * hidden, hidden), strict=True))
+    values |= {key: value for key, value in model.items() if key != "size" and value is not None}
+    values |= {"vocab_size": vocab_size}
     return BertConfig(**values)
 
 
 def inherit_shape(model: ConfigDict, source: BertConfig) -> None:
     """Gives `config.model` the shape of `source`, where neither `model.size` nor a key of its own says it."""
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
     for key in SHAPE:
-        if model[key] is None and not (model.size and key in sizes):
+        if model[key] is None and not (model.size and key in _SIZE_KEYS):
             model[key] = getattr(source, key)
 
 

@@ -1,7 +1,7 @@
 """Embeddings and the stack of transformer layers (Devlin et al. 2018; google-research/bert)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from bert_jax import backend
 from bert_jax.models.attention import Attention, Cache, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
+
+T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
@@ -27,15 +29,15 @@ class Embeddings(nnx.Module):
     """The normalised sum of word, position and token type embeddings; a projection follows if factorised (ALBERT)."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config, size = config, config.embedding_size
         options = {"stddev": config.initializer_range, "rngs": rngs}
-        self.word = Embedding(config.vocab_size, config.embedding_size, **options)
+        self.word = Embedding(config.vocab_size, size, **options)
         if config.position_embedding == "learned":
-            self.position = Embedding(config.max_position_embeddings, config.embedding_size, **options)
-        self.token_type = Embedding(config.type_vocab_size, config.embedding_size, **options)
-        self.layer_norm = LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
-        if config.embedding_size != config.hidden_size:
-            self.projection = Linear(config.embedding_size, config.hidden_size, **options)
+            self.position = Embedding(config.max_position_embeddings, size, **options)
+        self.token_type = Embedding(config.type_vocab_size, size, **options)
+        self.layer_norm = LayerNorm(size, eps=config.layer_norm_eps)
+        if size != config.hidden_size:
+            self.projection = Linear(size, config.hidden_size, **options)
 
     def __call__(
         self,
@@ -69,7 +71,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.layers: Any = Layer(config, rngs=rngs, stack=(config.num_hidden_layers,))
+        self.layers: Layer | Sequence[Layer] = Layer(config, rngs=rngs, stack=(config.num_hidden_layers,))
         if config.norm == "pre":
             self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -199,7 +201,7 @@ def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size].astype(np.float32)
 
 
-def unstack(tree: Any, count: int) -> list[Any]:
+def unstack(tree: T, count: int) -> list[T]:
     """Returns the `count` slices of a tree of stacked arrays. The gradient is one stack; that of plain indexing would
     be a sum of `count` arrays, each as large as the whole."""
     slices = jax.tree.map(lambda x: _unstack(x, count), tree)

@@ -73,7 +73,7 @@ def dot(
     if _in_float32(x, w, dtype):
         y = jnp.matmul(x.astype(jnp.float32), w.astype(jnp.float32), precision="highest")
         return y.astype(out_dtype)
-    return _bf16_dot(x, w, out_dtype)
+    return cast(Array, _bf16_dot(x, w, out_dtype, False))
 
 
 def dot_transposed(
@@ -83,7 +83,7 @@ def dot_transposed(
     out_dtype = out_dtype or dtype
     if _in_float32(x, table, dtype):
         return dot(x, table.T, dtype, out_dtype)
-    return _bf16_dot_transposed(x, table, out_dtype)
+    return cast(Array, _bf16_dot(x, table, out_dtype, True))
 
 
 def accumulator(dtype: str) -> str:
@@ -96,48 +96,29 @@ def _in_float32(x, w, dtype):
     return dtype == "float32" or min(rows, x.shape[-1], *w.shape[-2:]) < backend.current().smallest_side
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _bf16_dot(x, w, out_dtype):
-    return _product(x, w, out_dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _bf16_dot(x, w, out_dtype, reads_transposed):
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return _product(x, w.T if reads_transposed else w, out_dtype)
 
 
-def _bf16_dot_forward(x, w, out_dtype):
-    # The empty arrays remember the dtypes of x and w: their cotangents must have them.
+def _bf16_dot_forward(x, w, out_dtype, reads_transposed):
     x16, w16 = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return _product(x16, w16, out_dtype), (x16, w16, jnp.empty((0,), x.dtype), jnp.empty((0,), w.dtype))
+    # The empty arrays remember the dtypes of x and w: their cotangents must have them.
+    saved = x16, w16, jnp.empty((0,), x.dtype), jnp.empty((0,), w.dtype)
+    return _product(x16, w16.T if reads_transposed else w16, out_dtype), saved
 
 
-def _bf16_dot_backward(out_dtype, saved, g):
+def _bf16_dot_backward(out_dtype, reads_transposed, saved, g):
     x, w, like_x, like_w = saved
-    dx = _product(g, jnp.swapaxes(w, -1, -2), like_x.dtype)  # a kernel read by columns costs nothing
+    dx = _product(g, w if reads_transposed else jnp.swapaxes(w, -1, -2), like_x.dtype)  # read by columns costs nothing
     if w.ndim == 2:  # shared by all rows: one product over every leading dimension
         x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    dw = _product(_transposed(x), g, like_w.dtype)
-    return dx, dw
+    left, right = (g, x) if reads_transposed else (x, g)
+    return dx, _product(_transposed(left), right, like_w.dtype)
 
 
 _bf16_dot.defvjp(_bf16_dot_forward, _bf16_dot_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _bf16_dot_transposed(x, table, out_dtype):
-    return _product(x, table.astype(jnp.bfloat16).T, out_dtype)
-
-
-def _bf16_dot_transposed_forward(x, table, out_dtype):
-    x16, table16 = x.astype(jnp.bfloat16), table.astype(jnp.bfloat16)
-    like_x, like_table = jnp.empty((0,), x.dtype), jnp.empty((0,), table.dtype)
-    return _product(x16, table16.T, out_dtype), (x16, table16, like_x, like_table)
-
-
-def _bf16_dot_transposed_backward(out_dtype, saved, g):
-    x, table, like_x, like_table = saved
-    dx = _product(g, table, like_x.dtype)
-    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    return dx, _product(_transposed(g), x, like_table.dtype)
-
-
-_bf16_dot_transposed.defvjp(_bf16_dot_transposed_forward, _bf16_dot_transposed_backward)
 
 
 def _product(x, w, out_dtype):

@@ -235,18 +235,17 @@ class FineTuning(Task, ABC):
                 "data.packing: texts of several windows need rows of their own; leave it out, or choose "
                 "data.long_texts=head, tail or head+tail"
             )
-        # The length of rows at which attention takes as long as the rest of a layer: measured on a CPU, MiniLM 500.
-        crossover_length = self.bert_config.hidden_size**2 / (25 * self.bert_config.num_attention_heads)
-        break_even_tokens = self._break_even_tokens(backend.current().flops)
+        devices, model = backend.current(), self.bert_config
+        crossover_length = devices.crossover_length(model.hidden_size, model.num_attention_heads)
         return BatchPlan(
             self.items,
             config.train.batch_size,
             config.eval.batch_size,
-            Limits(data.buckets, data.sequence_length, crossover_length, break_even_tokens),
+            Limits(data.buckets, data.sequence_length, crossover_length, self._break_even_tokens(devices)),
             is_packed=data.packing if can_pack else False,
             devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
             accumulation=config.train.accumulation,
-            break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU.flops),
+            break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU),
         )
 
     def _count_step(self) -> None:
@@ -266,14 +265,13 @@ class FineTuning(Task, ABC):
             100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
         )
 
-    def _break_even_tokens(self, flops: float) -> float:
-        """How many tokens of an epoch are trained on in the time that it takes to compile the step for one more shape
-        of a batch, divided by the epochs: a rough figure, from one second a layer and half of what a device reaches at
-        best."""
+    def _break_even_tokens(self, devices: backend.Backend) -> float:
+        """Returns how many tokens of an epoch are trained on in the time that it takes to compile the step for one more
+        shape of a batch, divided by the epochs: a rough estimate."""
         train, length = self.config.train, self.config.data.sequence_length
         epochs = train.epochs or train.steps / steps_per_epoch(len(self.items["train"]), train.batch_size)
-        seconds = float(self.bert_config.num_hidden_layers)
-        return seconds * flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
+        seconds = devices.seconds_per_layer * self.bert_config.num_hidden_layers
+        return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self) -> str:
         """Returns a digest of everything that training batches are made of: a resumed run must find the same."""

@@ -56,7 +56,7 @@ def mask_tokens(
     rank = _ranks(unit, sequence_ids, data.mask_unit, rank_key)
     own = jnp.maximum(sequence_ids - 1, 0)  # number of a token's sequence, from 0
     if data.mask_unit == "word":  # ranks are below 1, so words over the budget come last: cut only if nothing else fits
-        rank += _size(unit) > jnp.take_along_axis(budget, own, axis=1)
+        rank += (_size(unit) > jnp.take_along_axis(budget, own, axis=1)).astype(rank.dtype)
     # One sort serves all sequences of a row: by sequence, then by rank. It is stable, so that the pieces of a word,
     # which have the same rank, stay together and in order. Special tokens come last: they get the number of a sequence
     # that does not exist.
@@ -123,8 +123,9 @@ def _ranks(
     lengths = jnp.clip(jnp.ceil(jnp.log(u) / np.log(1 - SPAN_P)), 1, MAX_SPAN)
     starts = unit == jnp.arange(unit.shape[1])[None]
     word = jnp.cumsum(starts, axis=1)  # words are counted, so that spans are lengths in words
-    ends = jnp.where(starts, word + lengths, 0)
-    covers = (word[:, :, None] <= word[:, None, :]) & (word[:, None, :] < ends[:, :, None])  # [B, start, covered]
+    ends = jnp.where(starts, word.astype(lengths.dtype) + lengths, 0)
+    covers = word[:, :, None] <= word[:, None, :]  # [B, start, covered]
+    covers &= word[:, None, :].astype(ends.dtype) < ends[:, :, None]
     covers &= sequence_ids[:, :, None] == sequence_ids[:, None, :]
     return jnp.min(jnp.where(covers & starts[:, :, None], scores[:, :, None], jnp.inf), axis=1)
 

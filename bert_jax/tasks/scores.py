@@ -20,8 +20,8 @@ _LEAVE_OUT: Any = np.nan  # of the mean over labels, which is nan if none is lef
 
 Scores = dict[str, float]
 Table = dict[str, Scores]  # name → precision, recall, f1, support
-LabelIds = Int[np.ndarray, " N"]
-LabelSets = Bool[np.ndarray, "N C"]
+LabelIds = Int[np.ndarray, " _"]
+LabelSets = Bool[np.ndarray, "_ C"]
 Probabilities = Float[np.ndarray, "N C"]
 TagLists = Sequence[Sequence[str]]
 

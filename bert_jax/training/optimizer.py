@@ -142,8 +142,9 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool) -> op
     """Returns m / (√v + eps). Without bias correction, as in the original, the first update is about 3.16 times Adam's;
     optax has the corrected form only."""
     corrected = optax.scale_by_adam(b1, b2, eps)
-    if bias_correction:
-        return corrected
+    if bias_correction:  # optax raises b1 to the power of an integer array, which strict promotion (in tests) refuses
+        with_promotion = jax.numpy_dtype_promotion("standard")
+        return optax.GradientTransformation(corrected.init, with_promotion(corrected.update))
 
     def update(updates, state, params=None):
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)

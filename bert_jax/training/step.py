@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from bert_jax.backend import Backend, backend_of, current, traced_for
 from bert_jax.config import UserError
@@ -33,7 +33,7 @@ MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
 class TrainState:
     """Everything that a step changes. `step` counts finished updates; `optimizer` is the state of an optax chain."""
 
-    step: Int[Array, ""]
+    step: Array  # an integer
     parameters: Parameters
     optimizer: PyTree[Array]
 

@@ -179,11 +179,11 @@ MISTAKES = {
     "unknown flag": (lambda t: ["--from=a", "--to=b", "--form=c"], "--form is not a flag; did you mean --format?"),
     "unknown format": (
         lambda t: ["--from=a", "--to=b", "--format=onnx"],
-        "--format: 'onnx' is not known; it can",
+        "--format is 'onnx'; it can",
     ),
     "no number": (
         lambda t: ["--from=a", "--to=b", "--max_position_embeddings=many"],
-        "'many' is not a whole number",
+        "is 'many'; it must be a whole number",
     ),
     "bad regex": (
         lambda t: [f"--from={t / 'theirs'}", f"--to={t / 'x'}", "--allow=("],

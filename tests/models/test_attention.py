@@ -68,7 +68,7 @@ def test_bfloat16_attention_is_close_to_float32(random_model):
     expected, y = f32(x, x, mask)[0], bf16(x16, x16, mask)[0]
     assert y.dtype == jnp.bfloat16
     # Five roundings of 2⁻⁹ one after the other, relative to a typical value.
-    assert float(jnp.abs(y - expected).max()) < 5 * 2**-8 * float(jnp.abs(expected).max())
+    assert float(jnp.abs(y.astype(jnp.float32) - expected).max()) < 5 * 2**-8 * float(jnp.abs(expected).max())
 
 
 def test_mask_keeps_sequences_apart():

@@ -97,7 +97,7 @@ def test_bfloat16_is_close_to_float32(random_model):
     rounded = _encode(_bert(random_model, BertConfig(**(SMALL | {"dtype": "bfloat16"}))), _ids(2, 32))
     assert rounded.dtype == jnp.bfloat16
     # Hidden states have σ ≈ 1 after LayerNorm; one bfloat16 step at 1 is 2⁻⁷.
-    assert float(jnp.sqrt(jnp.mean(jnp.square(rounded - exact)))) < 2 * 2**-7
+    assert float(jnp.sqrt(jnp.mean(jnp.square(rounded.astype(jnp.float32) - exact)))) < 2 * 2**-7
 
 
 @pytest.mark.parametrize(("norm", "layers"), [("post", "scan"), ("post", "unroll"), ("pre", "scan")])

@@ -119,9 +119,11 @@ def test_layer_norm_epsilon_is_1e_12_under_the_root():
 def test_short_rows_are_one_product_in_bfloat16():
     x, w = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((4, 8, 32), (32, 16)))
     rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (x, w)]
-    np.testing.assert_allclose(dot(x, w, "bfloat16", "float32"), rounded[0] @ rounded[1], atol=1e-5)
-    batch = np.broadcast_to(w, (4, 32, 16))  # eight rows of a product of its own gain nothing: operands not rounded
-    np.testing.assert_allclose(dot(x, batch, "bfloat16", "float32"), x @ w, atol=1e-5)
+    np.testing.assert_allclose(
+        dot(*map(jnp.asarray, (x, w)), "bfloat16", "float32"), rounded[0] @ rounded[1], atol=1e-5
+    )
+    batch = jnp.broadcast_to(w, (4, 32, 16))  # eight rows of a product of its own gain nothing: operands not rounded
+    np.testing.assert_allclose(dot(jnp.asarray(x), batch, "bfloat16", "float32"), x @ w, atol=1e-5)
     assert np.abs(rounded[0] @ rounded[1] - x @ w).max() > 1e-3
 
 

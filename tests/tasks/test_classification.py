@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -215,7 +216,7 @@ def test_pooling_of_windows_against_numpy():
     weights = np.asarray([[1, 1, 0], [0, 0, 0]], np.float32)
     pooled, window_query = {}, LinearHead(config, 1, rngs=nnx.Rngs(0))
     for how in ("mean", "max", "attention"):
-        pooled[how] = np.asarray(pool_windows(vectors, weights, how, window_query))
+        pooled[how] = np.asarray(pool_windows(jnp.asarray(vectors), jnp.asarray(weights), how, window_query))
         assert not pooled[how][1].any()
     np.testing.assert_allclose(pooled["mean"][0], vectors[0, :2].mean(0), rtol=1e-6)
     np.testing.assert_allclose(pooled["max"][0], vectors[0, :2].max(0), rtol=1e-6)

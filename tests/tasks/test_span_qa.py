@@ -5,6 +5,7 @@ import json
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -321,7 +322,7 @@ def test_loss_by_hand_whatever_the_padding():
     outputs_of = jax.jit(lambda batch: task.outputs(model, batch, None))
     sums = {}
     for length in (8, 16):
-        batch = jax.tree.map(np.asarray, collate(windows, [[0], [1], [], []], Shape(4, 1, length)))
+        batch = jax.tree.map(jnp.asarray, collate(windows, [[0], [1], [], []], Shape(4, 1, length)))
         outputs = outputs_of(batch)
         sums[length] = jax.device_get(task.losses(outputs, batch))
         logits = [np.asarray(outputs[name][0, 0, :6], np.float64) for name in ("start_logits", "end_logits")]

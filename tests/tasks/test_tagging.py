@@ -5,6 +5,7 @@ import logging
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -249,8 +250,8 @@ def test_balanced_weights_and_smoothing(tmp_path):
     task = load(config)
     weights = task.items["train"][0].token_values["label_weights"]
     np.testing.assert_allclose(weights, [0, 4 / 9, 4 / 9, 4 / 9, 4 / 3, 0], rtol=1e-6)
-    outputs = {"logits": jax.numpy.asarray([[[[1.0, 2.0, 4.0]]]])}
-    batch = {"labels": np.zeros((1, 1, 1), np.int32), "label_weights": np.full((1, 1, 1), 0.5, np.float32)}
+    outputs = {"logits": jnp.asarray([[[[1.0, 2.0, 4.0]]]])}
+    batch = {"labels": jnp.zeros((1, 1, 1), jnp.int32), "label_weights": jnp.full((1, 1, 1), 0.5)}
     config.train.label_smoothing = 0.3
     loss, weight = task.losses(outputs, batch)["loss"]
     log_p = np.array([1, 2, 4]) - np.log(np.exp([1, 2, 4]).sum())

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax.config import UserError, to_json
+from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.checkpoint import find_checkpoint, has_checkpoint, read_checkpoint
@@ -45,7 +45,7 @@ def uninterrupted(tmp_path_factory):
     made = {}
 
     def make(config):
-        key = to_json(config)
+        key = config.to_json()
         if key not in made:
             made[key] = tmp_path_factory.mktemp("uninterrupted")
             run(config, made[key])

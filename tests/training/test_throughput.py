@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from functools import wraps
 
 import jax
 import jax.numpy as jnp
@@ -94,13 +95,22 @@ def batch_of(length):
     return {"input_ids": jnp.ones((2, length))}
 
 
+KEY = jax.random.key(0)
+
+
 class Run:
     """A loop without data: launches steps and tells a `Throughput` of them."""
 
     def __init__(self, function, state):
-        self.watch, self.state, self.pending = Throughput(), state, []
+        self.watch, self.state, self.pending = Throughput(), TrainState(jnp.int32(0), {"w": state}, ()), []
         mesh = mesh_of(1)
-        self.launch = TrainStep(jax.jit(function, donate_argnums=0), mesh, self.watch)
+
+        @wraps(function)
+        def whole(state, constants, batch, key):
+            changed, sums = function(state.parameters["w"], constants, batch, key)
+            return TrainState(state.step + 1, {"w": changed}, ()), sums
+
+        self.launch = TrainStep(jax.jit(whole, donate_argnums=0), mesh, self.watch)
         self.watch.begin(Counting(), TrainState(jnp.int32(0), {"w": jnp.zeros(5)}, ()), mesh)  # pyright: ignore
 
     def step(self, length, factor=2.0, wait=0.0):
@@ -109,7 +119,7 @@ class Run:
         time.sleep(wait)
         self.waited = time.perf_counter() - start  # a busy machine sleeps longer
         self.watch.before_step(batch_of(length))
-        self.state, sums = self.launch(self.state, {}, batch_of(length), jnp.float32(factor))
+        self.state, sums = self.launch(self.state, {"factor": jnp.float32(factor)}, batch_of(length), KEY)
         self.pending.append(sums)
         self.watch.after_step(sums)
         return sums
@@ -121,7 +131,8 @@ class Run:
 
 
 def step(state, constants, batch, key):
-    return state + 1, {"loss": (jnp.sum(batch["input_ids"]) * key, jnp.float32(batch["input_ids"].size))}
+    total = jnp.sum(batch["input_ids"]) * constants["factor"]
+    return state + 1, {"loss": (total, jnp.float32(batch["input_ids"].size))}
 
 
 def test_one_compilation_a_shape_and_its_peak(caplog):

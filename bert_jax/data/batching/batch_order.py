@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from bert_jax.data.batching.items import Item
 
-Numbers = Int[np.ndarray, " n"]  # of the items of a batch
+Numbers = Int[np.ndarray, " _"]  # of the items of a batch
 
 # Items are sorted by length within so many batches. Over the whole epoch the same items would always meet.
 _SORTED_TOGETHER = 50

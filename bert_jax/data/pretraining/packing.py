@@ -37,7 +37,7 @@ class Packing:
     length: int
     sequences: int
     predictions: int
-    budgets: Int[np.ndarray, " L+1"]
+    budgets: Int[np.ndarray, " _"]
 
     @classmethod
     def from_config(cls, data: ConfigDict) -> "Packing":
@@ -48,7 +48,7 @@ class Packing:
         return cls(length, max(2, length // _MEAN_SHORTEST), predictions, budgets)
 
 
-def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, " L+1"]:
+def prediction_budgets(rate: float, most: int, length: int) -> Int[np.ndarray, " {length}+1"]:
     """Returns how many tokens of a sequence of n are predicted, n = 0 … length: round(rate × n), from 1 to `most`.
 
     Made on the host: 0.15 × 190 rounds to another number in float32 than in the original's float64.
