@@ -87,9 +87,7 @@ class PairRows:
 
     def __call__(self, position: int) -> Batch:
         """Returns the row at `position`. Raises UserError for a token id outside the vocabulary."""
-        row = self._row([self.pair(position)], 1)
-        row["position_ids"] = self._positions.copy()  # also in the padding, unlike those of rows that pairs share
-        return row
+        return self._row([self.pair(position)], 1)
 
     def first_pair(self, position: int) -> int:
         """Returns the number of the first pair that the row at `position` is made from."""
@@ -117,7 +115,9 @@ class PairRows:
     def _row(self, pairs: Sequence[Pair], most: int) -> Batch:
         """Returns the row of at most `most` pairs, one after the other."""
         length, settings = self._settings.sequence_length, self._settings
-        input_ids, token_type_ids, position_ids, sequence_ids = np.zeros((4, length), np.int32)
+        input_ids, token_type_ids, sequence_ids = np.zeros((3, length), np.int32)
+        # Those of a row of one pair continue in the padding.
+        position_ids = self._positions.copy() if most == 1 else np.zeros(length, np.int32)
         first_tokens, labels = np.zeros((2, most), np.int32)
         weights, start = np.zeros(most, np.float32), 0
         for number, pair in enumerate(pairs):
@@ -126,15 +126,22 @@ class PairRows:
             write_row(input_ids[start:end], pair.a, pair.b, settings.cls_id, settings.sep_id)
             if pair.b is not None:
                 write_types(token_type_ids[start:end], len(pair.a))
-            position_ids[start:end] = self._positions[:tokens]
+            if most > 1:
+                position_ids[start:end] = self._positions[:tokens]
             sequence_ids[start:end] = number + 1
             first_tokens[number], labels[number], weights[number] = start, pair.label or 0, pair.label is not None
             start = end
         if pairs:
             self._check_ids(pairs[0].record, input_ids)
-        row = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        row |= {"sequence_ids": sequence_ids, "first_tokens": first_tokens}
-        return row | {"next_sentence_labels": labels, "next_sentence_weights": weights}
+        return {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "sequence_ids": sequence_ids,
+            "first_tokens": first_tokens,
+            "next_sentence_labels": labels,
+            "next_sentence_weights": weights,
+        }
 
     def _check_ids(self, record: int, ids: Int32[np.ndarray, " _"]) -> None:
         """Raises UserError for an id outside the vocabulary, in a row that `record` is in."""
