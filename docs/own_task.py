@@ -37,7 +37,8 @@ class Ordinal(Classification):
     def predict(self, examples, items, outputs):
         yes = 1 / (1 + np.exp(-np.asarray(outputs["logits"], np.float64)))
         shares = np.clip(-np.diff(yes, axis=1, prepend=1, append=0), 0, None)
-        predictions = zip((yes > 0.5).sum(axis=1), shares / shares.sum(axis=1, keepdims=True), strict=True)
+        shares /= shares.sum(axis=1, keepdims=True)
+        predictions = zip((yes > 0.5).sum(axis=1), shares.tolist(), strict=True)  # JSON knows no NumPy
         return [
             {"label": self.labels[k], "probability": p[k], "probabilities": dict(zip(self.labels, p, strict=True))}
             for k, p in predictions

@@ -2,7 +2,11 @@
 
 import json
 
+import numpy as np
+
 from bert_jax import modes
+from bert_jax.data.labelled.examples import TextExample
+from bert_jax.tasks.sections import classes
 from docs.own_task import get_config
 
 
@@ -24,3 +28,9 @@ def test_the_example_learns_an_order_of_classes(tmp_path):
     assert modes.train(config, tmp_path / "run") == 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["accuracy"] == 1.0 and last["mean_absolute_error"] == 0.0
+
+
+def test_numbers_of_numpy_in_a_prediction_are_numbers_in_the_report():
+    prediction = {"label": "a", "probability": np.float64(0.75), "probabilities": {"a": 0.75, "b": np.float64(0.25)}}
+    errors = classes(["a", "b"], [TextExample("rows:1", "a film", label="b")], [prediction])[-1]
+    assert list(errors.body.rows) == [["rows:1", "a film", "b", "0.250", "a", "0.750"]]

@@ -216,8 +216,13 @@ def _errors(header: Sequence[str], wrong: Sequence[Sequence[Any]], count: int, o
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """Returns the rows as a table, in which a float has three decimals and every number is aligned as one."""
     numbers = {column for row in rows[:1] for column, cell in enumerate(row) if isinstance(cell, int | float)}
-    texts = {int: str, float: "{:.3f}".format}
-    return Table(header, [[texts.get(type(cell), lambda x: x)(cell) for cell in row] for row in rows], numbers)
+
+    def text(cell: Any) -> Any:
+        if isinstance(cell, float):  # NumPy's float64 too, from a task of the user's
+            return f"{cell:.3f}"
+        return str(cell) if isinstance(cell, int) else cell
+
+    return Table(header, [[text(cell) for cell in row] for row in rows], numbers)
 
 
 def _scores_of(line: Mapping[str, float]) -> tuple[float, float, float, int]:
