@@ -7,6 +7,7 @@ code, with its traceback.
 import argparse
 import contextlib
 import difflib
+import inspect
 import logging
 import os
 import re
@@ -152,18 +153,21 @@ def _log_to_stderr() -> None:
     handler.setFormatter(_VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    for noisy in ("absl", "orbax"):  # Orbax warns, through absl, of files that no one has promised, and logs the
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # traceback of every error that it raises besides
+    # Orbax warns, through absl, of files that no one has promised, and logs the traceback of every error that it raises
+    # besides; asyncio those of its tasks that nobody waits for after one of them has failed.
+    for noisy in ("absl", "orbax", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def _hide_late_callbacks() -> None:
-    """Hides what TensorStore prints when a write fails after Orbax has closed the event loop that waits for it: the
-    failure itself is raised in the main thread."""
+    """Hides what is printed of reads and writes that fail after the first has failed: when TensorStore finds Orbax's
+    event loop closed, and when Python removes a coroutine of Orbax's that nobody waits for. The first failure is raised
+    in the main thread; bert_jax has no coroutines of its own."""
 
     report_others = sys.unraisablehook
 
     def report(unraisable: "sys.UnraisableHookArgs") -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
             report_others(unraisable)
 
     sys.unraisablehook = report

@@ -75,19 +75,24 @@ def mask_tokens(
     positions = jnp.where(weights, positions, 0)
     labels = jnp.where(weights, jnp.take_along_axis(input_ids, positions, axis=1), 0)
 
-    u = jax.random.uniform(show_key, labels.shape)
-    randoms = jax.random.randint(random_key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
-    shown = jnp.where(u < data.mask_share, tokenizer.mask_id, labels)
-    shown = jnp.where((u >= data.mask_share) & (u < data.mask_share + data.random_share), randoms, shown)
-    rows = jnp.arange(batch)[:, None]
+    shown = _shown(labels, data, tokenizer, show_key, random_key)
     # Unused entries are written past the end, which `mode="drop"` ignores; at position 0 they would overwrite [CLS].
-    masked = input_ids.at[rows, jnp.where(weights, positions, length)].set(shown, mode="drop")
+    places = jnp.arange(batch)[:, None], jnp.where(weights, positions, length)
     return {
-        "input_ids": masked,
+        "input_ids": input_ids.at[places].set(shown, mode="drop"),
         "masked_positions": positions.astype(jnp.int32),
         "masked_labels": labels,
         "masked_weights": weights.astype(jnp.float32),
     }
+
+
+def _shown(labels: Int[Array, "B P"], data: ConfigDict, tokenizer: Tokenizer, *keys) -> Int[Array, "B P"]:
+    """Returns what the model sees in place of the chosen tokens: [MASK], a random token, or the token itself."""
+    show_key, random_key = keys
+    u = jax.random.uniform(show_key, labels.shape)
+    randoms = jax.random.randint(random_key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
+    shown = jnp.where(u < data.mask_share, tokenizer.mask_id, labels)
+    return jnp.where((u >= data.mask_share) & (u < data.mask_share + data.random_share), randoms, shown)
 
 
 def _units(input_ids, special, is_continuation, unit) -> Int[Array, "B L"]:
