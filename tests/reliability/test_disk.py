@@ -108,14 +108,21 @@ def test_a_read_only_disk(train, tmp_path):
         assert_one_line(*train(disk / "run"), "Read-only file system")
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "config.json"])
-def test_something_else_in_place_of_a_file_or_folder(train, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checkpoints", "cannot"),
+        ("metrics.jsonl", "is a folder, not a regular file"),
+        ("config.json", "cannot be written (Is a directory)"),
+    ],
+)
+def test_something_else_in_place_of_a_file_or_folder(train, tmp_path, name, message):
     (tmp_path / "run").mkdir()
     if name == "checkpoints":
         (tmp_path / "run" / name).write_text("a file")
     else:
         (tmp_path / "run" / name).mkdir()
-    assert_one_line(*train(tmp_path / "run"), name, "annot")
+    assert_one_line(*train(tmp_path / "run"), name, message)
 
 
 def test_a_workdir_deleted_under_the_run(train, command_line, tmp_path):
