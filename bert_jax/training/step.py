@@ -119,10 +119,9 @@ class TrainStep:
             self.watch.compiled(batch, program, time.perf_counter() - start)
             self.shapes.add(shape)
             self.since_compiled = 0
-        # The heap gets holes when a program is compiled and while the first steps settle: steps 0, 1, 2, 4, … 64 and
-        # then every 64th start without them.
-        count = self.since_compiled
-        if self.runs_alone and (count % 64 == 0 or count & (count - 1) == 0):
+        # The heap gets holes when a program is compiled and while the first steps settle: these steps and every 64th
+        # start without them. No more than these, since each has to get its memory from the kernel again.
+        if self.runs_alone and (self.since_compiled in (0, 4, 16) or self.since_compiled % 64 == 0):
             release_free_memory()
         self.since_compiled += 1
         state, sums = self.step(state, constants, batch, key)  # finds the program that was compiled above
