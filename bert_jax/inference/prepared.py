@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from bert_jax import backend
 from bert_jax.models.attention import Attention
 from bert_jax.models.bert import Bert, Model
-from bert_jax.models.encoder import is_scanned
+from bert_jax.models.encoder import Layer, is_scanned
 from bert_jax.models.layers import Linear, accumulator, along_last, dot
 
 _ONES = 16  # columns: a product with a side under 16 would not run on the fast kernels (models/layers.py: dot)
@@ -94,7 +94,7 @@ def _prepared(model: nnx.Module) -> nnx.Module:
     if not isinstance(model, Model) or not isinstance(model.trunk, Bert):
         return model
     config, layers = model.trunk.config, model.trunk.encoder.layers
-    if config.dtype == "bfloat16":
+    if config.dtype == "bfloat16" and isinstance(layers, Layer):  # not a list, which only this function makes
         layers.attention = FusedAttention(layers.attention)
         for linear in (layers.attention.projection, layers.attention.output, layers.intermediate, layers.output):
             _round(linear)
