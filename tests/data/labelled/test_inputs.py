@@ -60,7 +60,7 @@ def test_empty_input_and_unknown_suffix(tmp_path):
     for missing, message in {
         str(tmp_path / "b.txt"): "b.txt cannot be read .No such file or directory.: give a file, - for standard",
         str(tmp_path): "is a folder: give a file",
-        "a\0b": "cannot be read .embedded null ",
+        "a\0b": "cannot be read .*embedded null ",
     }.items():
         with pytest.raises(UserError, match=message):
             read_input(missing, text="t")
