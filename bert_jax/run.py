@@ -76,9 +76,10 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Overrides = None, profi
     finished = train(task, config, workdir, observers)
     if jax.process_index() == 0:
         plot_run(workdir)
+    best = checkpoint.choose_checkpoint(str(workdir))
     if finished.signal is None and task.makes_predictions and finished.evaluation:
-        _report(task, config, workdir, finished, overrides)
-    return _result(workdir, finished)
+        _report(task, config, workdir, finished, best, overrides)
+    return _result(workdir, finished, best)
 
 
 def start_run(config: ConfigDict, workdir: Path) -> Source | None:
@@ -210,23 +211,24 @@ def _join_processes(environment: Mapping[str, str]) -> None:
         raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: the processes cannot be joined ({first})") from error
 
 
-def _result(workdir: Path, finished: Finished) -> Result:
+def _result(workdir: Path, finished: Finished, best: Path) -> Result:
     """Metrics are read from the log, because a run that was continued made some of its evaluations earlier."""
-    folder = checkpoint.choose_checkpoint(str(workdir))
     by_step: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
     for line in read_metrics(workdir / "metrics.jsonl"):
         by_step[line["split"]][line["step"]] = {k: v for k, v in line.items() if k not in ("step", "split")}
     evaluations = by_step["eval"]
     last = evaluations[max(evaluations)] if evaluations else {}
-    best, test = evaluations.get(int(folder.name), {}), by_step["test"].get(finished.step, {})
-    return Result(workdir, finished.step, finished.ended, last, best, test, folder, finished.signal)
+    at_best, test = evaluations.get(int(best.name), {}), by_step["test"].get(finished.step, {})
+    return Result(workdir, finished.step, finished.ended, last, at_best, test, best, finished.signal)
 
 
-def _report(task: Task, config: ConfigDict, workdir: Path, finished: Finished, overrides: Overrides) -> None:
+def _report(
+    task: Task, config: ConfigDict, workdir: Path, finished: Finished, best: Path, overrides: Overrides
+) -> None:
     """Reports on the best checkpoint, which is evaluated again unless it was what the run evaluated last."""
-    folder, evaluation = checkpoint.choose_checkpoint(str(workdir)), finished.evaluation
-    if int(folder.name) != finished.step:
-        evaluation = evaluate_checkpoint(task, config, str(folder), "best")[0]["validation"]
+    evaluation = finished.evaluation
+    if int(best.name) != finished.step:
+        evaluation = evaluate_checkpoint(task, config, str(best), "best")[0]["validation"]
     report = task.report(evaluation)
     if report is not None and jax.process_index() == 0:
         write_report(report, evaluation.metrics, config, workdir, overrides)

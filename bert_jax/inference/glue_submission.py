@@ -102,7 +102,7 @@ def _read(archive: Path) -> dict[str, bytes]:
                 if member.file_size > _MOST_BYTES:
                     raise UserError(f"{archive}: {member.filename} has {member.file_size:,} bytes, too many; {remedy}")
             return {name: file.read(name) for name in file.namelist()}
-    # RuntimeError: encrypted; NotImplementedError: an unknown compression; zlib.error, EOFError: cut off or damaged
+    # RuntimeError: encrypted, or compressed in a way that zipfile does not know; zlib.error, EOFError: cut or damaged
     except (zipfile.BadZipFile, OSError, RuntimeError, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is no zip that can be added to ({error}); {remedy}") from error
 

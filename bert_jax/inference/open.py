@@ -22,7 +22,7 @@ from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.heads import MaskedLMHead
 from bert_jax.options import INFERENCE, SHAPE
-from bert_jax.tasks import TASKS, known_task
+from bert_jax.tasks import known_task, may_import
 from bert_jax.tasks.task import Task
 from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
@@ -56,8 +56,7 @@ class Opened:
         """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
         the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk and
         the MLM head, which need no class."""
-        is_known = self.config.task in TASKS or self.config.task == self.users_task
-        build = self.task.init if is_known else self._without_task
+        build = self.task.init if may_import(self.config.task, self.users_task) else self._without_task
         return PredictionModel(unflatten(*self.fit(build, absent="^(?!embeddings/|encoder/)", dropped="^heads/")))
 
     def _without_task(self, rngs: nnx.Rngs) -> Model:

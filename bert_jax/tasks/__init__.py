@@ -42,10 +42,16 @@ def task_class(name: str) -> "type[Task]":
     return found
 
 
+def may_import(name: str, users_task: str) -> bool:
+    """Returns whether the class of a task that a checkpoint names may be imported, which executes its module: one
+    outside `TASKS` only if the user's own config names it too."""
+    return name in TASKS or name == users_task
+
+
 def known_task(name: str, users_task: str, origin: str) -> "type[Task]":
-    """Returns the class of a task that a checkpoint names. Importing a module executes it, so a class outside `TASKS`
-    is loaded only if the user's own config names the same one. Raises UserError; `origin` is the checkpoint."""
-    if name not in TASKS and name != users_task:
+    """Returns the class of a task that a checkpoint names. Raises UserError if it may not be imported; `origin` is the
+    checkpoint."""
+    if not may_import(name, users_task):
         raise UserError(
             f"{origin}: its task is the class '{name}', which is code outside bert_jax; "
             f"if you trust it, name it yourself: --config.task={name}"

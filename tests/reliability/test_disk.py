@@ -125,37 +125,39 @@ def test_something_else_in_place_of_a_file_or_folder(train, tmp_path, name, mess
     assert_one_line(*train(tmp_path / "run"), name, message)
 
 
-def test_a_workdir_deleted_under_the_run(train, command_line, tmp_path):
-    train.config.train.steps = 2000
-    with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(command_line(train.config, tmp_path / "run"), cwd=ROOT, stderr=output)
-    try:
-        deadline = time.time() + LIMIT
-        while not steps(tmp_path / "run" / "checkpoints") and time.time() < deadline:
-            time.sleep(0.05)
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        status = process.wait(timeout=LIMIT)
-    finally:
-        process.kill()
-        process.wait()
-    assert_one_line(status, (tmp_path / "output").read_text())
+@pytest.fixture
+def interrupted(train, command_line, tmp_path):
+    """interrupted(act) → status and output of a long run, while which `act(workdir)` is called after a checkpoint."""
+
+    def run(act):
+        train.config.train.steps = 2000
+        workdir = tmp_path / "run"
+        with open(tmp_path / "output", "w") as output:
+            process = subprocess.Popen(command_line(train.config, workdir), cwd=ROOT, stderr=output)
+        try:
+            deadline = time.time() + LIMIT
+            while not steps(workdir / "checkpoints") and time.time() < deadline:
+                time.sleep(0.05)
+            act(workdir)
+            status = process.wait(timeout=LIMIT)
+        finally:
+            process.kill()
+            process.wait()
+        return status, (tmp_path / "output").read_text()
+
+    return run
 
 
-def test_a_workdir_deleted_and_made_again_by_what_writes_into_it(train, command_line, tmp_path):
-    train.config.train.steps = 2000
-    with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(command_line(train.config, tmp_path / "run"), cwd=ROOT, stderr=output)
-    try:
-        deadline = time.time() + LIMIT
-        while not steps(tmp_path / "run" / "checkpoints") and time.time() < deadline:
-            time.sleep(0.05)
-        os.rename(tmp_path / "run", tmp_path / "moved")
-        os.makedirs(tmp_path / "run" / "checkpoints")
-        status = process.wait(timeout=LIMIT)
-    finally:
-        process.kill()
-        process.wait()
-    assert_one_line(status, (tmp_path / "output").read_text(), "was deleted or moved during the run")
+def test_a_workdir_deleted_under_the_run(interrupted):
+    assert_one_line(*interrupted(lambda workdir: shutil.rmtree(workdir, ignore_errors=True)))
+
+
+def test_a_workdir_deleted_and_made_again_by_what_writes_into_it(interrupted):
+    def replace(workdir):
+        workdir.rename(workdir.with_name("moved"))
+        (workdir / "checkpoints").mkdir(parents=True)
+
+    assert_one_line(*interrupted(replace), "was deleted or moved during the run")
 
 
 def test_a_second_training_in_the_same_workdir(train, command_line, tmp_path):
