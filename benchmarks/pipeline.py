@@ -42,7 +42,7 @@ from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import bert_config
 from bert_jax.models.cost import training_flops
-from bert_jax.training.sharding import make_mesh, to_mesh
+from bert_jax.sharding import make_mesh, to_mesh
 from experiments import base
 
 Speed = dict[str, float]  # "rows" and "tokens" a second

@@ -34,9 +34,9 @@ from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.lab.profile import collectives
 from bert_jax.models.config import bert_config
+from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.training.memory import peak_bytes
 from bert_jax.training.optimizer import make_optimizer, make_schedule
-from bert_jax.training.sharding import make_mesh, to_mesh
 from bert_jax.training.step import abstract_state, init_state, make_train_step
 from experiments import base
 
@@ -145,7 +145,7 @@ def _measure(
     mine = slice(number * rows // processes, (number + 1) * rows // processes)
     batch = random_batch(rows, length, min(options.predictions, length - 1))
     arrays = to_mesh(mesh, {name: array[mine] for name, array in batch.items()})
-    train_step = make_train_step(task, graphdef, optimizer, schedule, 1)
+    train_step = make_train_step(task, graphdef, optimizer, schedule, mesh)
     started = time.perf_counter()
     program = train_step.lower(state, {}, arrays, key).compile()
     compile_seconds = time.perf_counter() - started

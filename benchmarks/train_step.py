@@ -22,9 +22,9 @@ from timing import Times, in_turns, machine, ratio_to_best, spread
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.models.config import BertConfig, bert_config
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
-from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import abstract_state, init_state, make_train_step
 from experiments import base
 
@@ -138,9 +138,9 @@ def our_step(size: str, batch: dict[str, np.ndarray]) -> Step:
     task = GivenBatches(bert_config(config.model, VOCAB_SIZE))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    graphdef, _ = abstract_state(task, optimizer)
-    state = init_state(task, optimizer, 0, make_mesh(config.mesh))
-    train_step, key = make_train_step(task, graphdef, optimizer, schedule, 1), jax.random.key(0)
+    graphdef, mesh = abstract_state(task, optimizer)[0], make_mesh(config.mesh)
+    state = init_state(task, optimizer, 0, mesh)
+    train_step, key = make_train_step(task, graphdef, optimizer, schedule, mesh), jax.random.key(0)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
 
     def step():

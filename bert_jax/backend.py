@@ -1,7 +1,7 @@
 """What differs between CPU, GPU and TPU, decided once from the devices that a program runs on.
 
-Whoever builds a program for a mesh traces it under `with use_backend(backend_of(mesh)):`; the code of models and tasks
-asks `current()`. So a program for a TPU can be traced on a machine that has none.
+Whoever builds a program for a mesh traces it by `Mesh.traced` (sharding.py); the code of models and tasks asks
+`current()`. So a program for a TPU can be traced on a machine that has none.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax.sharding import Mesh
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,9 +80,15 @@ TPU = Backend("tpu")
 _current: ContextVar[Backend | None] = ContextVar("backend", default=None)
 
 
-def backend_of(mesh: Mesh) -> Backend:
-    """Returns the backend of the mesh's devices, which are of one kind."""
-    return _of_device(mesh.devices.flat[0])
+@cache
+def backend_of(device: Any) -> Backend:  # jax.Device is not a type for pyright
+    """Returns the backend of a device."""
+    if device.platform == "cpu":
+        return CPU
+    if device.platform == "gpu":  # cuDNN's kernel needs Ampere or later; AMD's devices have names in place of numbers
+        capability = str(getattr(device, "compute_capability", ""))
+        return replace(GPU, fused_attention=capability.replace(".", "").isdigit() and float(capability) >= 8)
+    return TPU
 
 
 def current() -> Backend:
@@ -114,17 +119,7 @@ def traced_for(backend: Backend, function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _default() -> Backend:
-    return _of_device(jax.devices()[0])
-
-
-@cache
-def _of_device(device: Any) -> Backend:  # jax.Device is not a type for pyright
-    if device.platform == "cpu":
-        return CPU
-    if device.platform == "gpu":  # cuDNN's kernel needs Ampere or later; AMD's devices have names in place of numbers
-        capability = str(getattr(device, "compute_capability", ""))
-        return replace(GPU, fused_attention=capability.replace(".", "").isdigit() and float(capability) >= 8)
-    return TPU
+    return backend_of(jax.devices()[0])
 
 
 def keep_programs(workdir: Path) -> None:

@@ -5,6 +5,7 @@ The options themselves are declared in `options.py`.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -134,11 +135,37 @@ def resolve_steps(config: ConfigDict, steps_per_epoch: int) -> None:
         optimizer.warmup_steps = int(optimizer.warmup_share * (optimizer.decay_steps or train.steps))
 
 
+# Sizes of the axes data, fsdp and tensor where the config leaves them open; -1 = the devices that are left.
+PRESETS = {"data": (-1, 1, 1), "fsdp": (1, -1, 1), "fsdp_tensor": (1, -1, 2)}
+
+
+def axis_sizes(mesh: ConfigDict, num_devices: int) -> tuple[int, int, int]:
+    """Returns the sizes of the axes data, fsdp and tensor of a mesh of so many devices. Raises UserError if they do not
+    fit."""
+    given = {name: mesh[name] for name in ("data", "fsdp", "tensor")}
+    sizes = dict(zip(given, PRESETS[mesh.preset], strict=True))
+    if -1 in given.values():  # the config's -1 takes the place of the preset's
+        sizes = {name: 1 if size == -1 else size for name, size in sizes.items()}
+    sizes |= {name: size for name, size in given.items() if size is not None}
+    shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise UserError(f"{shown}: only one axis can be -1, the devices that are left; give the others a number")
+    product = math.prod(size for size in sizes.values() if size != -1)
+    if 0 in sizes.values() or num_devices % product:
+        raise UserError(f"{shown}: the axes must multiply to the {num_devices} devices or a divisor; -1 takes the rest")
+    sizes |= {name: num_devices // product for name in open_axes}
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+
+
+def row_parts(config: ConfigDict, num_devices: int) -> int:
+    """Returns the number of parts into which the devices of a mesh split the rows of a batch."""
+    data, fsdp, _ = axis_sizes(config.mesh, num_devices)
+    return data * fsdp
+
+
 def _check_batches(config: ConfigDict, num_devices: int) -> None:
-    wanted = config.mesh.data
-    if wanted != -1 and not 1 <= wanted <= num_devices:
-        raise UserError(f"mesh.data is {wanted}; it must be 1 to {num_devices}, the number of devices, or -1 for all")
-    devices = num_devices if wanted == -1 else wanted
+    devices = row_parts(config, num_devices)
     for name, size, parts in (
         ("train.batch_size", config.train.batch_size, config.train.accumulation),
         ("eval.batch_size", config.eval.batch_size, 1),

@@ -218,7 +218,14 @@ _OPTIONS = (
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 
-    _integer("mesh.data", -1, "[-1, 2^20]", "devices along the batch; -1 = all"),
+    _choice("mesh.preset", "data", "data | fsdp | fsdp_tensor", "the axes that are None: all devices along data, all "
+        "along fsdp, or half along fsdp and 2 along tensor", "restart"),
+    _integer("mesh.data", None, "[-1, 2^20]", "devices that split the rows; -1 = those left", "restart"),
+    _integer("mesh.fsdp", None, "[-1, 2^20]", "devices that split rows and parameters; -1 = those left", "restart"),
+    _integer("mesh.tensor", None, "[-1, 2^20]", "devices that split columns, vocabulary; -1 = those left", "restart"),
+    _integer("mesh.smallest", 65_536, "[0, 2^31)", "elements of an array; fsdp does not split smaller ones", "restart"),
+    _text("mesh.rules", "", "pattern=axis,axis;… for names of parameters, before the built-in rules; - = not split",
+        "restart"),
 )
 # fmt: on
 OPTIONS = {option.name: option for option in _OPTIONS}

@@ -22,6 +22,7 @@ from bert_jax.lab.profile import Profiler
 from bert_jax.lab.report import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
 from bert_jax.options import Value
+from bert_jax.sharding import make_mesh, place
 from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Description, Evaluation, Source, Task
 from bert_jax.training import checkpoint
@@ -29,7 +30,7 @@ from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.observer import Observer
-from bert_jax.training.sharding import make_mesh, place, together
+from bert_jax.training.sharding import together
 from bert_jax.training.throughput import Throughput
 
 Overrides = Mapping[str, Value] | None  # the options that were set on the command line

@@ -1,13 +1,15 @@
 """A program is traced for the devices that it will run on, whatever this machine has."""
 
+from dataclasses import replace
+
 import jax
 
 from bert_jax import backend
 from bert_jax.backend import CPU, GPU, TPU, Backend
 from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
-from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import abstract_state, make_train_step
 
 
@@ -23,8 +25,10 @@ def test_the_training_step_is_traced_for_another_platform(small_config):
     padded = -(-vocabulary // 128) * 128
     assert padded > vocabulary
 
+    one = make_mesh(small_config.mesh)
+
     def traced(target: Backend) -> str:
-        step = make_train_step(task, graphdef, optimizer, schedule, 1, backend=target)
+        step = make_train_step(task, graphdef, optimizer, schedule, replace(one, backend=target))
         return str(step.trace(*arguments).jaxpr)  # type: ignore[attr-defined]
 
     on_tpu, on_cpu = traced(TPU), traced(CPU)
@@ -34,6 +38,6 @@ def test_the_training_step_is_traced_for_another_platform(small_config):
 
 
 def test_the_backend_is_that_of_the_mesh_or_of_whoever_traces(small_config):
-    assert backend.current() is CPU is backend.backend_of(make_mesh(small_config.mesh))
+    assert backend.current() is CPU is make_mesh(small_config.mesh).backend
     asked = backend.traced_for(GPU, lambda: backend.current())
     assert asked() is GPU and backend.current() is CPU

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from bert_jax import backend
 from bert_jax.models.attention import Attention, Cache, take_places
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
+from bert_jax.models.layers import GELU, KERNEL, Embedding, LayerNorm, Linear, dropout
+from bert_jax.sharding import GATHERED, by_rows, gathered_layer, gathers_layers
 
 T = TypeVar("T")
 
@@ -177,9 +178,8 @@ class Layer(nnx.Module):
             queries = self._before(self.cross_attention_layer_norm, x)
             attended, _ = self.cross_attention(queries, source, source_mask, seed=seeds[3])
             x = self._after(self.cross_attention_layer_norm, x + dropout(attended, rate, seeds[4]))
-        inner = self.intermediate(self._before(self.output_layer_norm, x), dtype).astype(jnp.float32)
-        inner = GELU[self.config.hidden_act](inner)
-        x = x + dropout(self.output(inner.astype(dtype), dtype), rate, seeds[2])
+        inner = GELU[self.config.hidden_act](self.intermediate(self._before(self.output_layer_norm, x), dtype))
+        x = x + dropout(self.output(inner, dtype), rate, seeds[2])
         return self._after(self.output_layer_norm, x), cache
 
     def _before(self, norm: LayerNorm, x):
@@ -218,12 +218,19 @@ def _unstack(x, count):
 
 
 def _rematerialised(policy: str):
-    """Returns `Layer.__call__` without a cache; autodiff keeps what `policy` says, and equal layers are traced once."""
+    """Returns `Layer.__call__` without a cache; autodiff keeps what `policy` says, and equal layers are traced once.
+
+    Parameters that were gathered for a layer are never kept: all layers together would be the whole model."""
 
     def layer(parameters, x, mask, seeds, places=None):
-        return parameters(x, mask, seeds, places)[0]
+        parameters = gathered_layer(parameters, parameters.config.dtype)
+        return by_rows(parameters(by_rows(x), mask, seeds, places)[0])
 
-    if policy == "none":
+    if policy == "none" and not gathers_layers():
         return jax.jit(layer)
-    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    policies = {
+        "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED, KERNEL),
+        "full": None,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
     return jax.checkpoint(layer, policy=policies[policy])

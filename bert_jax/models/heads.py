@@ -52,21 +52,25 @@ class Classifier(LinearHead):
 
 
 def vocabulary_logits(
-    vectors: Float[Array, "B P E"], table: Float[Array, "V E"], bias: Float[Array, " V"], dtype: str
+    vectors: Float[Array, "B P E"], table: Float[Array, "*N V E"], bias: Float[Array, " V"], dtype: str
 ) -> Float[Array, "B P V"]:
-    logits = dot_transposed(vectors, table, dtype, out_dtype="float32")
+    """Returns logits. Of a table in N copies, each multiplies its part of the rows (`sharding.gathered`)."""
+    parts = vectors if table.ndim == 2 else vectors.reshape(table.shape[0], -1, vectors.shape[-1])
+    logits = dot_transposed(parts, table, dtype, out_dtype="float32").reshape(*vectors.shape[:-1], -1)
     return logits + along_last(bias, logits)
 
 
 def padded_decoder(
-    table: Float[Array, "V E"], bias: Float[Array, " V"], multiple: int
-) -> tuple[Float[Array, "W E"], Float[Array, " W"]]:
-    """Returns table and bias for W entries, V rounded up to a multiple. The entries past V are never the largest logit,
-    have probability 0 and pass no gradient on, so that a loss and its gradients are those of V entries."""
-    extra = -bias.size % multiple
-    if extra == 0:
-        return table, bias
-    return jnp.pad(table, ((0, extra), (0, 0))), jnp.pad(bias, (0, extra), constant_values=-1e30)
+    table: Float[Array, "*N U E"], bias: Float[Array, " V"], multiple: int
+) -> tuple[Float[Array, "*N W E"], Float[Array, " W"]]:
+    """Returns table and bias for W entries, U >= V rounded up to a multiple. The entries past V are never the largest
+    logit, have probability 0 and pass no gradient on: a loss and its gradients are those of V entries."""
+    entries = table.shape[-2]
+    extra = -entries % multiple
+    if extra:
+        table = jnp.pad(table, (*((0, 0),) * (table.ndim - 2), (0, extra), (0, 0)))
+    extra += entries - bias.size
+    return table, jnp.pad(bias, (0, extra), constant_values=-1e30) if extra else bias
 
 
 def pool_windows(

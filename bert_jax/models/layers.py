@@ -14,35 +14,43 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from bert_jax import backend
 
+KERNEL = "rounded kernel"  # the name of a kernel in bfloat16, which a backward pass may round again instead of keeping
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
     """Returns x · Φ(x) (Hendrycks and Gimpel 2016); if `approximate`, Φ is approximated by a tanh.
 
-    The backward pass needs x alone. Autodiff would also keep the intermediate results, which take a quarter of the
+    Computed in float32, whatever the dtype of x, which is also that of the result. The backward pass needs x alone.
+    Autodiff would also keep the intermediate results, which take a quarter of the
     memory of a small model's step. The exact Φ is (1 + erf(x / √2)) / 2, as in BERT's and PyTorch's code. `jax.nn.gelu`
     uses erfc instead, which is more precise where Φ vanishes, and takes twice as long on a CPU.
     """
-    return jax.nn.gelu(x, approximate=True) if approximate else x * _normal_cdf(x)
+    y = x.astype(jnp.float32)
+    return (jax.nn.gelu(y, approximate=True) if approximate else y * _normal_cdf(y)).astype(x.dtype)
 
 
 def _gelu_forward(x, approximate):
     return gelu(x, approximate), x
 
 
-def _gelu_backward(approximate, x, g):
+def _gelu_backward(approximate, saved, g):
+    x, g = saved.astype(jnp.float32), g.astype(jnp.float32)
     if approximate:
         tanh = jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
         slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * jnp.square(x))
-        return (g * (0.5 * (1 + tanh) + 0.5 * x * (1 - jnp.square(tanh)) * slope),)
-    density = jnp.exp(-0.5 * jnp.square(x)) * (2 * math.pi) ** -0.5
-    return (g * (_normal_cdf(x) + x * density),)
+        dx = g * (0.5 * (1 + tanh) + 0.5 * x * (1 - jnp.square(tanh)) * slope)
+    else:
+        density = jnp.exp(-0.5 * jnp.square(x)) * (2 * math.pi) ** -0.5
+        dx = g * (_normal_cdf(x) + x * density)
+    return (dx.astype(saved.dtype),)
 
 
 def _normal_cdf(x):
@@ -77,12 +85,12 @@ def dot(
 
 
 def dot_transposed(
-    x: Float[Array, "*B D"], table: Float[Array, "V D"], dtype: str, out_dtype: str | None = None
+    x: Float[Array, "*B D"], table: Float[Array, "*N V D"], dtype: str, out_dtype: str | None = None
 ) -> Float[Array, "*B V"]:
     """Returns `x @ table.T` as `dot` computes it, but the table's gradient needs no transpose of the table's size."""
     out_dtype = out_dtype or dtype
     if _in_float32(x, table, dtype):
-        return dot(x, table.T, dtype, out_dtype)
+        return dot(x, table.swapaxes(-1, -2), dtype, out_dtype)
     return cast(Array, _bf16_dot(x, table, out_dtype, True))
 
 
@@ -99,14 +107,15 @@ def _in_float32(x, w, dtype):
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _bf16_dot(x, w, out_dtype, reads_transposed):
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return _product(x, w.T if reads_transposed else w, out_dtype)
+    return _product(x, w.swapaxes(-1, -2) if reads_transposed else w, out_dtype)
 
 
 def _bf16_dot_forward(x, w, out_dtype, reads_transposed):
     x16, w16 = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    w16 = checkpoint_name(w16, KERNEL) if w.ndim == 2 else w16
     # The empty arrays remember the dtypes of x and w: their cotangents must have them.
     saved = x16, w16, jnp.empty((0,), x.dtype), jnp.empty((0,), w.dtype)
-    return _product(x16, w16.T if reads_transposed else w16, out_dtype), saved
+    return _product(x16, w16.swapaxes(-1, -2) if reads_transposed else w16, out_dtype), saved
 
 
 def _bf16_dot_backward(out_dtype, reads_transposed, saved, g):
@@ -215,7 +224,12 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(_truncated_normal(rngs.params(), (rows, size), stddev))
 
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L E"]:
-        return jnp.take(self.embedding[...], ids, axis=0)
+        """Returns the vectors. Of a table in N copies, each looks up its part of the rows (`sharding.gathered`)."""
+        table = self.embedding[...]
+        if table.ndim == 2:
+            return jnp.take(table, ids, axis=0)
+        parts = jax.vmap(partial(jnp.take, axis=0))(table, ids.reshape(table.shape[0], -1, ids.shape[1]))
+        return parts.reshape(*ids.shape, -1)
 
 
 def along_last(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:

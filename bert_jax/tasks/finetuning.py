@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import ordered_batches, train_batches
@@ -243,7 +243,7 @@ class FineTuning(Task, ABC):
             config.eval.batch_size,
             Limits(data.buckets, data.sequence_length, crossover_length, self._break_even_tokens(devices)),
             is_packed=data.packing if can_pack else False,
-            devices=jax.device_count() if config.mesh.data == -1 else config.mesh.data,
+            devices=row_parts(config, jax.device_count()),
             accumulation=config.train.accumulation,
             break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU),
         )

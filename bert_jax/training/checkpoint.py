@@ -19,14 +19,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Sharding
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.sharding import Mesh, tree_shardings
 from bert_jax.training import checkpoint_format
 from bert_jax.training.checkpoint_format import Damaged, Trouble, checksums, guarded
 from bert_jax.training.parameters import Parameters, name_of_format_1, name_since_format_2, rename
-from bert_jax.training.sharding import tree_shardings
 from bert_jax.training.step import TrainState
 
 Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings

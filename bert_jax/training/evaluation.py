@@ -8,14 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bert_jax.backend import backend_of
 from bert_jax.config import UserError
+from bert_jax.sharding import Mesh, to_mesh
 from bert_jax.tasks.task import Constants, Description, Evaluation, HostSums, Task
 from bert_jax.training.parameters import Parameters
-from bert_jax.training.sharding import to_mesh
 from bert_jax.training.step import make_eval_step
 
 # Ends of the names of metrics that are better when lower; all others are better when higher.
@@ -30,7 +28,7 @@ def make_evaluation(
     """Returns a function of (parameters, split, the description that belongs to them) to the evaluation over every
     example of the split. Parameters and constants must be on the mesh."""
     eval_step = make_eval_step(task, graphdef, config.eval.seed, mesh)
-    runs_alone = backend_of(mesh).steps_in_flight == 1
+    runs_alone = mesh.backend.steps_in_flight == 1
 
     def evaluate(parameters: Parameters, split: str, description: Description) -> Evaluation:
         totals: HostSums | None = None

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
-from bert_jax.backend import backend_of
 from bert_jax.config import UserError
+from bert_jax.sharding import Mesh, make_mesh, place, to_mesh
 from bert_jax.tasks.task import Evaluation, Sums, Task
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
@@ -28,7 +27,7 @@ from bert_jax.training.observer import DATA_WAIT, Observer, Observers
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, is_stacked, matching, structure, take_over
 from bert_jax.training.saving import Checkpoints, alone_in
-from bert_jax.training.sharding import make_mesh, on_first_process, place, to_mesh
+from bert_jax.training.sharding import on_first_process
 from bert_jax.training.step import Diverged, TrainState, check_finite
 
 
@@ -66,7 +65,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     # Phase 2: step functions and state
     watch, key, constants = Observers(observers), jax.random.key(config.seed), place(mesh, task.constants())
     accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
-    train_step = steps.make_train_step(task, graphdef, optimizer, schedule, accumulation, frozen, backend_of(mesh))
+    train_step = steps.make_train_step(task, graphdef, optimizer, schedule, mesh, accumulation, frozen)
     launch = steps.TrainStep(train_step, mesh, watch)
     evaluate = make_evaluation(task, graphdef, config, mesh, constants)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed

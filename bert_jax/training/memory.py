@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from bert_jax.backend import backend_of
 from bert_jax.config import UserError
+from bert_jax.sharding import Mesh, tree_shardings
 from bert_jax.tasks.task import Task
-from bert_jax.training.sharding import tree_shardings
 
 ADVICE = (
     "lower train.batch_size, raise train.accumulation, set model.remat=full, "
@@ -32,7 +30,7 @@ def check_fits(task: Task, state: Any, mesh: Mesh) -> None:
     arrays = jax.tree.leaves((state.parameters, state.parameters, state.optimizer))
     places = jax.tree.leaves(tree_shardings(mesh, (state.parameters, state.parameters, state.optimizer)))
     held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(arrays, places, strict=True))
-    tokens = task.tokens_per_step / mesh.size / config.train.accumulation
+    tokens = task.tokens_per_step / mesh.row_parts / config.train.accumulation
     width = shape.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
     activations = tokens * shape.num_hidden_layers * width
     counted = f" (parameters, gradients and optimizer {held / 1e9:.3g}, activations {activations / 1e9:.3g})"
@@ -66,7 +64,7 @@ def out_of_memory_explained() -> Iterator[None]:
 def memory_limit(mesh: Mesh) -> int | None:
     """Returns the bytes that one of this process's devices in the mesh may use; None if they are unknown."""
     devices = mesh.local_devices
-    if devices and backend_of(mesh).is_cpu:
+    if devices and mesh.backend.is_cpu:
         return host_memory() // len(devices)  # virtual devices share it
     return (devices[0].memory_stats() or {}).get("bytes_limit") if devices else None
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Batch, Sums, Task
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from bert_jax.config import UserError, pattern
 from bert_jax.models.bert import Model
+from bert_jax.sharding import LAYERS
 
 Parameters = dict[str, Array]
-LAYERS = "encoder/layers/"
 _TRUNK, _HEADS = "trunk/", "heads/"
 _TRUNK_PARTS = ("embeddings/", "encoder/", "pooler/")
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.files import LOCK, only_writer
+from bert_jax.sharding import Mesh
 from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters

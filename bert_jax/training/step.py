@@ -11,19 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Key, PyTree
 
-from bert_jax.backend import Backend, backend_of, current, traced_for
 from bert_jax.config import UserError
 from bert_jax.heap import release_free_memory
+from bert_jax.sharding import Mesh, as_placed, gathered, tree_shardings
 from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
 from bert_jax.training.memory import check_program_fits
 from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import Schedule
 from bert_jax.training.parameters import Parameters, flatten, global_norm, structure, unflatten
-from bert_jax.training.sharding import tree_shardings
 
 MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
 
@@ -57,19 +55,18 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    accumulation: int,
+    mesh: Mesh,
+    accumulation: int = 1,
     frozen: Collection[str] = (),
-    backend: Backend | None = None,
 ) -> Callable[[TrainState, Constants, Batch, Key[Array, ""]], tuple[TrainState, Sums]]:
     """Returns a jitted function of (state, constants, global batch, key of the run's seed) to (state, sums of the
-    metrics). The old state's memory is given to the new one.
+    metrics), for the devices of `mesh`. The old state's memory is given to the new one, which is split alike.
 
     All randomness is a function of (seed, step). The seed is not part of the program, so that runs with other seeds
     share it. Gradients of `accumulation` micro-batches are added up; because every objective is divided by the weight
     of the whole batch, their sum is the gradient of the whole batch. For the `frozen` parameters no gradient is
-    computed, and the optimizer does not see them. The step is traced for `backend`, by default the process's own.
+    computed, and the optimizer does not see them.
     """
-    backend = backend or current()
 
     def step(state: TrainState, constants: Constants, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(key, state.step)
@@ -79,17 +76,18 @@ def make_train_step(
         trained = {name: x for name, x in state.parameters.items() if name not in frozen}
 
         def loss(trained, micro_batch, key):
-            sums = task.sums(unflatten(graphdef, state.parameters | trained), micro_batch, key, constants)
+            parameters = gathered(mesh, state.parameters | trained)
+            sums = task.sums(unflatten(graphdef, parameters), micro_batch, key, constants)
             return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums
 
-        grads, sums = _gradients(loss, trained, batch, dropout_key, accumulation)
+        grads, sums = _gradients(loss, trained, batch, dropout_key, accumulation, mesh)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, trained)
         parameters = state.parameters | cast(Parameters, optax.apply_updates(trained, updates))
         observed = {"grad_norm": global_norm(cast(Parameters, grads)), "learning_rate": schedule(state.step)}
         sums |= {name: (value, jnp.float32(1)) for name, value in observed.items()}
-        return TrainState(state.step + 1, parameters, optimizer_state), sums
+        return as_placed(mesh, TrainState(state.step + 1, parameters, optimizer_state)), sums
 
-    return jax.jit(traced_for(backend, step), donate_argnums=0, compiler_options=dict(backend.compiler_options))
+    return jax.jit(mesh.traced(step), donate_argnums=0, compiler_options=dict(mesh.backend.compiler_options))
 
 
 class TrainStep:
@@ -100,7 +98,7 @@ class TrainStep:
         self.step, self.mesh, self.watch = cast(Wrapped, step), mesh, watch
         # A CPU allocates temporary memory when a step is launched, not when it starts: two in flight would hold it
         # twice.
-        self.runs_alone = backend_of(mesh).steps_in_flight == 1
+        self.runs_alone = mesh.backend.steps_in_flight == 1
         self.shapes: set[frozenset] = set()
         self.since_compiled = 0  # steps
         self.running: Sums = {}
@@ -158,14 +156,14 @@ def make_eval_step(
 ) -> Callable[[Parameters, Constants, Batch], tuple[Sums, Rows]]:
     """Returns a jitted function of (parameters, constants, batch) to the sums of the metrics and what is kept of every
     row, on every process."""
-    everywhere, backend = NamedSharding(mesh, PartitionSpec()), backend_of(mesh)
 
     def step(parameters: Parameters, constants: Constants, batch: Batch) -> tuple[Sums, Rows]:
         key = jax.random.fold_in(jax.random.key(seed), MASKING)
-        sums, rows = task.evaluate(unflatten(graphdef, parameters), task.features(batch, key), constants)
-        return sums, jax.lax.with_sharding_constraint(rows, everywhere)
+        model = unflatten(graphdef, gathered(mesh, parameters))
+        sums, rows = task.evaluate(model, task.features(batch, key), constants)
+        return sums, jax.lax.with_sharding_constraint(rows, mesh.sharding())
 
-    return jax.jit(traced_for(backend, step), compiler_options=dict(backend.compiler_options))
+    return jax.jit(mesh.traced(step), compiler_options=dict(mesh.backend.compiler_options))
 
 
 def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, ""], known: Parameters) -> TrainState:
@@ -177,9 +175,12 @@ def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, 
 
 
 def _gradients(
-    loss: Callable, parameters: Parameters, batch: Batch, key: Key[Array, ""], accumulation: int
+    loss: Callable, parameters: Parameters, batch: Batch, key: Key[Array, ""], accumulation: int, mesh: Mesh
 ) -> tuple[Parameters, Sums]:
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    def value_and_grad(*arguments):
+        value, grads = jax.value_and_grad(loss, has_aux=True)(*arguments)
+        return value, as_placed(mesh, grads)
+
     if accumulation == 1:
         (_, sums), grads = value_and_grad(parameters, batch, key)
         return grads, sums

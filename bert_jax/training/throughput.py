@@ -9,10 +9,10 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from bert_jax.backend import backend_of, current
+from bert_jax.backend import current
+from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Batch, Sums, Task
 from bert_jax.training.memory import peak_bytes
 from bert_jax.training.observer import Observer
@@ -153,7 +153,7 @@ def copy_bandwidth(mesh: Mesh) -> float:
 
 def _independent(mesh: Mesh) -> int:
     """Returns how often the measured speed is there: virtual CPU devices share the cores that were measured."""
-    return 1 if backend_of(mesh).is_cpu else mesh.size
+    return 1 if mesh.backend.is_cpu else mesh.size
 
 
 @cache

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.classification import Classification
 from bert_jax.training.checkpoint import write_checkpoint
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.parameters import flatten
-from bert_jax.training.sharding import make_mesh
 from experiments import classify
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "good", "bad", "##s"]

@@ -12,13 +12,13 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.loop import train
 from bert_jax.training.parameters import flatten, unflatten
-from bert_jax.training.sharding import make_mesh, to_mesh
 from bert_jax.training.step import abstract_state, init_state, make_train_step
 from experiments import classify, multiple_choice, ner
 
@@ -133,7 +133,7 @@ def test_micro_batches_and_devices_add_up_to_the_same_step(tmp_path, shape, opti
         task.plan.shapes = [shape]
         optimizer, mesh = optax.sgd(1.0), make_mesh(task.config.mesh)
         graphdef, _ = abstract_state(task, optimizer)
-        step = make_train_step(task, graphdef, optimizer, lambda _: 1.0, accumulation)
+        step = make_train_step(task, graphdef, optimizer, lambda _: 1.0, mesh, accumulation)
         batches = task.train_batches(0, 0, 1)
         batch = next(batches)
         batches.close()

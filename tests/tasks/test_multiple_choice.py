@@ -14,11 +14,11 @@ from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.examples import ChoiceExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import unflatten
-from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import abstract_state, init_state
 from experiments import multiple_choice
 

@@ -19,11 +19,11 @@ from bert_jax.data.labelled.examples import Answer, QuestionExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.span_qa import SpanQA, best_spans
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import unflatten
-from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import abstract_state, init_state
 from experiments import squad
 

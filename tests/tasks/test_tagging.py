@@ -19,13 +19,13 @@ from bert_jax.data.labelled.conll import entities_of, repair, text_to_tag
 from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.tasks.task import Source
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import make_evaluation, train
 from bert_jax.training.parameters import flatten, unflatten
-from bert_jax.training.sharding import make_mesh
 from experiments import ner
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -8,8 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.options import default_config
+from bert_jax.sharding import make_mesh
 from bert_jax.training import memory
-from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import TrainState
 
 TASK = SimpleNamespace(
@@ -19,6 +20,12 @@ TASK = SimpleNamespace(
 )
 
 
+def mesh_of(devices):
+    config = default_config().mesh
+    config.data = devices
+    return make_mesh(config)
+
+
 def state(count):
     weights = {"w": jax.ShapeDtypeStruct((count,), jnp.float32)}
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32), weights, (weights, weights))  # pyright: ignore
@@ -26,7 +33,7 @@ def state(count):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_state_and_activations_are_counted_per_device(monkeypatch, devices):
-    mesh = make_mesh(ConfigDict({"data": devices}))
+    mesh = mesh_of(devices)
     # Parameters, gradients and two moments of 100 numbers each; a micro-batch of 400 tokens, 3 layers of 10 values.
     needed = 4 * 4 * 100 + 400 * 3 * 10 * 2 // devices
     monkeypatch.setattr(memory, "host_memory", lambda: needed * devices)
@@ -38,7 +45,7 @@ def test_state_and_activations_are_counted_per_device(monkeypatch, devices):
 
 def test_a_compiled_step_over_the_memory_is_refused(monkeypatch):
     program = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((1024,), jnp.float32)).compile()
-    mesh = make_mesh(ConfigDict({"data": 1}))
+    mesh = mesh_of(1)
     monkeypatch.setattr(memory, "host_memory", lambda: 2 * 4096)
     memory.check_program_fits(program, mesh)
     monkeypatch.setattr(memory, "host_memory", lambda: 2 * 4096 - 1)

@@ -15,12 +15,13 @@ from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.config import BertConfig
 from bert_jax.models.cost import training_bytes
+from bert_jax.options import default_config
+from bert_jax.sharding import make_mesh
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import throughput
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import train
 from bert_jax.training.memory import peak_bytes
-from bert_jax.training.sharding import make_mesh
 from bert_jax.training.step import TrainState, TrainStep, batch_shape, means
 from bert_jax.training.throughput import Roofline, Throughput, state_traffic
 
@@ -88,7 +89,9 @@ class Counting:
 
 
 def mesh_of(devices):
-    return make_mesh(ConfigDict({"data": devices}))
+    config = default_config().mesh
+    config.data = devices
+    return make_mesh(config)
 
 
 def batch_of(length):
