@@ -22,7 +22,7 @@ from bert_jax.lab.profile import Profiler
 from bert_jax.lab.report import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
 from bert_jax.options import Value
-from bert_jax.sharding import make_mesh, place
+from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Description, Evaluation, Source, Task
 from bert_jax.training import checkpoint
@@ -97,7 +97,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         config.model.update({key: getattr(model, key) for key in SHAPE})
         check_length(model, config.data.sequence_length)
         validate(config, jax.device_count())
-        make_mesh(config.mesh)
+        check_heads(make_mesh(config.mesh), model.num_attention_heads)
     return source
 
 

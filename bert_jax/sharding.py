@@ -20,7 +20,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -37,7 +36,6 @@ Rule = tuple[str, Axes]  # a pattern of names, and the mesh axes of the last dim
 ROWS = ("data", "fsdp")
 LAYERS = "encoder/layers/"
 TABLE = "embeddings/word/embedding"
-GATHERED = "gathered kernel"  # the name of what a backward pass gathers again instead of keeping it
 
 # The first rule that matches counts. A layer has two products after each other, of which the first splits its columns
 # and the second its rows: one sum over `tensor` is enough for both (Shoeybi et al. 2019, Megatron-LM, section 3).
@@ -174,6 +172,15 @@ def _check_rows(mesh: jax.sharding.Mesh) -> None:
             )
 
 
+def check_heads(mesh: Mesh, heads: int) -> None:
+    """Raises UserError if `tensor` splits a layer's attention heads unevenly."""
+    if heads % (parts := mesh.axis("tensor")):
+        raise UserError(
+            f"mesh.tensor={parts} does not divide the {heads} attention heads: choose a divisor of them, or split the "
+            "parameters along mesh.fsdp"
+        )
+
+
 def _own_rules(text: str) -> Iterator[Rule]:
     """Yields the rules of the option mesh.rules, `pattern=axis,axis;…`, in which - is a dimension that is not split.
     Raises UserError."""
@@ -271,9 +278,13 @@ def _gathered(mesh: Mesh, name: str, x: Array, dtype: str = "float32") -> Array:
         # Rounded before it travels, which halves the bytes; also what was rounded is split, or it would be gathered
         # first.
         low = jax.lax.with_sharding_constraint(x.astype(dtype), split)
-        return checkpoint_name(jax.lax.with_sharding_constraint(low, whole).astype(x.dtype), GATHERED)
+        return jax.lax.with_sharding_constraint(low, whole).astype(x.dtype)
 
-    gather.defvjp(lambda x: (gather(x), None), lambda _, g: (jax.lax.with_sharding_constraint(g, split),))
+    def scatter(_, g):
+        # First whole: otherwise the split would spread to the activations that the gradient is computed from.
+        return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(g, whole), split),)
+
+    gather.defvjp(lambda x: (gather(x), None), scatter)
     return cast(Array, gather(x))
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from bert_jax import backend
 from bert_jax.models.attention import Attention, Cache, take_places
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import GELU, KERNEL, Embedding, LayerNorm, Linear, dropout
-from bert_jax.sharding import GATHERED, by_rows, gathered_layer, gathers_layers
+from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
+from bert_jax.sharding import by_rows, gathered_layer, gathers_layers
 
 T = TypeVar("T")
 
@@ -220,7 +220,8 @@ def _unstack(x, count):
 def _rematerialised(policy: str):
     """Returns `Layer.__call__` without a cache; autodiff keeps what `policy` says, and equal layers are traced once.
 
-    Parameters that were gathered for a layer are never kept: all layers together would be the whole model."""
+    Parameters that were gathered for a layer are not kept: those of all layers would be the whole model.
+    """
 
     def layer(parameters, x, mask, seeds, places=None):
         parameters = gathered_layer(parameters, parameters.config.dtype)
@@ -229,8 +230,14 @@ def _rematerialised(policy: str):
     if policy == "none" and not gathers_layers():
         return jax.jit(layer)
     policies = {
-        "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED, KERNEL),
+        "none": _but_parameters,
         "full": None,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
     return jax.checkpoint(layer, policy=policies[policy])
+
+
+def _but_parameters(_, *operands, **__) -> bool:
+    """Tells autodiff to keep everything but what is computed from parameters alone, which are the arrays of at most
+    two dimensions in a layer."""
+    return any(operand.ndim > 2 for operand in operands)

@@ -14,14 +14,11 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from bert_jax import backend
-
-KERNEL = "rounded kernel"  # the name of a kernel in bfloat16, which a backward pass may round again instead of keeping
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -112,7 +109,6 @@ def _bf16_dot(x, w, out_dtype, reads_transposed):
 
 def _bf16_dot_forward(x, w, out_dtype, reads_transposed):
     x16, w16 = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    w16 = checkpoint_name(w16, KERNEL) if w.ndim == 2 else w16
     # The empty arrays remember the dtypes of x and w: their cotangents must have them.
     saved = x16, w16, jnp.empty((0,), x.dtype), jnp.empty((0,), w.dtype)
     return _product(x16, w16.swapaxes(-1, -2) if reads_transposed else w16, out_dtype), saved
