@@ -22,7 +22,7 @@ BAD = [
     ("train.accumulation", 3, "train.batch_size 256 is not a multiple of 8 devices × 3 micro-batches"),
     ("train.batch_size", 0, "train.batch_size is 0; it must be a whole number from 1 to 16777216"),
     ("eval.batch_size", 12, "eval.batch_size 12 is not a multiple of 8 devices"),
-    ("mesh.data", 9, "mesh.data is 9; it must be 1 to 8, the number of devices"),
+    ("mesh.data", 9, "mesh.data=9, mesh.fsdp=1, mesh.tensor=1: the axes must multiply to the 8 devices or a divisor"),
     (
         "optimizer.warmup_steps",
         1_000_000,

@@ -20,7 +20,8 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.warmup_share", "optimizer.decay_steps"),
     *("optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.layer_decay"),
     *("train.patience", "train.reinitialise_layers", "train.label_smoothing", "train.peak_tflops"),
-    *("eval.max_examples", "model.hidden_dropout", "model.attention_dropout", "model.initializer_range", "mesh.data"),
+    *("eval.max_examples", "model.hidden_dropout", "model.attention_dropout", "model.initializer_range"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest"),
 }
 
 
@@ -35,7 +36,9 @@ def test_every_number_has_a_range(name):
             accepted.add(value)
         except UserError as error:
             assert str(error).startswith(f"{name} is ") and option.allowed in str(error)
-    assert accepted == ({0} if name in ZERO else set()) | ({-1} if name == "mesh.data" else set())
+    assert accepted == ({0} if name in ZERO else set()) | (
+        {-1} if name in ("mesh.data", "mesh.fsdp", "mesh.tensor") else set()
+    )
     for text in ("abc", "", "1e400", "nan", str(2**63)):
         with pytest.raises(ValueError, match=f"^{re.escape(name)} is "):
             option.parse(text)
@@ -82,7 +85,7 @@ def test_unknown_and_missing_options_are_named():
     check_options(config)
     with config.unlocked():
         del config["mesh"]
-    with pytest.raises(UserError, match=r"mesh.data is missing"):
+    with pytest.raises(UserError, match=r"mesh.preset is missing"):
         check_options(config)
 
 
@@ -104,7 +107,7 @@ def test_a_saved_config_gets_todays_defaults():
     del saved["mesh"], saved["train"]["new_head"]
     saved["train"]["steps"] = 7
     config = from_json_dict(saved)
-    assert (config.train.steps, config.train.new_head, config.mesh.data) == (7, False, -1)
+    assert (config.train.steps, config.train.new_head, config.mesh.preset) == (7, False, "data")
     saved["train"]["steps"] = "7"
     with pytest.raises(UserError, match=r"train.steps is '7' in the saved config; it must be a whole number"):
         from_json_dict(saved)

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.options import default_config
+from bert_jax.sharding import make_mesh
 from bert_jax.training.checkpoint import (
     describe_checkpoint,
     on_mesh,
@@ -50,10 +51,10 @@ def edit(checkpoint, change):
 def test_arrays_go_where_the_caller_wants_them(written):
     one = read_checkpoint(written).parameters["embeddings/word"]
     assert one.devices() == {jax.local_devices()[0]}
-    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    mesh = make_mesh(default_config().mesh, jax.devices()[:4])
     everywhere = read_checkpoint(written, shardings=on_mesh(mesh)).parameters["embeddings/word"]
     assert everywhere.devices() == set(jax.devices()[:4]) and everywhere.is_fully_replicated
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+    rows = mesh.rows()
     split = read_checkpoint(written, shardings=lambda tree: {name: rows for name in tree}).parameters["embeddings/word"]
     assert split.addressable_shards[0].data.shape == (2, 4)
     for array in (one, everywhere, split):

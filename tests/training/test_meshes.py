@@ -241,7 +241,7 @@ def test_a_preset_fills_in_the_axes_that_the_config_leaves_open(given, sizes):
         ({"data": 16}, "multiply to the 8 devices"),
         ({"data": 0}, "multiply to the 8 devices"),
         ({"data": -1, "fsdp": -1}, "only one axis can be -1"),
-        ({"preset": "zero"}, r"mesh\.preset is zero; it must be data, fsdp or fsdp_tensor"),
+        ({"preset": "zero"}, r"mesh\.preset is 'zero'; it can be data, fsdp, fsdp_tensor"),
         ({"rules": "kernel=rows"}, r"mesh\.rules has 'kernel=rows'; a rule is pattern=axis"),
         ({"rules": "kernel"}, "a rule is pattern=axis"),
         ({"rules": "(=fsdp"}, "not a regular expression"),
@@ -252,7 +252,7 @@ def test_a_preset_fills_in_the_axes_that_the_config_leaves_open(given, sizes):
 )
 def test_a_mesh_that_does_not_fit_is_refused(task, given, message):
     config = default_config()
-    config.mesh.update(given)
+    config.mesh.update({"smallest": 0} | given)
     config.train.batch_size = 12 if "batch_size" in message else 16
     with pytest.raises(UserError, match=message):
         validate(config, 8)

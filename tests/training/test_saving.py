@@ -15,13 +15,14 @@ from bert_jax.config import UserError, write_or_compare
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.files import only_writer, write_atomically
 from bert_jax.options import default_config
+from bert_jax.sharding import make_mesh
 from bert_jax.training.checkpoint import read_checkpoint, scores, steps
 from bert_jax.training.checkpoint_format import Trouble
 from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.step import TrainState
 
 TOKENIZER = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"], "test", True, None, True)
-MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+MESH = make_mesh(default_config().mesh, jax.devices()[:1])
 
 
 def state(step, names=("pooler/x",)):
