@@ -7,7 +7,6 @@ imports jax: what `environment` returns has to be set before that.
 """
 
 import importlib.util
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,19 +22,19 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Chip:
-    """What one device has. Its peak of operations is in `training/throughput.py:PEAK_TFLOPS`."""
+    """What one device has; None is unknown. Its peak of operations is in `training/throughput.py:PEAK_TFLOPS`."""
 
     platform: str  # as jax calls it
     axes: int  # of a slice
     example: str  # a shape
-    memory: float = math.nan  # bytes that a program may use
-    bandwidth: float = math.nan  # bytes per second of its memory
-    network: float = math.nan  # bytes per second that it can send to the others of its slice or host
+    memory: float | None = None  # bytes that a program may use
+    bandwidth: float | None = None  # bytes per second of its memory
+    network: float | None = None  # bytes per second that it can send to the others of its slice or host
 
 
 # memory: what the compiler of libtpu 0.0.42 reports as available; of the H100, the size that its driver reports.
-# bandwidth and network: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, as read in 2026, and NVIDIA's data sheet of
-# the H100 SXM; those of the network are given there for both directions together, or in Gbit/s.
+# bandwidth and network: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and NVIDIA's data sheet of the H100 SXM, as
+# of 2026. They give the network's bandwidth of a chip for both directions together; half of it counts here.
 CHIPS = {
     "v4": Chip("tpu", 3, "2x2x2", 30.75 * GIB, 1228e9, 300e9),
     "v5e": Chip("tpu", 2, "2x4", 15.75 * GIB, 819e9, 200e9),
