@@ -33,7 +33,7 @@ class Chip:
 
 
 # memory: what the compiler of libtpu 0.0.42 reports as available; of the H100, the size that its driver reports.
-# bandwidth and network: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and NVIDIA's data sheet of the H100 SXM, as
+# bandwidth and network: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and NVIDIA's data sheet of the H100 SXM, as
 # of 2026. They give the network's bandwidth of a chip for both directions together; half of it counts here.
 CHIPS = {
     "v4": Chip("tpu", 3, "2x2x2", 30.75 * GIB, 1228e9, 300e9),
