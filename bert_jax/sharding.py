@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -154,11 +155,29 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"the mesh of {len(used)} devices leaves process {min(idle)} without a device: this run has "
             f"{len(available)} devices; set mesh.data=-1 or start fewer processes"
         )
-    axes = ("data", "fsdp", "tensor")
-    made = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3, devices=used)
+    axes, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in used})
+    if slices == 1:
+        made = jax.make_mesh(sizes, axes, axis_types=kinds, devices=used)
+    else:
+        made = jax.sharding.Mesh(_across_slices(sizes, slices, used), axes, axis_types=kinds)
     _check_rows(made)
     rules = (*_own_rules(mesh.rules), *RULES)
     return Mesh(made, backend_of(used[0]), rules, mesh.smallest)
+
+
+def _across_slices(sizes: tuple[int, int, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Returns the devices of several TPU slices in the order of the mesh. The network between slices is slow: the first
+    axis that they divide spans them, all other axes stay inside a slice. Raises UserError."""
+    spans = next((axis for axis, size in enumerate(sizes) if size % slices == 0), None)
+    if spans is None:
+        shown = ", ".join(f"mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True))
+        raise UserError(
+            f"{shown}: the {slices} slices must divide one of the axes, best mesh.data; all devices are used"
+        )
+    between = tuple(slices if axis == spans else 1 for axis in range(3))
+    inside = tuple(size // count for size, count in zip(sizes, between, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(inside, between, devices)
 
 
 def _check_rows(mesh: jax.sharding.Mesh) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from bert_jax.lab.profile import COLLECTIVE, COMPUTATION, INSTRUCTION
 
+SEND = "send"  # to another slice, through the hosts
+
 
 class Collective(NamedTuple):
     kind: str
@@ -17,10 +19,11 @@ class Collective(NamedTuple):
 
     def sent(self, devices: int) -> float:
         """Returns the bytes that each device sends at the least, one execution after the other: a ring of n devices
-        passes on (n − 1)/n of what is gathered or summed, and both for an all-reduce."""
+        passes on (n − 1)/n of what is gathered or summed, and both for an all-reduce. What goes to another slice takes
+        another network."""
         size = self.group or devices
         others = (size - 1) / size
-        factor = {"all-reduce": 2 * others, "reduce-scatter": size * others, "collective-permute": 1.0}
+        factor = {SEND: 0.0, "all-reduce": 2 * others, "reduce-scatter": size * others, "collective-permute": 1.0}
         return self.times * self.bytes * factor.get(self.kind, others)
 
 
@@ -40,7 +43,7 @@ def collectives(text: str) -> list[Collective]:
         Collective(kind.removesuffix("-start"), _bytes(match), times[name], _group(match["rest"]))
         for name, matches in inside.items()
         for match in matches
-        if times[name] and COLLECTIVE.match(kind := match["kind"]) and not kind.endswith("-done")
+        if times[name] and (COLLECTIVE.match(kind := match["kind"]) or kind == SEND) and not kind.endswith("-done")
     ]
 
 
@@ -87,6 +90,8 @@ def _bytes(match: re.Match) -> int:
         sizes = sizes[len(sizes) // 2 :]
     elif match["kind"] == "collective-permute-start":  # operand, result, and two numbers
         sizes = sizes[1:2]
+    elif match["kind"] == SEND:  # what is sent, a number and a token
+        sizes = sizes[:1]
     return sum(_WIDTHS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in sizes)
 
 

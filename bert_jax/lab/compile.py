@@ -86,12 +86,15 @@ def _finished(lines: list[dict[str, Any]], status: int, log: str) -> list[dict[s
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         found.setdefault(line["program"], {}).update(line)
-    if status >= 0 and (status or not found):
+    if status > 0 or not (status or found):
         raise RuntimeError(f"the process that compiles ended with status {status}: {log[-2000:]}")
     if status == -signal.SIGKILL:
         raise UserError("the process that compiles was killed; this machine has too little memory, or free some")
     if status < 0:
-        found[lines[-1]["program"]]["crashed"] = f"{signal.Signals(-status).name}: {_last_line(log)}"
+        crash = f"{signal.Signals(-status).name}: {_last_line(log)}"
+        if not found:
+            raise UserError(f"the compiler crashed before the first program ({crash})")
+        found[lines[-1]["program"]]["crashed"] = crash
     return list(found.values())
 
 
@@ -118,9 +121,9 @@ def describe(program: dict[str, Any]) -> Iterator[str]:
     parts = [f"{name} {memory[name] / GIB:.2f}" for name in ("arguments", "temporary") if name in memory]
     verdict = "fits" if fits(program) else "DOES NOT FIT"
     yield "  GiB per device: " + ", ".join([*parts, f"{_peak(program)}: {verdict}"])
-    exchanged = [f"{kind} {x['count']} × {x['bytes'] / 1e6:,.1f} MB" for kind, x in program["collectives"].items()]
+    exchanged = [f"{x['count']} {kind} ({x['bytes'] / 1e6:,.1f} MB)" for kind, x in program["collectives"].items()]
     if exchanged:
-        yield "  exchanged per step, number and sum: " + ", ".join(exchanged)
+        yield "  exchanged per step: " + ", ".join(exchanged)
     if "limits" in program:
         yield f"  {_limits(program['limits'])}"
 

@@ -40,8 +40,8 @@ from bert_jax.training.parameters import structure
 from bert_jax.training.throughput import known_tflops, state_traffic
 
 _STEPS_PER_EPOCH = 1000  # a constant of the schedule: it changes neither memory nor time
-_OVER = re.compile(r"([\d.]+)([KMG])\)? (?:of|exceeds available HBM \()[ (]?([\d.]+)([KMG])")
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": GIB}
+_OVER = re.compile(r"([\d.]+)([KMGT])\)? (?:of |exceeds available HBM \()([\d.]+)([KMGT])")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": GIB, "T": GIB << 10}
 
 
 def compile_programs(
