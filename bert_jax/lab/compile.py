@@ -89,7 +89,9 @@ def _finished(lines: list[dict[str, Any]], status: int, log: str) -> list[dict[s
     if status > 0 or not (status or found):
         raise RuntimeError(f"the process that compiles ended with status {status}: {log[-2000:]}")
     if status == -signal.SIGKILL:
-        raise UserError("the process that compiles was killed; this machine has too little memory, or free some")
+        raise UserError("the process that compiles was killed, as for want of memory; free some, or compile elsewhere")
+    if status in (-signal.SIGTERM, -signal.SIGINT):
+        raise UserError(f"the process that compiles was ended by {signal.Signals(-status).name}; start again")
     if status < 0:
         crash = f"{signal.Signals(-status).name}: {_last_line(log)}"
         if not found:
@@ -102,7 +104,7 @@ def _last_line(log: str) -> str:
     """Returns the line in which a compiler says why it ends the process, or else the last one before the stack."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     fatal = [line for line in lines if re.match(r"F\d{4} ", line) or "Check failed" in line]
-    plain = [line for line in lines if not re.match(r"(@|\*\*\*|PC:|#\d|\[|E\d{4} )", line)]
+    plain = [line for line in lines if not re.match(r"(@|\*\*\*|PC:|#\d|\[|E\d{4} |https:)", line)]
     return (fatal or plain or lines or ["it printed nothing"])[0 if fatal else -1][:300]
 
 

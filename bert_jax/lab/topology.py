@@ -103,6 +103,7 @@ class Topology:
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
         """Returns the environment of a process that compiles for this machine."""
         variables = dict(current) | {"JAX_PLATFORMS": "cpu"}
+        variables.pop("GLIBC_TUNABLES", None)  # the kept heap (`heap.py`) is for steps that run
         flags = {"cpu": f"--xla_force_host_platform_device_count={self.shape[0]}", "gpu": "--xla_gpu_autotune_level=0"}
         if self.has.platform in flags:  # the last of two flags counts
             variables["XLA_FLAGS"] = f"{current.get('XLA_FLAGS', '')} {flags[self.has.platform]}".strip()
