@@ -157,7 +157,7 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
         )
     axes, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in used})
-    if slices == 1:
+    if slices == 1 or used[0].platform != "tpu":
         made = jax.make_mesh(sizes, axes, axis_types=kinds, devices=used)
     else:
         made = jax.sharding.Mesh(_across_slices(sizes, slices, used), axes, axis_types=kinds)

@@ -30,7 +30,7 @@ from bert_jax.lab.compile import EVALUATION, TRAINING
 from bert_jax.lab.topology import GIB, Topology
 from bert_jax.models.config import SHAPE, bert_config, check_length
 from bert_jax.run import inherit
-from bert_jax.sharding import Mesh, make_mesh, tree_shardings
+from bert_jax.sharding import Mesh, check_heads, make_mesh, tree_shardings
 from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Task
 from bert_jax.training import step as steps
@@ -60,6 +60,7 @@ def compile_programs(
     devices = topology.devices()
     task = _task(config, workdir, len(devices))
     mesh = make_mesh(config.mesh, devices)
+    check_heads(mesh, task.bert_config.num_attention_heads)
     lower = {TRAINING: _lower_training, EVALUATION: _lower_evaluation}
     for name in names:
         yield {"program": name, "devices": mesh.size, "kind": devices[0].device_kind}

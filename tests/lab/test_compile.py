@@ -202,6 +202,7 @@ def test_a_compiler_that_crashes_is_one_line(config, tmp_path, monkeypatch):
         ({"train": {"batch_size": 12}}, "train.batch_size 12 is not a multiple of 8 devices"),
         ({"train": {"accumulation": 3}}, "is not a multiple of 8 devices × 3 micro-batches"),
         ({"mesh": {"tensor": 3}}, "mesh.tensor=3"),
+        ({"mesh": {"tensor": 4}}, "mesh.tensor=4 does not divide the 2 attention heads"),
         ({"data": {"sequence_length": 1024}}, "data.sequence_length 1024 is over model.max_position_embeddings 512"),
         ({"init_from": "nowhere"}, "init_from=nowhere does not exist"),
     ],
