@@ -155,29 +155,34 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"the mesh of {len(used)} devices leaves process {min(idle)} without a device: this run has "
             f"{len(available)} devices; set mesh.data=-1 or start fewer processes"
         )
-    axes, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
-    slices = len({getattr(device, "slice_index", 0) for device in used})
-    if slices == 1 or used[0].platform != "tpu":
-        made = jax.make_mesh(sizes, axes, axis_types=kinds, devices=used)
-    else:
-        made = jax.sharding.Mesh(_across_slices(sizes, slices, used), axes, axis_types=kinds)
+    made = jax.sharding.Mesh(_arranged(sizes, used), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     _check_rows(made)
     rules = (*_own_rules(mesh.rules), *RULES)
     return Mesh(made, backend_of(used[0]), rules, mesh.smallest)
 
 
-def _across_slices(sizes: tuple[int, int, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
-    """Returns the devices of several TPU slices in the order of the mesh. The network between slices is slow: the first
-    axis that they divide spans them, all other axes stay inside a slice. Raises UserError."""
+def _arranged(sizes: tuple[int, int, int], devices: list[Any]) -> np.ndarray:
+    """Returns the devices in the order of the mesh: neighbours along an axis are neighbours in the network.
+
+    The network between TPU slices is slow: the first axis that their number divides spans them, the others stay inside
+    a slice. Raises UserError if no axis can.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     spans = next((axis for axis, size in enumerate(sizes) if size % slices == 0), None)
     if spans is None:
-        shown = ", ".join(f"mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True))
-        raise UserError(
-            f"{shown}: the {slices} slices must divide one of the axes, best mesh.data; all devices are used"
-        )
+        raise UserError(f"the mesh is {sizes} (data, fsdp, tensor): {slices} slices must divide one of these axes")
     between = tuple(slices if axis == spans else 1 for axis in range(3))
     inside = tuple(size // count for size, count in zip(sizes, between, strict=True))
-    return mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+
+    def arrange(**options: bool) -> np.ndarray:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(inside, between, devices, **options)
+        return mesh_utils.create_device_mesh(sizes, devices, **options)
+
+    try:
+        return arrange()
+    except NotImplementedError:  # an axis of the mesh is less than one of the network
+        return arrange(allow_split_physical_axes=True)
 
 
 def _check_rows(mesh: jax.sharding.Mesh) -> None:

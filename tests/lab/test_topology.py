@@ -2,12 +2,14 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bert_jax.config import UserError
 from bert_jax.lab import topology
 from bert_jax.lab.topology import CHIPS, GIB, Topology
+from bert_jax.sharding import _arranged
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,31 @@ def test_every_gpu_has_a_description_for_the_compiler_that_is_packaged():
             assert f"memory_bandwidth: {int(chip.bandwidth or 0)}" in text
     packaged = (Path(__file__).resolve().parents[2] / "setup.cfg").read_text()
     assert "targets/*.txtpb" in packaged
+
+
+def slices(count, sizes):
+    """Devices as those of `count` TPU slices look; two devices share a host."""
+    coordinates = [(x, y, 0) for y in range(sizes[1]) for x in range(sizes[0])]
+    return [
+        SimpleNamespace(platform="tpu", device_kind="TPU v6 lite", slice_index=number, coords=at, core_on_chip=0, id=i)
+        for number in range(count)
+        for i, at in enumerate(coordinates)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(16, 1, 1), (2, 8, 1), (4, 2, 2), (1, 16, 1)])
+def test_one_axis_of_the_mesh_spans_the_slices(sizes):
+    arranged = _arranged(sizes, slices(2, (2, 4)))
+    assert arranged.shape == sizes
+    flat = arranged.reshape(2, -1)  # along the first axis that is not 1
+    assert [{device.slice_index for device in half} for half in flat] == [{0}, {1}]
+    assert len({id(device) for device in arranged.flat}) == 16
+
+
+def test_an_axis_may_be_half_of_one_of_the_network():
+    assert _arranged((1, 8, 2), slices(1, (4, 4))).shape == (1, 8, 2)
+
+
+def test_slices_that_no_axis_can_span_are_refused():
+    with pytest.raises(UserError, match=r"the mesh is \(5, 4, 1\) \(data, fsdp, tensor\): 3 slices must divide one"):
+        _arranged((5, 4, 1), slices(3, (2, 4))[:20])
