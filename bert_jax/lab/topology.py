@@ -46,7 +46,12 @@ CHIPS = {
 GPUS_PER_HOST = 8
 
 _NAME = re.compile(r"(?:(\d{1,4})x)?([a-z]\w*):(\d{1,4}(?:x\d{1,4})*)")
-_EXTRAS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_plugins.xla_cuda13", "gpu")}
+# Modules of which one has to be there, and the extra that brings the first.
+_COMPILERS = {
+    "tpu": (("libtpu",), "tpu"),
+    "gpu": (("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "cuda13"),
+    "cpu": (("jax",), ""),
+}
 # What libtpu asks the machine for, which is no TPU: the type is needed but does not limit what is compiled for.
 _FOR_LIBTPU = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -92,13 +97,9 @@ class Topology:
 
     def check_installed(self) -> None:
         """Raises UserError if the compiler for this machine is not installed."""
-        module, extra = _EXTRAS.get(self.has.platform, ("jax", ""))
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # the parent package
-            found = None
-        if found is None:
-            raise UserError(f"--topology={self.name} needs {module}: pip install -e '.[{extra}]'")
+        modules, extra = _COMPILERS[self.has.platform]
+        if not any(map(_is_installed, modules)):
+            raise UserError(f"--topology={self.name} needs {modules[0]}: pip install -e '.[{extra}]'")
 
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
         """Returns the environment of a process that compiles for this machine."""
@@ -136,6 +137,13 @@ class Topology:
 def target(chip: str) -> str:
     """Returns the description of a GPU for XLA, a GpuTargetConfigProto as text."""
     return (Path(__file__).parent / "targets" / f"{chip}.txtpb").read_text(encoding="utf-8")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package
+        return False
 
 
 def _hosts(gpus: int) -> str:

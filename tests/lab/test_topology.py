@@ -51,7 +51,7 @@ def test_other_names_are_refused(name, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("v5e:2x4", "tpu"), ("h100:8", "gpu")])
+@pytest.mark.parametrize(("name", "extra"), [("v5e:2x4", "tpu"), ("h100:8", "cuda13")])
 def test_a_compiler_that_is_not_installed_is_named_with_its_extra(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=rf"--topology={name} needs \S+: pip install -e '\.\[{extra}\]'"):
