@@ -38,13 +38,20 @@ def collectives(text: str) -> list[Collective]:
             entry = computation if line.startswith("ENTRY") else entry
         elif match := INSTRUCTION.match(line):
             inside[computation].append(match)
-    times = _times(inside, entry)
-    return [
-        Collective(kind.removesuffix("-start"), _bytes(match), times[name], _group(match["rest"]))
-        for name, matches in inside.items()
-        for match in matches
-        if times[name] and (COLLECTIVE.match(kind := match["kind"]) or kind == SEND) and not kind.endswith("-done")
-    ]
+    times, channels, found = _times(inside, entry), set(), []
+    for name, match in ((name, match) for name, matches in inside.items() for match in matches):
+        kind, channel = match["kind"], re.search(r"channel_id=(\d+)", match["rest"])
+        if not times[name] or kind.endswith("-done") or not (COLLECTIVE.match(kind) or kind == SEND):
+            continue
+        if channel:  # on a TPU, one that runs beside other work is listed once for each of its steps
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
+        kind, size, group = kind.removesuffix("-start"), _bytes(match), _group(match["rest"])
+        if name.startswith("all-reduce-scatter"):  # a fusion of a TPU, which keeps a part of the sum
+            kind, size = "reduce-scatter", size // max(group, 1)
+        found.append(Collective(kind, size, times[name], group))
+    return found
 
 
 _WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
