@@ -62,10 +62,8 @@ def test_loops_are_multiplied_and_results_counted_once():
 def test_a_tpus_fusions_are_what_they_do():
     """One all-gather in three steps beside products; an all-reduce of which every device keeps its quarter."""
     steps = "\n".join(f"  %g{i} = f32[8] all-gather(%x.1), channel_id=7, replica_groups=[2,4]<=[8]" for i in range(3))
-    text = LOOP.replace("%unused (x.2", "%all-reduce-scatter.3 (x.2").replace(
-        "to_apply=%add\n}\n\nENTRY", "%s\n}\n\nENTRY"
-    )
-    text = text % "replica_groups=[2,4]<=[8], to_apply=%add"
+    text = LOOP.replace("%unused (x.2", "%all-reduce-scatter.3 (x.2")
+    text = text.replace("all-reduce(%x.2)", "all-reduce(%x.2), replica_groups=[2,4]<=[8]")
     text = text.replace(
         "  %start =", f"{steps}\n  %kept = f32[1] fusion(%x.1), calls=%all-reduce-scatter.3\n  %start ="
     )
