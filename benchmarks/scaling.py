@@ -32,7 +32,7 @@ from train_step import VOCAB_SIZE, GivenBatches, random_batch, step_parser, word
 
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
-from bert_jax.lab.profile import collectives
+from bert_jax.lab.collectives import collectives
 from bert_jax.models.config import bert_config
 from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.training.memory import peak_bytes

@@ -153,6 +153,15 @@ def embed(
     return 0
 
 
+def compile(config: ConfigDict, workdir: Path, *, topology: str, output: str = "-", **_) -> int:
+    """Compiles the training and the evaluation step for a machine that need not be there, and says what they need."""
+    if not topology:
+        raise UserError("--mode=compile needs --topology, the machine to compile for, e.g. --topology=v5e:2x4")
+    from bert_jax.lab.compile import compile_experiment
+
+    return compile_experiment(config, workdir, topology, output)
+
+
 MODES = {
     "prepare": prepare,
     "train": train,
@@ -160,6 +169,7 @@ MODES = {
     "fill_mask": fill_mask,
     "predict": predict,
     "embed": embed,
+    "compile": compile,
 }
 
 

@@ -91,7 +91,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     keep_programs(workdir)
     _join_processes(os.environ)
     with together():
-        source = _inherit(config, workdir)
+        source = inherit(config, workdir)
         vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
         model = bert_config(config.model, config.model.vocab_size or vocab_size)
         config.model.update({key: getattr(model, key) for key in SHAPE})
@@ -141,7 +141,7 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
 
 
-def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
+def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     """Returns what the run takes from a checkpoint, besides parameters; None if it starts from scratch.
 
     What the config leaves open of the model's shape is filled in from the run that this one continues, else from

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -154,11 +155,34 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"the mesh of {len(used)} devices leaves process {min(idle)} without a device: this run has "
             f"{len(available)} devices; set mesh.data=-1 or start fewer processes"
         )
-    axes = ("data", "fsdp", "tensor")
-    made = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3, devices=used)
+    made = jax.sharding.Mesh(_arranged(sizes, used), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     _check_rows(made)
     rules = (*_own_rules(mesh.rules), *RULES)
     return Mesh(made, backend_of(used[0]), rules, mesh.smallest)
+
+
+def _arranged(sizes: tuple[int, int, int], devices: list[Any]) -> np.ndarray:
+    """Returns the devices in the order of the mesh: neighbours along an axis are neighbours in the network.
+
+    The network between TPU slices is slow: the first axis that their number divides spans them, the others stay inside
+    a slice. Raises UserError if no axis can.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    spans = next((axis for axis, size in enumerate(sizes) if size % slices == 0), None)
+    if spans is None:
+        raise UserError(f"the mesh is {sizes} (data, fsdp, tensor): {slices} slices must divide one of these axes")
+    between = tuple(slices if axis == spans else 1 for axis in range(3))
+    inside = tuple(size // count for size, count in zip(sizes, between, strict=True))
+
+    def arrange(**options: bool) -> np.ndarray:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(inside, between, devices, **options)
+        return mesh_utils.create_device_mesh(sizes, devices, **options)
+
+    try:
+        return arrange()
+    except NotImplementedError:  # an axis of the mesh is less than one of the network
+        return arrange(allow_split_physical_axes=True)
 
 
 def _check_rows(mesh: jax.sharding.Mesh) -> None:

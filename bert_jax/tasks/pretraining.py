@@ -29,7 +29,7 @@ from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each
+from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each, shapes_of
 
 
 class Pretraining(Task):
@@ -71,6 +71,13 @@ class Pretraining(Task):
         pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
         task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         return task
+
+    @classmethod
+    def without_data(cls, config: ConfigDict, tokenizer: Tokenizer, description: Description | None) -> Self:
+        return cls(config, tokenizer, description)
+
+    def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        return shapes_of(pipeline.padding_batch(self.config, self.tokenizer, training=training))
 
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
