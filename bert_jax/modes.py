@@ -57,7 +57,8 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
     log = MetricsLog(workdir, step, step)
     for split, evaluation in found.items():
         log.record(step, "eval" if split == "validation" else split, evaluation.metrics)
-        say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
+        if log.writes:
+            say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
     log.close()
     return 0
 
