@@ -32,12 +32,15 @@ class Watchdog(Observer):
     """Is told what the loop does, inside `with`. When nothing has been told for `seconds`, it writes the stacks of all
     threads to standard error; after as long again, it ends the process with one line and status 75 (`leave`).
 
-    Compiling, starting, writing a checkpoint and computing an evaluation's metrics may take PATIENCE times as long.
+    Compiling, the first run of a program, starting, writing a checkpoint and computing an evaluation's metrics may take
+    PATIENCE times as long.
     Time in which the whole process was stopped does not count. 0 seconds: nothing is watched.
     """
 
     def __init__(self, seconds: float):
         self._seconds, self._shapes = seconds, set()
+        # Steps until the newest program has run: its first run also waits for processes that still compile it.
+        self._settling = 0
         self._phase, self._step = self._started("the run starts", PATIENCE), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -67,10 +70,12 @@ class Watchdog(Observer):
 
     def after_step(self, sums) -> bool:
         self._step += 1
+        self._settling = max(0, self._settling - 1)
         self._enter("it takes a step")
         return False
 
     def before_evaluation_batch(self, batch) -> None:
+        self._settling = max(0, self._settling - 1)
         self._enter_program("it evaluates", batch)
 
     def pause(self, reason: str) -> None:
@@ -81,11 +86,14 @@ class Watchdog(Observer):
 
     def _enter_program(self, name: str, batch) -> None:
         shape = (name, batch_shape(batch))
-        self._enter(name, 1 if shape in self._shapes else PATIENCE)
-        self._shapes.add(shape)
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            self._settling = 2
+        self._enter(name)
 
     def _started(self, name: str, patience: int) -> _Phase:
-        return _Phase(name, patience * self._seconds)  # a new object each time, by which it is told from the one before
+        # A new object each time, by which it is told from the one before.
+        return _Phase(name, max(patience, PATIENCE if self._settling else 1) * self._seconds)
 
     def _watch(self) -> None:
         tick = min(1.0, self._seconds / 20)

@@ -90,7 +90,11 @@ def told(name, *words):
     "actions",
     [
         [told("pause", EVALUATION), *[told("before_evaluation_batch", BATCH), *[None] * 19] * 9],  # slow in all
-        [told("before_step", BATCH), *[None] * (20 * PATIENCE - 1), told("compiled", BATCH, None, 79.0)],
+        # Compiling, and waiting for other processes that still compile
+        [
+            *(told("before_step", BATCH), *[None] * 79, told("compiled", BATCH, None, 79.0), *[None] * 79),
+            *(told("after_step", {}), told("before_batch"), told("before_step", BATCH), *[None] * 79),
+        ],
         [told("before_step", BATCH), told("before_step", OTHER), *[None] * 79],  # a shape that is new
         [told("pause", SAVING), *[None] * 79],
         [told("pause", EVALUATION), *[None] * 79],  # metrics of many examples
@@ -105,15 +109,16 @@ def test_what_is_slow_but_moves_is_left_alone(actions, monkeypatch):
 @pytest.mark.parametrize(
     ("action", "limit", "phase"),
     [
-        (told("before_batch"), 20, "it waits for a batch (step 1)"),
-        (told("before_step", BATCH), 20, "it takes a step (step 1)"),
-        (told("after_step", {}), 20, "it takes a step (step 2)"),
-        (told("before_evaluation_batch", BATCH), 20 * PATIENCE, "it evaluates (step 1)"),
-        (told("pause", SAVING), 20 * PATIENCE, "it writes a checkpoint (step 1)"),
+        (told("before_batch"), 20, "it waits for a batch (step 2)"),
+        (told("before_step", BATCH), 20, "it takes a step (step 2)"),
+        (told("before_step", OTHER), 20 * PATIENCE, "it takes a step (step 2)"),
+        (told("after_step", {}), 20, "it takes a step (step 3)"),
+        (told("before_evaluation_batch", BATCH), 20 * PATIENCE, "it evaluates (step 2)"),
+        (told("pause", SAVING), 20 * PATIENCE, "it writes a checkpoint (step 2)"),
     ],
 )
 def test_each_phase_has_a_limit_of_its_own(action, limit, phase, monkeypatch):
-    before = [told("before_step", BATCH), told("after_step", {}), action]
+    before = [*[told("before_step", BATCH), told("after_step", {})] * 2, action]
     assert alarms([*before, *[None] * (limit - 1)], monkeypatch) == []
     assert alarms([*before, *[None] * (2 * limit - 1)], monkeypatch) == ["stacks"]
     stacks, message, end = alarms([*before, *[None] * 2 * limit], monkeypatch)
@@ -133,7 +138,7 @@ def test_none_watches_nothing(monkeypatch):
 def command(small_config, command_line):
     """command(workdir) → words of a run of two processes, long enough to be interrupted."""
     small_config.model.dtype = "float32"
-    small_config.train.update(steps=600, log_every=50, watchdog_seconds=8.0)
+    small_config.train.update(steps=600, log_every=50, watchdog_seconds=12.0)
     small_config.eval.update(every=300, at_start=False)
     small_config.checkpoint.update(every=100, keep=2)
     small_config.mesh.data = -1
@@ -149,10 +154,10 @@ def test_a_process_that_is_stopped_or_killed_ends_the_others_and_the_run_continu
         run.signal(1, "SIGSTOP")
         start = time.monotonic()
         status = run.started[0].wait(timeout=120)
-        assert time.monotonic() - start < 40 and status == 75, run.text()[-3000:]
+        assert time.monotonic() - start < 90 and status == 75, run.text()[-3000:]
         assert "Thread 0x" in run.text() and "in block_until_ready" in run.text()
         last = run.text().splitlines()[-1]
-        assert last.startswith("error: process 0: nothing has moved for 16 s while it takes a step (step ")
+        assert last.startswith("error: process 0: nothing has moved for 24 s while it takes a step (step ")
         run.signal(1, "SIGCONT")  # it finds that it is alone
         assert run.started[1].wait(timeout=120) in ENDED_BY_OTHERS, run.text(1)[-3000:]
     with Processes(command(workdir), tmp_path / "killed", 2) as run:
@@ -160,7 +165,7 @@ def test_a_process_that_is_stopped_or_killed_ends_the_others_and_the_run_continu
         run.signal(1, "SIGKILL")
         start = time.monotonic()
         assert run.started[0].wait(timeout=120) == 75, run.text()[-3000:]
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 60
         last = run.text().splitlines()[-1]
         assert last.startswith("error: process 0: another process of this run has ended or cannot be reached (")
         assert "Traceback" not in run.text()
@@ -198,5 +203,5 @@ def test_a_process_in_an_endless_loop_ends_itself_and_the_others(command, tmp_pa
     for number, (status, text) in enumerate(finished(words, tmp_path / "log", 2)):
         assert status == 75, text[-3000:]
         assert f"error: process {number}: " in text.splitlines()[-1]
-    assert "process 1: nothing has moved for 16 s while it waits for a batch (step 5)" in text
+    assert "process 1: nothing has moved for 24 s while it waits for a batch (step 5)" in text
     assert 'hanging_task.py", line 14 in __next__' in text
