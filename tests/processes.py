@@ -60,7 +60,8 @@ class Processes:
         """Returns when the output of a process contains these words."""
         end = time.monotonic() + seconds
         while words not in self.text(number):
-            assert time.monotonic() < end and self.started[number].poll() is None, self.text(number)[-3000:]
+            is_alive = time.monotonic() < end and all(process.poll() is None for process in self.started)
+            assert is_alive, "\n\n".join(self.text(one)[-3000:] for one in range(len(self.logs)))
             time.sleep(0.05)
 
     def signal(self, number, name):

@@ -226,29 +226,52 @@ def test_two_processes_are_one_run(small_config, command_line, tmp_path):
     assert read_checkpoint(find_checkpoint(str(tmp_path / "two"))).run["step"] == small_config.train.steps
 
 
+def assert_close(one, two):
+    """The same JSON, but for the rounding of float32 in its numbers."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+    if isinstance(one, dict | list):
+        assert len(one) == len(two)
+        for key in one if isinstance(one, dict) else range(len(one)):
+            assert_close(one[key], two[key])
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-5)
+    else:
+        assert one == two
+
+
 @pytest.mark.slow
-def test_two_processes_fine_tune_tag_and_report_as_one(tmp_path):
+@pytest.mark.parametrize("experiment", ["ner.py:plain", "classify.py"])
+def test_two_and_four_processes_fine_tune_and_predict_as_one(experiment, tmp_path):
     """Tags have outputs of their own for every token, which all processes gather before they are scored."""
     letters = [*"abcdefgh"]
-    rows = [{"words": [letters[(i * k) % 8] for k in range(1, 2 + i % 5)]} for i in range(1, 17)]
-    rows = [row | {"tags": [f"T{letters.index(word) % 2}" for word in row["words"]]} for row in rows]
+    words = [[letters[(i * k) % 8] for k in range(1, 2 + i % 5)] for i in range(1, 17)]
+    if experiment.startswith("ner"):
+        rows = [{"words": some, "tags": [f"T{letters.index(word) % 2}" for word in some]} for some in words]
+        keys = {"data.text": "words", "data.label": "tags"}
+    else:
+        rows = [{"text": " ".join(some), "label": f"C{letters.index(some[0]) % 3}"} for some in words]
+        keys = {}
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]) + "\n")
-    keys = {f"data.{split}": str(tmp_path / "data.jsonl") for split in ("train", "validation", "test")}
-    keys |= {"data.text": "words", "data.label": "tags", "data.vocab_file": str(tmp_path / "vocab.txt")}
+    keys |= {f"data.{split}": str(tmp_path / "data.jsonl") for split in ("train", "validation", "test")}
+    keys |= {"data.vocab_file": str(tmp_path / "vocab.txt"), "train.log_every": 1, "model.layers": "scan"}
     keys |= {"data.sequence_length": 16, "data.buckets": 1, "train.epochs": 2.0, "train.batch_size": 8}
     keys |= {"eval.batch_size": 8, "model.size": "tiny", "model.dtype": "float32", "train.peak_tflops": 1.0}
     options = [f"--config.{key}={value}" for key, value in keys.items()]
-    found = []
-    for processes in (1, 2):
-        workdir = tmp_path / str(processes)
-        command = module("--config=experiments/ner.py:plain", f"--workdir={workdir}", *options)
-        found.append(run(command, workdir, processes, devices_each=2 // processes))
+    found, predicted = [], []
+    for count in (1, 2, 4):
+        workdir = tmp_path / str(count)
+        command = module(f"--config=experiments/{experiment}", f"--workdir={workdir}", *options)
+        lines = run(command, workdir, count, devices_each=4 // count)
+        speed = ("tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wait_share")
+        found.append([{name: value for name, value in line.items() if name not in speed} for line in lines])
+        predicted.append([*map(json.loads, (workdir / "predictions/validation.jsonl").read_text().splitlines())])
         assert (workdir / "report.html").is_file()
-    assert [(r["step"], r["split"]) for r in found[0]] == [(r["step"], r["split"]) for r in found[1]]
-    for one, two in zip(*found, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5), (one, two)
-    assert found[1][-1]["split"] == "test"
+    assert found[0][-1]["split"] == "test" and len(predicted[0]) == 16
+    for number in (1, 2):
+        assert_close(found[0], found[number])
+        assert_close(predicted[0], predicted[number])
 
 
 @pytest.mark.slow
