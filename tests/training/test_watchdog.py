@@ -137,10 +137,10 @@ def test_none_watches_nothing(monkeypatch):
 @pytest.fixture
 def command(small_config, command_line):
     """command(workdir) → words of a run of two processes, long enough to be interrupted."""
-    small_config.model.dtype = "float32"
-    small_config.train.update(steps=600, log_every=50, watchdog_seconds=12.0)
-    small_config.eval.update(every=300, at_start=False)
-    small_config.checkpoint.update(every=100, keep=2)
+    small_config.model.update(dtype="float32", layers="scan")
+    small_config.train.update(steps=160, log_every=20, watchdog_seconds=20.0)
+    small_config.eval.update(every=80, at_start=False)
+    small_config.checkpoint.update(every=40, keep=2)
     small_config.mesh.data = -1
     return lambda workdir: command_line(small_config, workdir)
 
@@ -150,18 +150,18 @@ def test_a_process_that_is_stopped_or_killed_ends_the_others_and_the_run_continu
     assert [status for status, _ in finished(command(tmp_path / "whole"), tmp_path / "whole", 2)] == [0, 0]
     workdir = tmp_path / "hurt"
     with Processes(command(workdir), tmp_path / "stopped", 2) as run:
-        run.wait_for("step 150/600 train")
+        run.wait_for("step 60/160 train")
         run.signal(1, "SIGSTOP")
         start = time.monotonic()
         status = run.started[0].wait(timeout=120)
         assert time.monotonic() - start < 90 and status == 75, run.text()[-3000:]
         assert "Thread 0x" in run.text() and "in block_until_ready" in run.text()
         last = run.text().splitlines()[-1]
-        assert last.startswith("error: process 0: nothing has moved for 24 s while it takes a step (step ")
+        assert last.startswith("error: process 0: nothing has moved for 40 s while it takes a step (step ")
         run.signal(1, "SIGCONT")  # it finds that it is alone
         assert run.started[1].wait(timeout=120) in ENDED_BY_OTHERS, run.text(1)[-3000:]
     with Processes(command(workdir), tmp_path / "killed", 2) as run:
-        run.wait_for("step 350/600 train")
+        run.wait_for("step 100/160 train")
         run.signal(1, "SIGKILL")
         start = time.monotonic()
         assert run.started[0].wait(timeout=120) == 75, run.text()[-3000:]
@@ -203,5 +203,5 @@ def test_a_process_in_an_endless_loop_ends_itself_and_the_others(command, tmp_pa
     for number, (status, text) in enumerate(finished(words, tmp_path / "log", 2)):
         assert status == 75, text[-3000:]
         assert f"error: process {number}: " in text.splitlines()[-1]
-    assert "process 1: nothing has moved for 24 s while it waits for a batch (step 5)" in text
+    assert "process 1: nothing has moved for 40 s while it waits for a batch (step 5)" in text
     assert 'hanging_task.py", line 14 in __next__' in text
