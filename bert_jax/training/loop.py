@@ -66,9 +66,8 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     workdir.mkdir(parents=True, exist_ok=True)
 
     # Phase 2: step functions and state
-    watchdog = Watchdog(config.train.watchdog_seconds)
-    watch, key = Observers([*observers, watchdog]), jax.random.key(config.seed)
-    constants = place(mesh, task.constants())
+    watchdog, key = Watchdog(config.train.watchdog_seconds), jax.random.key(config.seed)
+    watch, constants = Observers([*observers, watchdog]), place(mesh, task.constants())
     accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
     train_step = steps.make_train_step(task, graphdef, optimizer, schedule, mesh, accumulation, frozen)
     launch = steps.TrainStep(train_step, mesh, watch)
