@@ -3,7 +3,8 @@
     python -m bert_jax.main --config=experiments/base.py [--mode=MODE] [--workdir=DIR] [--config.NAME=VALUE …]
 
 docs/options.md lists the options of a run, --config.NAME=VALUE. The exit status is 0 when the work is done, 2 for a
-mistake that you can correct (one line), and 128 + n when signal n stopped the run, which the same command continues.
+mistake that you can correct (one line), 75 when another process of the run, a device or a disk no longer answers, which
+the same command continues, and 128 + n when signal n stopped the run, which the same command continues.
 """
 
 import atexit

@@ -51,13 +51,18 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
     from bert_jax.run import evaluate_checkpoint, start_run
     from bert_jax.tasks import task_class
     from bert_jax.training.metrics_log import MetricsLog
+    from bert_jax.training.processes import ends_with_the_others, together
 
-    task = task_class(config.task).with_data(config, start_run(config, workdir))
-    found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
+    with ends_with_the_others():
+        source = start_run(config, workdir)
+        with together():
+            task = task_class(config.task).with_data(config, source)
+        found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
     log = MetricsLog(workdir, step, step)
     for split, evaluation in found.items():
         log.record(step, "eval" if split == "validation" else split, evaluation.metrics)
-        say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
+        if log.writes:
+            say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
     log.close()
     return 0
 

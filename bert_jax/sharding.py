@@ -143,8 +143,8 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh that the options `mesh.*` describe, over all devices of every process or those given, such as
     the devices of a topology.
 
-    Raises UserError if the axes do not fit the devices, if a process would have no device in the mesh, which could
-    neither read nor hold its share, or if two processes would have to read the same rows.
+    Raises UserError if the axes do not fit the devices, or if a process would have no device in the mesh: it could
+    neither read nor hold its share.
     """
     available = jax.devices() if devices is None else list(devices)
     sizes = axis_sizes(mesh, len(available))
@@ -156,7 +156,6 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"{len(available)} devices; set mesh.data=-1 or start fewer processes"
         )
     made = jax.sharding.Mesh(_arranged(sizes, used), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    _check_rows(made)
     rules = (*_own_rules(mesh.rules), *RULES)
     return Mesh(made, backend_of(used[0]), rules, mesh.smallest)
 
@@ -183,17 +182,6 @@ def _arranged(sizes: tuple[int, int, int], devices: list[Any]) -> np.ndarray:
         return arrange()
     except NotImplementedError:  # an axis of the mesh is less than one of the network
         return arrange(allow_split_physical_axes=True)
-
-
-def _check_rows(mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError if a part of the batch belongs to two processes."""
-    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    for part in parts:
-        if len(owners := {device.process_index for device in part}) > 1:
-            raise UserError(
-                f"mesh.tensor={mesh.shape['tensor']} spans processes {sorted(owners)}: it must divide the number of "
-                f"devices of a process, which is {len(mesh.local_devices) or mesh.size // len(owners)}"
-            )
 
 
 def check_heads(mesh: Mesh, heads: int) -> None:
@@ -236,9 +224,17 @@ def place(mesh: Mesh, tree: Any) -> Any:
 
 
 def to_mesh(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the global batch, split by rows, of which each process gives its own."""
+    """Returns the global batch, split by rows, of which each process gives its own, in their order in the batch
+    (`training/processes.py: parts_of_batch`)."""
     sharding = mesh.rows()
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    parts = mesh.devices.reshape(mesh.row_parts, -1)
+    mine = sum(any(device.process_index == jax.process_index() for device in part) for part in parts)
+
+    def whole(rows: np.ndarray) -> jax.Array:
+        shape = (len(rows) // mine * mesh.row_parts, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: whole(rows) for name, rows in batch.items()}
 
 
 # Inside a program

@@ -209,10 +209,13 @@ class FineTuning(Task, ABC):
         shape = Shape(groups, len(items[0].parts), config.data.sequence_length)
         return shapes_of(collate(items, [[0], *([] for _ in range(groups - 1))], shape))
 
+    def fingerprints(self) -> dict[str, str]:
+        return {f"examples of {split}": self._fingerprint(split) for split in self.items}
+
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         data = self.items["train"], self.plan.shapes, self.plan.order(self.config.seed), self.config
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
-        return train_batches(*data, fingerprint=self._fingerprint(), **position)
+        return train_batches(*data, fingerprint=self._fingerprint("train"), **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
@@ -302,10 +305,11 @@ class FineTuning(Task, ABC):
         seconds = devices.seconds_per_layer * self.bert_config.num_hidden_layers
         return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
-    def _fingerprint(self) -> str:
-        """Returns a digest of everything that training batches are made of: a resumed run must find the same."""
+    def _fingerprint(self, split: str) -> str:
+        """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
+        training."""
         digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
-        for item in self.items["train"]:
+        for item in self.items[split]:
             arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
             for array in (*arrays, *item.values.values(), *item.token_values.values()):
                 digest.update(array.tobytes())

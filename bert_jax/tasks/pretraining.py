@@ -83,6 +83,10 @@ class Pretraining(Task):
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
 
+    def fingerprints(self) -> dict[str, str]:
+        shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in self.prepared.manifest["shards"]]
+        return {"prepared corpus": self.prepared.directory.name, "prepared shards": str(shards)}
+
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
         return pipeline.train_batches(self.prepared, self.config, **position)

@@ -112,6 +112,10 @@ class Task(Protocol):
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
         return {}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Returns digests of the examples, by what they are of: all processes of a run must find the same."""
+        return {}
+
     def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
     def constants(self) -> Constants:

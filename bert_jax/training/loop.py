@@ -16,19 +16,20 @@ from ml_collections import ConfigDict
 from bert_jax import config as configs
 from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, make_mesh, place, to_mesh
-from bert_jax.tasks.task import Evaluation, Sums, Task
+from bert_jax.tasks.task import Evaluation, Sums, Task, TrainBatches
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.evaluation import check_best_metric, make_evaluation
 from bert_jax.training.memory import check_fits, out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
-from bert_jax.training.observer import DATA_WAIT, Observer, Observers
+from bert_jax.training.observer import DATA_WAIT, EVALUATION, SAVING, Observer, Observers
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import Parameters, is_stacked, matching, structure, take_over
+from bert_jax.training.processes import SeveralParts, check_same, ends_with_the_others, on_first_process, parts_of_batch
 from bert_jax.training.saving import Checkpoints, alone_in
-from bert_jax.training.sharding import on_first_process
 from bert_jax.training.step import Diverged, TrainState, check_finite
+from bert_jax.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     configs.resolve_steps(config, task.steps_per_epoch)
     configs.validate(config, jax.device_count())
     check_best_metric(config, task)
+    check_same({f"the {name}": digest for name, digest in task.fingerprints().items()})
+    check_same(config.to_dict())  # which has steps that follow from the data
     mesh = make_mesh(config.mesh)
     graphdef, shapes = structure(task.init)
     multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
@@ -63,25 +66,28 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     workdir.mkdir(parents=True, exist_ok=True)
 
     # Phase 2: step functions and state
-    watch, key, constants = Observers(observers), jax.random.key(config.seed), place(mesh, task.constants())
+    watchdog, key = Watchdog(config.train.watchdog_seconds), jax.random.key(config.seed)
+    watch, constants = Observers([*observers, watchdog]), place(mesh, task.constants())
     accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
     train_step = steps.make_train_step(task, graphdef, optimizer, schedule, mesh, accumulation, frozen)
     launch = steps.TrainStep(train_step, mesh, watch)
-    evaluate = make_evaluation(task, graphdef, config, mesh, constants)
+    evaluate = make_evaluation(task, graphdef, config, mesh, constants, watch)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         resources.enter_context(out_of_memory_explained())
+        resources.enter_context(watchdog)
         resources.enter_context(alone_in(workdir))
         on_first_process(lambda: configs.write_or_compare(config, workdir / "config.json"))
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         resources.callback(checkpoints.close)
         resources.enter_context(_divergence_explained(checkpoints, workdir))
+        resources.enter_context(ends_with_the_others())  # before `close`, which would wait for a process that is gone
         state, resumed = _first_state(abstract, task, optimizer, config, checkpoints, mesh)
         resources.callback(watch.end)
         watch.begin(task, state, mesh)
 
         # Phase 3: data, from where the state left off
         first = int(state.step)
-        batches = task.train_batches(first, jax.process_index(), jax.process_count())
+        batches = _train_batches(task, first, mesh)
         resources.callback(batches.close)
         description = task.description()
         if resumed is not None:
@@ -127,6 +133,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                     log.record(step, "train", steps.means(task, pending, step) | watch.report())
                     pending, report_due = [], False
                 if eval_due:
+                    watch.pause(EVALUATION)
                     evaluation = evaluate(state.parameters, "validation", description)
                     description |= evaluation.learned
                     if evaluation:
@@ -134,6 +141,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                         history.append(evaluation.metrics[config.checkpoint.best_metric])
                         log.record(step, "eval", evaluation.metrics)
                 if save_due:
+                    watch.pause(SAVING)
                     if names := not_finite((state.parameters, state.optimizer)):
                         raise Diverged(f"{names[0]} is no longer finite after step {step}")
                     # `items` copies what is in it: it is written in the background, while the originals change.
@@ -143,6 +151,7 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                     watch.restart_clock()
 
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
+        watch.pause(SAVING)
         checkpoints.wait()
         final: dict[str, Evaluation] = {}
         if stopped_by is None and task.final_splits:
@@ -154,6 +163,13 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                 log.record(step, split, final[split].metrics)
     ended = "done" if step >= config.train.steps else "patience"
     return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
+
+
+def _train_batches(task: Task, first: int, mesh: Mesh) -> TrainBatches:
+    """Returns this process's rows of every batch from step `first` on."""
+    numbers, count = parts_of_batch(mesh.rows())
+    readers = [task.train_batches(first, number, count) for number in numbers]
+    return readers[0] if len(readers) == 1 else SeveralParts(readers)
 
 
 def _first_state(

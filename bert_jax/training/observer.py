@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bert_jax.training.step import TrainState
 
 DATA_WAIT = "bert_jax data wait"  # the name in a profiler's trace of the time that the loop waits for a batch
+EVALUATION, SAVING = "evaluation", "saving"  # what the loop pauses for
 
 
 class Observer:
@@ -36,6 +37,12 @@ class Observer:
         """The step is launched. Returns True if this call took time that should not count as training time."""
         return False
 
+    def pause(self, reason: str) -> None:
+        """The loop turns from training to EVALUATION or SAVING, until `restart_clock` or the end."""
+
+    def before_evaluation_batch(self, batch: Batch) -> None:
+        """An evaluation launches its step for this batch."""
+
     def restart_clock(self) -> None:
         """An evaluation, a checkpoint or another observer took time that should not count as training time."""
 
@@ -52,7 +59,8 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]):
         self.observers = observers
-        for name in ("begin", "before_batch", "before_step", "compiled", "restart_clock", "end"):
+        told = ("begin", "before_batch", "before_step", "compiled", "pause", "before_evaluation_batch", "restart_clock")
+        for name in (*told, "end"):
             setattr(self, name, partial(self._tell_all, name))
 
     def _tell_all(self, name: str, *arguments: Any) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
@@ -21,7 +19,7 @@ from bert_jax.sharding import Mesh
 from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
-from bert_jax.training.sharding import on_first_process
+from bert_jax.training.processes import as_on_first_process, on_first_process
 from bert_jax.training.step import TrainState
 
 _WRITING = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is not finished
@@ -87,7 +85,7 @@ class Checkpoints:
         also those of an earlier start; if one was trained with another tokenizer or another config; and Trouble, with
         everything left where it is, if one cannot be read for a reason outside it.
         """
-        while (step := _as_on_first_process(self.latest)) is not None:
+        while (step := as_on_first_process(self.latest)) is not None:
             folder = self.directory / str(step)
             places = on_mesh(mesh)
             try:
@@ -105,7 +103,7 @@ class Checkpoints:
 
     def best(self, mesh: Mesh) -> tuple[Parameters, dict] | None:
         """Returns parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if none has it."""
-        step = _as_on_first_process(best_of(scores(self.directory, self.metric), self.mode))
+        step = as_on_first_process(best_of(scores(self.directory, self.metric), self.mode))
         if step is None:
             return None
         saved = read_checkpoint(self.directory / str(step), shardings=on_mesh(mesh))
@@ -179,11 +177,3 @@ def alone_in(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         on_first_process(lock)
         yield
-
-
-def _as_on_first_process(step: int | None) -> int | None:
-    """Returns process 0's value on all: the folder that another one sees may lag behind on a network disk."""
-    if jax.process_count() == 1:
-        return step
-    number = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-    return None if number < 0 else number
