@@ -32,6 +32,8 @@ _SHUTDOWN_SECONDS = 60
 # Process 0 has jax's service: when it is gone, jax aborts the others before they can say why they end.
 _OTHERS_FIRST_SECONDS = 3
 
+_LEAVING = threading.Lock()
+
 # What the libraries of collectives and jax's own service say when another process is gone.
 _GONE = ("gloo", "nccl", "connection reset", "connection closed", "connection refused", "broken pipe", "heartbeat")
 _GONE += ("coordination service", "barrier", "unavailable", "socket closed", "preempted")
@@ -205,6 +207,7 @@ def ends_with_the_others() -> Iterator[None]:
 def leave(message: str, status: int = STOPPED_BY_OTHERS) -> NoReturn:
     """Ends this process at once, with one line. Exit handlers do not run: jax's would wait for processes that no longer
     answer."""
+    _LEAVING.acquire()  # who comes second, in another thread, waits for the end without a line of its own
     # While the processes are being joined, jax cannot be asked for this one's number.
     number = jax.process_index() if status == STOPPED_BY_OTHERS and several_processes() else None
     who = "" if number is None else f"process {number}: "
