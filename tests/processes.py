@@ -51,12 +51,12 @@ class Processes:
     def text(self, number=0):
         return self.logs[number].read_text(errors="replace")
 
-    def wait(self, seconds=240):
+    def wait(self, seconds=600):
         """Status of every process."""
         end = time.monotonic() + seconds
         return [process.wait(timeout=max(0.1, end - time.monotonic())) for process in self.started]
 
-    def wait_for(self, words, number=0, seconds=240):
+    def wait_for(self, words, number=0, seconds=600):
         """Returns when the output of a process contains these words."""
         end = time.monotonic() + seconds
         while words not in self.text(number):
