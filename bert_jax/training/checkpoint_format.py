@@ -29,12 +29,20 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
 _TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 _TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
-_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
+_TROUBLE += (
+    "No space left",
+    "Disk quota",
+    "File too large",
+    "Cannot allocate memory",
+    "out of memory",
+    "Connection",
+    "timed out",
+)
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError, *_ABSENT)
 _DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 _SYSTEM = re.compile(
     "No space left on device|Disk quota exceeded|Permission denied|Operation not permitted|Read-only file system|"
-    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory"
+    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory|File too large"
 )
 
 

@@ -17,16 +17,22 @@ from bert_jax.training.loop import train
 
 
 class Poisoned(Pretraining):
-    """The loss of the batches with these marks is multiplied by `poison`."""
+    """The loss of the batches with these marks is multiplied by `poison`. Both are arguments of the program, so that
+    all tests share it."""
 
-    poison = 1.0
-    marks: tuple[int, ...] = ()
+    poison, marks = 1.0, (-1, -1)
+
+    def constants(self):
+        return {"marks": np.asarray(self.marks, np.int32), "poison": np.float32(self.poison)}
 
     def sums(self, model, batch, key, constants):
-        sums = super().sums(model, batch, key, constants)
-        is_bad = jnp.any(mark_of(batch) == jnp.asarray(self.marks or (-1,)))
+        sums = super().sums(model, batch, key, {})
+        is_bad = jnp.any(mark_of(batch) == constants["marks"])
         loss, weight = sums["mlm_loss"]
-        return sums | {"mlm_loss": (loss * jnp.where(is_bad, self.poison, 1.0), weight)}
+        return sums | {"mlm_loss": (loss * jnp.where(is_bad, constants["poison"], 1.0), weight)}
+
+    def evaluate(self, model, batch, constants):
+        return super().sums(model, batch, None, {}), {}
 
 
 def mark_of(batch):
@@ -50,7 +56,7 @@ def run(small_config):
         numbered = [int(mark_of(next(batches))) for _ in range(14)]
         batches.close()
         assert len(set(numbered)) == len(numbered)
-        task.marks, task.poison = tuple(numbered[number] for number in bad), poison
+        task.marks, task.poison = (*(numbered[number] for number in bad), -1, -1)[:2], poison
         return train(task, small_config, workdir)
 
     go.config = small_config
@@ -149,7 +155,7 @@ def test_where_the_first_number_arises(run, tmp_path, spoil, found):
     from bert_jax.training import step as steps
     from bert_jax.training.diagnosis import first_not_finite
     from bert_jax.training.optimizer import make_optimizer, make_schedule
-    from bert_jax.training.sharding import make_mesh, to_mesh
+    from bert_jax.training.sharding import make_mesh, place, to_mesh
 
     config = run.config
     task = Poisoned.over(config, prepare(config.data, config.data.seed, progress=False))
@@ -160,7 +166,7 @@ def test_where_the_first_number_arises(run, tmp_path, spoil, found):
     for name, (place, value) in spoil.items():
         state.parameters[name] = state.parameters[name].at[place].set(value)
     batches = task.train_batches(0, 0, 1)
-    explain = partial(first_not_finite, task, graphdef, {}, jax.random.key(0), mesh, ())
+    explain = partial(first_not_finite, task, graphdef, place(mesh, task.constants()), jax.random.key(0), mesh, ())
     import re
 
     assert re.search(found, explain(state, to_mesh(mesh, next(batches))))

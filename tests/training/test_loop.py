@@ -88,6 +88,31 @@ def test_stopped_and_continued_is_the_same_run(small_config, uninterrupted, tmp_
     assert_same_run(tmp_path, expected)
 
 
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_stopped_where_no_checkpoint_was_planned_and_continued_is_the_same_run(
+    small_config, uninterrupted, tmp_path, stop, monkeypatch
+):
+    """Also in the middle of a report, and the lines of metrics.jsonl too: here a checkpoint by time, then a death."""
+    expected = uninterrupted(small_config)
+
+    class Died(Exception):
+        pass
+
+    def dies(self, step, _):
+        if step == stop + 1:
+            raise Died
+        return step == stop
+
+    monkeypatch.setattr("bert_jax.training.saving.Checkpoints.are_due_by_time", dies)
+    with pytest.raises(Died):
+        run(small_config, tmp_path)
+    monkeypatch.undo()
+    assert find_checkpoint(str(tmp_path)).name == str(stop)
+    run(small_config, tmp_path)
+    assert_same_run(tmp_path, expected)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
 def test_finished_run_started_again_changes_nothing(small_config, uninterrupted):
     workdir = uninterrupted(small_config)
     before = curve(workdir)
