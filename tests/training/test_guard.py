@@ -1,6 +1,7 @@
 """A step with a number that is not finite, or far above the last ones, is undone and its batch left out."""
 
 import json
+import re
 from functools import partial
 
 import jax
@@ -11,9 +12,13 @@ import pytest
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+from bert_jax.training.diagnosis import first_not_finite
 from bert_jax.training.guard import Guard
 from bert_jax.training.loop import train
+from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.sharding import make_mesh, place, to_mesh
 
 
 class Poisoned(Pretraining):
@@ -152,29 +157,22 @@ def test_without_the_guard_the_message_names_it(run, tmp_path):
     ],
 )
 def test_where_the_first_number_arises(run, tmp_path, spoil, found):
-    from bert_jax.training import step as steps
-    from bert_jax.training.diagnosis import first_not_finite
-    from bert_jax.training.optimizer import make_optimizer, make_schedule
-    from bert_jax.training.sharding import make_mesh, place, to_mesh
-
     config = run.config
     task = Poisoned.over(config, prepare(config.data, config.data.seed, progress=False))
     mesh = make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 8))
     state = steps.init_state(task, optimizer, 0, mesh)
     graphdef = steps.abstract_state(task, optimizer)[0]
-    for name, (place, value) in spoil.items():
-        state.parameters[name] = state.parameters[name].at[place].set(value)
+    for name, (index, value) in spoil.items():
+        state.parameters[name] = state.parameters[name].at[index].set(value)
     batches = task.train_batches(0, 0, 1)
     explain = partial(first_not_finite, task, graphdef, place(mesh, task.constants()), jax.random.key(0), mesh, ())
-    import re
-
     assert re.search(found, explain(state, to_mesh(mesh, next(batches))))
     batches.close()
 
 
-def test_numbers_of_batches(small_config):
-    guard = Guard(None, small_config.train, None, None)
+def test_numbers_of_batches(small_config, tmp_path):
+    guard = Guard(None, small_config.train, tmp_path, None)
     guard.resume({"left_out": [3, 4, 7]})
     assert [guard.batch_number(update) for update in range(7)] == [0, 1, 2, 5, 6, 8, 9]
     assert [guard.first_batch(update) for update in range(7)] == [0, 1, 2, 3, 6, 7, 9]
