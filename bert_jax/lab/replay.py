@@ -12,14 +12,13 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.tasks.task import Task
-from bert_jax.training.checkpoint import describe_checkpoint, on_mesh, read_checkpoint, steps
+from bert_jax.training.checkpoint import describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
 from bert_jax.training.checkpoint_format import checksums
 from bert_jax.training.guard import batch_number
 from bert_jax.training.loop import Programs, make_programs
 from bert_jax.training.observer import Observer
 from bert_jax.training.saving import alone_in
 from bert_jax.training.sharding import to_mesh
-from bert_jax.training.step import TrainState
 
 Bits = dict[str, dict[str, int]]  # item → array → checksum
 
@@ -62,7 +61,7 @@ def _repeat(programs: Programs, task: Task, folder: Path, end: int, left_out: li
     """Returns the checksums of the state after the steps from a checkpoint to `end`."""
     mesh = programs.mesh
     saved = read_checkpoint(folder, shardings=on_mesh(mesh), expected=programs.abstract)
-    state = TrainState(jax.numpy.asarray(saved.run["step"], jax.numpy.int32), saved.parameters, saved.optimizer)
+    state = restored_state(saved, mesh)
     step = int(saved.run["step"])
     number = batch_number(step, left_out)
     batches = task.train_batches(number, jax.process_index(), jax.process_count())

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -20,7 +19,7 @@ from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.files import LOCK, only_writer
 from bert_jax.sharding import Mesh
-from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, scores, steps
+from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, restored_state, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.sharding import on_first_process
@@ -110,8 +109,7 @@ class Checkpoints:
             places = on_mesh(mesh)
             try:
                 saved = read_checkpoint(folder, shardings=places, expected=abstract, tokenizer_hash=tokenizer_hash)
-                state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
-                return state, saved.run
+                return restored_state(saved, mesh), saved.run
             except Damaged as damage:
                 on_first_process(lambda folder=folder, damage=damage: self._set_aside(folder, damage))
         if count := len(list(self.damaged.glob("*"))):

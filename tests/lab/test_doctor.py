@@ -55,7 +55,10 @@ def test_a_healthy_run(workdir, capsys):
 def test_each_problem_is_named_with_what_to_do(workdir):
     largest = max((workdir / "checkpoints" / "4" / "optimizer").rglob("d/*"), key=lambda file: file.stat().st_size)
     spoil(largest)
-    spoil(workdir / "checkpoints" / "6" / "run" / "metadata", lambda content: content.replace(b'"step":6', b'"step":7'))
+    spoil(
+        workdir / "checkpoints" / "6" / "run" / "metadata",
+        lambda content: content.replace(b'"history": [', b'"history": [0.5, '),
+    )
     spoil(workdir / "metrics.jsonl", lambda content: b"mine\n" + content)
     spoil(workdir / "config.json", lambda content: content.replace(b'"steps": 6', b'"steps": "six"'))
     (workdir / "damaged" / "1").mkdir(parents=True)

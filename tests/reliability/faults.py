@@ -87,13 +87,15 @@ class Faults:
         whole.mkdir(parents=True)
         _write_data(whole)
         import_libraries()
+        import matplotlib.pyplot  # noqa: F401 — each run draws its curves
+
         self.check(self.start(whole, limit=10 * SECONDS))  # prepares the data and compiles
         shutil.rmtree(whole / "run")
         shutil.copytree(whole, stopped)
         self.check(self.start(stopped, steps=STOP, limit=10 * SECONDS))
-        began = self.start(whole, limit=10 * SECONDS)
-        self.check(began)
-        self.seconds = began.seconds
+        self.trained_at = 0.0
+        self.check(self.start(whole, limit=10 * SECONDS, seen=whole / "run" / "checkpoints" / str(STEPS)))
+        self.seconds = self.trained_at  # the pictures come after it
         self.bits, self.lines = bits(whole / "run"), lines(whole / "run")
 
     def check(self, end: End) -> None:
@@ -109,8 +111,10 @@ class Faults:
         after: tuple[float, Callable[[int], object]] | None = None,
         limit: float = SECONDS,
         unprivileged: bool = False,
+        seen: Path | None = None,
     ) -> End:
-        """Runs the command in a folder; `after` so many seconds something is done to its process."""
+        """Runs the command in a folder; `after` so many seconds something is done to its process. Notes when the path
+        `seen` appears."""
         log = folder / "log"
         words = flags("pretraining", train__steps=steps, **CONFIG)
         words = tuple(f"--workdir={workdir}" if word.startswith("--workdir=") else word for word in words)
@@ -129,6 +133,8 @@ class Faults:
             if after is not None and time.monotonic() - began >= after[0]:
                 after[1](process)
                 after = None
+            if seen is not None and seen.exists():
+                self.trained_at, seen = time.monotonic() - began, None
             time.sleep(0.002)
         else:
             os.killpg(process, signal.SIGKILL)
