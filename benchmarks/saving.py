@@ -36,13 +36,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     import jax
 
     from bert_jax.data.pretraining.prepare import prepare
+    from bert_jax.sharding import to_mesh
     from bert_jax.tasks.pretraining import Pretraining
     from bert_jax.training import step as steps
     from bert_jax.training.checkpoint_format import not_finite
-    from bert_jax.training.loop import make_programs
     from bert_jax.training.observer import Observer
+    from bert_jax.training.programs import make_programs
     from bert_jax.training.saving import Checkpoints, alone_in
-    from bert_jax.training.sharding import to_mesh
     from experiments.base import get_config
 
     config = get_config(options.size)

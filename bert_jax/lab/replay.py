@@ -11,14 +11,14 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.sharding import to_mesh
 from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
 from bert_jax.training.checkpoint_format import checksums
 from bert_jax.training.guard import batch_number
-from bert_jax.training.loop import Programs, make_programs
 from bert_jax.training.observer import Observer
+from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import alone_in
-from bert_jax.training.sharding import to_mesh
 
 Bits = dict[str, dict[str, int]]  # item → array → checksum
 

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Key
 
-from bert_jax.backend import backend_of, traced_for
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.encoder import Layer
 from bert_jax.models.layers import dropout_seeds
+from bert_jax.sharding import Mesh, gathered
 from bert_jax.tasks.task import Batch, Constants, Task
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.parameters import Parameters, is_stacked, unflatten
@@ -41,7 +40,7 @@ def first_not_finite(
     """
     if names := not_finite(state.parameters):
         return f"the parameter {names[0]} is not finite before the step"
-    examined = traced_for(backend_of(mesh), partial(_flags, task, graphdef, frozen))
+    examined = mesh.traced(partial(_flags, task, graphdef, frozen, mesh))
     for part in range(task.config.train.accumulation):
         flags = jax.device_get(jax.jit(examined, static_argnums=0)(part, state, constants, batch, key))
         where = f" (micro-batch {part + 1})" if task.config.train.accumulation > 1 else ""
@@ -59,6 +58,7 @@ def _flags(
     task: Task,
     graphdef: nnx.GraphDef,
     frozen: Collection[str],
+    mesh: Mesh,
     part: int,
     state: TrainState,
     constants: Constants,
@@ -80,7 +80,8 @@ def _flags(
         }
 
     def loss(trained: Parameters) -> tuple[Array, Any]:
-        sums = task.sums(unflatten(graphdef, state.parameters | trained), batch, key, constants)
+        parameters = gathered(mesh, state.parameters | trained)
+        sums = task.sums(unflatten(graphdef, parameters), batch, key, constants)
         return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums  # type: ignore
 
     trained = {name: x for name, x in state.parameters.items() if name not in frozen}
@@ -88,7 +89,7 @@ def _flags(
     losses = {f"the head or its loss ({name})": _is_finite(sums[name][0]) for name in task.objectives}
     return [
         _input_flags(task, batch),
-        _trunk_flags(unflatten(graphdef, state.parameters), batch, key),
+        _trunk_flags(unflatten(graphdef, gathered(mesh, state.parameters)), batch, key),
         losses,
         _gradient_flags(gradients),
     ]

@@ -12,9 +12,9 @@ saving      what the loop waits for; the rest is done in the background
 import time
 from pathlib import Path
 
-from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Batch, Sums, Task
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.observer import EVALUATION, LEDGER, SAVING, Observer

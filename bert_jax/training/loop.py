@@ -7,32 +7,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.sharding import Mesh, make_mesh, place, to_mesh
-from bert_jax.tasks.task import Constants, Description, Evaluation, Sums, Task
+from bert_jax.sharding import Mesh, to_mesh
+from bert_jax.tasks.task import Description, Evaluation, Sums, Task
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.diagnosis import first_not_finite
 from bert_jax.training.evaluation import Evaluate, check_best_metric, make_evaluation
 from bert_jax.training.guard import BadStep, Guard, Taken
-from bert_jax.training.memory import check_fits, out_of_memory_explained
+from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
-from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
-from bert_jax.training.parameters import Parameters, is_stacked, matching, structure, take_over
+from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over
+from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.sharding import on_first_process
 from bert_jax.training.step import Diverged, TrainState, check_finite
@@ -47,19 +44,6 @@ class Finished:
     evaluation: Evaluation  # the last one of validation
     final: dict[str, Evaluation]  # split → evaluation of the best checkpoint
     signal: int | None = None
-
-
-class Programs(NamedTuple):
-    """The training step, and what belongs to it."""
-
-    mesh: Mesh
-    graphdef: nnx.GraphDef
-    optimizer: optax.GradientTransformation
-    abstract: TrainState  # shapes
-    frozen: frozenset[str]
-    constants: Constants
-    key: Key[Array, ""]  # of the seed
-    launch: steps.TrainStep
 
 
 @dataclass(frozen=True)
@@ -110,23 +94,6 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
             except BadStep as bad:
                 checkpoints.wait()
                 guard.go_back(bad)
-
-
-def make_programs(task: Task, config: ConfigDict, watch: Observer) -> Programs:
-    """Returns the training step of a config, which is compiled when it is first launched. Raises UserError if it cannot
-    fit the memory."""
-    mesh = make_mesh(config.mesh)
-    graphdef, shapes = structure(task.init)
-    multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, multipliers)
-    abstract = steps.abstract_state(task, optimizer)[1]
-    check_fits(task, abstract, mesh)
-    key, constants = jax.random.key(config.seed), place(mesh, task.constants())
-    accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
-    train_step = steps.make_train_step(task, graphdef, optimizer, schedule, mesh, accumulation, frozen)
-    launch = steps.TrainStep(train_step, mesh, watch)
-    return Programs(mesh, graphdef, optimizer, abstract, frozen, constants, key, launch)
 
 
 def _train_from_checkpoint(run: _Run) -> Finished:

@@ -116,6 +116,7 @@ class Faults:
         """Runs the command in a folder; `after` so many seconds something is done to its process. Notes when the path
         `seen` appears."""
         log = folder / "log"
+        log.unlink(missing_ok=True)
         words = flags("pretraining", train__steps=steps, **CONFIG)
         words = tuple(f"--workdir={workdir}" if word.startswith("--workdir=") else word for word in words)
         began = time.monotonic()

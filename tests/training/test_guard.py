@@ -11,6 +11,7 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.sharding import make_mesh, place, to_mesh
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
@@ -18,7 +19,6 @@ from bert_jax.training.diagnosis import first_not_finite
 from bert_jax.training.guard import Guard
 from bert_jax.training.loop import train
 from bert_jax.training.optimizer import make_optimizer, make_schedule
-from bert_jax.training.sharding import make_mesh, place, to_mesh
 
 
 class Poisoned(Pretraining):
