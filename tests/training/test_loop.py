@@ -98,12 +98,12 @@ def test_stopped_where_no_checkpoint_was_planned_and_continued_is_the_same_run(
     class Died(Exception):
         pass
 
-    def dies(self, step, _):
+    def dies(self, step):
         if step == stop + 1:
             raise Died
-        return step == stop
 
-    monkeypatch.setattr("bert_jax.training.saving.Checkpoints.are_due_by_time", dies)
+    monkeypatch.setattr("bert_jax.training.saving.Checkpoints.are_due_by_time", lambda self, step, _: step == stop)
+    monkeypatch.setattr("bert_jax.training.loop._Signals.caught", dies)
     with pytest.raises(Died):
         run(small_config, tmp_path)
     monkeypatch.undo()
