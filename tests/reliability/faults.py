@@ -200,14 +200,13 @@ class Faults:
                 yield Trial("sigterm", f"after {moment:.2f} s", self.verdict(folder) if good else bad, end.output)
 
     def flips(self, number: int) -> Iterator[Trial]:
-        kinds = files_by_kind(self.scratch / "stopped")
-        for index in range(number):
-            kind = list(kinds)[index % len(kinds)]
-            name = self.random.choice(kinds[kind])
+        kinds = list(files_by_kind(self.scratch / "stopped").values())
+        for index in range(number):  # spread evenly over the kinds, if there are more of them
+            name = self.random.choice(kinds[index * max(len(kinds), number) // number % len(kinds)])
             with self.copy("stopped", f"flip_{index}") as folder:
                 content = bytearray((folder / name).read_bytes())
                 place = self.random.randrange(max(1, len(content)))
-                cuts = index // len(kinds) % 2 == 1 if number > len(kinds) else index % 2 == 1
+                cuts = index % 2 == 1
                 if cuts or not content:
                     spoilt = bytes(content[:place])
                 else:
