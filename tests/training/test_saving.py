@@ -80,6 +80,12 @@ def test_the_best_is_still_known_after_a_restart(tmp_path):
     assert run["step"] == 1 and parameters["pooler/x"][0] == 1
 
 
+def test_a_restored_state_lies_as_a_fresh_one(tmp_path):
+    """Else the step would be compiled once more after every interruption."""
+    save(tmp_path, [0.5])
+    assert all(x.sharding == MESH.sharding() and x.committed for x in jax.tree.leaves(restored(tmp_path)[0]))
+
+
 @pytest.mark.parametrize("item", ["run", "tokenizer"])
 def test_a_bit_flip_in_an_item_falls_back_to_the_checkpoint_before(tmp_path, item):
     folder = save(tmp_path, [0.1, 0.2])
