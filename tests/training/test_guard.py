@@ -105,6 +105,7 @@ def test_one_bad_batch_costs_one_batch_and_the_next_takes_its_place(run, tmp_pat
         assert json.loads(str(file["data_position"]))["step"] == 4 and "nan" in str(file["problem"])
 
 
+@pytest.mark.slow
 def test_stopped_between_and_resumed_leaves_out_the_same(run, tmp_path):
     """Where the checkpoint is of before the bad batch, where it is of after it, and without an interruption."""
     run.config.train.max_rollbacks = 3
