@@ -1,12 +1,14 @@
 """What a pretraining step costs, and a corpus's preparation, as each thing that can grow grows.
 
-    python benchmarks/scaling.py [--axes=batch,length,layers,devices,processes,corpus] [--size=mini] [--batch=16]
+    python benchmarks/scaling.py [--axes=batch,length,layers,devices,processes,shares,corpus] [--size=mini] [--batch=16]
         [--length=128] [--rounds=5] [--files='corpus/*.txt'] [--json=out.json]
 
 Every point is a process of its own (`processes`: as many as it says, connected as on a pod), with all else as the flags
 say. Seconds are the median of the rounds after two steps of warm-up; peak bytes are those of one device, by the
 compiled program; collectives are counted in its text, with the bytes of their results. `devices` are virtual ones of
-one CPU: they show what is exchanged and what work is done twice, not a speed-up. `corpus` runs benchmarks/prepare.py
+one CPU: they show what is exchanged and what work is done twice, not a speed-up. `shares` are processes that are each
+pinned to their share of the cores and add --batch rows of their own: with two, a step of twice the batch should take at
+most 1.1 times as long as with one. `corpus` runs benchmarks/prepare.py
 on parts of --files. Under each table is the exponent that a cost grows with, fitted to the logarithms: 1 is in
 proportion.
 """
@@ -32,7 +34,7 @@ from train_step import VOCAB_SIZE, GivenBatches, random_batch, step_parser, word
 
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
-from bert_jax.lab.profile import collectives
+from bert_jax.lab.collectives import collectives
 from bert_jax.models.config import bert_config
 from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.training.memory import peak_bytes
@@ -47,6 +49,7 @@ AXES: dict[str, Sequence[int]] = {
     "layers": (1, 2, 4, 8, 16),
     "devices": (1, 2, 4, 8),
     "processes": (1, 2),
+    "shares": (1, 2),
 }
 SHARES = "0.125,0.25,0.5,1"  # of --files
 
@@ -102,7 +105,7 @@ def fitted_exponent(points: Sequence[tuple[float, float]]) -> float:
 
 def _point(options: argparse.Namespace, axis: str, value: int) -> dict[str, float]:
     """Returns one point as the first of the processes measures it that are started for it."""
-    processes, devices = (value if axis == name else 1 for name in ("processes", "devices"))
+    processes, devices = value if axis in ("processes", "shares") else 1, value if axis == "devices" else 1
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -112,7 +115,7 @@ def _point(options: argparse.Namespace, axis: str, value: int) -> dict[str, floa
     for number in range(processes):
         point = {"axis": axis, "value": value, "processes": processes, "number": number, "address": address}
         environment = dict(os.environ)
-        if axis in ("devices", "processes"):
+        if axis in ("devices", "processes", "shares"):
             virtual = f"--xla_force_host_platform_device_count={devices}"
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
         output = subprocess.PIPE if number == 0 else subprocess.DEVNULL
@@ -129,9 +132,13 @@ def _measure(
     options: argparse.Namespace, axis: str, value: int, processes: int, number: int, address: str
 ) -> dict[str, float]:
     """Compiles and runs the step that the training loop runs, in a process of its own."""
+    if axis == "shares":
+        _pin(number, max(AXES[axis]))
     if processes > 1:
         jax.distributed.initialize(address, processes, number)
     rows, length = (value if axis == name else getattr(options, name) for name in ("batch", "length"))
+    if axis == "shares":
+        rows *= processes
     if rows % jax.device_count():
         raise SystemExit(f"--batch {rows} is not a multiple of {jax.device_count()} devices")
     config = base.get_config(options.size)
@@ -166,6 +173,15 @@ def _measure(
         "collectives": len(exchanged),
         "collective_bytes": sum(one.bytes for one in exchanged),
     }
+
+
+def _pin(number: int, shares: int) -> None:
+    """Lets this process use one of so many equal shares of the cores; call it before jax starts its threads."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < shares:
+        raise SystemExit(f"shares: {len(cores)} cores are fewer than {shares} shares")
+    size = len(cores) // shares
+    os.sched_setaffinity(0, cores[number * size : (number + 1) * size])
 
 
 def _corpus(files: str) -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
 """What all commands of this package share: flags, help, exit statuses, and one line for an error.
 
-Exit status: 0 done; 2 a mistake that the user can correct, in one line; 128 + n stopped by signal n; 1 a bug of this
-code, with its traceback.
+Exit status: 0 done; 2 a mistake that the user can correct, in one line; 75 another process, a device or a disk no
+longer answers, in one line (`training/processes.py`); 128 + n stopped by signal n; 1 a bug of this code, with its
+traceback.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from bert_jax.options import Option, Value
 # Terminals obey control characters, escape sequences and marks of the writing direction; no terminal can show a
 # surrogate, which stands for an undecodable byte.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# What begins the lines of a process other than the first of its run.
+_PROCESS: list[str] = []
 
 # SIGINTs received. An extension module that is interrupted while it is imported raises ImportError instead.
 _INTERRUPTS: list[int] = []
@@ -173,6 +177,17 @@ def _hide_late_callbacks() -> None:
     sys.unraisablehook = report
 
 
+def report_as_process(number: int) -> None:
+    """Lets lines on standard error begin with the process's number, unless it is the first of its run, and drops those
+    that are neither warnings nor errors: the first writes them."""
+    if number == 0:
+        return
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _VisibleFormatter):
+            handler.setLevel(logging.WARNING)
+    _PROCESS.append(f"process {number}: ")
+
+
 def say(text: str) -> None:
     """Prints to standard output, with what a terminal would obey spelled out. Raises UserError if that is full."""
     try:
@@ -186,7 +201,7 @@ def say(text: str) -> None:
 def complain(message: object) -> int:
     """Prints one line to standard error and returns the exit status 2."""
     with contextlib.suppress(OSError):  # nobody reads it
-        print("error:", visible(" ".join(str(message).split())), file=sys.stderr, flush=True)
+        print("error:", _process() + visible(" ".join(str(message).split())), file=sys.stderr, flush=True)
     return 2
 
 
@@ -241,8 +256,16 @@ def _leave_to_nobody(stream: int) -> int:
 
 
 class _VisibleFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _process() + record.message
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
         return _visible_lines(super().format(record))
+
+
+def _process() -> str:
+    return "".join(_PROCESS[-1:])
 
 
 def _open_closed_streams() -> None:

@@ -3,7 +3,8 @@
     python -m bert_jax.main --config=experiments/base.py [--mode=MODE] [--workdir=DIR] [--config.NAME=VALUE …]
 
 docs/options.md lists the options of a run, --config.NAME=VALUE. The exit status is 0 when the work is done, 2 for a
-mistake that you can correct (one line), and 128 + n when signal n stopped the run, which the same command continues.
+mistake that you can correct (one line), 75 when another process of the run, a device or a disk no longer answers, which
+the same command continues, and 128 + n when signal n stopped the run, which the same command continues.
 """
 
 import atexit
@@ -63,13 +64,15 @@ def _parser() -> Parser:
     flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT", "predict", "embed")
     formats = ["", "jsonl", "csv", "tsv", "txt"]
     flag("input_format", "", "format of --input [by its suffix]", "predict", "embed", choices=formats)
-    flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; embed: .npy or .parquet",
-        "predict", "embed")  # fmt: skip
+    flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; embed: .npy or "
+        ".parquet; compile: .json", "predict", "embed", "compile")  # fmt: skip
     flag("bad_lines", "fail", "whether a bad line ends the command", "predict", "embed", choices=["fail", "skip"])
     flag("glue", "", "test set whose predictions go into --output=<name>.zip", "predict", choices=["", *FILES])
     flag("pooling", "mean", "how the vectors of tokens become one", "embed", choices=["cls", "mean", "max"])
     flag("layer", "-1", "number of the layer, -1 is the last; or last4_sum, last4_concat", "embed")
     flag("normalize", False, "scale vectors to length 1", "embed")
+    flag("topology", "", "the machine to compile for: v5e:2x4, v4:2x2x2, 2xv5e:4x4 (two slices), h100:8, cpu:8",
+        "compile")  # fmt: skip
     flag("tokens", False, "write the vectors of the tokens, to .parquet", "embed")
     return parser
 

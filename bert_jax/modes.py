@@ -51,13 +51,18 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
     from bert_jax.run import evaluate_checkpoint, start_run
     from bert_jax.tasks import task_class
     from bert_jax.training.metrics_log import MetricsLog
+    from bert_jax.training.processes import ends_with_the_others, together
 
-    task = task_class(config.task).with_data(config, start_run(config, workdir))
-    found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
+    with ends_with_the_others():
+        source = start_run(config, workdir)
+        with together():
+            task = task_class(config.task).with_data(config, source)
+        found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
     log = MetricsLog(workdir, step, step)
     for split, evaluation in found.items():
         log.record(step, "eval" if split == "validation" else split, evaluation.metrics)
-        say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
+        if log.writes:
+            say(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in evaluation.metrics.items()))
     log.close()
     return 0
 
@@ -178,6 +183,15 @@ def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
     return 0
 
 
+def compile(config: ConfigDict, workdir: Path, *, topology: str, output: str = "-", **_) -> int:
+    """Compiles the training and the evaluation step for a machine that need not be there, and says what they need."""
+    if not topology:
+        raise UserError("--mode=compile needs --topology, the machine to compile for, e.g. --topology=v5e:2x4")
+    from bert_jax.lab.compile import compile_experiment
+
+    return compile_experiment(config, workdir, topology, output)
+
+
 MODES = {
     "prepare": prepare,
     "train": train,
@@ -186,6 +200,7 @@ MODES = {
     "predict": predict,
     "embed": embed,
     "doctor": doctor,
+    "compile": compile,
 }
 
 

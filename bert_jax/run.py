@@ -5,7 +5,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_jax.backend import keep_programs
-from bert_jax.config import UserError, from_json_dict, read_config, validate
+from bert_jax.command import report_as_process
+from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
 from bert_jax.convert import google_tf, hub
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.open import check_alike, open_model
@@ -31,12 +31,17 @@ from bert_jax.training.ledger import Ledger
 from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.observer import Observer
-from bert_jax.training.sharding import together
+from bert_jax.training.processes import (
+    check_same,
+    ends_with_the_others,
+    join_processes,
+    on_first_process,
+    several_processes,
+    together,
+)
 from bert_jax.training.throughput import Throughput
 
 Overrides = Mapping[str, Value] | None  # the options that were set on the command line
-
-_JOIN_SECONDS = 300  # that a process waits for the others; machines of a pod do not start together
 
 
 @dataclass(frozen=True)
@@ -67,33 +72,23 @@ def run(config: ConfigDict, workdir: Path, *, overrides: Overrides = None, profi
     """
     if config.seeds > 1:
         raise UserError(f"seeds is {config.seeds}: this makes one run; use bert_jax.lab.seeds.train_seeds")
-    ledger = Ledger(workdir)
-    source = start_run(config, workdir)
-    with together():
-        check_writable(workdir)
-        if (workdir / "seeds.json").exists():
-            raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
-        task = task_class(config.task).with_data(config, source)
-    observers: list[Observer] = [Throughput(), ledger]
-    observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
-    finished = train(task, config, workdir, observers)
-    if jax.process_index() == 0:
-        plot_run(workdir)
-    best = checkpoint.choose_checkpoint(str(workdir))
-    if finished.signal is None and task.makes_predictions and finished.evaluation:
-        _report(task, config, workdir, finished, best, overrides)
-    return _result(workdir, finished, best)
+    with ends_with_the_others():
+        return _run(config, workdir, overrides, profile)
 
 
 def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
     checkpoint. Raises UserError for every mistake that shows before any data is read."""
-    check_files(config)
-    task_class(config.task)
+    check_option("mesh.join_seconds", config.mesh.join_seconds)
     keep_programs(workdir)
-    _join_processes(os.environ)
+    join_processes(os.environ, config.mesh.join_seconds)
+    if several_processes():
+        report_as_process(jax.process_index())
+    check_same(config.to_dict() | {"--workdir": str(workdir)})
     with together():
-        source = _inherit(config, workdir)
+        check_files(config)
+        task_class(config.task)
+        source = inherit(config, workdir)
         vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
         model = bert_config(config.model, config.model.vocab_size or vocab_size)
         config.model.update({key: getattr(model, key) for key in SHAPE})
@@ -143,7 +138,25 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
 
 
-def _inherit(config: ConfigDict, workdir: Path) -> Source | None:
+def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) -> Result:
+    ledger = Ledger(workdir)
+    source = start_run(config, workdir)
+    with together():
+        check_writable(workdir)
+        if (workdir / "seeds.json").exists():
+            raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
+        task = task_class(config.task).with_data(config, source)
+    observers: list[Observer] = [Throughput(), ledger]
+    observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
+    finished = train(task, config, workdir, observers)
+    on_first_process(lambda: plot_run(workdir))
+    best = checkpoint.choose_checkpoint(str(workdir))
+    if finished.signal is None and task.makes_predictions and finished.evaluation:
+        _report(task, config, workdir, finished, best, overrides)
+    return _result(workdir, finished, best)
+
+
+def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     """Returns what the run takes from a checkpoint, besides parameters; None if it starts from scratch.
 
     What the config leaves open of the model's shape is filled in from the run that this one continues, else from
@@ -186,34 +199,6 @@ def _explain_init_from(path: str) -> NoReturn:
     raise UserError(f"init_from={path} does not exist; correct the path")
 
 
-def _join_processes(environment: Mapping[str, str]) -> None:
-    """Makes one run of several processes if JAX_COORDINATOR_ADDRESS is set, unless that is done: to `auto` where jax
-    finds the cluster itself (TPU pods, Slurm, Kubernetes, MPI), else to host:port, with JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. Raises UserError."""
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if address is None or jax.distributed.is_initialized():  # several seeds are several runs
-        return
-    join = jax.distributed.initialize
-    if address == "auto":
-        del os.environ["JAX_COORDINATOR_ADDRESS"]  # jax would take it for a host
-    else:
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        if any(not environment.get(name, "").isdecimal() for name in names):
-            raise UserError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too")
-        count, number = (int(environment[name]) for name in names)
-        if number >= count:
-            raise UserError(f"JAX_PROCESS_ID is {number}; it must be below JAX_NUM_PROCESSES, which is {count}")
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise UserError(f"JAX_COORDINATOR_ADDRESS is '{address}'; it must be host:port or auto")
-        join = partial(join, address, count, number)
-    try:
-        join(initialization_timeout=_JOIN_SECONDS)
-    except (ValueError, RuntimeError) as error:  # no cluster, no such host, nobody answers
-        first = str(error).partition("\n")[0]
-        raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: the processes cannot be joined ({first})") from error
-
-
 def _result(workdir: Path, finished: Finished, best: Path) -> Result:
     """Metrics are read from the log, because a run that was continued made some of its evaluations earlier."""
     by_step: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
@@ -233,5 +218,5 @@ def _report(
     if int(best.name) != finished.step:
         evaluation = evaluate_checkpoint(task, config, str(best), "best")[0]["validation"]
     report = task.report(evaluation)
-    if report is not None and jax.process_index() == 0:
-        write_report(report, evaluation.metrics, config, workdir, overrides)
+    if report is not None:
+        on_first_process(lambda: write_report(report, evaluation.metrics, config, workdir, overrides))

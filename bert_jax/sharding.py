@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -142,8 +143,8 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh that the options `mesh.*` describe, over all devices of every process or those given, such as
     the devices of a topology.
 
-    Raises UserError if the axes do not fit the devices, if a process would have no device in the mesh, which could
-    neither read nor hold its share, or if two processes would have to read the same rows.
+    Raises UserError if the axes do not fit the devices, or if a process would have no device in the mesh: it could
+    neither read nor hold its share.
     """
     available = jax.devices() if devices is None else list(devices)
     sizes = axis_sizes(mesh, len(available))
@@ -154,22 +155,33 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"the mesh of {len(used)} devices leaves process {min(idle)} without a device: this run has "
             f"{len(available)} devices; set mesh.data=-1 or start fewer processes"
         )
-    axes = ("data", "fsdp", "tensor")
-    made = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3, devices=used)
-    _check_rows(made)
+    made = jax.sharding.Mesh(_arranged(sizes, used), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     rules = (*_own_rules(mesh.rules), *RULES)
     return Mesh(made, backend_of(used[0]), rules, mesh.smallest)
 
 
-def _check_rows(mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError if a part of the batch belongs to two processes."""
-    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    for part in parts:
-        if len(owners := {device.process_index for device in part}) > 1:
-            raise UserError(
-                f"mesh.tensor={mesh.shape['tensor']} spans processes {sorted(owners)}: it must divide the number of "
-                f"devices of a process, which is {len(mesh.local_devices) or mesh.size // len(owners)}"
-            )
+def _arranged(sizes: tuple[int, int, int], devices: list[Any]) -> np.ndarray:
+    """Returns the devices in the order of the mesh: neighbours along an axis are neighbours in the network.
+
+    The network between TPU slices is slow: the first axis that their number divides spans them, the others stay inside
+    a slice. Raises UserError if no axis can.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    spans = next((axis for axis, size in enumerate(sizes) if size % slices == 0), None)
+    if spans is None:
+        raise UserError(f"the mesh is {sizes} (data, fsdp, tensor): {slices} slices must divide one of these axes")
+    between = tuple(slices if axis == spans else 1 for axis in range(3))
+    inside = tuple(size // count for size, count in zip(sizes, between, strict=True))
+
+    def arrange(**options: bool) -> np.ndarray:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(inside, between, devices, **options)
+        return mesh_utils.create_device_mesh(sizes, devices, **options)
+
+    try:
+        return arrange()
+    except NotImplementedError:  # an axis of the mesh is less than one of the network
+        return arrange(allow_split_physical_axes=True)
 
 
 def check_heads(mesh: Mesh, heads: int) -> None:
@@ -212,9 +224,17 @@ def place(mesh: Mesh, tree: Any) -> Any:
 
 
 def to_mesh(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the global batch, split by rows, of which each process gives its own."""
+    """Returns the global batch, split by rows, of which each process gives its own, in their order in the batch
+    (`training/processes.py: parts_of_batch`)."""
     sharding = mesh.rows()
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    parts = mesh.devices.reshape(mesh.row_parts, -1)
+    mine = sum(any(device.process_index == jax.process_index() for device in part) for part in parts)
+
+    def whole(rows: np.ndarray) -> jax.Array:
+        shape = (len(rows) // mine * mesh.row_parts, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: whole(rows) for name, rows in batch.items()}
 
 
 # Inside a program

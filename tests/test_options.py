@@ -20,7 +20,13 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.warmup_share", "optimizer.decay_steps"),
     *("optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.layer_decay"),
     *("train.max_rollbacks", "train.spike_factor", "checkpoint.minutes"),
-    *("train.patience", "train.reinitialise_layers", "train.label_smoothing", "train.peak_tflops"),
+    *(
+        "train.watchdog_seconds",
+        "train.patience",
+        "train.reinitialise_layers",
+        "train.label_smoothing",
+        "train.peak_tflops",
+    ),
     *("eval.max_examples", "model.hidden_dropout", "model.attention_dropout", "model.initializer_range"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest"),
 }

@@ -9,10 +9,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from bert_jax import run as runs
 from bert_jax.backend import keep_programs
 from bert_jax.config import UserError
-from bert_jax.run import _join_processes, run, start_run
+from bert_jax.run import run, start_run
 from bert_jax.tasks import task_class
 from experiments import classify
 
@@ -79,23 +78,6 @@ def test_a_missing_file_is_found_before_anything_is_read(key, tmp_path):
         start_run(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("address", "count", "number", "message"),
-    [
-        ("host", "2", "0", "JAX_COORDINATOR_ADDRESS is 'host'; it must be host:port or auto"),
-        ("host:99999", "2", "0", "it must be host:port"),
-        (":1234", "2", "0", "it must be host:port"),
-        ("", "2", "0", "it must be host:port"),
-        ("host:1234", "2", "2", "JAX_PROCESS_ID is 2; it must be below JAX_NUM_PROCESSES, which is 2"),
-        ("host:1234", "two", "0", "set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too"),
-    ],
-)
-def test_a_malformed_coordinator_is_one_line(address, count, number, message):
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": number}
-    with pytest.raises(UserError, match=message):
-        _join_processes(variables)
-
-
 @pytest.mark.parametrize("platform", ["foo", "cuda"])
 def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
     command = [sys.executable, "-m", "bert_jax.main", "--config=experiments/tiny.py", f"--workdir={tmp_path / 'run'}"]
@@ -134,28 +116,6 @@ def test_a_cache_that_cannot_be_written_to_is_a_warning(tmp_path, caplog, monkey
     keep_programs(tmp_path / "run")
     assert "programs are not kept" in caplog.text
     assert jax.config.jax_compilation_cache_dir == before
-
-
-NUMBERS = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
-
-
-def test_processes_that_do_not_find_each_other_are_said_in_bounded_time(monkeypatch):
-    asked = {}
-
-    def initialize(*_, **arguments):
-        asked.update(arguments)
-        raise RuntimeError("DEADLINE_EXCEEDED: barrier timed out\nmore lines")
-
-    monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(UserError, match=r"localhost:1234: the processes cannot be joined \(DEAD"):
-        _join_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1234"} | NUMBERS)
-    assert asked["initialization_timeout"] == runs._JOIN_SECONDS == 300
-
-
-def test_processes_are_joined_once(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(jax.distributed, "initialize", None)  # a call would raise TypeError
-    _join_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1234"} | NUMBERS)
 
 
 def test_a_result_has_last_and_best_metrics_also_of_a_run_that_was_done_before(small_config, tmp_path):

@@ -1,1 +1,1 @@
-"""What is made of finished runs: plots and tables."""
+"""What is made of finished runs, plots and tables, and what can be said of a run before it starts."""

@@ -180,37 +180,19 @@ def read_program(text: str) -> dict[str, Operation]:
     inside: dict[str, list[re.Match]] = defaultdict(list)  # computation → its instructions
     computation = ""
     for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
+        if match := COMPUTATION.match(line):
             computation = match["name"]
-        elif match := _INSTRUCTION.match(line):
+        elif match := INSTRUCTION.match(line):
             inside[computation].append(match)
     return {match["name"]: _operation(match, inside, frames) for matches in inside.values() for match in matches}
 
 
-class Collective(NamedTuple):
-    kind: str
-    bytes: int  # of its results
-
-
-def collectives(text: str) -> list[Collective]:
-    """Returns what devices exchange by a program's text (HLO). Those in the body of a loop are listed once."""
-    found = []
-    for line in text.splitlines():
-        match = _INSTRUCTION.match(line)
-        if match and _COLLECTIVE.match(match["kind"]) and not match["kind"].endswith("-done"):
-            sizes = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", match["shape"])
-            values = sum(_WIDTHS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in sizes)
-            found.append(Collective(match["kind"].removesuffix("-start"), values))
-    return found
-
-
-_WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
-_WIDTHS |= {"f64": 8, "s64": 8, "u64": 8}
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<kind>[\w\-]+)\((?P<rest>.*)")
+# Lines of a program's text
+COMPUTATION = re.compile(r"(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<kind>[\w\-]+)\((?P<rest>.*)")
 _METADATA = re.compile(r'op_name="(jit[^"]*)"(?: stack_frame_id=(\d+))?')
 _PRODUCT_CALL = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|conv)', re.IGNORECASE)
-_COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-)")
+COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-)")
 _MOVING = {"copy", "transpose", "convert", "reshape", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate"}
 _MOVING |= {"copy-start", "copy-done"}
 _NEUTRAL = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "broadcast"}
@@ -239,7 +221,7 @@ def _group(kinds: set[str], name: str, stack: list[tuple[str, str]], *, is_produ
     # The order decides: an all-reduce of the optimizer is a collective, a copy in attention a copy.
     functions, files = {function for function, _ in stack}, " ".join(file for _, file in stack)
     is_of_model = "jvp(" in name or "/bert_jax/models/" in files
-    if any(_COLLECTIVE.match(kind) for kind in kinds):
+    if any(COLLECTIVE.match(kind) for kind in kinds):
         return COLLECTIVES
     if not is_of_model and ("/optax/" in files or "/training/optimizer.py" in files):
         return OPTIMIZER

@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
@@ -16,6 +15,7 @@ from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
 from bert_jax.training.checkpoint_format import checksums
 from bert_jax.training.guard import batch_number
+from bert_jax.training.loop import train_batches
 from bert_jax.training.observer import Observer
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import alone_in
@@ -64,7 +64,7 @@ def _repeat(programs: Programs, task: Task, folder: Path, end: int, left_out: li
     state = restored_state(saved, mesh)
     step = int(saved.run["step"])
     number = batch_number(step, left_out)
-    batches = task.train_batches(number, jax.process_index(), jax.process_count())
+    batches = train_batches(task, number, mesh)
     try:
         while step < end:
             for _ in range(number, batch_number(step, left_out)):

@@ -58,6 +58,18 @@ class Classification(FineTuning):
             row.origin, text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
         )
 
+    @classmethod
+    def assumed(cls, config: ConfigDict) -> Description:
+        """Two labels, unless data.labels names them."""
+        data = config.data
+        labels = names_of("data.labels", data.labels) or ["no", "yes"]
+        labels = [] if data.label_kind == "regression" else labels
+        thresholds = [0.5] * len(labels) if data.label_kind == "multi" else []
+        return {"labels": labels, "thresholds": thresholds, "label_kind": data.label_kind}
+
+    def stand_in(self, text: str) -> TextExample:
+        return TextExample("stand-in", text, text if self.config.data.text_pair else None)
+
     def learn(self) -> None:
         log_splits(self.examples)
         if self.label_kind == "regression":

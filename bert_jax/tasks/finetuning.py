@@ -22,10 +22,10 @@ from bert_jax import backend
 from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
-from bert_jax.data.batching.batches import ordered_batches, train_batches
+from bert_jax.data.batching.batches import collate, ordered_batches, train_batches
 from bert_jax.data.batching.items import Item
 from bert_jax.data.batching.reader import TrainBatches
-from bert_jax.data.batching.shapes import Limits
+from bert_jax.data.batching.shapes import Limits, Shape
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
@@ -35,7 +35,7 @@ from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import pool_sequences
 from bert_jax.tasks.sections import Report, Section
-from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task
+from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, shapes_of
 
 Outputs = dict[str, Array]
 
@@ -75,6 +75,13 @@ class FineTuning(Task, ABC):
         task.load()
         return task
 
+    @classmethod
+    def without_data(cls, config: ConfigDict, tokenizer: Tokenizer, description: Description | None) -> Self:
+        task = cls(config, tokenizer, cls.assumed(config) if description is None else description)
+        rows, length = task.batch_shapes(training=True)["input_ids"].shape
+        task._count_step(rows, length)
+        return task
+
     # What a family defines, besides `encode` and `predict`
 
     def check(self) -> None:
@@ -93,6 +100,15 @@ class FineTuning(Task, ABC):
     @abstractmethod
     def example(self, row: Row) -> Any:
         """Returns the example of a row to predict, without label. Raises UserError for what is wrong with the row."""
+
+    @classmethod
+    def assumed(cls, config: ConfigDict) -> Description:
+        """Returns a description for a task without data: of what the config leaves open, something usual."""
+        return {}
+
+    def stand_in(self, text: str) -> Any:
+        """Returns an example without label that is made of one text, to see which arrays a batch has."""
+        raise UserError(f"task={self.config.task} cannot be compiled without data; define its method stand_in")
 
     def unlabelled(self, example: Any) -> str:
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
@@ -180,12 +196,26 @@ class FineTuning(Task, ABC):
         self.final_splits = ("test",) if "test" in self.items else ()
         self.plan = self._plan()
         self.steps_per_epoch = self.plan.steps_per_epoch
-        self._count_step()
+        rows, length = self.plan.mean_shape()
+        self._count_step(rows, length)
+        self._log_plan()
+
+    def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of batches whose rows are as long as data.sequence_length and not shared. A text that
+        may have several windows has one."""
+        config = self.config
+        items = self.encode([self.stand_in("a")])
+        groups = (config.train if training else config.eval).batch_size
+        shape = Shape(groups, len(items[0].parts), config.data.sequence_length)
+        return shapes_of(collate(items, [[0], *([] for _ in range(groups - 1))], shape))
+
+    def fingerprints(self) -> dict[str, str]:
+        return {f"examples of {split}": self._fingerprint(split) for split in self.items}
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         data = self.items["train"], self.plan.shapes, self.plan.order(self.config.seed), self.config
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
-        return train_batches(*data, fingerprint=self._fingerprint(), **position)
+        return train_batches(*data, fingerprint=self._fingerprint("train"), **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
@@ -248,15 +278,17 @@ class FineTuning(Task, ABC):
             break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU),
         )
 
-    def _count_step(self) -> None:
-        """Sets tokens, operations and bytes of an average step; logs the plan."""
-        train, model = self.items["train"], self.bert_config
-        rows, length = self.plan.mean_shape()
+    def _count_step(self, rows: float, length: float) -> None:
+        """Sets tokens, operations and bytes of a step of so many rows and tokens per row."""
+        model = self.bert_config
         self.tokens_per_step = round(rows * length)
         reads_firsts = self.reads_vectors and model.pooling == "cls" and not is_scanned(model)
         positions = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
         self.flops_per_step = training_flops(model, rows, length, 0, positions)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
+
+    def _log_plan(self) -> None:
+        train = self.items["train"]
         tokens = sum(len(part.ids) for item in train for part in item.parts)
         logging.info(
             "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
@@ -273,10 +305,11 @@ class FineTuning(Task, ABC):
         seconds = devices.seconds_per_layer * self.bert_config.num_hidden_layers
         return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
-    def _fingerprint(self) -> str:
-        """Returns a digest of everything that training batches are made of: a resumed run must find the same."""
+    def _fingerprint(self, split: str) -> str:
+        """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
+        training."""
         digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
-        for item in self.items["train"]:
+        for item in self.items[split]:
             arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
             for array in (*arrays, *item.values.values(), *item.token_values.values()):
                 digest.update(array.tobytes())

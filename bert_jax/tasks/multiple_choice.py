@@ -60,6 +60,11 @@ class MultipleChoice(FineTuning):
         start = text_in(row, data.text_pair) if data.text_pair else ""
         return ChoiceExample(row.origin, text_in(row, data.text), start, tuple(choices))
 
+    def stand_in(self, text: str) -> ChoiceExample:
+        """Four choices, as SWAG has, if data.choices is one column of lists."""
+        names = names_of("data.choices", self.config.data.choices)
+        return ChoiceExample("stand-in", text, "", (text,) * (len(names) if len(names) > 1 else 4))
+
     def learn(self) -> None:
         log_splits({split: [_as_text(e) for e in examples] for split, examples in self.examples.items()})
 

@@ -29,7 +29,7 @@ from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each
+from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each, shapes_of
 
 
 class Pretraining(Task):
@@ -72,9 +72,20 @@ class Pretraining(Task):
         task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         return task
 
+    @classmethod
+    def without_data(cls, config: ConfigDict, tokenizer: Tokenizer, description: Description | None) -> Self:
+        return cls(config, tokenizer, description)
+
+    def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        return shapes_of(pipeline.padding_batch(self.config, self.tokenizer, training=training))
+
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
+
+    def fingerprints(self) -> dict[str, str]:
+        shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in self.prepared.manifest["shards"]]
+        return {"prepared corpus": self.prepared.directory.name, "prepared shards": str(shards)}
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
@@ -85,6 +86,13 @@ class SpanQA(FineTuning):
     def example(self, row: Row) -> QuestionExample:
         name = str(row.values["id"]) if "id" in row.values else row.origin
         return QuestionExample(row.origin, name, text_in(row, "question"), text_in(row, "context"))
+
+    @classmethod
+    def assumed(cls, config: ConfigDict) -> Description:
+        return {"may_have_no_answer": True, "threshold": 0.0}
+
+    def stand_in(self, text: str) -> QuestionExample:
+        return QuestionExample("stand-in", "stand-in", text, text)
 
     def unlabelled(self, example: QuestionExample) -> str:
         return "" if example.answers or example.is_impossible else "neither answers nor is_impossible: give one of them"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
@@ -40,7 +41,7 @@ from bert_jax.models.heads import Classifier
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums
-from bert_jax.tasks.task import Batch, Evaluation, Sums
+from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 from bert_jax.tasks.texts import agreed_labels, listed, log_tags
 
 
@@ -65,6 +66,16 @@ class Tagging(FineTuning):
         if isinstance(value_in(row, column), str):
             return text_to_tag(row.origin, text_in(row, column), self.characters)
         return TaggedExample(row.origin, tuple(texts_in(row, column)), spaces_between=not self.characters)
+
+    @classmethod
+    def assumed(cls, config: ConfigDict) -> Description:
+        """The entities of data.labels, else four types of them, as in CoNLL-2003."""
+        named = dict.fromkeys(_kind(name, False) for name in names_of("data.labels", config.data.labels))
+        kinds = [kind for kind in named if kind != "O"] or ["LOC", "MISC", "ORG", "PER"]
+        return {"labels": ["O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in kinds)], "characters": False}
+
+    def stand_in(self, text: str) -> TaggedExample:
+        return TaggedExample("stand-in", (text,))
 
     def unlabelled(self, example: TaggedExample) -> str:
         return "no tags; data.label names their column" if example.tags is None else ""

@@ -6,9 +6,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from flax import nnx
+from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
+from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -77,7 +79,7 @@ class Task(Protocol):
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
-    # Only of a task with data
+    # Only of a task with data, or of one that stands in for it
     steps_per_epoch: int
     final_splits: tuple[str, ...]  # evaluated with the best checkpoint when training ends
     tokens_per_step: int  # positions in a global batch, padding included
@@ -96,8 +98,22 @@ class Task(Protocol):
         """Returns the task with its data and tokenizer. Raises UserError for anything that is wrong with the data."""
         ...
 
+    @classmethod
+    def without_data(cls, config: ConfigDict, tokenizer: Tokenizer, description: Description | None) -> Self:
+        """Returns a task for compiling: it can say what its batches look like and what a step costs, but has none. What
+        only data or a checkpoint's description decides, such as the number of labels, is assumed."""
+        raise _cannot_compile(config, "without_data")
+
+    def batch_shapes(self, *, training: bool) -> dict[str, ShapeDtypeStruct]:
+        """Returns the shapes of a global batch, of training or of an evaluation; the largest if the data decides."""
+        raise _cannot_compile(self.config, "batch_shapes")
+
     def description(self) -> Description:
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
+        return {}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns digests of the examples, by what they are of: all processes of a run must find the same."""
         return {}
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module: ...
@@ -174,6 +190,15 @@ class Task(Protocol):
         ...
 
 
+def shapes_of(batch: Mapping[str, np.ndarray]) -> dict[str, ShapeDtypeStruct]:
+    """Returns the shapes of a batch."""
+    return {name: ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+
+
 def mean_of_each(sums: HostSums) -> dict[str, float]:
     """Divides every sum by its weight, where that is not 0."""
     return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight) > 0}
+
+
+def _cannot_compile(config: ConfigDict, method: str) -> UserError:
+    return UserError(f"task={config.task} cannot be compiled without data; define its method {method}")

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, to_mesh
 from bert_jax.tasks.task import Constants, Description, Evaluation, HostSums, Task
+from bert_jax.training.observer import EVALUATION, Observer
 from bert_jax.training.parameters import Parameters
+from bert_jax.training.processes import joined, parts_of_batch
 from bert_jax.training.step import make_eval_step
 
 # Ends of the names of metrics that are better when lower; all others are better when higher.
@@ -23,11 +25,17 @@ Evaluate = Callable[[Parameters, str, Description], Evaluation]
 
 
 def make_evaluation(
-    task: Task, graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh, constants: Constants
+    task: Task,
+    graphdef: nnx.GraphDef,
+    config: ConfigDict,
+    mesh: Mesh,
+    constants: Constants,
+    watch: Observer | None = None,
 ) -> Evaluate:
     """Returns a function of (parameters, split, the description that belongs to them) to the evaluation over every
-    example of the split. Parameters and constants must be on the mesh."""
+    example of the split. Parameters and constants must be on the mesh. `watch` is told of every batch."""
     eval_step = make_eval_step(task, graphdef, config.eval.seed, mesh)
+    watch = watch or Observer()
     runs_alone = mesh.backend.steps_in_flight == 1
 
     def evaluate(parameters: Parameters, split: str, description: Description) -> Evaluation:
@@ -38,13 +46,16 @@ def make_evaluation(
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             kept += [rows] if rows else []
+        watch.pause(EVALUATION)  # the metrics of many examples take longer than a batch
         return Evaluation(split) if totals is None else task.evaluation(split, totals, kept, description)
 
     def results(parameters: Parameters, split: str) -> Iterator[Any]:
         """Yields what each batch gives, on the host, while the device works on the next one."""
         running = None
-        for batch in task.eval_batches(split, jax.process_index(), jax.process_count()):
-            placed = to_mesh(mesh, batch)
+        numbers, count = parts_of_batch(mesh.rows())
+        for parts in zip(*(task.eval_batches(split, number, count) for number in numbers), strict=True):
+            placed = to_mesh(mesh, joined(parts))
+            watch.before_evaluation_batch(placed)
             if runs_alone:  # two in flight would hold their temporary memory twice
                 jax.block_until_ready(running)
             launched = eval_step(parameters, constants, placed)

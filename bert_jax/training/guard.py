@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.files import write_atomically
 from bert_jax.tasks.task import Batch, Sums, Task
-from bert_jax.training.sharding import on_first_process
+from bert_jax.training.processes import on_first_process
 from bert_jax.training.step import Diverged, TrainState
 
 FOLDER = "bad_batches"

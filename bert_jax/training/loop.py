@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bert_jax import config as configs
 from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, to_mesh
-from bert_jax.tasks.task import Description, Evaluation, Sums, Task
+from bert_jax.tasks.task import Description, Evaluation, Sums, Task, TrainBatches
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
@@ -29,10 +29,11 @@ from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
 from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over
+from bert_jax.training.processes import SeveralParts, check_same, ends_with_the_others, on_first_process, parts_of_batch
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
-from bert_jax.training.sharding import on_first_process
 from bert_jax.training.step import Diverged, TrainState, check_finite
+from bert_jax.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,27 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     configs.resolve_steps(config, task.steps_per_epoch)
     configs.validate(config, jax.device_count())
     check_best_metric(config, task)
+    check_same({f"the {name}": digest for name, digest in task.fingerprints().items()})
+    check_same(config.to_dict())  # which has steps that follow from the data
     workdir.mkdir(parents=True, exist_ok=True)
 
     # Phase 2: step functions
-    watch = Observers(observers)
+    watchdog = Watchdog(config.train.watchdog_seconds)
+    watch = Observers([*observers, watchdog])
     programs = make_programs(task, config, watch)
     mesh, graphdef, key, constants = programs.mesh, programs.graphdef, programs.key, programs.constants
-    evaluate = make_evaluation(task, graphdef, config, mesh, constants)
+    evaluate = make_evaluation(task, graphdef, config, mesh, constants, watch)
     explain = partial(first_not_finite, task, graphdef, constants, key, mesh, programs.frozen)
     guard = Guard(task, config.train, workdir, explain)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         resources.enter_context(out_of_memory_explained())
+        resources.enter_context(watchdog)
         resources.enter_context(alone_in(workdir))
         on_first_process(lambda: configs.write_or_compare(config, workdir / "config.json"))
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         resources.callback(checkpoints.close)
         resources.enter_context(_divergence_explained(checkpoints, workdir, guard))
+        resources.enter_context(ends_with_the_others())  # before `close`, which would wait for a process that is gone
         run = _Run(task, config, workdir, programs, watch, evaluate, checkpoints, guard)
         while True:  # each time round is what a new start of the command would do
             try:
@@ -111,7 +117,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         record = _Record.of(resumed, task)
         guard.resume(record.guard)
         number = guard.first_batch(first)  # of the next batch that is read
-        batches = task.train_batches(number, jax.process_index(), jax.process_count())
+        batches = train_batches(task, number, mesh)
         resources.callback(batches.close)
         if resumed is not None:
             _check_data(resumed["data"], batches.state(), run.workdir)
@@ -197,6 +203,13 @@ def _train_from_checkpoint(run: _Run) -> Finished:
             log.record(step, LEDGER, watch.account())
     ended = "done" if step >= train.steps else "patience"
     return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
+
+
+def train_batches(task: Task, first: int, mesh: Mesh) -> TrainBatches:
+    """Returns this process's rows of every batch from number `first` on."""
+    numbers, count = parts_of_batch(mesh.rows())
+    readers = [task.train_batches(first, number, count) for number in numbers]
+    return readers[0] if len(readers) == 1 else SeveralParts(readers)
 
 
 @dataclass

@@ -41,6 +41,9 @@ class Observer:
     def pause(self, reason: str) -> None:
         """The loop turns from training to EVALUATION or SAVING, until `restart_clock` or the end."""
 
+    def before_evaluation_batch(self, batch: Batch) -> None:
+        """An evaluation launches its step for this batch."""
+
     def restart_clock(self) -> None:
         """An evaluation, a checkpoint or another observer took time that should not count as training time."""
 
@@ -61,7 +64,8 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]):
         self.observers = observers
-        for name in ("begin", "before_batch", "before_step", "compiled", "pause", "restart_clock", "end"):
+        told = ("begin", "before_batch", "before_step", "compiled", "pause", "before_evaluation_batch", "restart_clock")
+        for name in (*told, "end"):
             setattr(self, name, partial(self._tell_all, name))
 
     def _tell_all(self, name: str, *arguments: Any) -> None:

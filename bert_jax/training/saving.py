@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
@@ -22,7 +20,7 @@ from bert_jax.sharding import Mesh
 from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, restored_state, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
-from bert_jax.training.sharding import on_first_process
+from bert_jax.training.processes import as_on_first_process, on_first_process
 from bert_jax.training.step import TrainState
 
 _WRITING = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is not finished
@@ -60,7 +58,7 @@ class Checkpoints:
         first one decides, once per report."""
         if not self.seconds or (jax.process_count() > 1 and step % train.log_every):
             return False
-        return bool(_as_on_first_process(int(time.monotonic() - self.last_save >= self.seconds)))
+        return bool(as_on_first_process(int(time.monotonic() - self.last_save >= self.seconds)))
 
     def save(
         self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict, *, temporary: bool = False
@@ -104,7 +102,7 @@ class Checkpoints:
         also those of an earlier start; if one was trained with another tokenizer or another config; and Trouble, with
         everything left where it is, if one cannot be read for a reason outside it.
         """
-        while (step := _as_on_first_process(self.latest)) is not None:
+        while (step := as_on_first_process(self.latest)) is not None:
             folder = self.directory / str(step)
             places = on_mesh(mesh)
             try:
@@ -121,7 +119,7 @@ class Checkpoints:
 
     def best(self, mesh: Mesh) -> tuple[Parameters, dict] | None:
         """Returns parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if none has it."""
-        step = _as_on_first_process(best_of(scores(self.directory, self.metric), self.mode))
+        step = as_on_first_process(best_of(scores(self.directory, self.metric), self.mode))
         if step is None:
             return None
         saved = read_checkpoint(self.directory / str(step), shardings=on_mesh(mesh))
@@ -205,11 +203,3 @@ def _is_temporary(checkpoint: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         return json.loads((checkpoint / "run" / "metadata").read_bytes())["temporary"] is True
     return False
-
-
-def _as_on_first_process(step: int | None) -> int | None:
-    """Returns process 0's value on all: the folder that another one sees may lag behind on a network disk."""
-    if jax.process_count() == 1:
-        return step
-    number = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-    return None if number < 0 else number

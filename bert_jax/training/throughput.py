@@ -135,14 +135,19 @@ def state_traffic(parameters: int, optimizer: int, accumulation: int = 1) -> int
 def peak_flops(stated_tflops: float, mesh: Mesh) -> tuple[float, str]:
     """Returns the operations per second of all devices of the mesh, and the source of the number: 1. the config
     (`train.peak_tflops`, of one device), 2. the data sheet of a known accelerator, 3. a large product, timed now."""
-    kind = mesh.devices.flat[0].device_kind
-    known = (tflops for name, tflops in PEAK_TFLOPS.items() if name.lower() in kind.lower())
-    tflops = stated_tflops or next(known, None)
+    kind, tflops = mesh.devices.flat[0].device_kind, known_tflops(stated_tflops, mesh)
     if tflops is None:
         measured = _measured_flops()
         return measured * _independent(mesh), f"{measured / 1e12:.2f} TFLOP/s (measured bfloat16 product)"
     source = "train.peak_tflops" if stated_tflops else f"{kind}, data sheet"
     return tflops * 1e12 * mesh.size, f"{tflops:g} TFLOP/s per device ({source})"
+
+
+def known_tflops(stated_tflops: float, mesh: Mesh) -> float | None:
+    """Returns the peak of one device by the config or its data sheet; None if neither says."""
+    kind = mesh.devices.flat[0].device_kind
+    known = (tflops for name, tflops in PEAK_TFLOPS.items() if name.lower() in kind.lower())
+    return stated_tflops or next(known, None)
 
 
 def copy_bandwidth(mesh: Mesh) -> float:

@@ -12,7 +12,7 @@ from bert_jax import modes
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.lab import profile
-from bert_jax.lab.profile import IDLE, WAIT, Profiler, Span, break_down, collectives, read_program, share_time
+from bert_jax.lab.profile import IDLE, WAIT, Profiler, Span, break_down, read_program, share_time
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.loop import train
 from bert_jax.training.observer import DATA_WAIT
@@ -117,12 +117,6 @@ def test_a_program_is_read_by_hand():
     assert found["all-reduce-start.2"].group == profile.COLLECTIVES
     assert found["turned.3"] == (profile.COPIES, "turned", "bf16[8,4]", "SelfAttention")
     assert found["gemm"].shape == "(f32[8,8], s8[9])"
-
-
-def test_collectives_are_counted_once_with_their_bytes():
-    text = HLO.replace("ROOT %out", "%done = f32[8,8]{1,0} all-reduce-done(%all-reduce-start.2)\n  ROOT %out")
-    text = text.replace("ROOT %out", "%both = (bf16[3]{0}, pred[5]{0}, f32[]) all-gather(%x, %y, %z)\n  ROOT %out")
-    assert collectives(text) == [("all-reduce", 8 * 8 * 4), ("all-gather", 3 * 2 + 5 + 4)]
 
 
 def event(start, end, name, **stats):

@@ -13,7 +13,7 @@ import pytest
 
 from bert_jax.config import UserError, axis_sizes, validate
 from bert_jax.data.pretraining.prepare import prepare
-from bert_jax.lab.profile import collectives
+from bert_jax.lab.collectives import collectives
 from bert_jax.options import default_config
 from bert_jax.sharding import check_heads, make_mesh, to_mesh, tree_shardings
 from bert_jax.tasks import task_class
@@ -169,7 +169,7 @@ def test_fine_tuning_is_the_same_on_every_mesh(folder, family):
 
 def traffic(program):
     exchanged = collectives(program.as_text())
-    return {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind, _ in exchanged}
+    return {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind, *_ in exchanged}
 
 
 def test_fsdp_gathers_a_layer_twice_and_adds_up_each_gradient_once(task, on):

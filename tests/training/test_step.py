@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.data.pretraining.prepare import prepare
-from bert_jax.lab.profile import collectives
+from bert_jax.lab.collectives import collectives
 from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.optimizer import make_optimizer, make_schedule
@@ -199,7 +199,7 @@ def test_devices_exchange_gradients_and_masks_only(small_config):
     trainer = Trainer(small_config)
     batch = to_mesh(trainer.mesh, next(trainer.batches))
     exchanged = collectives(trainer.step.lower(trainer.state, {}, batch, trainer.key).compile().as_text())
-    bytes_of = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind, _ in exchanged}
+    bytes_of = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind, *_ in exchanged}
     assert bytes_of.keys() <= {"all-reduce", "all-gather"}
     # Every gradient once, also that of the tied table, which has two uses; besides a few sums of weights.
     gradients = sum(x.nbytes for x in trainer.parameters().values())

@@ -72,7 +72,7 @@ class PackedRows(PairRows):
         stretch, place = divmod(position, ROWS_TOGETHER)
         # Rows were filled from the longest pair to the shortest; a batch must not be of one length.
         pairs = self._rows(stretch)[shuffled(place, ROWS_TOGETHER, self._seed, stretch)]
-        return self._row(pairs, self._packing.sequences)
+        return self.row(pairs, self._packing.sequences)
 
     def first_pair(self, position: int) -> int:
         return position // ROWS_TOGETHER * self.pairs_together

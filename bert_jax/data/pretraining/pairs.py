@@ -87,7 +87,7 @@ class PairRows:
 
     def __call__(self, position: int) -> Batch:
         """Returns the row at `position`. Raises UserError for a token id outside the vocabulary."""
-        return self._row([self.pair(position)], 1)
+        return self.row([self.pair(position)], 1)
 
     def first_pair(self, position: int) -> int:
         """Returns the number of the first pair that the row at `position` is made from."""
@@ -112,7 +112,7 @@ class PairRows:
             return self._next_sentence(record, chunk, sentences, target, draws)
         return self._sentence_order(record, chunk, sentences, draws)
 
-    def _row(self, pairs: Sequence[Pair], most: int) -> Batch:
+    def row(self, pairs: Sequence[Pair], most: int) -> Batch:
         """Returns the row of at most `most` pairs, one after the other."""
         length, settings = self._settings.sequence_length, self._settings
         input_ids, token_type_ids, sequence_ids = np.zeros((3, length), np.int32)

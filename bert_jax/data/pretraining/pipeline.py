@@ -4,7 +4,7 @@ Training reads an endless sequence of rows, epoch after epoch; step s takes rows
 its contiguous share of them, so the state of the iterator is the number of the next step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ from bert_jax.data.batching.reader import Batch, Share, TrainBatches, each_once
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing
 from bert_jax.data.pretraining.pairs import AGAIN, ChunkSource, PairRows, PairSettings, shuffled
 from bert_jax.data.pretraining.prepared import PreparedCorpus
+from bert_jax.data.tokenizers.encoding import Tokenizer
 
 
 def train_batches(
@@ -53,6 +54,23 @@ def eval_batches(
     share = Share(config.eval.batch_size, process_index, process_count, "eval.batch_size")
     count = num_eval_examples(prepared, config, split=split)
     return each_once(partial(_batch, rows, share, count), config.data, -(-count // config.eval.batch_size))
+
+
+def padding_batch(config: ConfigDict, tokenizer: Tokenizer, *, training: bool) -> Batch:
+    """Returns a global batch of training or of an evaluation in which every row is padding: its arrays have the names,
+    shapes and dtypes of those with data."""
+    data, settings = config.data, PairSettings.from_config(config.data, tokenizer)
+    if data.masking == "static":
+        nothing = np.zeros(0, np.int32)
+        names = ("input_ids", "segment_ids", "masked_lm_positions", "masked_lm_ids")
+        record = dict.fromkeys(names, nothing) | {"next_sentence_labels": 0}
+        row = _StaticRows([record], settings, data.max_predictions_per_sequence, 0)(0)
+    else:
+        is_shared = data.packing and training
+        row = PairRows([], settings, 0).row([], Packing.from_config(data).sequences if is_shared else 1)
+    key = "train.batch_size" if training else "eval.batch_size"
+    share = Share((config.train if training else config.eval).batch_size, 0, 1, key)
+    return _batch(lambda _: row, share, None if training else 0, 0)
 
 
 def pairs_per_row(prepared: PreparedCorpus, config: ConfigDict) -> float:
@@ -99,7 +117,7 @@ class _StaticRows(PairRows):
         return row
 
 
-def _batch(rows: PairRows, share: Share, stop: int | None, batch: int) -> Batch:
+def _batch(rows: Callable[[int], Batch], share: Share, stop: int | None, batch: int) -> Batch:
     """Returns this process's rows of a batch; those from `stop` on, which an evaluation has, are zeros."""
     positions = share.positions(batch)
     real = [position for position in positions if stop is None or position < stop]
