@@ -71,12 +71,10 @@ def _config(workdir: Path) -> str:
 def _lock(workdir: Path) -> Finding:
     if not (workdir / LOCK).exists():
         return Finding("lock", "no run trains here")
-    holder = (workdir / LOCK).read_text(errors="replace")
     try:
         with only_writer(workdir):
             return Finding("lock", "no run trains here")
     except BlockingIOError as problem:
-        (workdir / LOCK).write_text(holder)
         return Finding("lock", f"{problem.strerror}: what follows may change while it is read")
     except OSError as problem:
         text = f"{workdir / LOCK} cannot be written to ({problem.strerror}); restore its permissions"
