@@ -264,7 +264,8 @@ class Faults:
                     lose()
                 moment = self.random.uniform(0.5, 0.9) * self.seconds
                 end = self.start(folder, after=(moment, lose) if is_late else None, unprivileged=True)
-                path.chmod(usual)
+                with contextlib.suppress(FileNotFoundError):  # a run that went well has deleted the checkpoint
+                    path.chmod(usual)
                 what = f"{name} {mode:03o}{' while it runs' if is_late else ''}"
                 yield Trial("permission", what, end.problem or self.verdict(folder), end.output)
 
