@@ -5,7 +5,9 @@
 Each run is the command that a user types, in a process of its own, on the built-in sample of text, which is prepared
 beforehand. The time is that from the command to the line that the first step has ended. Of each pair the first run
 has an empty folder of compiled programs (cold), the second a workdir of its own and the programs of the first (warm).
-The last line is the second start over the first: median and range of the pairs.
+The third (after a kill) is killed when it has saved a checkpoint, and started again in its workdir: the time is from
+that command to the first step after the checkpoint. The last line is the second start over the first: median and range
+of the pairs.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from bert_jax.config import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _FIRST_STEP = re.compile(r" step 1/\d+ train: ")
+_ANY_STEP = re.compile(r" step \d+/\d+ train: ")
 IMPORTS = ("jax", "flax.nnx", "orbax.checkpoint", "bert_jax.main", "bert_jax.training.loop")
 
 
@@ -52,12 +55,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         print(f"{name:28} {spread(seconds[name])} s", flush=True)
     command = _command(options, scratch)
     _finished([*command, "--mode=prepare", f"--workdir={scratch / 'prepare' / 'run'}"])
-    seconds |= {"first step, cold": [], "first step, warm": []}
+    seconds |= {"first step, cold": [], "first step, warm": [], "first step, after a kill": []}
     for number in range(options.rounds):
         for state in ("cold", "warm"):  # programs lie beside the workdir
             workdir = scratch / str(number) / state
             seconds[f"first step, {state}"].append(first_step([*command, f"--workdir={workdir}"]))
-    for name in ("first step, cold", "first step, warm"):
+        seconds["first step, after a kill"].append(step_after_kill(command, scratch / str(number) / "killed"))
+    for name in ("first step, cold", "first step, warm", "first step, after a kill"):
         print(f"{name:28} {spread(seconds[name])} s")
     pairs = zip(seconds["first step, cold"], seconds["first step, warm"], strict=True)
     ratios = [warm / cold for cold, warm in pairs]
@@ -66,8 +70,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return figures | {"ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}
 
 
-def first_step(command: list[str]) -> float:
-    """Seconds from the start of a training run to the line of its first step, at which it is stopped."""
+def first_step(command: list[str], ends: re.Pattern[str] = _FIRST_STEP) -> float:
+    """Seconds from the start of a training run to the line of its first step, at which it is killed."""
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *command], cwd=REPOSITORY, env=_environment(), stderr=subprocess.PIPE, text=True
@@ -76,11 +80,23 @@ def first_step(command: list[str]) -> float:
         lines: list[str] = []
         for line in process.stderr:
             lines.append(line)
-            if _FIRST_STEP.search(line):
+            if ends.search(line):
                 seconds = time.perf_counter() - start
                 process.send_signal(signal.SIGKILL)
                 return seconds
     raise UserError(f"{' '.join(command)}\nended without a first step:\n{''.join(lines)[-3000:]}")
+
+
+def step_after_kill(command: list[str], workdir: Path) -> float:
+    """Seconds from the start of a command to its first step, where a killed run has left a checkpoint."""
+    saving = [*command, "--config.checkpoint.every=2", "--config.train.steps=1000000", f"--workdir={workdir}"]
+    with subprocess.Popen(
+        [sys.executable, *saving], cwd=REPOSITORY, env=_environment(), stderr=subprocess.DEVNULL
+    ) as run:
+        while run.poll() is None and not any(path.name.isdecimal() for path in workdir.glob("checkpoints/*")):
+            time.sleep(0.05)
+        run.kill()
+    return first_step(saving, _ANY_STEP)
 
 
 def _command(options: argparse.Namespace, scratch: Path) -> list[str]:

@@ -20,6 +20,7 @@ from bert_jax.config import UserError
 from bert_jax.experiment import load_experiment, override, split_argument
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.inference.glue_submission import FILES
+from bert_jax.options import default_config
 
 
 def main(argv: list[str]) -> int:
@@ -38,11 +39,12 @@ def read_command(argv: list[str]) -> tuple[str, ConfigDict, Path, dict[str, Any]
             of_config.append(word)  # --config.NAME=VALUE, or --config.NAME VALUE
         else:
             parser.refuse(word)
-    if flags["config"] is None:
+    experiment = str(flags["config"] or "")
+    if not experiment and (flags["mode"] != "doctor" or flags["workdir"] is None):  # a doctor reads the workdir's own
         raise UserError("--config is missing, e.g. --config=experiments/base.py")
-    config = load_experiment(flags["config"])
+    config = load_experiment(experiment) if experiment else default_config()
     overrides = override(config, of_config)
-    workdir = Path(flags["workdir"] or Path("runs") / split_argument(flags["config"])[0].stem)
+    workdir = Path(flags["workdir"] or Path("runs") / split_argument(experiment)[0].stem)
     options = {name: flags[name] for name, its_modes in parser.modes.items() if flags["mode"] in its_modes}
     return flags["mode"], config, workdir, options | {"overrides": overrides}
 
@@ -55,6 +57,7 @@ def _parser() -> Parser:
     flag("workdir", None, "folder of the run [runs/<name of the experiment file>]", metavar="DIR")
     flag("debug", False, "show the traceback of an error")
     flag("checkpoint", "best", "best, newest, a step, or a path", "evaluate", "fill_mask", "predict", "embed")
+    flag("replay", 0, "number of steps that are taken again, to compare their bits", "doctor")
     flag("profile", 0, "number of steps whose time is traced and broken down", "train")
     flag("text", [], "a text with [MASK] in it; may be given several times", "fill_mask", action="append")
     flag("top_k", 5, "number of candidates per mask", "fill_mask", least=1)

@@ -158,6 +158,31 @@ def embed(
     return 0
 
 
+def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
+    """Prints what is well and what is wrong with a workdir, one line per item, and with `replay` takes so many steps of
+    its run again. The config is the workdir's own. Raises UserError if something needs your attention."""
+    from bert_jax.lab.doctor import examine
+
+    wrong = 0
+    for finding in examine(workdir):
+        say(str(finding))
+        wrong += finding.is_problem
+    if wrong:
+        raise UserError(f"{wrong} of the items above need your attention; each says what to do")
+    if replay:
+        from bert_jax.config import read_config
+        from bert_jax.lab import replay as replaying
+        from bert_jax.run import start_run
+        from bert_jax.tasks import task_class
+
+        own = read_config(workdir / "config.json")
+        if "." in own.task and own.task != config.task:
+            raise UserError(f"the run's task is {own.task}: --replay needs the --config of the run, which names it too")
+        task = task_class(own.task).with_data(own, start_run(own, workdir))
+        say(f"ok       replay: {replaying.replay(task, own, workdir, replay)}")
+    return 0
+
+
 def compile(config: ConfigDict, workdir: Path, *, topology: str, output: str = "-", **_) -> int:
     """Compiles the training and the evaluation step for a machine that need not be there, and says what they need."""
     if not topology:
@@ -174,6 +199,7 @@ MODES = {
     "fill_mask": fill_mask,
     "predict": predict,
     "embed": embed,
+    "doctor": doctor,
     "compile": compile,
 }
 

@@ -201,6 +201,9 @@ _OPTIONS = (
     _integer("train.accumulation", 1, "[1, 2^24]", "micro-batches per step"),
     _integer("train.log_every", 100, "[1, 2^31)", "steps", "restart"),
     _integer("train.patience", 0, "[0, 2^31)", "evaluations without a better best_metric that end the run; 0 = off"),
+    _integer("train.max_rollbacks", 0, "[0, 1000]", "bad batches left out, each after going back; 0 = end", "restart"),
+    _number("train.spike_factor", 0.0, "[0, 1000000]", "× the median of loss or grad_norm: a bad batch; 0 = off",
+            "restart"),
     _number("train.watchdog_seconds", 1800.0, "[0, 2^31)", "without a step: stacks are shown, then the run ends",
         "restart"),
     _integer("train.reinitialise_layers", 0, "[0, 4096]", "top layers (and pooler) that a warm start leaves out"),
@@ -217,6 +220,7 @@ _OPTIONS = (
 
     _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
     _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),
+    _number("checkpoint.minutes", 0.0, "[0, 100000]", "between saves, some temporary; 0 = by steps only", "restart"),
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 

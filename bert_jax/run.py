@@ -27,6 +27,7 @@ from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Description, Evaluation, Source, Task
 from bert_jax.training import checkpoint
 from bert_jax.training.evaluation import make_evaluation
+from bert_jax.training.ledger import Ledger
 from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.observer import Observer
@@ -138,13 +139,14 @@ def check_writable(workdir: Path) -> None:
 
 
 def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) -> Result:
+    ledger = Ledger(workdir)
     source = start_run(config, workdir)
     with together():
         check_writable(workdir)
         if (workdir / "seeds.json").exists():
             raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
         task = task_class(config.task).with_data(config, source)
-    observers: list[Observer] = [Throughput()]
+    observers: list[Observer] = [Throughput(), ledger]
     observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
     finished = train(task, config, workdir, observers)
     on_first_process(lambda: plot_run(workdir))

@@ -32,5 +32,5 @@ def test_quickstart(tmp_path):
     assert "validation: " in result.stdout and "test: " in result.stdout
     assert result.stdout.count("mask 1: ") == 4
     splits = [json.loads(line)["split"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert {"train", "eval", "test"} == set(splits)
+    assert {"train", "eval", "test", "ledger"} == set(splits)
     assert {path.name for path in (workdir / "plots").iterdir()} >= {"loss.png", "accuracy.png"}

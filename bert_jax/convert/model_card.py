@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.training.metrics_log import Record, read_metrics
+from bert_jax.training.observer import LEDGER
 
 PIPELINES = {
     "BertForPreTraining": "fill-mask",
@@ -21,9 +22,9 @@ def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num
     header = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[architecture]}", "tags:", "- bert", "---"]
     title = f"# {architecture}, {num_parameters:,} parameters"
     lines = [*header, "", title, "", "To be completed: purpose, data, limits.", "", "## Training", "", *_training(run)]
-    last: dict[str, Record] = {}  # of each split but train, the newest metrics up to the checkpoint
+    last: dict[str, Record] = {}  # of each held-out split, the newest metrics up to the checkpoint
     for record in read_metrics(metrics) if metrics is not None else ():
-        if record["split"] != "train" and record["step"] <= run["step"]:
+        if record["split"] not in ("train", LEDGER) and record["step"] <= run["step"]:
             last[record["split"]] = record
     for split, record in last.items():
         lines += ["", f"## {split}, step {record['step']:,}", "", "| measure | value |", "|---|---|"]

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bert_jax.files import write_atomically
+from bert_jax.training.ledger import KINDS
 from bert_jax.training.metrics_log import Record, read_metrics
+from bert_jax.training.observer import LEDGER
 
 TRAIN_COLOUR, EVAL_COLOUR, CHANCE_COLOUR = "#8aa4c8", "#c0392b", "#777777"
 
@@ -45,10 +47,19 @@ def plot_run(workdir: Path) -> list[Path]:
             folder.mkdir(exist_ok=True)
             paths.append(folder / f"{name}.png")
             write_atomically(paths[-1], _curves(records, drawn, title))
+        if seconds := _ledger(records):
+            paths.append(folder / "time.png")
+            write_atomically(paths[-1], _bar(seconds))
     except OSError as problem:
         logging.warning("%s: the curves could not be drawn (%s)", folder, problem.strerror)
         return []
     return paths
+
+
+def _ledger(records: list[Record]) -> dict[str, float]:
+    """Returns the seconds of the newest ledger of a run, by what they were spent on."""
+    newest = next((record for record in reversed(records) if record["split"] == LEDGER), {})
+    return {kind: newest[kind] for kind in KINDS if isinstance(newest.get(kind), int | float) and newest[kind] > 0}
 
 
 def series(records: list[Record], split: str, name: str) -> tuple[list[int], list[float]]:
@@ -149,6 +160,20 @@ def _curves(records: list[Record], names: Sequence[str], title: str = "") -> byt
         axis.legend(frameon=False, fontsize=8)
         _finish(axis, title=name.replace("_", " ").replace("mlm", "MLM").replace("nsp", "NSP"), xlabel="step")
     figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def _bar(seconds: dict[str, float]) -> bytes:
+    """Draws where the time of a run went: one bar, a part for each kind, the legend with shares."""
+    total, start = sum(seconds.values()), 0.0
+    figure, [axis] = _figure(9.6, 1.9)
+    for number, (kind, value) in enumerate(seconds.items()):
+        label = f"{kind} {100 * value / total:.1f} %"
+        axis.barh([0], [value / 60], left=[start / 60], color=f"C{number}", label=label)
+        start += value
+    axis.set_yticks([])
+    axis.legend(frameon=False, fontsize=8, ncols=len(seconds), loc="upper center", bbox_to_anchor=(0.5, 1.35))
+    _finish(axis, xlabel="minutes, over all starts of the run")
     return _png(figure)
 
 

@@ -23,7 +23,7 @@ from jax.sharding import Sharding
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.sharding import Mesh, tree_shardings
+from bert_jax.sharding import Mesh, place, tree_shardings
 from bert_jax.training import checkpoint_format
 from bert_jax.training.checkpoint_format import Damaged, Trouble, checksums, guarded
 from bert_jax.training.parameters import Parameters, name_of_format_1, name_since_format_2, rename
@@ -52,6 +52,12 @@ def on_one_device(tree: Any) -> Any:
 def on_mesh(mesh: Mesh) -> Shardings:
     """Returns the shardings that the rules of `sharding.py` give."""
     return lambda tree: tree_shardings(mesh, tree)
+
+
+def restored_state(saved: Saved, mesh: Mesh) -> TrainState:
+    """Returns the state of a checkpoint that was read onto the mesh, placed as `init_state` places a fresh one: a step
+    that was compiled for the one is found for the other."""
+    return TrainState(place(mesh, np.int32(saved.run["step"])), saved.parameters, saved.optimizer)
 
 
 def read_checkpoint(

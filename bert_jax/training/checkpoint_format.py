@@ -29,12 +29,20 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
 _TROUBLE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 _TROUBLE += ("Permission denied", "Operation not permitted", "Too many open files", "Input/output error", "Stale file")
-_TROUBLE += ("No space left", "Disk quota", "Cannot allocate memory", "out of memory", "Connection", "timed out")
+_TROUBLE += (
+    "No space left",
+    "Disk quota",
+    "File too large",
+    "Cannot allocate memory",
+    "out of memory",
+    "Connection",
+    "timed out",
+)
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, NotImplementedError, *_ABSENT)
 _DAMAGE_SIGNS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
 _SYSTEM = re.compile(
     "No space left on device|Disk quota exceeded|Permission denied|Operation not permitted|Read-only file system|"
-    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory"
+    "Too many open files|Input/output error|Stale file handle|Cannot allocate memory|File too large"
 )
 
 
@@ -110,7 +118,7 @@ def check_run(run: Any, directory: Path) -> Json:
     as it was written, and UserError if a newer version wrote it."""
     if not isinstance(run, dict):
         raise Damaged(f"checkpoint {directory}: run is not a JSON object")
-    written, run = run, {"format": 1, "task": {}, "history": []} | run  # the first versions had none of these
+    written, run = run, _LATER_FIELDS | run
     version = run["format"]
     if isinstance(version, int) and version > FORMAT:
         raise UserError(
@@ -181,6 +189,24 @@ def _are_checksums(x: Any) -> bool:
     )
 
 
+def _are_sums(x: Any) -> bool:
+    """Checks {metric: [sum, weight]}, each a number or a list of numbers."""
+
+    def is_number_or_list(x: Any) -> bool:
+        return all(map(is_number_or_list, x)) if isinstance(x, list) else _is_number(x)
+
+    return _is_object(x, lambda pair: isinstance(pair, list) and len(pair) == 2 and all(map(is_number_or_list, pair)))
+
+
+def _is_guard(left_out: Any = (), recent: Any = None, **others: Any) -> bool:
+    """Checks the record of `guard.Guard`: {} or {"left_out": numbers, "recent": {metric: numbers}}."""
+    numbers = isinstance(left_out, list | tuple) and all(type(x) is int and x >= 0 for x in left_out)
+    lists = recent is None or _is_object(recent, lambda x: isinstance(x, list) and all(map(_is_number, x)))
+    return numbers and lists and not others
+
+
+# Fields that the first versions did not write, and what their absence means.
+_LATER_FIELDS: Json = {"format": 1, "task": {}, "history": [], "pending": [], "guard": {}, "temporary": False}
 # Field of `run` → what it must be, and whether it is.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format": ("a whole number from 1", lambda x: type(x) is int and x >= 1),
@@ -191,6 +217,9 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "history": ("a list of numbers", lambda x: isinstance(x, list) and all(map(_is_number, x))),
     "score": ("numbers by name", lambda x: x is None or _is_object(x, _is_number)),
     "data": ("a JSON object", lambda x: x is None or _is_object(x)),
+    "pending": ("a list of sums by name", lambda x: isinstance(x, list) and all(map(_are_sums, x))),
+    "guard": ("the numbers of batches that were left out, and metrics", lambda x: _is_object(x) and _is_guard(**x)),
+    "temporary": ("true or false", lambda x: isinstance(x, bool)),
 }
 
 

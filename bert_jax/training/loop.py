@@ -5,28 +5,32 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.sharding import Mesh, make_mesh, place, to_mesh
-from bert_jax.tasks.task import Evaluation, Sums, Task, TrainBatches
+from bert_jax.sharding import Mesh, to_mesh
+from bert_jax.tasks.task import Description, Evaluation, Sums, Task, TrainBatches
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
-from bert_jax.training.evaluation import check_best_metric, make_evaluation
-from bert_jax.training.memory import check_fits, out_of_memory_explained
+from bert_jax.training.diagnosis import first_not_finite
+from bert_jax.training.evaluation import Evaluate, check_best_metric, make_evaluation
+from bert_jax.training.guard import BadStep, Guard, Taken
+from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
-from bert_jax.training.observer import DATA_WAIT, EVALUATION, SAVING, Observer, Observers
-from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
-from bert_jax.training.parameters import Parameters, is_stacked, matching, structure, take_over
+from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
+from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over
 from bert_jax.training.processes import SeveralParts, check_same, ends_with_the_others, on_first_process, parts_of_batch
+from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.step import Diverged, TrainState, check_finite
 from bert_jax.training.watchdog import Watchdog
@@ -43,6 +47,20 @@ class Finished:
     signal: int | None = None
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same while a run trains, also when it goes back to a checkpoint."""
+
+    task: Task
+    config: ConfigDict
+    workdir: Path
+    programs: Programs
+    watch: Observer
+    evaluate: Evaluate
+    checkpoints: Checkpoints
+    guard: Guard
+
+
 def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Observer] = ()) -> Finished:
     """Trains until `train.steps`, or continues the run in `workdir`: killed and started again, it computes the same
     bits. The observers change no result.
@@ -56,22 +74,16 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     check_best_metric(config, task)
     check_same({f"the {name}": digest for name, digest in task.fingerprints().items()})
     check_same(config.to_dict())  # which has steps that follow from the data
-    mesh = make_mesh(config.mesh)
-    graphdef, shapes = structure(task.init)
-    multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, multipliers)
-    abstract = steps.abstract_state(task, optimizer)[1]
-    check_fits(task, abstract, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
 
-    # Phase 2: step functions and state
-    watchdog, key = Watchdog(config.train.watchdog_seconds), jax.random.key(config.seed)
-    watch, constants = Observers([*observers, watchdog]), place(mesh, task.constants())
-    accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
-    train_step = steps.make_train_step(task, graphdef, optimizer, schedule, mesh, accumulation, frozen)
-    launch = steps.TrainStep(train_step, mesh, watch)
+    # Phase 2: step functions
+    watchdog = Watchdog(config.train.watchdog_seconds)
+    watch = Observers([*observers, watchdog])
+    programs = make_programs(task, config, watch)
+    mesh, graphdef, key, constants = programs.mesh, programs.graphdef, programs.key, programs.constants
     evaluate = make_evaluation(task, graphdef, config, mesh, constants, watch)
+    explain = partial(first_not_finite, task, graphdef, constants, key, mesh, programs.frozen)
+    guard = Guard(task, config.train, workdir, explain)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         resources.enter_context(out_of_memory_explained())
         resources.enter_context(watchdog)
@@ -79,27 +91,42 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
         on_first_process(lambda: configs.write_or_compare(config, workdir / "config.json"))
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         resources.callback(checkpoints.close)
-        resources.enter_context(_divergence_explained(checkpoints, workdir))
+        resources.enter_context(_divergence_explained(checkpoints, workdir, guard))
         resources.enter_context(ends_with_the_others())  # before `close`, which would wait for a process that is gone
-        state, resumed = _first_state(abstract, task, optimizer, config, checkpoints, mesh)
+        run = _Run(task, config, workdir, programs, watch, evaluate, checkpoints, guard)
+        while True:  # each time round is what a new start of the command would do
+            try:
+                return _train_from_checkpoint(run)
+            except BadStep as bad:
+                checkpoints.wait()
+                guard.go_back(bad)
+
+
+def _train_from_checkpoint(run: _Run) -> Finished:
+    """Trains from the newest checkpoint, or else from the beginning, to the end. Raises BadStep for a step that has to
+    be undone."""
+    task, config, watch, guard, checkpoints = run.task, run.config, run.watch, run.guard, run.checkpoints
+    train, saving, programs = config.train, config.checkpoint, run.programs
+    mesh, key, constants = programs.mesh, programs.key, programs.constants
+    with contextlib.ExitStack() as resources:
+        # Phase 3: state and data, from where the checkpoint left off
+        state, resumed = _first_state(run)
         resources.callback(watch.end)
         watch.begin(task, state, mesh)
-
-        # Phase 3: data, from where the state left off
         first = int(state.step)
-        batches = _train_batches(task, first, mesh)
+        record = _Record.of(resumed, task)
+        guard.resume(record.guard)
+        number = guard.first_batch(first)  # of the next batch that is read
+        batches = train_batches(task, number, mesh)
         resources.callback(batches.close)
-        description = task.description()
         if resumed is not None:
-            _check_data(resumed["data"], batches.state(), workdir)
-            description |= resumed["task"]
-        log = MetricsLog(workdir, first, config.train.steps, forget_after=first if resumed else -1)
+            _check_data(resumed["data"], batches.state(), run.workdir)
+        log = MetricsLog(run.workdir, first, train.steps, forget_after=first if resumed else -1)
         resources.callback(log.close)
         evaluation = Evaluation("validation")
-        history: list[float] = resumed["history"] if resumed else []  # checkpoint.best_metric of each evaluation
         if not resumed and config.eval.at_start:
-            evaluation = evaluate(state.parameters, "validation", description)
-            description |= evaluation.learned
+            evaluation = run.evaluate(state.parameters, "validation", record.description)
+            record.description |= evaluation.learned
             if evaluation:
                 check_finite(evaluation.metrics, first)
                 log.record(first, "eval", evaluation.metrics)
@@ -108,15 +135,21 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
 
         # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
         step, report_due, stopped_by = first, False, None
-        pending: list[Sums] = []  # of the steps since the last report
+        pending: list[Sums] = record.pending  # of the steps since the last report
         watch.restart_clock()
         with _Signals() as signals:
-            while step < config.train.steps and stopped_by is None and not _out_of_patience(history, config):
+            while step < train.steps and stopped_by is None and not _out_of_patience(record.history, config):
+                guard.examine(state, step)
                 watch.before_batch()
                 with jax.profiler.TraceAnnotation(DATA_WAIT):
+                    for _ in range(number, guard.batch_number(step)):
+                        next(batches)  # one that is left out
+                    position = batches.state() if guard.is_on else {}
                     batch = to_mesh(mesh, next(batches))
                 watch.before_step(batch)
-                state, sums = launch(state, constants, batch, key)
+                state, sums = programs.launch(state, constants, batch, key)
+                guard.watch(Taken(step, guard.batch_number(step), position, batch, sums))
+                number = guard.batch_number(step) + 1
                 if report_due:
                     log.record(step, "train", steps.means(task, pending, step) | watch.report())
                     pending = []
@@ -125,29 +158,33 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
                 watch.after_step(sums)
                 log.advance(step)
                 stopped_by = signals.caught(step)  # once per step: what is decided below must agree with itself
-                report_due = step % config.train.log_every == 0
-                eval_due = step % config.eval.every == 0 or step == config.train.steps
-                save_due = step % config.checkpoint.every == 0 or step == config.train.steps or stopped_by is not None
-                save_due |= eval_due and config.train.patience > 0  # the last evaluation may turn out to be this one
-                if (report_due and eval_due) or save_due:  # a report ends at a checkpoint: resumed curves are the same
-                    log.record(step, "train", steps.means(task, pending, step) | watch.report())
-                    pending, report_due = [], False
+                report_due = step % train.log_every == 0
+                eval_due = step % config.eval.every == 0 or step == train.steps
+                save_due = step % saving.every == 0 or step == train.steps
+                save_due |= eval_due and train.patience > 0  # the last evaluation may turn out to be this one
+                extra_due = not save_due and (stopped_by is not None or checkpoints.are_due_by_time(step, train))
+                if eval_due or save_due or extra_due:
+                    guard.settle()
+                    if report_due or save_due:  # a report ends at every checkpoint that was planned
+                        log.record(step, "train", steps.means(task, pending, step) | watch.report())
+                        pending, report_due = [], False
                 if eval_due:
                     watch.pause(EVALUATION)
-                    evaluation = evaluate(state.parameters, "validation", description)
-                    description |= evaluation.learned
+                    evaluation = run.evaluate(state.parameters, "validation", record.description)
+                    record.description |= evaluation.learned
                     if evaluation:
                         check_finite(evaluation.metrics, step)
-                        history.append(evaluation.metrics[config.checkpoint.best_metric])
+                        record.history.append(evaluation.metrics[saving.best_metric])
                         log.record(step, "eval", evaluation.metrics)
-                if save_due:
+                if save_due or extra_due:
                     watch.pause(SAVING)
                     if names := not_finite((state.parameters, state.optimizer)):
                         raise Diverged(f"{names[0]} is no longer finite after step {step}")
-                    # `items` copies what is in it: it is written in the background, while the originals change.
-                    run = {"data": batches.state(), "config": config.to_dict(), "task": description, "history": history}
-                    checkpoints.save(state, run, task.tokenizer, evaluation.metrics if eval_due else {})
-                if eval_due or save_due:
+                    saved = record.json(batches.state(), config, guard, pending)
+                    metrics = evaluation.metrics if eval_due else {}
+                    checkpoints.save(state, saved, task.tokenizer, metrics, temporary=extra_due)
+                    log.record(step, LEDGER, watch.account())
+                if eval_due or save_due or extra_due:
                     watch.restart_clock()
 
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
@@ -155,38 +192,63 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
         checkpoints.wait()
         final: dict[str, Evaluation] = {}
         if stopped_by is None and task.final_splits:
+            watch.pause(EVALUATION)
             best = checkpoints.best(mesh)  # None if no checkpoint was evaluated
             parameters = state.parameters if best is None else best[0]
-            description = description if best is None else description | best[1]["task"]
+            description = record.description if best is None else record.description | best[1]["task"]
             for split in task.final_splits:
-                final[split] = evaluate(parameters, split, description)
+                final[split] = run.evaluate(parameters, split, description)
                 log.record(step, split, final[split].metrics)
-    ended = "done" if step >= config.train.steps else "patience"
+        if step > first:
+            log.record(step, LEDGER, watch.account())
+    ended = "done" if step >= train.steps else "patience"
     return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
 
 
-def _train_batches(task: Task, first: int, mesh: Mesh) -> TrainBatches:
-    """Returns this process's rows of every batch from step `first` on."""
+def train_batches(task: Task, first: int, mesh: Mesh) -> TrainBatches:
+    """Returns this process's rows of every batch from number `first` on."""
     numbers, count = parts_of_batch(mesh.rows())
     readers = [task.train_batches(first, number, count) for number in numbers]
     return readers[0] if len(readers) == 1 else SeveralParts(readers)
 
 
-def _first_state(
-    shapes: TrainState,
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    config: ConfigDict,
-    checkpoints: Checkpoints,
-    mesh: Mesh,
-) -> tuple[TrainState, dict[str, Any] | None]:
+@dataclass
+class _Record:
+    """What a checkpoint says of a run besides its arrays, and the run continues from."""
+
+    description: Description
+    history: list[float]  # checkpoint.best_metric of each evaluation
+    pending: list[Sums]  # of the steps since the last report
+    guard: dict[str, Any]
+
+    @classmethod
+    def of(cls, resumed: dict[str, Any] | None, task: Task) -> "_Record":
+        """Returns the record in a checkpoint's `run` item, or that of a run that begins."""
+        run = {"task": {}, "history": [], "pending": [], "guard": {}} if resumed is None else resumed
+        pending = [
+            {name: (jnp.asarray(total), jnp.asarray(weight)) for name, (total, weight) in sums.items()}
+            for sums in run["pending"]
+        ]
+        return cls(task.description() | run["task"], run["history"], pending, run["guard"])
+
+    def json(self, data: dict[str, Any], config: ConfigDict, guard: Guard, pending: list[Sums]) -> dict[str, Any]:
+        """Returns the fields of the `run` item. It copies what is in it: that is written in the background, while the
+        originals change. Waits for the steps whose sums are pending."""
+        host = jax.device_get(pending)
+        lists = [{name: [np.asarray(x).tolist() for x in pair] for name, pair in sums.items()} for sums in host]
+        run = {"data": data, "config": config.to_dict(), "task": self.description, "history": self.history}
+        return run | {"pending": lists, "guard": guard.state()}
+
+
+def _first_state(run: _Run) -> tuple[TrainState, dict[str, Any] | None]:
     """Returns the state to begin with and, if it is a resumed one, the checkpoint's `run` item. It comes from 1. the
     newest whole checkpoint of this workdir, 2. `init_from`, 3. random initialisation."""
-    restored = checkpoints.restore_latest(shapes, mesh, task.tokenizer.content_hash)
+    task, config, (mesh, _, optimizer, abstract, *_) = run.task, run.config, run.programs
+    restored = run.checkpoints.restore_latest(abstract, mesh, task.tokenizer.content_hash)
     if restored is not None:
-        logging.info("resuming %s at step %d", checkpoints.directory.parent, int(restored[0].step))
+        logging.info("resuming %s at step %d", run.workdir, int(restored[0].step))
         return restored
-    known = _warm_start(shapes.parameters, task, config, mesh) if config.init_from else {}
+    known = _warm_start(abstract.parameters, task, config, mesh) if config.init_from else {}
     return steps.init_state(task, optimizer, config.seed, mesh, known), None
 
 
@@ -214,7 +276,7 @@ def _without_top_layers(known: Parameters, top: int) -> Parameters:
 
 
 @contextlib.contextmanager
-def _divergence_explained(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
+def _divergence_explained(checkpoints: Checkpoints, workdir: Path, guard: Guard) -> Iterator[None]:
     """Adds to the error of a run that diverged what to do about it, which depends on what the workdir holds."""
     try:
         yield
@@ -224,6 +286,8 @@ def _divergence_explained(checkpoints: Checkpoints, workdir: Path) -> Iterator[N
         if (latest := checkpoints.latest) is not None:
             remedy = f"the checkpoint of step {latest} is whole and finite: {advice} in another --workdir, from the "
             remedy += f"start or with --config.init_from={workdir}"
+        if not guard.is_on:
+            remedy += "; to leave out the batch and learn where it arose: --config.train.max_rollbacks=1"
         raise UserError(f"{problem}; {remedy}") from None
 
 

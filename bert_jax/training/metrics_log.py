@@ -1,6 +1,6 @@
 """Where metrics go: metrics.jsonl, TensorBoard, and one live line on the terminal.
 
-A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test", name: number, …}.
+A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test" | "ledger", name: number, …}.
 """
 
 import contextlib
@@ -49,13 +49,16 @@ class MetricsLog:
         self.bar = tqdm(total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), **look)
 
     def record(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        if not self.writes:
+        """Writes a line, unless there is nothing to say. The terminal gets the best known metrics, if it has any."""
+        if not self.writes or not metrics:
             return
         rounded = {name: float(f"{float(value):.6g}") for name, value in metrics.items()}
         with self._explained():
             self.file.write(json.dumps({"step": step, "split": split} | rounded) + "\n")
         self.events.add(step, {f"{split}/{name}": float(value) for name, value in metrics.items()})
         line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
+        if not line:
+            return
         if self.bar.disable:
             logging.info("step %d/%d %s: %s%s", step, self.total, split, line, self._left())
         elif split == "train":

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 DATA_WAIT = "bert_jax data wait"  # the name in a profiler's trace of the time that the loop waits for a batch
 EVALUATION, SAVING = "evaluation", "saving"  # what the loop pauses for
+LEDGER = "ledger"  # the split of a line of metrics.jsonl that says where the time went (`ledger.py`)
 
 
 class Observer:
     """Is told what the loop does, in the order of the methods below; each of them does nothing here."""
 
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
-        """The state exists; nothing is compiled yet."""
+        """The state exists; nothing is compiled yet. Called again when the run goes back to a checkpoint."""
 
     def before_batch(self) -> None:
         """The loop asks for the next batch."""
@@ -50,8 +51,12 @@ class Observer:
         """Returns metrics for the training line about the steps since the last call, all of which have ended."""
         return {}
 
+    def account(self) -> dict[str, float]:
+        """Returns seconds since the beginning of the run, by what they were spent on; recorded with every save."""
+        return {}
+
     def end(self) -> None:
-        """The run has ended, with or without an error."""
+        """The run has ended, with or without an error, or goes back to a checkpoint."""
 
 
 class Observers(Observer):
@@ -75,3 +80,6 @@ class Observers(Observer):
 
     def report(self) -> dict[str, float]:
         return {name: value for observer in self.observers for name, value in observer.report().items()}
+
+    def account(self) -> dict[str, float]:
+        return {name: value for observer in self.observers for name, value in observer.account().items()}

@@ -2,13 +2,14 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -16,7 +17,7 @@ from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.files import LOCK, only_writer
 from bert_jax.sharding import Mesh
-from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, scores, steps
+from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, restored_state, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.processes import as_on_first_process, on_first_process
@@ -27,19 +28,22 @@ _DELETING = ".deleting-"  # a name that no reader takes for a checkpoint, while 
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last `checkpoint.keep` and the best one by `checkpoint.best_metric`. Whoever
-    saves holds the workdir's lock (`alone_in`)."""
+    """The checkpoints of one workdir: the last `checkpoint.keep`, the best one by `checkpoint.best_metric`, and as long
+    as it is the newest of all a temporary one, of a step at which none was planned. Whoever saves holds the workdir's
+    lock (`alone_in`)."""
 
     def __init__(self, directory: Path, checkpoint: ConfigDict):
         """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot."""
         self.directory = directory.absolute()
         self.damaged = self.directory.parent / "damaged"
         self.keep, self.metric, self.mode = checkpoint.keep, checkpoint.best_metric, checkpoint.best_mode
+        self.seconds, self.last_save = 60 * checkpoint.minutes, time.monotonic()
         with self._explained():
             self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             for left_over in (*self.directory.glob(_WRITING), *self.directory.glob(f"{_DELETING}*")):
                 shutil.rmtree(left_over, ignore_errors=True)
+        self.temporary = {step for step in steps(self.directory) if _is_temporary(self.directory / str(step))}
         # Folders are made in this thread: where that fails in Orbax's, its other threads wait for them for 20 minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
@@ -49,19 +53,32 @@ class Checkpoints:
         """The step of the newest finished checkpoint."""
         return max(steps(self.directory), default=None)
 
-    def save(self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict) -> None:
+    def are_due_by_time(self, step: int, train: ConfigDict) -> bool:
+        """Returns True if the last save is `checkpoint.minutes` ago. The clocks of several processes differ: there the
+        first one decides, once per report."""
+        if not self.seconds or (jax.process_count() > 1 and step % train.log_every):
+            return False
+        return bool(as_on_first_process(int(time.monotonic() - self.last_save >= self.seconds)))
+
+    def save(
+        self, state: TrainState, run: dict, tokenizer: Tokenizer, metrics: dict, *, temporary: bool = False
+    ) -> None:
         """Starts to write in the background; first waits for the one before, whose failure is raised here. `run` goes
-        into the item of that name: data position, config, the task's description."""
+        into the item of that name: data position, config, the task's description. A temporary checkpoint is never the
+        best one and is deleted after the next save."""
         self.wait()
+        self.last_save = time.monotonic()
         step = int(state.step)
         if (self.directory / str(step)).exists():
             return
-        score = {self.metric: float(metrics[self.metric])} if self.metric in metrics else {}
+        score = {self.metric: float(metrics[self.metric])} if self.metric in metrics and not temporary else {}
         arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
-        args = items(arrays, {"step": step, "score": score} | run, tokenizer)
+        args = items(arrays, {"step": step, "score": score, "temporary": temporary} | run, tokenizer)
         with self._explained():
             self._check_workdir()
             self._writer.save(self.directory / str(step), args=args)
+        if temporary:
+            self.temporary.add(step)
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk. Raises UserError if it could not be written."""
@@ -90,8 +107,7 @@ class Checkpoints:
             places = on_mesh(mesh)
             try:
                 saved = read_checkpoint(folder, shardings=places, expected=abstract, tokenizer_hash=tokenizer_hash)
-                state = TrainState(jnp.asarray(saved.run["step"], jnp.int32), saved.parameters, saved.optimizer)
-                return state, saved.run
+                return restored_state(saved, mesh), saved.run
             except Damaged as damage:
                 on_first_process(lambda folder=folder, damage=damage: self._set_aside(folder, damage))
         if count := len(list(self.damaged.glob("*"))):
@@ -130,9 +146,12 @@ class Checkpoints:
         logging.warning("%s; moved to %s, trying the one before", damage, kept)
 
     def _delete_surplus(self) -> None:
-        surplus = steps(self.directory)[: -self.keep]
+        there = steps(self.directory)
+        kept = [step for step in there if step not in self.temporary]
+        surplus = kept[: -self.keep]
         best = best_of(scores(self.directory, self.metric), self.mode) if surplus else None
-        for step in (step for step in surplus if step != best):
+        surplus = [step for step in surplus if step != best]
+        for step in (*surplus, *(step for step in there[:-1] if step in self.temporary)):
             hidden = self.directory / f"{_DELETING}{step}"
             try:
                 (self.directory / str(step)).rename(hidden)
@@ -177,3 +196,10 @@ def alone_in(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         on_first_process(lock)
         yield
+
+
+def _is_temporary(checkpoint: Path) -> bool:
+    """Returns True if a checkpoint says that it is a temporary one; one that cannot be read is not deleted as such."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return json.loads((checkpoint / "run" / "metadata").read_bytes())["temporary"] is True
+    return False

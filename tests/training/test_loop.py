@@ -32,6 +32,7 @@ def run(config, workdir):
 def curve(workdir):
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["split"] != "ledger"]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
@@ -85,6 +86,31 @@ def test_stopped_and_continued_is_the_same_run(small_config, uninterrupted, tmp_
     run(small_config, tmp_path)
     # The shorter run ended with an evaluation of its own at step 4, as the longer one has by its cadence.
     assert_same_run(tmp_path, expected)
+
+
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_stopped_where_no_checkpoint_was_planned_and_continued_is_the_same_run(
+    small_config, uninterrupted, tmp_path, stop, monkeypatch
+):
+    """Also in the middle of a report, and the lines of metrics.jsonl too: here a checkpoint by time, then a death."""
+    expected = uninterrupted(small_config)
+
+    class Died(Exception):
+        pass
+
+    def dies(self, step):
+        if step == stop + 1:
+            raise Died
+
+    monkeypatch.setattr("bert_jax.training.saving.Checkpoints.are_due_by_time", lambda self, step, _: step == stop)
+    monkeypatch.setattr("bert_jax.training.loop._Signals.caught", dies)
+    with pytest.raises(Died):
+        run(small_config, tmp_path)
+    monkeypatch.undo()
+    assert find_checkpoint(str(tmp_path)).name == str(stop)
+    run(small_config, tmp_path)
+    assert_same_run(tmp_path, expected)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
 def test_finished_run_started_again_changes_nothing(small_config, uninterrupted):

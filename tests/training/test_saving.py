@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -77,6 +78,12 @@ def test_the_best_is_still_known_after_a_restart(tmp_path):
     parameters, run = checkpoints.best(MESH)
     checkpoints.close()
     assert run["step"] == 1 and parameters["pooler/x"][0] == 1
+
+
+def test_a_restored_state_lies_as_a_fresh_one(tmp_path):
+    """Else the step would be compiled once more after every interruption."""
+    save(tmp_path, [0.5])
+    assert all(x.sharding == MESH.sharding() and x.committed for x in jax.tree.leaves(restored(tmp_path)[0]))
 
 
 @pytest.mark.parametrize("item", ["run", "tokenizer"])
@@ -219,3 +226,63 @@ def test_checkpoints_of_the_same_step_are_written_once(tmp_path):
     save(tmp_path, [0.9])
     assert (folder / "1" / "run" / "metadata").stat().st_mtime_ns == before
     np.testing.assert_array_equal(read_checkpoint(folder / "1").parameters["pooler/x"], np.ones(4))
+
+
+def test_a_temporary_checkpoint_is_resumed_from_and_takes_nobodys_place(tmp_path):
+    checkpoints, kept = opened(tmp_path), []
+    with alone_in(tmp_path), contextlib.closing(checkpoints):
+        for step in range(1, 8):
+            run = {"config": default_config().to_dict(), "task": {}, "history": [], "data": {"position": step}}
+            is_planned = step in (1, 2, 5)
+            checkpoints.save(state(step), run, TOKENIZER, {"accuracy": step / 10}, temporary=not is_planned)
+            checkpoints.wait()
+            kept.append(steps(tmp_path / "checkpoints"))
+    assert kept == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [2, 5], [2, 5, 6], [2, 5, 7]]
+    assert restored(tmp_path)[1]["data"] == {"position": 7} and restored(tmp_path)[1]["temporary"]
+    checkpoints = opened(tmp_path)  # a new process knows them too
+    assert checkpoints.best(MESH)[1]["step"] == 5 and checkpoints.temporary == {7}
+    with alone_in(tmp_path), contextlib.closing(checkpoints):
+        run = {"config": default_config().to_dict(), "task": {}, "history": [], "data": {"position": 8}}
+        checkpoints.save(state(8), run, TOKENIZER, {"accuracy": 0.1})
+        checkpoints.wait()
+    assert steps(tmp_path / "checkpoints") == [5, 8]
+
+
+def test_a_save_is_due_by_time(tmp_path, monkeypatch):
+    config, now = default_config(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    config.checkpoint.minutes = 5.0
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint)
+    due = []
+    with alone_in(tmp_path), contextlib.closing(checkpoints):
+        for step in range(1, 6):
+            now[0] += 200
+            due.append(checkpoints.are_due_by_time(step, config.train))
+            if due[-1]:
+                run = {"config": config.to_dict(), "task": {}, "history": []}
+                checkpoints.save(state(step), run, TOKENIZER, {}, temporary=True)
+    assert due == [False, True, False, True, False]
+    never = Checkpoints(tmp_path / "checkpoints", default_config().checkpoint)
+    assert not never.are_due_by_time(9, config.train)
+    never.close()
+
+
+def test_a_save_that_fails_half_way_is_no_checkpoint(tmp_path):
+    """The kernel refuses to let the files of the arrays grow: part of the save is on disk then."""
+    folder = save(tmp_path, [0.1])
+    checkpoints = opened(tmp_path)
+    arrays = {"pooler/x": jnp.arange(200_000, dtype=jnp.float32)}
+    large = TrainState(jnp.asarray(2, jnp.int32), arrays, {"mu": arrays})
+    run = {"config": default_config().to_dict(), "task": {}, "history": [], "data": {"position": 2}}
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with alone_in(tmp_path), contextlib.closing(checkpoints):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+        try:
+            with pytest.raises(UserError, match=r"cannot write .* \(File too large\); the checkpoint of step 1 is"):
+                checkpoints.save(large, run, TOKENIZER, {})
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert checkpoints.latest == 1 and steps(folder) == [1]
+    assert restored(tmp_path)[1]["data"] == {"position": 1}
+    assert [child.name for child in folder.iterdir()] == ["1"]

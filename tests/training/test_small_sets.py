@@ -11,6 +11,7 @@ from bert_jax import modes
 from bert_jax.config import UserError
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import _out_of_patience
+from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.optimizer import learning_rate_multipliers
 from experiments import classify
 from experiments.base import get_config
@@ -167,7 +168,8 @@ def test_two_seeds_and_what_is_said_of_them(tmp_path, capsys):
     config.seeds, config.seed = 2, 5
     config.optimizer.learning_rate = 0.0
     assert modes.train(config.copy_and_resolve_references(), tmp_path / "runs") == 0
-    last = [json.loads((tmp_path / "runs" / f"seed{i}" / "metrics.jsonl").read_text().splitlines()[-1]) for i in (5, 6)]
+    logs = [read_metrics(tmp_path / "runs" / f"seed{i}" / "metrics.jsonl") for i in (5, 6)]
+    last = [[line for line in log if line["split"] == "eval"][-1] for log in logs]
     losses = [line["loss"] for line in last]
     assert losses[0] != losses[1]
     report = json.loads((tmp_path / "runs" / "seeds.json").read_text())
