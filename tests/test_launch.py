@@ -301,6 +301,7 @@ def make_small(config) -> None:
     """Lets the two programs of a run compile in seconds."""
     config.model.update(num_hidden_layers=1, hidden_dropout=0.0, attention_dropout=0.0)
     config.eval.every = config.checkpoint.every = 1_000
+    config.eval.max_examples = 32
     config.mesh.data = -1
 
 
