@@ -63,16 +63,16 @@ def live_curves(workdir: Path, *names: str, seconds: float = 5.0) -> Iterator[No
 
     Raises UserError outside of a notebook.
     """
+    refusal = UserError("live_curves draws into a notebook; elsewhere, plot_run writes the curves to files")
     try:
         from IPython.core.getipython import get_ipython
-        from IPython.display import Image, Markdown, display
-
-        is_notebook = get_ipython() is not None
+        from IPython.display import DisplayHandle, Image, Markdown
     except ImportError:
-        is_notebook = False
-    if not is_notebook:
-        raise UserError("live_curves draws into a notebook; elsewhere, plot_run writes the curves to files")
-    picture = display(Markdown("*No metrics yet: data is prepared, or programs are compiled.*"), display_id=True)
+        raise refusal from None
+    if get_ipython() is None:
+        raise refusal
+    picture = DisplayHandle()
+    picture.display(Markdown("*No metrics yet: data is prepared, or programs are compiled.*"))
     has_ended = threading.Event()
 
     def redraw() -> None:
