@@ -79,9 +79,10 @@ def test_a_dangerous_call_is_recognised(line: str):
     assert dangerous_names(ast.parse(line, mode="eval").body)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a pretraining run, from somebody whose config names a class of their own."""
+    workdir = tmp_path_factory.mktemp("theirs") / "run"
     config = base.get_config()
     config.model.update(size=None, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32)
     config.model.update(max_position_embeddings=32, embedding_size=16, dtype="float32")
@@ -89,8 +90,8 @@ def run(tmp_path: Path) -> Path:
     parameters = flatten(Pretraining(config, TOKENIZER, None).init(nnx.Rngs(params=0)))
     config.task = "hostile_task.Canary"
     content = {"step": 3, "config": config.to_dict(), "task": {}}
-    write_checkpoint(tmp_path / "run" / "checkpoints" / "3", parameters, content, TOKENIZER)
-    return tmp_path / "run"
+    write_checkpoint(workdir / "checkpoints" / "3", parameters, content, TOKENIZER)
+    return workdir
 
 
 def test_the_class_that_a_checkpoint_names_is_not_imported(run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -108,7 +109,6 @@ def test_reading_a_run_changes_nothing_in_it(run: Path):
     model = bert_jax.load(run)
     model.fill_mask("a [MASK]")
     model.embed(["a b"])
-    model.encode(["b a"])
     assert content_of(run) == before
 
 
