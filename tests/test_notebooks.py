@@ -4,9 +4,11 @@ import configparser
 import importlib.util
 import json
 import os
-import shutil
+import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[dev]'")
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("colab_pretrain.ipynb", "colab_finetune.ipynb")
 INSTALL, DEVICE = 1, 2  # numbers of the code cells; 0 has the settings
+OPTIONS = "--config.model.hidden_size=32 --config.model.num_attention_heads=2 --config.data.vocab_size=1000 "
+OPTIONS += "--config.train.steps=6 --config.train.log_every=2 --config.eval.every=3 --config.checkpoint.every=3 "
+OPTIONS += "--config.optimizer.warmup_steps=2 --config.eval.max_examples=64 --config.mesh.data=1"
 
 
 @pytest.fixture(params=NAMES)
@@ -99,10 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(folder: Path) -> tuple[Path, Any]:
     """The workdir of the first notebook, and the notebook as it was executed."""
-    options = "--config.model.hidden_size=32 --config.model.num_attention_heads=2 --config.data.vocab_size=1000 "
-    options += "--config.train.steps=6 --config.train.log_every=2 --config.eval.every=3 --config.checkpoint.every=3 "
-    options += "--config.optimizer.warmup_steps=2 --config.eval.max_examples=64 --config.mesh.data=1"
-    return folder / "pretrained", execute("colab_pretrain.ipynb", folder, options=options)
+    return folder / "pretrained", execute("colab_pretrain.ipynb", folder, options=OPTIONS)
 
 
 @pytest.mark.slow
@@ -116,16 +118,15 @@ def test_pretraining_draws_curves_and_fills_masks(pretrained: tuple[Path, Any]):
 
 
 @pytest.mark.slow
-def test_after_a_disconnect_it_continues(pretrained: tuple[Path, Any], tmp_path: Path):
-    shutil.copytree(pretrained[0].parent, tmp_path / "drive")
-    workdir = tmp_path / "drive" / "pretrained"
-    shutil.rmtree(workdir / "checkpoints" / "6")
-    settings = code_cells(pretrained[1])[0].source  # those that the first run was executed with
-    options = settings.rpartition("options = ")[2].strip().strip("'")
-    executed = execute("colab_pretrain.ipynb", tmp_path / "drive", options=options)
-    assert "done, 6 steps" in printed(code_cells(executed)[-3])
-    assert steps(workdir) == steps(pretrained[0])
-    assert (workdir / "checkpoints" / "6").is_dir()
+def test_stopped_by_hand_and_disconnected_it_continues(tmp_path: Path):
+    options = OPTIONS.replace("train.steps=6", "train.steps=60").replace("every=3", "every=1000")
+    workdir = tmp_path / "pretrained"
+    stopped = execute("colab_pretrain.ipynb", tmp_path, options=options, stop_after=workdir / "metrics.jsonl")
+    saved = int(re.search(r"^signal, (\d+) steps", printed(code_cells(stopped)[-3]), re.MULTILINE)[1])
+    assert 0 < saved < 60 and [path.name for path in (workdir / "checkpoints").iterdir()] == [str(saved)]
+    executed = execute("colab_pretrain.ipynb", tmp_path, options=options)
+    assert "done, 60 steps" in printed(code_cells(executed)[-3])
+    assert steps(workdir) == sorted({*range(2, 61, 2), saved})
 
 
 @pytest.mark.slow
@@ -165,14 +166,28 @@ def run_cell(notebook: Any, number: int, **names: Any) -> None:
     exec(code_cells(notebook)[number].source, names)
 
 
-def execute(name: str, folder: Path, **settings: Any) -> Any:
-    """Returns the notebook, executed with these settings in place of its own on one CPU."""
+def execute(name: str, folder: Path, stop_after: Path | None = None, **settings: Any) -> Any:
+    """Returns the notebook, executed with these settings in place of its own on one CPU. The stop button is pressed
+    once the file `stop_after` has content."""
     notebook = read(name)
     settings = {"expected": "cpu", "folder": str(folder)} | settings
     code_cells(notebook)[0].source += "\n" + "\n".join(f"{key} = {value!r}" for key, value in settings.items())
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     client = nbclient.NotebookClient(notebook, timeout=400, kernel_name="python3")
-    client.execute(cwd=str(folder), env=environment)
+    has_ended = threading.Event()
+
+    def stop(file: Path) -> None:
+        while not has_ended.wait(0.05):
+            if file.is_file() and file.stat().st_size:
+                os.kill(client.km.provisioner.pid, signal.SIGINT)
+                return
+
+    if stop_after is not None:
+        threading.Thread(target=stop, args=(stop_after,), daemon=True).start()
+    try:
+        client.execute(cwd=str(folder), env=environment)
+    finally:
+        has_ended.set()
     return notebook
 
 
