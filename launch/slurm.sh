@@ -35,7 +35,9 @@ export EXTRAS=${EXTRAS:-cuda13} JAX_COORDINATOR_ADDRESS=auto
 # Since Slurm 22.05 it does not take --cpus-per-task from the job.
 status=0
 start srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" python -m bert_jax.main "$@" || status=$?
-if [ "$status" -eq 143 ]; then # 128 + SIGTERM
+# 143 is 128 + SIGTERM. 75 says that a process, a device or a disk kept the others from going on: other nodes may do, but
+# not for ever.
+if [ "$status" -eq 143 ] || { [ "$status" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; }; then
   start scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -186,13 +186,17 @@ class TestSlurm:
         failed = subprocess.run(["bash", script], env=environment, capture_output=True, text=True)
         assert failed.returncode and "sbatch" in failed.stderr
 
-    @pytest.mark.parametrize("status", [0, 1, 2, 134, 137, 143])
-    def test_only_a_preempted_run_returns_to_the_queue(self, status: int, environment: dict[str, str], tmp_path: Path):
+    @pytest.mark.parametrize("restarts", [0, 10])
+    @pytest.mark.parametrize("status", [0, 1, 2, 75, 134, 137, 143])
+    def test_only_what_can_continue_returns_to_the_queue(
+        self, status: int, restarts: int, environment: dict[str, str], tmp_path: Path
+    ):
         fake(tmp_path / "venv" / "bin" / "srun", f"exit {status}\n")
-        environment["SLURM_SUBMIT_DIR"] = str(ROOT)
+        environment |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_RESTART_COUNT": str(restarts)}
         assert subprocess.run(["bash", LAUNCH / "slurm.sh", *WORDS], env=environment).returncode == status
         requeued = (tmp_path / "scontrol").exists() and lines(tmp_path / "scontrol")[1:]
-        assert requeued == (["requeue", "7"] if status == 143 else False)
+        returns = status == 143 or (status == 75 and restarts < 10)
+        assert requeued == (["requeue", "7"] if returns else False)
 
     @pytest.mark.slow
     def test_two_processes_are_preempted_and_continue(
