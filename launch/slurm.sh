@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Training on the GPUs of a Slurm cluster. From the checkout, which like runs/ and prepared/ must be on a file system that
-# all nodes share (options before the file go to Slurm, those after it to the program):
+# Training on the GPUs of a Slurm cluster. From the checkout, which like runs/ and prepared/ must be on a file system
+# that all nodes share (options before the file go to Slurm, those after it to the program):
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --partition=NAME launch/slurm.sh \
 #       --config=experiments/base.py --workdir=runs/base --config.data.corpus=text --config.data.files='corpus/*.txt'
@@ -35,8 +35,8 @@ export EXTRAS=${EXTRAS:-cuda13} JAX_COORDINATOR_ADDRESS=auto
 # Since Slurm 22.05 it does not take --cpus-per-task from the job.
 status=0
 start srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" python -m bert_jax.main "$@" || status=$?
-# 143 is 128 + SIGTERM. 75 says that a process, a device or a disk kept the others from going on: other nodes may do, but
-# not for ever.
+# 143 is 128 + SIGTERM. 75 says that a process, a device or a disk kept the others from going on: other nodes may do
+# better, but are not tried for ever.
 if [ "$status" -eq 143 ] || { [ "$status" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; }; then
   start scontrol requeue "$SLURM_JOB_ID"
 fi

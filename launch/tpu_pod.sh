@@ -6,11 +6,12 @@
 #       --config.data.corpus=text --config.data.files='/mnt/shared/corpus/*.txt'
 #   TPU=… ZONE=… CHECKOUT=… bash launch/tpu_pod.sh --dry_run --config=experiments/base.py     # prints the commands
 #
-# Run `ssh-add ~/.ssh/google_compute_engine` first, so that gcloud reaches all hosts at once. For multislice, TPU has the
-# names of all slices of one queued resource, with commas: TPU=my-0,my-1.
+# Run `ssh-add ~/.ssh/google_compute_engine` first, so that gcloud reaches all hosts at once. For multislice, TPU has
+# the names of all slices of one queued resource, with commas: TPU=my-0,my-1.
 # CHECKOUT, --workdir and data.prepared lie on a file system that every host has mounted (Filestore, or a bucket
 # through gcsfuse). Each host keeps an environment of its own in $VENV. One process per host; the first one prepares the
-# corpus. The program ends with the connection: start this in tmux; the same command again resumes. Not yet run on a pod.
+# corpus. The program ends with the connection: start this in tmux; the same command again resumes. Not yet run on a
+# pod.
 set -euo pipefail
 # shellcheck source=launch/command.sh
 source "$(dirname "${BASH_SOURCE[0]}")/command.sh"
