@@ -31,10 +31,12 @@ export EXTRAS=${EXTRAS:-cuda13} JAX_COORDINATOR_ADDRESS=auto
 # shellcheck source=launch/setup.sh
 [ -n "$dry_run" ] || source launch/setup.sh # once, before the processes start
 
-# srun must not end the other processes when one ends: that is a SIGTERM too, and a crash would look like a preemption.
-# Since Slurm 22.05 it does not take --cpus-per-task from the job.
+# srun must not end the other processes at once when one ends: that is a SIGTERM too, and a crash would look like a
+# preemption. They end by themselves; what is left after 10 minutes hangs. Since Slurm 22.05 srun does not take
+# --cpus-per-task from the job.
+options=(--kill-on-bad-exit=0 --wait=600 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}")
 status=0
-start srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" python -m bert_jax.main "$@" || status=$?
+start srun "${options[@]}" python -m bert_jax.main "$@" || status=$?
 # 143 is 128 + SIGTERM. 75 says that a process, a device or a disk kept the others from going on: other nodes may do
 # better, but are not tried for ever.
 if [ "$status" -eq 143 ] || { [ "$status" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; }; then

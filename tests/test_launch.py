@@ -179,7 +179,7 @@ class TestSlurm:
         environment |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "12"}
         script = shutil.copy(LAUNCH / "slurm.sh", tmp_path / "slurm_script")  # as Slurm does
         subprocess.run(["bash", script, *WORDS], env=environment, cwd="/", check=True)
-        flags = ["--kill-on-bad-exit=0", "--cpus-per-task=12"]
+        flags = ["--kill-on-bad-exit=0", "--wait=600", "--cpus-per-task=12"]
         assert lines(tmp_path / "srun") == ["auto", *flags, *PROGRAM, *WORDS]
         assert not (tmp_path / "scontrol").exists()
         del environment["SLURM_SUBMIT_DIR"]
