@@ -45,7 +45,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     system has no locks, a warning is all.
     """
     path = folder / LOCK
-    with open(path, "a+", errors="replace") as file:  # closing it releases the lock
+    # Closing it releases the lock. It is emptied, so it must not be a link to another file in a folder from elsewhere.
+    with open(path, "a+", errors="replace", opener=_open_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as problem:
@@ -63,6 +64,10 @@ def only_writer(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _holder(content: str) -> str:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A fresh machine to a tiny BERT in a few minutes: set up, prepare the built-in corpus, pretrain, fill masks, plot.
 set -euo pipefail
+# shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 workdir=${WORKDIR:-runs/quickstart}
 python -m bert_jax.main --config=experiments/tiny.py --workdir="$workdir" "$@"

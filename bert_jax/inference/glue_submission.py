@@ -101,6 +101,8 @@ def _read(archive: Path) -> dict[str, bytes]:
                     raise UserError(f"{archive} holds {member.filename[:80]!r}, which no submission does; {remedy}")
                 if member.file_size > _MOST_BYTES:
                     raise UserError(f"{archive}: {member.filename} has {member.file_size:,} bytes, too many; {remedy}")
+            if len(file.namelist()) > len(_MEMBERS):
+                raise UserError(f"{archive} holds a file twice; {remedy}")
             return {name: file.read(name) for name in file.namelist()}
     # RuntimeError: encrypted, or compressed in a way that zipfile does not know; zlib.error, EOFError: cut or damaged
     except (zipfile.BadZipFile, OSError, RuntimeError, zlib.error, EOFError) as error:

@@ -1,14 +1,17 @@
-"""PNG pictures: the curves of one run from its metrics.jsonl, and the figures of its report."""
+"""PNG pictures: the curves of one run from its metrics.jsonl, also while it trains, and the figures of its report."""
 
+import contextlib
 import io
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from bert_jax.config import UserError
 from bert_jax.files import write_atomically
 from bert_jax.training.ledger import KINDS
 from bert_jax.training.metrics_log import Record, read_metrics
@@ -54,6 +57,48 @@ def plot_run(workdir: Path) -> list[Path]:
         logging.warning("%s: the curves could not be drawn (%s)", folder, problem.strerror)
         return []
     return paths
+
+
+@contextlib.contextmanager
+def live_curves(workdir: Path, *names: str, seconds: float = 5.0) -> Iterator[None]:
+    """Shows the curves of some metrics in a notebook, and every `seconds` seconds those of what was logged since.
+
+    with live_curves(workdir, "mlm_loss", "mlm_accuracy"):
+        bert_jax.train(config, workdir)
+
+    Raises UserError outside of a notebook.
+    """
+    refusal = UserError("live_curves draws into a notebook; elsewhere, plot_run writes the curves to files")
+    try:
+        from IPython.core.getipython import get_ipython
+        from IPython.display import DisplayHandle, Image, Markdown
+    except ImportError:
+        raise refusal from None
+    if get_ipython() is None:
+        raise refusal
+    picture = DisplayHandle()
+    picture.display(Markdown("*No metrics yet: data is prepared, or programs are compiled.*"))
+    has_ended = threading.Event()
+
+    def redraw() -> None:
+        drawn: list[Record] = []
+        while not has_ended.wait(seconds if drawn else 0.5):
+            drawn = draw(drawn)
+        draw(drawn)
+
+    def draw(drawn: list[Record]) -> list[Record]:
+        records = read_metrics(workdir / "metrics.jsonl")
+        if records != drawn:
+            picture.update(Image(_curves(records, names)))
+        return records
+
+    thread = threading.Thread(target=redraw, name="live curves", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 def _ledger(records: list[Record]) -> dict[str, float]:
@@ -184,20 +229,14 @@ def _finish(axis: Any, **labels: str) -> None:
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure  # pyplot's figures belong to the main thread, and to a notebook's cells
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
-    return figure, axes[0]
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def _png(figure: Any) -> bytes:
-    from matplotlib import pyplot as plt
-
     figure.tight_layout()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
     return content.getvalue()

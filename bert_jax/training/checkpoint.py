@@ -8,6 +8,7 @@ predict, fine-tune or export. A converted one has no optimizer. `checkpoint_form
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from bert_jax.training.parameters import Parameters, name_of_format_1, name_sinc
 from bert_jax.training.step import TrainState
 
 Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings
+_SMALL = 1 << 30  # bytes of parameters that any file may claim
+_MOST_COMPRESSED = 64  # bytes of parameters per byte of their files, beyond that; trained ones have about 1
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,11 @@ def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.
     keys = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     if keys != run["checksums"]["parameters"].keys():
         raise Damaged(f"checkpoint {directory}: parameters have other names than those that were saved")
+    # A shape of a crafted checkpoint must not fill the memory: what was never written is read as zeros.
+    claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes.values())
+    held = sum(file.stat().st_size for file in (directory / "parameters").rglob("*") if file.is_file())
+    if claimed > _SMALL + _MOST_COMPRESSED * held:
+        raise Damaged(f"checkpoint {directory}: parameters claim {claimed:,} bytes, and their files hold {held:,}")
     return shapes
 
 

@@ -178,8 +178,12 @@ def test_a_zip_that_is_huge_or_damaged_is_refused(folder):
     with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("RTE.tsv", bytes(1 << 27))
     Path("cut.zip").write_bytes(Path("bomb.zip").read_bytes()[:-40])
+    with zipfile.ZipFile("twice.zip", "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+        for _ in range(20):
+            file.writestr("RTE.tsv", "index\tprediction\n")
     description = {"labels": ["entailment", "not_entailment"], "label_kind": "single"}
-    for name, message in (("bomb.zip", "too many"), ("cut.zip", "no zip that can be added to")):
+    wrong = (("bomb.zip", "too many"), ("twice.zip", "holds a file twice"), ("cut.zip", "no zip that can be added to"))
+    for name, message in wrong:
         with pytest.raises(UserError, match=message):
             check_submission(Path(name), "RTE", description)
     with pytest.raises(UserError, match="--glue=RTE takes one class per text"):

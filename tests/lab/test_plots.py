@@ -1,8 +1,12 @@
 """Curves from a metrics.jsonl."""
 
 import json
+import time
 
-from bert_jax.lab.plots import PICTURES, plot_run, series
+import pytest
+
+from bert_jax.config import UserError
+from bert_jax.lab.plots import PICTURES, live_curves, plot_run, series
 from bert_jax.training.metrics_log import read_metrics
 
 
@@ -44,3 +48,26 @@ def test_pictures_that_cannot_be_written_are_no_reason_to_fail(tmp_path, caplog)
     (tmp_path / "plots").write_text("a file where the folder would be")
     assert plot_run(tmp_path) == []
     assert "the curves could not be drawn" in caplog.text
+
+
+def test_live_curves_follow_the_metrics_to_their_last_line(tmp_path, monkeypatch):
+    pytest.importorskip("IPython", reason="pip install -e '.[dev]'")
+    shown = []
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", object)
+    monkeypatch.setattr("IPython.display.DisplayHandle.display", lambda handle, text: None)
+    monkeypatch.setattr("IPython.display.DisplayHandle.update", lambda handle, image: shown.append(image.data))
+    path = tmp_path / "metrics.jsonl"
+    with live_curves(tmp_path, "loss", seconds=0.01):
+        path.write_text('{"step": 1, "split": "train", "loss": 2.0}\n')
+        end = time.monotonic() + 60
+        while not shown and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(shown) == 1
+        path.write_text(path.read_text() + '{"step": 2, "split": "train", "loss": 1.0}\n')
+    assert len(shown) == 2 and shown[0] != shown[1]
+    assert all(picture.startswith(b"\x89PNG") for picture in shown)
+
+
+def test_live_curves_need_a_notebook(tmp_path):
+    with pytest.raises(UserError, match="draws into a notebook"), live_curves(tmp_path, "loss"):
+        pass

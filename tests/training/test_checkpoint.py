@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tensorstore
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.config import UserError
@@ -163,6 +164,17 @@ def test_every_field_of_run_is_checked(checkpoint, field, value, message):
     edit(checkpoint, lambda run: run.update({field: value}))
     with pytest.raises(Damaged, match=message):
         describe_checkpoint(checkpoint)
+
+
+def test_a_shape_that_no_file_can_hold_is_refused_before_memory_is_taken(checkpoint):
+    folder = {"driver": "ocdbt", "base": f"file://{checkpoint}/parameters/"}
+    store = tensorstore.KvStore.open(folder).result()
+    name = next(key for key in store.list().result() if key.endswith(b"/.zarray"))
+    described = json.loads(store.read(name).result().value)
+    described["shape"][0] = 1 << 40
+    store.write(name, json.dumps(described).encode()).result()
+    with pytest.raises(Damaged, match=r"parameters claim [\d,]{14,} bytes, and their files hold [\d,]{4,9}$"):
+        read_checkpoint(checkpoint)
 
 
 def test_a_newer_format_is_refused_and_no_damage(checkpoint):

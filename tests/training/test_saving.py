@@ -187,6 +187,14 @@ def test_a_lock_without_content_still_holds(tmp_path):
             pass
 
 
+def test_a_lock_that_is_a_link_does_not_empty_its_target(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "lock").symlink_to("mine.txt")
+    with pytest.raises(OSError, match="symbolic links"), only_writer(tmp_path):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file, link = tmp_path / "a.json", tmp_path / "link.json"
     write_atomically(file, "old")
