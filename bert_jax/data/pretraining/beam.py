@@ -46,7 +46,7 @@ from bert_jax.data.tokenizers.tokenizer import (
 from bert_jax.data.tokenizers.vocabulary import count_words
 from bert_jax.files import only_writer
 
-_OWN_OPTIONS = ("DirectRunner", "DataflowRunner")  # runners all of whose options this package of Beam declares
+_OWN_OPTIONS = ("DirectRunner", "DataflowRunner")  # runners all of whose options Beam's package declares; the default
 _log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
@@ -122,7 +122,7 @@ class Preparation:
         _log.info("beam, stage %s: %d of %d parts are finished", suffix, len(items) - len(missing), len(items))
         if missing:
             with self._pipeline() as elements:
-                elements([items[number] for number in missing], "parts") | _beam().Map(work)
+                _ = elements([items[number] for number in missing], "parts") | suffix >> _beam().Map(work)
             raise_error(self._folder)
 
     def _count_words(self, parts: Sequence[tuple[Part, int]], sample: SamplePart) -> Counter[str]:
@@ -169,30 +169,40 @@ class _Parser(argparse.ArgumentParser):
 
 def _pipeline_options(data: ConfigDict) -> Any:
     """Returns Beam's PipelineOptions. Raises UserError for what Beam would refuse later, or ignore with a warning."""
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
-    from apache_beam.runners.runner import create_runner
+    from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
 
-    parser = _Parser(allow_abbrev=False, add_help=False)
     try:
         flags = shlex.split(data.beam_options)
+        parser = _Parser(allow_abbrev=False, add_help=False)
         for options in PipelineOptions.__subclasses__():
             options._add_argparse_args(parser)
         _, unknown = parser.parse_known_args(flags)
         made = PipelineOptions(flags)
-        runner = made.view_as(StandardOptions).runner or "DirectRunner"
-        wrong = PipelineOptionsValidator(made, create_runner(runner)).validate()
-        if unknown and runner in _OWN_OPTIONS:
-            wrong.append(f"{runner} has no option {' '.join(unknown)}")
+        wrong = _refused(made, unknown)
     except (UserError, ValueError, ImportError, AttributeError) as error:
-        wrong = [str(error)]
+        made, wrong = None, [str(error)]
     if wrong:
         reasons = "; ".join(" ".join(reason.split()) for reason in wrong)
         raise UserError(f"data.beam_options={data.beam_options!r}: {reasons}: correct the options")
     return made
 
 
+def _refused(options: Any, unknown: list[str]) -> list[str]:
+    """Returns what the runner would say about the options; `unknown` are those that no class of Beam declares."""
+    from apache_beam.options.pipeline_options import StandardOptions  # pyright: ignore[reportMissingImports]
+    from apache_beam.options.pipeline_options_validator import (  # pyright: ignore[reportMissingImports]
+        PipelineOptionsValidator,
+    )
+    from apache_beam.runners.runner import create_runner  # pyright: ignore[reportMissingImports]
+
+    runner = options.view_as(StandardOptions).runner or _OWN_OPTIONS[0]
+    wrong = PipelineOptionsValidator(options, create_runner(runner)).validate()
+    if unknown and runner in _OWN_OPTIONS:  # other runners take options that only their job server knows
+        wrong.append(f"{runner} has no option {' '.join(unknown)}")
+    return wrong
+
+
 def _beam() -> Any:
-    import apache_beam  # takes seconds, and only this runner needs it
+    import apache_beam  # pyright: ignore[reportMissingImports]  (takes seconds, and only this runner needs it)
 
     return apache_beam

@@ -200,18 +200,24 @@ def read_results(folder: epath.Path, parts: Sequence[Part]) -> Iterator[BlockRes
     for part in parts:
         done = _load(_file(folder, part.number, "done"))
         for split in SPLITS:
-            path = _file(folder, part.number, split)
-            with path.open("rb") as stream:
-                for start in range(0, len(done[split]), _READ_RECORDS):
-                    sizes = done[split][start : start + _READ_RECORDS].tolist()
-                    content = io.BytesIO(stream.read(sum(sizes)))
-                    records = [content.read(size) for size in sizes]
-                    if [len(record) for record in records] != sizes:
-                        raise _damaged(path, "is cut")
-                    yield BlockResult(0, {split: records}, {})
+            yield from _read_records(_file(folder, part.number, split), split, done[split])
         found = json.loads(done["statistics"].tobytes())
         statistics = {split: Statistics.from_json(found[split]) for split in SPLITS}
         yield BlockResult(int(done["num_bytes"]), {}, statistics)
+
+
+def _read_records(path: epath.Path, split: str, sizes: np.ndarray) -> Iterator[BlockResult]:
+    try:
+        with path.open("rb") as stream:
+            for start in range(0, len(sizes), _READ_RECORDS):
+                wanted = sizes[start : start + _READ_RECORDS].tolist()
+                content = io.BytesIO(stream.read(sum(wanted)))
+                records = [content.read(size) for size in wanted]
+                if [len(record) for record in records] != wanted:
+                    raise _damaged(path, "is cut")
+                yield BlockResult(0, {split: records}, {})
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
 
 
 def _fetched(parts: Sequence[Part], refs: set[Ref]) -> dict[Ref, Document]:
