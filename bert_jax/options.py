@@ -159,7 +159,7 @@ _OPTIONS = (
     _number("data.test_share", 0.01, "[0, 1)", "share of the documents"),
     _choice("data.runner", "local", "local | beam", "who prepares the corpus; both write the same bytes", "restart"),
     _text("data.beam_options", "", "Beam's own, e.g. --runner=DirectRunner --direct_num_workers=2", "restart"),
-    _text("data.beam_temp", "", "folder of Beam's workers, or a gs:// one; empty = data.prepared", "restart"),
+    _text("data.beam_temp", "", "folder that all of Beam's workers can write to; empty = data.prepared", "restart"),
     _integer("data.workers", None, "[1, 4096]", "processes that prepare the corpus; None = by the cores", "restart"),
     _integer("data.read_workers", 0, "[0, 4096]", "processes that read during training; 0 = threads", "restart"),
     _integer("data.prefetch", 8, "[1, 65536]", "batches that are kept ready", "restart"),
