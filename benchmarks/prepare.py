@@ -1,12 +1,13 @@
 """Raw text to a prepared dataset: speed, processor time, peak memory; beside it the original and Hugging Face Datasets.
 
     python benchmarks/prepare.py --files='corpus/enwiki2015/**/wiki_*,corpus/gutenberg/*___*.txt' \\
-        [--workers=1,2] [--peers=original,datasets] [--peer_share=0.1] [--subsets=0.25,0.5,1] [--rounds=3]
+        [--workers=1,2] [--peers=original,datasets,beam] [--peer_share=0.1] [--subsets=0.25,0.5,1] [--rounds=3]
 
 First the vocabulary is learned from the files, once for each share of them, and used by all. Then the variants take
 turns on `peer_share` of the files (A B C A B C …): ours with each number of workers; the original's algorithm in plain
 Python (create_pretraining_data.py: one process, dupe factor 5); `datasets.map` with the Rust tokenizer, as in
-Transformers' run_mlm.py, with each number of processes. After that ours on each of the `subsets`.
+Transformers' run_mlm.py, with each number of processes; `beam` is data.runner=beam, with each number of processes of
+Beam's DirectRunner. After that ours on each of the `subsets`.
 
 Each run is a process of its own that writes into a temporary folder. Its seconds begin after the imports and hold all
 else: reading, workers' start, writing. Memory is the sum over it and its workers of what each holds, shared pages
@@ -20,6 +21,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import logging
 import multiprocessing
 import resource
 import statistics
@@ -93,6 +95,8 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def _variants(workers: Sequence[int], peers: Sequence[str]) -> list[tuple[str, Variant, int]]:
     variants: list[tuple[str, Variant, int]] = [(f"ours {number}", _ours, number) for number in workers]
+    if "beam" in peers:
+        variants += [(f"beam {number}", _beam, number) for number in workers]
     if "original" in peers:
         variants.append(("original", prepare_peers.original, 1))
     if "datasets" in peers:
@@ -114,7 +118,7 @@ def _ratios(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
             turns.setdefault(run["variant"], []).append(run)
     for workers in options.workers:
         ours = turns[f"ours {workers}"][: options.rounds]  # the share may be among the subsets, too
-        for peer in ("original", f"datasets {workers}"):
+        for peer in ("original", f"datasets {workers}", f"beam {workers}"):
             if peer in turns:
                 of = {key: _ratio(ours, turns[peer], peer, key) for key in ("cpu_seconds", "seconds")}
                 ratios[f"ours {workers} / {peer}"] = {key: ratio._asdict() for key, ratio in of.items()}
@@ -128,7 +132,9 @@ def _ratio(ours: list[Run], theirs: list[Run], peer: str, key: str) -> Ratio:
 
 def _check(runs: list[Run]) -> None:
     for share in {run["share"] for run in runs}:
-        digests = {run["digest"] for run in runs if run["share"] == share and run["variant"].startswith("ours")}
+        digests = {
+            run["digest"] for run in runs if run["share"] == share and run["variant"].startswith(("ours", "beam"))
+        }
         if len(digests) > 1:
             raise UserError(f"share {share}: not every run wrote the same bytes")
 
@@ -190,14 +196,26 @@ def _vocabulary(files: str, kind: str, vocabulary: Path, length: int, workers: i
     return time.perf_counter() - started, 0
 
 
-def _ours(files: str, kind: str, vocabulary: Path, length: int, workers: int, folder: Path) -> tuple[float, int]:
+def _ours(
+    files: str, kind: str, vocabulary: Path, length: int, workers: int, folder: Path, runner: str = "local"
+) -> tuple[float, int]:
     data = base.get_config().data
+    data.runner = runner
+    if runner == "beam" and workers > 1:
+        data.beam_options = f"--direct_num_workers={workers} --direct_running_mode=multi_processing"
     data.corpus, data.files, data.sequence_length, data.workers = kind, files, length, workers
     data.vocab_file, data.prepared = str(vocabulary), str(folder / "prepared")
     started = time.perf_counter()
     prepared = prepare(data, 0, progress=False)
     seconds = time.perf_counter() - started
     return seconds, sum(counts["tokens"] for counts in prepared.manifest["splits"].values())
+
+
+def _beam(files: str, kind: str, vocabulary: Path, length: int, workers: int, folder: Path) -> tuple[float, int]:
+    import apache_beam  # noqa: F401 (the import is not timed)
+
+    logging.disable(logging.INFO)  # Beam's own
+    return _ours(files, kind, vocabulary, length, workers, folder, runner="beam")
 
 
 def _family(pid: int | None) -> list[int]:
@@ -218,7 +236,8 @@ def _megabytes(pid: int) -> float:
 
 
 def _packages(peers: Sequence[str]) -> list[str]:
-    return ["datasets", "transformers"] if "datasets" in peers else []
+    named = {"datasets": ["datasets", "transformers"], "beam": ["apache_beam"]}
+    return [package for peer in peers for package in named.get(peer, [])]
 
 
 def _options() -> argparse.Namespace:
@@ -231,15 +250,20 @@ def _options() -> argparse.Namespace:
     add("--corpus", default="text", choices=("text", "wikiextractor"), help="how we read the files [text]")
     add("--length", type=int, default=128, help="tokens a row [128]")
     add("--workers", type=numbers(int), default=[1, 2], help="numbers of processes [1,2]")
-    add("--peers", type=numbers(str), default=["original", "datasets"], help="[original,datasets]")
+    add(
+        "--peers",
+        type=numbers(str),
+        default=["original", "datasets"],
+        help="of original, datasets, beam [original,datasets]",
+    )
     add("--peer_share", type=float, default=0.1, help="of the files, for the comparison [0.1]")
     add("--subsets", type=numbers(float), default=[], help="shares of the files that only ours prepares, too []")
     add("--rounds", type=int, default=3, help="runs of each variant [3]")
     add("--json", default="", help="file for the figures")
     options = parser.parse_args()
-    unknown = sorted({*options.peers} - {"original", "datasets"})
+    unknown = sorted({*options.peers} - {"original", "datasets", "beam"})
     if unknown:
-        parser.error(f"--peers: {', '.join(unknown)} is none of original, datasets")
+        parser.error(f"--peers: {', '.join(unknown)} is none of original, datasets, beam")
     for package in _packages(options.peers):
         if importlib.util.find_spec(package) is None:
             parser.error(f"no {package}: pip install {package}, or --peers=original")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
+from bert_jax.config import UserError
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
@@ -189,6 +190,9 @@ def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus
             "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
             "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
         )
+    if config.data.runner == "beam" and jax.process_count() > 1:
+        remedy = "run --mode=prepare in one process first, then train with data.runner=local"
+        raise UserError(f"data.runner=beam starts workers itself, and {jax.process_count()} processes run: {remedy}")
     # The first of several processes prepares; the others wait, then find it done or fail for the same reason. The
     # folder must be visible to every machine.
     if jax.process_index() > 0:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from bert_jax import modes
 from bert_jax.backend import CPU, use_backend
+from bert_jax.config import UserError
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairRows, PairSettings
@@ -20,7 +21,7 @@ from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.bert import TrunkInputs
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
-from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.tasks.pretraining import Pretraining, prepared_corpus
 from bert_jax.training.loop import train
 
 
@@ -123,7 +124,7 @@ def test_masks_of_evaluation_depend_on_the_record_alone(packed_config):
 
 
 LOUD = """
-from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.tasks.pretraining import Pretraining, prepared_corpus
 
 class Loud(Pretraining):
     objectives = {"mlm_loss": 1.0, "nsp_loss": 0.5}
@@ -287,3 +288,10 @@ def test_a_step_holds_one_float32_array_of_logits():
     logits = 4 * 8 * 20 * size
     memory = run.memory_analysis()
     assert memory is not None and logits <= memory.temp_size_in_bytes < 2.2 * logits
+
+
+def test_several_processes_do_not_start_beam(packed_config, monkeypatch):
+    packed_config.data.runner = "beam"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"^data\.runner=beam .* 2 processes run: run --mode=prepare in one process"):
+        prepared_corpus(packed_config, None)

@@ -129,9 +129,9 @@ def cut_chunks(sentence_lengths: Iterable[int], target: int) -> tuple[list[int],
     return lengths, chunks
 
 
-def blocks(split: Iterable[tuple[str, Document]]) -> Iterator[Block]:
-    """Yields blocks of about 1 MB of text."""
-    block = Block(0)
+def blocks(split: Iterable[tuple[str, Document]], first_document: int = 0) -> Iterator[Block]:
+    """Yields blocks of about 1 MB of text. `first_document` is the number of the first one."""
+    block = Block(first_document)
     for name, document in split:
         block.documents.append((name, document))
         block.num_bytes += num_bytes(document)

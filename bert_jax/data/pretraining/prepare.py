@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bert_jax.config import UserError
+from bert_jax.data.pretraining.beam import Preparation, beam_preparation, check_beam
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks, num_bytes
 from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
 from bert_jax.data.pretraining.prepared import FORMAT_VERSION, MANIFEST, Incomplete, PreparedCorpus, open_prepared
@@ -51,6 +52,10 @@ def prepare(
         wrong = f"the original script, which has no pairing={data.pairing} with mask_unit={data.mask_unit}"
         remedy = "use pairing=nsp and mask_unit=token|word, or masking=dynamic"
         raise UserError(f"data.masking=static is {wrong}: {remedy}")
+    if data.runner == "beam":
+        check_beam(data)
+    elif data.beam_options or data.beam_temp:
+        raise UserError(f"data.beam_options and data.beam_temp belong to data.runner=beam, not {data.runner}: set it")
     corpus = open_corpus(data)
     tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
     settings = _settings(data, seed, corpus, tokenizer)
@@ -63,7 +68,12 @@ def prepare(
             return _checked(prepared, data)
         except Incomplete as error:
             _log.warning("preparing again: %s", error)
-    with _temporary_sibling(directory) as temporary:
+    with _temporary_sibling(directory) as temporary, contextlib.ExitStack() as stack:
+        preparation = None
+        if data.runner == "beam":
+            begun = beam_preparation(data, seed, corpus, directory.name, learns=tokenizer is None)
+            preparation = stack.enter_context(begun)
+            tokenizer = tokenizer or preparation.tokenizer()
         tokenizer = tokenizer or tokenizer_from_config(data, corpus)
         folder = temporary / "tokenizer"
         tokenizer.save(folder)
@@ -74,7 +84,8 @@ def prepare(
                 raise UserError(f"data.masking=static is the original script, which knows WordPiece only: {remedy}")
             tokenizer = WordPieceTokenizer(tokenizer.backend, str(folder), original=True)
             tokenizer.save(folder)
-        _build(temporary, data, seed, corpus, tokenizer, settings, progress)
+        results = _results(data, seed, corpus, tokenizer, preparation)
+        _build(temporary, data, corpus, tokenizer, settings, results, progress)
         _move_into_place(temporary, directory)
     return _checked(open_prepared(directory), data)
 
@@ -105,26 +116,35 @@ def _checked(prepared: PreparedCorpus, data: ConfigDict) -> PreparedCorpus:
     return prepared
 
 
+def _results(
+    data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer, preparation: Preparation | None
+) -> Iterator[BlockResult]:
+    """Returns the records and statistics of the whole corpus. Their order within a split does not depend on who makes
+    them."""
+    fields = record_fields(data.masking, tokenizer.vocab_size)
+    if data.masking == "static":
+        split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
+        return _static_results(data, seed, tokenizer, fields, split)
+    work = BlockWork(tokenizer, data.sequence_length, np.dtype(fields["tokens"]))
+    if preparation is not None:
+        return preparation.results(work)
+    split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
+    small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
+    return in_order(work, blocks(split), data.workers or (1 if small else os.cpu_count() or 1))
+
+
 def _build(
     directory: Path,
     data: ConfigDict,
-    seed: int,
     corpus: Corpus,
     tokenizer: Tokenizer,
     settings: dict[str, Any],
+    results: Iterator[BlockResult],
     progress: bool,
 ) -> None:
     """Writes the shards, the metadata for TFDS, the report, and the manifest last."""
     started = time.monotonic()
     fields = record_fields(data.masking, tokenizer.vocab_size)
-    split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
-    if data.masking == "static":
-        results = _static_results(data, seed, tokenizer, fields, split)
-    else:
-        small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
-        workers = data.workers or (1 if small else os.cpu_count() or 1)
-        work = BlockWork(tokenizer, data.sequence_length, np.dtype(fields["tokens"]))
-        results = in_order(work, blocks(split), workers)
     statistics = {name: Statistics() for name in SPLITS}
     writer = ShardWriter(directory, _shard_bytes(corpus))
     with tqdm(total=corpus.num_bytes, unit="B", unit_scale=True, desc="preparing", disable=not progress) as bar:

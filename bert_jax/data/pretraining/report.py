@@ -46,6 +46,22 @@ class Statistics:
             self._narrow(self._line_mask | other._line_mask)
         self._count(other._lines.items())
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as JSON, for `from_json`."""
+        bins = [self.sentence_lengths, self.chunk_lengths, self.document_chunks]
+        content: dict[str, Any] = {"counts": dict(self.counts), "bins": [list(found.items()) for found in bins]}
+        return content | {"lines": list(self._lines.items()), "line_mask": self._line_mask}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Statistics":
+        made = cls()
+        made.counts.update(content["counts"])
+        bins = [made.sentence_lengths, made.chunk_lengths, made.document_chunks]
+        for found, items in zip(bins, content["bins"], strict=True):
+            found.update(dict(items))
+        made._lines, made._line_mask = dict(content["lines"]), content["line_mask"]
+        return made
+
     def repeated_share(self) -> float:
         """Returns the share of the sentences that occurred before."""
         sampled = sum(self._lines.values())

@@ -5,8 +5,9 @@ Everything is streamed: memory does not grow with the corpus.
 
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _READING_RULES = "1"  # raise it when a reader gives other documents than before
 _HEAD = 1 << 18  # characters that the layout of a text file is read from
 _MAX_DOCUMENT = 1_000_000  # characters; a book is 0.2 to 1 million
 _SAMPLE_BYTES = 1_750_000  # about
+_TFDS_BYTES = 1 << 24  # of the examples that are one source
 _ENDS_SENTENCE = re.compile(r"[.!?…。！？｡؟۔।][\"'”’»)\]」』）】》〉\s]*$")
 _TITLE = re.compile(r' title="(.*?)">')
 
@@ -36,11 +38,23 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A piece of a corpus that is read from its beginning: a file, or a range of TFDS examples. Can be pickled."""
+
+    num_bytes: int  # as stored, about
+    documents: Callable[[], Iterator[Document]]  # a fresh stream each call
+
+
+@dataclass(frozen=True)
 class Corpus:
     name: str  # short and fit for a file name
     num_bytes: int | None  # of the raw text; None if only known compressed
     fingerprint: str  # changes when the content does
-    documents: Callable[[], Iterator[Document]]  # a fresh stream each call
+    sources: Sequence[Source]  # in order
+
+    def documents(self) -> Iterator[Document]:
+        """Returns a fresh stream of all documents."""
+        return (document for source in self.sources for document in source.documents())
 
 
 def open_corpus(data: ConfigDict) -> Corpus:
@@ -52,21 +66,21 @@ def open_corpus(data: ConfigDict) -> Corpus:
     kind = "text" if data.corpus == "sample" and data.files else data.corpus
     if kind == "sample":
         digest = digest_of([_READING_RULES, kind], sample_sources())
-        documents = lambda: (Document(name, text, False) for name, text in read_sample())  # noqa: E731
-        return Corpus("sample", _SAMPLE_BYTES, digest, documents)
+        return Corpus("sample", _SAMPLE_BYTES, digest, [Source(_SAMPLE_BYTES, _read_sample)])
     if kind.startswith("tfds:"):
         return _open_tfds(kind.removeprefix("tfds:"), data.text_field)
-    readers = {"text": _read_text, "wikiextractor": _read_wikiextractor, "jsonl": lambda p: _read_jsonl(p, field)}
+    field = data.text_field
+    readers = {"text": _read_text, "wikiextractor": _read_wikiextractor, "jsonl": partial(_read_jsonl, field=field)}
     if kind not in readers:
         raise UserError(f"data.corpus={kind!r}: choose sample, text, jsonl, wikiextractor or tfds:NAME")
-    field, read = data.text_field, readers[kind]
     paths = find_files(data.files)
     for path in paths:
         check_format(path, kind)
     fingerprint = fingerprint_of(paths, [_READING_RULES, kind, field if kind == "jsonl" else ""])
     compressed = any(path.suffix in OPENERS for path in paths)
-    size = None if compressed else sum(path.stat().st_size for path in paths)
-    return Corpus(kind, size, fingerprint, lambda: (document for path in paths for document in read(path)))
+    sources = [Source(path.stat().st_size, partial(readers[kind], path)) for path in paths]
+    size = None if compressed else sum(source.num_bytes for source in sources)
+    return Corpus(kind, size, fingerprint, sources)
 
 
 def split_sentences(document: Document) -> list[str]:
@@ -74,6 +88,10 @@ def split_sentences(document: Document) -> list[str]:
     if document.one_sentence_per_line:
         return [line for line in map(str.strip, document.text.split("\n")) if line]
     return split_text(document.text)
+
+
+def _read_sample() -> Iterator[Document]:
+    return (Document(name, text, False) for name, text in read_sample())
 
 
 def _read_text(path: Path) -> Iterator[Document]:
@@ -204,15 +222,22 @@ def _open_tfds(name: str, field: str) -> Corpus:
     splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
     infos = [builder.info.splits[split] for split in splits]
     sizes = [f"{info.name} {info.num_examples} {info.num_bytes}" for info in infos]
-
-    def documents() -> Iterator[Document]:
-        for split in splits:
-            source = builder.as_data_source(split)
-            for index in range(len(source)):
-                text = source[index][field].decode("utf-8", "replace")
-                if text.strip():
-                    yield Document(f"{builder.info.full_name}:{split}:{index}", text, False)
-
+    sources = []
+    for info in infos:
+        step = max(1, _TFDS_BYTES * info.num_examples // max(1, info.num_bytes))
+        for start in range(0, info.num_examples, step):
+            stop = min(start + step, info.num_examples)
+            read = partial(_read_tfds, name, field, info.name, start, stop)
+            sources.append(Source(info.num_bytes * (stop - start) // info.num_examples, read))
     fingerprint = digest_of([_READING_RULES, builder.info.full_name, field, *sizes], [])
-    name = "tfds_" + re.sub(r"[^\w.-]+", "_", name)
-    return Corpus(name, sum(info.num_bytes for info in infos), fingerprint, documents)
+    short = "tfds_" + re.sub(r"[^\w.-]+", "_", name)
+    return Corpus(short, sum(info.num_bytes for info in infos), fingerprint, sources)
+
+
+def _read_tfds(name: str, field: str, split: str, start: int, stop: int) -> Iterator[Document]:
+    builder = find_builder(name, f"data.corpus=tfds:{name}")
+    examples = builder.as_data_source(split)
+    for index in range(start, stop):
+        text = examples[index][field].decode("utf-8", "replace")
+        if text.strip():
+            yield Document(f"{builder.info.full_name}:{split}:{index}", text, False)

@@ -20,6 +20,7 @@ from typing import Any
 import zstandard
 
 from bert_jax.config import UserError
+from bert_jax.data.text.buckets import find_remote, is_url
 
 _BLOCK = 1 << 20  # bytes
 _LONGEST_LINE = 1 << 30  # bytes; whole corpora on one line exist (100 MB)
@@ -31,13 +32,18 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 def find_files(files: str, option: str = "data.files") -> list[Path]:
     """Returns the files that a path, or comma-separated paths and globs, names: sorted, each file once.
 
-    `option` is what messages call the place where the user wrote it.
+    Those in buckets (gs://, s3://) come after local ones. `option` is what messages call the place where the user wrote
+    it.
     """
     if not files.strip():
         raise UserError(f"{option} is empty: name the files, e.g. --config.{option}='corpus/*.txt.gz'")
     whole = os.path.isfile(files)  # a file name may hold a comma
     found: set[str] = set()
+    remote: set[Path] = set()
     for part in [files] if whole else filter(None, map(str.strip, files.split(","))):
+        if is_url(part):
+            remote.update(find_remote(part, option))
+            continue
         name = os.path.expanduser(part)
         if os.path.isdir(name):
             raise UserError(f"{option}: {part} is a folder: name its files, e.g. '{part.rstrip('/')}/*'")
@@ -47,7 +53,7 @@ def find_files(files: str, option: str = "data.files") -> list[Path]:
             wrong = f"no file matches {part}" if glob.has_magic(name) else f"{part} does not exist"
             raise UserError(f"{option}: {wrong} (from {os.getcwd()}): correct the path or pattern")
         found.update(matches)
-    return [Path(name) for name in sorted(found)]
+    return [*map(Path, sorted(found)), *sorted(remote)]
 
 
 def fingerprint_of(paths: list[Path], options: list[str]) -> str:
@@ -156,6 +162,11 @@ def _open_zst(path: Path) -> Iterator[bytes]:
             raise EOFError("ends in the middle of a frame")
 
 
+def _decompressed(path: Path, opener: Callable[[Any], Any]) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        yield from _blocks_of(opener(stream))
+
+
 def _blocks_of(stream: Any) -> Iterator[bytes]:
     with stream:
         while block := stream.read(_BLOCK):
@@ -163,8 +174,8 @@ def _blocks_of(stream: Any) -> Iterator[bytes]:
 
 
 OPENERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
-    ".gz": lambda path: _blocks_of(gzip.open(path)),  # noqa: SIM115 (closed by the reader)
-    ".xz": lambda path: _blocks_of(lzma.open(path)),  # noqa: SIM115
+    ".gz": lambda path: _decompressed(path, gzip.open),
+    ".xz": lambda path: _decompressed(path, lzma.open),
     ".zst": _open_zst,
 }
 

@@ -6,6 +6,7 @@ here number their special tokens [PAD] [UNK] [CLS] [SEP] [MASK] = 0 … 4; loade
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bert_jax.data.text.json_files import JsonObject, parse_object, read_object
 from bert_jax.data.text.text_files import read_bytes
 from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS, Pieces, Tokenizer, to_json
 from bert_jax.data.tokenizers.rows import Span
-from bert_jax.data.tokenizers.vocabulary import read_vocab_file, train_sentencepiece, train_wordpiece
+from bert_jax.data.tokenizers.vocabulary import count_words, read_vocab_file, train_sentencepiece, train_wordpiece
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer, bert_normalizer, make_wordpiece
 
 FILES = ("spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.txt")  # of `Tokenizer.files`
@@ -108,17 +109,22 @@ def tokenizer_from_files(files: Mapping[str, bytes], origin: str) -> Tokenizer:
 def train_tokenizer(data: ConfigDict, texts: Iterator[str], *, progress: bool = False) -> Tokenizer:
     """Learns data.vocab_size tokens from `texts`: a WordPiece, unigram or BPE vocabulary as data.tokenizer says."""
     if data.tokenizer == "wordpiece":
-        switches = data.lowercase, data.strip_accents, data.split_cjk
-        tokens = train_wordpiece(texts, data.vocab_size, SPECIAL_TOKENS, bert_normalizer(*switches), progress=progress)
-        made = make_wordpiece(tokens, "the new vocabulary", *switches)
-    else:  # unigram or bpe, the other choices of the option
-        if data.strip_accents:
-            raise UserError(f"data.strip_accents=True is not offered by data.tokenizer={data.tokenizer}: use wordpiece")
-        model = train_sentencepiece(texts, data.vocab_size, data.tokenizer, SPECIAL_TOKENS, lowercase=data.lowercase)
-        made = SentencePieceTokenizer(model, "the new vocabulary")
-    if made.vocab_size < data.vocab_size:
-        _log.warning("The corpus gave %d tokens, fewer than data.vocab_size=%d.", made.vocab_size, data.vocab_size)
-    return made
+        return tokenizer_of_words(data, count_words(texts, normalizer_from_config(data)), progress=progress)
+    if data.strip_accents:  # unigram or bpe, the other choices of the option
+        raise UserError(f"data.strip_accents=True is not offered by data.tokenizer={data.tokenizer}: use wordpiece")
+    model = train_sentencepiece(texts, data.vocab_size, data.tokenizer, SPECIAL_TOKENS, lowercase=data.lowercase)
+    return _with_its_size_checked(SentencePieceTokenizer(model, "the new vocabulary"), data)
+
+
+def tokenizer_of_words(data: ConfigDict, words: Counter[str], *, progress: bool = False) -> Tokenizer:
+    """Learns data.vocab_size WordPiece tokens from words, counted by `count_words` with `normalizer_from_config`."""
+    tokens = train_wordpiece(words, data.vocab_size, SPECIAL_TOKENS, progress=progress)
+    switches = data.lowercase, data.strip_accents, data.split_cjk
+    return _with_its_size_checked(make_wordpiece(tokens, "the new vocabulary", *switches), data)
+
+
+def normalizer_from_config(data: ConfigDict) -> normalizers.BertNormalizer:
+    return bert_normalizer(data.lowercase, data.strip_accents, data.split_cjk)
 
 
 def tokenizer_from_config(data: ConfigDict, corpus: Corpus) -> Tokenizer:
@@ -126,6 +132,12 @@ def tokenizer_from_config(data: ConfigDict, corpus: Corpus) -> Tokenizer:
     if data.vocab_file:
         return load_tokenizer(data.vocab_file, data)
     return train_tokenizer(data, iter(_sample(corpus, data.vocab_sample_megabytes * 1_000_000)))
+
+
+def _with_its_size_checked(made: Tokenizer, data: ConfigDict) -> Tokenizer:
+    if made.vocab_size < data.vocab_size:
+        _log.warning("The corpus gave %d tokens, fewer than data.vocab_size=%d.", made.vocab_size, data.vocab_size)
+    return made
 
 
 def _sample(corpus: Corpus, limit: int) -> list[str]:

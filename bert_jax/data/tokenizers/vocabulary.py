@@ -32,16 +32,10 @@ _SEPARATED = string.punctuation.encode()
 
 
 def train_wordpiece(
-    texts: Iterable[str],
-    vocab_size: int,
-    special_tokens: list[str],
-    normalizer: normalizers.BertNormalizer,
-    *,
-    progress: bool = False,
+    words: Counter[str], vocab_size: int, special_tokens: list[str], *, progress: bool = False
 ) -> list[str]:
     """Returns the tokens in id order, special tokens first; fewer than `vocab_size` if the text has no more pairs seen
-    twice."""
-    words = _count_words(texts, normalizer)
+    twice. `words` is what `count_words` returns, or its sum over the parts of a text."""
     if not words:
         raise UserError("no text to learn a vocabulary from: check data.files")
     firsts, nexts = _alphabet(words, vocab_size - len(special_tokens))
@@ -64,6 +58,34 @@ def train_wordpiece(
     backend.train_from_iterator(((word + " ") * count for word, count in parts), trainer)
     vocab = backend.get_vocab()
     return [_piece_name(token) for token in sorted(vocab, key=vocab.__getitem__)]
+
+
+def count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Counter[str]:
+    """Returns the counts of the words that the encoder will see."""
+    # Bytes are split at spaces and ASCII punctuation first (C speed), and only the distinct words go through the exact
+    # normalizer. It treats words apart from each other, so all words with one count make one string.
+    lower = string.ascii_uppercase.encode() if normalizer.lowercase else b""
+    table = bytes.maketrans(_SEPARATED + lower, b" " * len(_SEPARATED) + lower.lower())
+    raw: Counter[bytes] = Counter()
+    marks = np.zeros(256, np.int64)
+    for text in texts:
+        encoded = text.encode("utf-8", "replace")
+        if normalizer.handle_chinese_chars and may_hold_cjk(encoded):  # else whole sentences would count as words
+            encoded = separate_cjk(text).encode("utf-8", "replace")
+        raw.update(encoded.translate(table).split())
+        marks += np.bincount(np.frombuffer(encoded, np.uint8), minlength=256)
+    words: Counter[str] = Counter({chr(mark): int(marks[mark]) for mark in _SEPARATED})
+    groups: dict[int, list[str]] = defaultdict(list)
+    for word, count in raw.items():
+        groups[count].append(word.decode("utf-8", "replace"))
+    split = pre_tokenizers.BertPreTokenizer()
+    for count, group in groups.items():
+        joined = " ".join(group)
+        if not (joined.isascii() and joined.isprintable()):
+            group = [word for word, _ in split.pre_tokenize_str(normalizer.normalize_str(joined))]
+        for word in group:
+            words[word] += count
+    return +words
 
 
 def train_sentencepiece(
@@ -132,34 +154,6 @@ def separate_cjk(text: str) -> str:
 def may_hold_cjk(encoded: bytes) -> bool:
     """Returns False if there are no common CJK characters, as in nearly all text in alphabets."""
     return any(byte in encoded for byte in _CJK_LEADS)
-
-
-def _count_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Counter[str]:
-    """Returns the counts of the words that the encoder will see."""
-    # Bytes are split at spaces and ASCII punctuation first (C speed), and only the distinct words go through the exact
-    # normalizer. It treats words apart from each other, so all words with one count make one string.
-    lower = string.ascii_uppercase.encode() if normalizer.lowercase else b""
-    table = bytes.maketrans(_SEPARATED + lower, b" " * len(_SEPARATED) + lower.lower())
-    raw: Counter[bytes] = Counter()
-    marks = np.zeros(256, np.int64)
-    for text in texts:
-        encoded = text.encode("utf-8", "replace")
-        if normalizer.handle_chinese_chars and may_hold_cjk(encoded):  # else whole sentences would count as words
-            encoded = separate_cjk(text).encode("utf-8", "replace")
-        raw.update(encoded.translate(table).split())
-        marks += np.bincount(np.frombuffer(encoded, np.uint8), minlength=256)
-    words: Counter[str] = Counter({chr(mark): int(marks[mark]) for mark in _SEPARATED})
-    groups: dict[int, list[str]] = defaultdict(list)
-    for word, count in raw.items():
-        groups[count].append(word.decode("utf-8", "replace"))
-    split = pre_tokenizers.BertPreTokenizer()
-    for count, group in groups.items():
-        joined = " ".join(group)
-        if not (joined.isascii() and joined.isprintable()):
-            group = [word for word, _ in split.pre_tokenize_str(normalizer.normalize_str(joined))]
-        for word in group:
-            words[word] += count
-    return +words
 
 
 def _alphabet(words: Counter[str], room: int) -> tuple[set[str], set[str]]:

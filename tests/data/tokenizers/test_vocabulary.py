@@ -6,7 +6,7 @@ import pickle
 import pytest
 from tokenizers import models, trainers
 
-from bert_jax.data.text.corpus import Corpus, Document, open_corpus, split_sentences
+from bert_jax.data.text.corpus import Corpus, Document, Source, open_corpus, split_sentences
 from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS as SPECIAL
 from bert_jax.data.tokenizers.tokenizer import (
     SentencePieceTokenizer,
@@ -106,7 +106,7 @@ def test_the_training_sample_is_spread_over_the_corpus():
     def stream():
         return (Document(f"d{i}", f"{'word' * 24} {i:03}", True) for i in range(1000))  # 100 bytes each
 
-    corpus = Corpus("test", 100_000, "", stream)
+    corpus = Corpus("test", 100_000, "", [Source(100_000, stream)])
     kept = [int(text[-3:]) for text in _sample(corpus, 30_000)]
     assert kept == list(range(0, 1000, 4))
     assert len(_sample(corpus, 10**9)) == 1000
@@ -115,7 +115,7 @@ def test_the_training_sample_is_spread_over_the_corpus():
 def test_from_config_loads_or_trains(tmp_path):
     small = make_wordpiece([*SPECIAL, "a"], "test", True, None, True)
     small.save(tmp_path)
-    corpus = Corpus("test", None, "", lambda: (Document("d", text, False) for text in PROSE * 3))
+    corpus = Corpus("test", None, "", [Source(0, lambda: (Document("d", text, False) for text in PROSE * 3))])
     loaded = tokenizer_from_config(data_config(vocab_file=str(tmp_path / "vocab.txt")), corpus)
     assert loaded.content_hash == small.content_hash
     assert tokenizer_from_config(data_config(vocab_size=80), corpus).vocab_size == 80
