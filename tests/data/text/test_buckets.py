@@ -16,6 +16,7 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import read_rows
+from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.text import buckets
 from bert_jax.data.text.corpus import open_corpus
 from bert_jax.data.text.text_files import find_files
@@ -92,6 +93,23 @@ def test_a_corpus_in_a_bucket_is_that_of_local_files(bucket: str, tmp_path: Path
     assert [source.num_bytes for source in remote.sources] == [source.num_bytes for source in local.sources]
     path = pickle.loads(pickle.dumps(find_files(f"{bucket}/corpus/a.txt")[0]))
     assert str(path) == f"{bucket}/corpus/a.txt" and path.read_bytes() == FILES["corpus/a.txt"]
+
+
+@needs_server
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs Apache Beam")
+def test_beam_with_corpus_and_parts_in_a_bucket(bucket: str, tmp_path: Path):
+    import s3fs
+
+    folders = []
+    for runner, changes in (("local", {}), ("beam", {"beam_temp": f"{bucket}/temp"})):
+        data = get_config().data
+        data.update(corpus="text", files=f"{bucket}/corpus/*", prepared=str(tmp_path / runner), runner=runner)
+        data.update(vocab_size=100, sequence_length=16, **changes)
+        folders.append(prepare(data, 0, progress=False).directory)
+    names = [sorted(path.relative_to(folder) for path in folder.rglob("*.*")) for folder in folders]
+    assert names[0] == names[1] and len(names[0]) > 5
+    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names[0])
+    assert s3fs.S3FileSystem(key="k", secret="s", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).find("texts/temp") == []
 
 
 @needs_server
