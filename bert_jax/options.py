@@ -131,7 +131,7 @@ _OPTIONS = (
     _choice("model.dtype", "bfloat16", "bfloat16 | float32", "of products; parameters stay float32", "inference"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
-    _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst"),
+    _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
     _text("data.text_field", "text", "of a JSONL line or of a TFDS example", "needed"),
     _text("data.prepared", "prepared", "folder of the prepared datasets, one subfolder each", "needed", "restart"),
     _choice("data.tokenizer", "wordpiece", "wordpiece | unigram | bpe", "the last two are SentencePiece models"),

@@ -1,6 +1,7 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -80,6 +81,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
     checkpoint. Raises UserError for every mistake that shows before any data is read."""
     check_option("mesh.join_seconds", config.mesh.join_seconds)
+    check_folders(config, workdir)
     keep_programs(workdir)
     join_processes(os.environ, config.mesh.join_seconds)
     if several_processes():
@@ -96,6 +98,16 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         validate(config, jax.device_count())
         check_heads(make_mesh(config.mesh), model.num_attention_heads)
     return source
+
+
+def check_folders(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError for a folder in a bucket, where the file system under it must have locks and renames."""
+    folders = {"--workdir": str(workdir), "data.prepared": config.data.prepared, "init_from": config.init_from}
+    for name, folder in folders.items():
+        if scheme := re.match(r"([a-z]\w+):/", folder):  # Path has dropped one of the two slashes
+            url = folder.replace(":/", "://", 1) if "://" not in folder else folder
+            remedy = "use a local folder, and copy it (gcloud storage rsync, aws s3 sync)"
+            raise UserError(f"{name}: {url} is not a folder of this machine ({scheme[1]}://): {remedy}")
 
 
 def check_files(config: ConfigDict) -> None:

@@ -60,7 +60,8 @@ def dangerous_names(node: ast.AST) -> set[str]:
     if not isinstance(node, ast.Call):
         return set()
     parts = ast.unparse(node.func).split(".")
-    names = {".".join(parts[-2:]), *(f"{word.arg}=" for word in node.keywords)}
+    switched_on = (word for word in node.keywords if ast.unparse(word.value) != "False")
+    names = {".".join(parts[-2:]), *(f"{word.arg}=" for word in switched_on)}
     return (names | {f".{parts[-1]}"} if len(parts) > 1 else names) & DANGEROUS
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config import UserError
+from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import OPENERS, check_regular, find_files, json_value, read_blocks, split_lines
 from bert_jax.data.text.tfds_names import brief, download, find_builder
 
@@ -207,6 +208,8 @@ def _read_parquet(path: Path) -> Iterator[InputRow]:
 
     if path.suffix in OPENERS:
         raise UserError(f"{path}: Parquet compresses inside: unpack this file")
+    if is_url(path):
+        raise UserError(f"{path}: Parquet is not read from a bucket: copy this file to a local disk")
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

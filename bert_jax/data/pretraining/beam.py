@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -27,16 +28,18 @@ from bert_jax.data.pretraining.parts import (
     Ref,
     SamplePart,
     cut_parts,
+    load,
     plan_parts,
     raise_error,
     read_results,
     sample_stride,
+    store,
     unfinished,
 )
 from bert_jax.data.pretraining.splits import Splitter
+from bert_jax.data.text.buckets import is_url, list_afresh
 from bert_jax.data.text.corpus import Corpus
 from bert_jax.data.tokenizers.tokenizer import (
-    FILES,
     Tokenizer,
     normalizer_from_config,
     tokenizer_from_files,
@@ -66,11 +69,13 @@ def beam_preparation(data: ConfigDict, seed: int, corpus: Corpus, name: str, lea
     """Gives the preparation of `corpus`. Its folder is named after the dataset, and stays if an error ends it: the next
     start does only what is missing. Raises UserError if another process works in the folder."""
     folder = epath.Path(data.beam_temp or data.prepared) / f".{name}.beam"
-    if "://" not in str(folder):
-        folder = epath.Path(Path(folder).absolute())  # workers may have another working directory
-    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if "://" not in str(folder):  # a bucket has no locks
+        if is_url(data.beam_temp):
+            list_afresh()
+            (folder / "begun").write_text("")  # a bucket has no empty folders, and no locks
+        else:
+            folder = epath.Path(Path(folder).absolute())  # workers may have another working directory
+            folder.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(only_writer(Path(folder)))
             except BlockingIOError as error:
@@ -91,10 +96,9 @@ class Preparation:
 
     def tokenizer(self) -> Tokenizer:
         """Learns the vocabulary that the local runner learns, or finds the one that an earlier start has learned."""
-        folder = self._folder / "tokenizer"
-        if folder.exists():
-            files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
-            return tokenizer_from_files(files, str(folder))
+        path = self._folder / "tokenizer"
+        if path.exists():
+            return tokenizer_from_files({name: content.tobytes() for name, content in load(path).items()}, str(path))
         stride, firsts = sample_stride(self._folder, self._parts, self._limit)
         parts = list(zip(self._parts, firsts, strict=True))
         sample = SamplePart(stride, self._limit)
@@ -102,11 +106,7 @@ class Preparation:
             tokenizer = tokenizer_of_words(self._data, self._count_words(parts, sample))
         else:  # SentencePiece learns from text, which is gathered here whoever reads it
             tokenizer = train_tokenizer(self._data, (text for part in parts for text in sample(*part)))
-        temporary = self._folder / "tokenizer.partial"
-        for name, content in tokenizer.files().items():
-            temporary.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(content)
-        temporary.replace(folder)
+        store(path, {name: np.frombuffer(content, np.uint8) for name, content in tokenizer.files().items()})
         return tokenizer
 
     def results(self, work: BlockWork) -> Iterator[BlockResult]:

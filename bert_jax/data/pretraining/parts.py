@@ -104,7 +104,7 @@ class IndexPart:
                 hashes.append(hash_of(document, self.seed))
                 sizes.append(len(document.text[: self.sample_limit].encode("utf-8", "replace")))
             arrays = {"hashes": np.asarray(hashes, np.uint64), "sizes": np.asarray(sizes, np.uint32)}
-            _store(_file(self.folder, part.number, "index"), arrays)
+            store(_file(self.folder, part.number, "index"), arrays)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class PreparePart:
         arrays = {split: np.asarray(lengths, np.uint32) for split, lengths in sizes.items()}
         content = json.dumps({split: found.to_json() for split, found in statistics.items()}).encode()
         arrays |= {"statistics": np.frombuffer(content, np.uint8), "num_bytes": np.asarray(size)}
-        _store(_file(self.folder, part.number, "done"), arrays)
+        store(_file(self.folder, part.number, "done"), arrays)
 
     def _split(self, planned: PlannedPart) -> Iterator[tuple[str, Document]]:
         splitter, count = copy.deepcopy(planned.splitter), 0  # the runner may call again with the same part
@@ -165,7 +165,7 @@ def sample_stride(folder: epath.Path, parts: Sequence[Part], limit: int) -> tupl
 
     It is the smallest power of two whose documents have at most `limit` bytes together, as in the local sample.
     """
-    sizes = [_load(_file(folder, part.number, "index"))["sizes"] for part in parts]
+    sizes = [load(_file(folder, part.number, "index"))["sizes"] for part in parts]
     firsts = [0, *np.cumsum([len(size) for size in sizes]).tolist()]
     joined, stride = np.concatenate(sizes).astype(np.int64), 1
     while len(kept := joined[::stride]) > 1 and kept.sum() > limit:
@@ -179,7 +179,7 @@ def plan_parts(folder: epath.Path, parts: Sequence[Part], splitter: Splitter[Ref
     carried: list[set[Ref]] = []  # documents of earlier parts that come out in this one
     number = 0
     for part in parts:
-        hashes = _load(_file(folder, part.number, "index"))["hashes"].tolist()
+        hashes = load(_file(folder, part.number, "index"))["hashes"].tolist()
         starts.append((copy.deepcopy(splitter), number, len(hashes)))
         carried.append(set())
         for index, value in enumerate(hashes):
@@ -198,12 +198,29 @@ def plan_parts(folder: epath.Path, parts: Sequence[Part], splitter: Splitter[Ref
 def read_results(folder: epath.Path, parts: Sequence[Part]) -> Iterator[BlockResult]:
     """Yields the records in order, and the statistics of each part after its records."""
     for part in parts:
-        done = _load(_file(folder, part.number, "done"))
+        done = load(_file(folder, part.number, "done"))
         for split in SPLITS:
             yield from _read_records(_file(folder, part.number, split), split, done[split])
         found = json.loads(done["statistics"].tobytes())
         statistics = {split: Statistics.from_json(found[split]) for split in SPLITS}
         yield BlockResult(int(done["num_bytes"]), {}, statistics)
+
+
+def store(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to a file that appears whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    with _Whole(path) as stream:
+        stream.write(content.getvalue())
+
+
+def load(path: epath.Path) -> Mapping[str, np.ndarray]:
+    """Returns what `store` has written. Raises UserError."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
 
 
 def _read_records(path: epath.Path, split: str, sizes: np.ndarray) -> Iterator[BlockResult]:
@@ -276,21 +293,6 @@ class _Whole:
             self._temporary.unlink(missing_ok=True)
         else:
             self._temporary.replace(self._path)
-
-
-def _store(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
-    with _Whole(path) as stream:
-        stream.write(content.getvalue())
-
-
-def _load(path: epath.Path) -> Mapping[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
 
 
 def _damaged(path: epath.Path, wrong: str) -> UserError:

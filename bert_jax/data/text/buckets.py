@@ -47,6 +47,14 @@ def find_remote(pattern: str, option: str) -> list[Path]:
     return [BucketFile(f"{scheme}://{name}") for name in names]
 
 
+def list_afresh() -> None:
+    """Makes fsspec ask for the files of a folder each time, since other processes write them."""
+    from fsspec.config import conf
+
+    for scheme in _PACKAGES:
+        conf.setdefault(scheme, {})["use_listings_cache"] = False
+
+
 class BucketFile(type(Path())):
     """A path whose file is in a bucket. It is written with its scheme, and can be opened for reading."""
 

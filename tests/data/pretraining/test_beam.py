@@ -100,11 +100,11 @@ from ml_collections import ConfigDict
 from bert_jax.data.pretraining import parts
 from bert_jax.data.pretraining.prepare import prepare
 parts._PART_BYTES = (1 << 18, 1 << 18)
-store = parts._store
+store = parts.store
 def slow_store(path, arrays):
     store(path, arrays)
     time.sleep(0.3 * path.name.endswith("done"))  # so that the kill finds some parts finished
-parts._store = slow_store
+parts.store = slow_store
 prepare(ConfigDict(json.loads(sys.argv[1])), 0, progress=False)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -119,8 +119,8 @@ prepare(ConfigDict(json.loads(sys.argv[1])), 0, progress=False)
     assert not [path for path in (tmp_path / "killed").iterdir() if not path.name.startswith(".")]
 
     monkeypatch.setattr(parts, "_PART_BYTES", (1 << 18, 1 << 18))
-    stored, store = [], parts._store
-    monkeypatch.setattr(parts, "_store", lambda path, arrays: (stored.append(path.name), store(path, arrays)))
+    stored, store = [], parts.store
+    monkeypatch.setattr(parts, "store", lambda path, arrays: (stored.append(path.name), store(path, arrays)))
     with caplog.at_level(logging.INFO):
         prepared = prepare(data, 0, progress=False)
     again = {name for name in stored if name.endswith("done")}
