@@ -51,7 +51,7 @@ BROKEN = {
     ),
     "a missing group": (
         START + "    with c.unlocked():\n        del c['mesh']\n    return c\n",
-        ": mesh.data is missing; begin with",
+        ": mesh.preset is missing; begin with",
     ),
     "a config of its own": (
         "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'lr': 1})\n",

@@ -20,6 +20,7 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.glue_submission import FILES, add_to_submission
 from bert_jax.inference.predictor import Predictor, windows
+from bert_jax.sharding import make_mesh
 from bert_jax.training.checkpoint import choose_checkpoint, find_checkpoint
 from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.step import TrainState
@@ -124,7 +125,7 @@ def test_the_best_checkpoint_is_found(tmp_path):
             state = TrainState(jnp.asarray(step), {"pooler/bias": jnp.ones(2)}, {"y": jnp.ones(2)})
             checkpoints.save(state, {"config": config.to_dict(), "task": {}}, TOKENIZER, metrics)
         checkpoints.wait()
-        best = checkpoints.best(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+        best = checkpoints.best(make_mesh(config.mesh, jax.devices()[:1]))
     assert find_checkpoint(str(tmp_path)).name == "4"
     assert choose_checkpoint(str(tmp_path)).name == "3" and best[1]["step"] == 3
     assert choose_checkpoint(str(tmp_path / "checkpoints")).name == "3"

@@ -14,6 +14,7 @@ from bert_jax.convert.conversion import convert
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.predictor import Predictor
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+from bert_jax.training.observer import LEDGER
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format1"
 NAMES = ("pretraining", "single", "multi", "tagging", "span_qa")
@@ -48,7 +49,7 @@ def test_a_run_is_continued_and_then_has_todays_format(workdir):
     run = read_checkpoint(find_checkpoint(str(workdir))).run
     assert run["step"] == 6 and run["format"] == 2
     assert [line["step"] for line in lines(workdir) if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert all(math.isfinite(line["loss"]) for line in lines(workdir))
+    assert all(math.isfinite(line["loss"]) for line in lines(workdir) if line["split"] != LEDGER)
 
 
 @pytest.mark.parametrize("workdir", ["pretraining"], indirect=True)
