@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from bert_jax.training.observer import LEDGER
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -85,7 +87,7 @@ def run(command, workdir, count, devices_each=1):
 def metrics(workdir):
     """The lines of metrics.jsonl about the model; those about time differ from run to run."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["split"] in ("train", "eval", "test")]
+    return [line for line in lines if line["split"] != LEDGER]
 
 
 def module(*options):
