@@ -126,7 +126,7 @@ def test_stopped_by_hand_and_disconnected_it_continues(tmp_path: Path):
     assert 0 < saved < 60 and [path.name for path in (workdir / "checkpoints").iterdir()] == [str(saved)]
     executed = execute("colab_pretrain.ipynb", tmp_path, options=options)
     assert "done, 60 steps" in printed(code_cells(executed)[-3])
-    assert steps(workdir) == sorted({*range(2, 61, 2), saved})
+    assert steps(workdir) == list(range(2, 61, 2))  # as without the stop
 
 
 @pytest.mark.slow
