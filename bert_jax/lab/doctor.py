@@ -12,6 +12,7 @@ import numpy as np
 from bert_jax.config import UserError, check_options, from_json_dict, read_config
 from bert_jax.data.pretraining.prepared import open_prepared
 from bert_jax.files import LOCK, only_writer
+from bert_jax.tasks import may_import, task_class
 from bert_jax.training.checkpoint import describe_checkpoint, read_checkpoint, steps
 from bert_jax.training.checkpoint_format import Damaged, not_finite
 from bert_jax.training.metrics_log import read_metrics
@@ -149,10 +150,11 @@ def _data(workdir: Path, found: list[int]) -> str:
 
     config = read_config(workdir / "config.json")
     check_files(config)
-    if config.task != "pretraining" or not found:
+    position = describe_checkpoint(workdir / "checkpoints" / str(found[-1]))[0]["data"] if found else {}
+    is_ours = may_import(config.task, "")  # a class of the run's own would be executed by importing it
+    folder = task_class(config.task).prepared_folder(config, position) if position and is_ours else None
+    if folder is None:
         return "the files that the config names are there"
-    run = describe_checkpoint(workdir / "checkpoints" / str(found[-1]))[0]
-    folder = Path(config.data.prepared) / str(run["data"]["dataset"])
     if not folder.exists():
         return f"{folder} is not there; the next start prepares it again from the corpus"
     prepared = open_prepared(folder)

@@ -1,6 +1,6 @@
 """`--mode=doctor --replay=N`: steps that a run took are taken again, and the bits compared with those recorded.
 
-A memory or a core that computes wrong now and then leaves no other trace: the loss of a run goes on falling.
+Faulty memory or a faulty core that is wrong now and then leaves no other trace: the loss of a run keeps falling.
 """
 
 from itertools import pairwise

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,10 @@ class Pretraining(Task):
 
     def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
         return shapes_of(pipeline.padding_batch(self.config, self.tokenizer, training=training))
+
+    @classmethod
+    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path:
+        return Path(config.data.prepared) / str(position["dataset"])
 
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -107,6 +108,12 @@ class Task(Protocol):
     def batch_shapes(self, *, training: bool) -> dict[str, ShapeDtypeStruct]:
         """Returns the shapes of a global batch, of training or of an evaluation; the largest if the data decides."""
         raise _cannot_compile(self.config, "batch_shapes")
+
+    @classmethod
+    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path | None:
+        """Returns the folder of prepared data that a data position of a run belongs to; None if the task reads the
+        user's files themselves."""
+        return None
 
     def description(self) -> Description:
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
