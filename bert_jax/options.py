@@ -220,6 +220,8 @@ _OPTIONS = (
     _integer("eval.batch_size", 256, "[1, 2^24]", "sequences", "restart"),
     _integer("eval.max_examples", 10_000, "[0, 2^31)", "of the validation split; 0 = all", "restart"),
     _integer("eval.seed", 12_345, "[0, 2^32)", "of the pairs and masks, which are the same in every evaluation"),
+    _text("eval.blimp", "", "pretraining: folder of minimal pairs (.jsonl); their accuracy is a metric", "restart"),
+    _integer("eval.blimp_pairs", 50, "[0, 2^31)", "of each paradigm, drawn by eval.seed; 0 = all", "restart"),
 
     _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
     _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),

@@ -87,6 +87,8 @@ class FineTuning(Task, ABC):
     def check(self) -> None:
         """Raises UserError for options that the family cannot follow."""
         config = self.config
+        if config.eval.blimp:
+            raise UserError(f"eval.blimp needs the MLM head, which task={config.task} lacks: leave it out")
         for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
             if not self.has_classes and config.train[key] != off:
                 raise UserError(

@@ -300,3 +300,33 @@ def test_several_processes_do_not_start_beam(packed_config, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"^data\.runner=beam .* 2 processes run: run --mode=prepare in one process"):
         prepared_corpus(packed_config, None)
+
+
+def test_accuracy_on_minimal_pairs_is_a_metric_of_every_evaluation(small_config, tmp_path):
+    """Found on four devices; `--mode=blimp` finds the same on one. It may choose the best checkpoint."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for uid, bad in (("order", "value the of name a"), ("word", "the value of of name")):
+        row = {"sentence_good": "the value of a name", "sentence_bad": bad, "UID": uid, "field": "syntax"}
+        lines = [row | {"linguistics_term": uid, "sentence_good": f"the value of a {x}"} for x in "abcdefghij"]
+        (folder / f"{uid}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small_config.model.dtype = "float32"
+    small_config.eval.update(blimp=str(folder), blimp_pairs=4)
+    small_config.checkpoint.update(best_metric="blimp", best_mode="max")
+    small_config.train.steps = small_config.eval.every = small_config.checkpoint.every = 2
+    small_config.mesh.data = 4
+    modes.train(small_config, tmp_path / "run")
+    lines = [line for line in losses(tmp_path / "run") if line["split"] == "eval"]
+    assert [line["step"] for line in lines] == [0, 2]
+    for line in lines:
+        assert line["blimp"] == pytest.approx((line["blimp/order"] + line["blimp/word"]) / 2)
+    options = {"overrides": {"eval.blimp_pairs": 4}, "checkpoint": "newest"}
+    modes.blimp(small_config, tmp_path / "run", input=str(folder), output=str(tmp_path / "found.json"), **options)
+    rows = json.loads((tmp_path / "found.json").read_text())["accuracies"]
+    assert [row["pairs"] for row in rows if row["level"] == "paradigm"] == [4, 4]
+    for name, level in (("blimp", "overall"), ("blimp/order", "phenomenon"), ("blimp/word", "phenomenon")):
+        [row] = [row for row in rows if row["level"] == level and name.endswith((row["name"], "blimp"))]
+        assert row["accuracy"] == lines[-1][name]
+    task = Pretraining.over(small_config, prepared_corpus(small_config, None))
+    assert "minimal pairs" in task.fingerprints() and "blimp/order" in task.metric_names("validation")
+    assert "blimp" not in task.metric_names("test")
