@@ -123,6 +123,12 @@ def read_run(workdir: Path, planned: PlannedRun) -> RunRecord:
     return _read_run(workdir, planned, is_swept=False)
 
 
+def newest_step(folder: Path) -> int:
+    """Returns the step of the newest checkpoint in the folder of a run, by its name; 0 if there is none."""
+    names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def _read_run(workdir: Path, planned: PlannedRun, is_swept: bool) -> RunRecord:
     folder = workdir / planned.stage / planned.name
     fresh = RunRecord(
@@ -169,7 +175,8 @@ def _stale_runs(workdir: Path, named: Mapping[str, str]) -> Iterator[RunRecord]:
     """Yields the runs of which there is a folder, but which the study does not name."""
     for file in sorted(workdir.glob(f"*/*/{RECORD}")):
         folder = file.parent
-        if f"{folder.parent.name}/{folder.name}" in named or file.is_symlink():
+        is_hidden = folder.name.startswith(".")  # a run that was made again
+        if f"{folder.parent.name}/{folder.name}" in named or is_hidden or file.is_symlink():
             continue
         content = _read_json(file) or {}
         levels, overrides = (
