@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 _START = 10.0  # seconds of a run for reading its data, compiling and evaluating
 
 
-def describe(
-    study: Study, planned: Sequence[PlannedRun], workdir: Path, examined: "Examined", jobs: int
-) -> None:
+def describe(study: Study, planned: Sequence[PlannedRun], workdir: Path, examined: "Examined", jobs: int) -> None:
     """Prints the plan of a study."""
     say(study.question)
     done = {one.key: read_run(workdir, one) for one in planned}
@@ -41,8 +39,9 @@ def describe(
         if each is None:
             say("  time: unknown (its steps follow from data that is not read yet)")
             continue
-        say(f"  time: {each:.0f} s per run ({how}), {each * left / 3600 / jobs:.2f} h for the {left} left, {jobs} at a time")
-        hours += each * left / 3600 / jobs
+        total = each * left / 3600 / jobs
+        say(f"  time: {each:.0f} s per run ({how}), {total:.2f} h for the {left} left, {jobs} at a time")
+        hours += total
     say(f"\nin all about {hours:.2f} h, as far as it is known")
     if examined.problem:
         say(f"cannot start: {examined.problem}")
@@ -91,7 +90,9 @@ def _power(study: Study, planned: Sequence[PlannedRun]) -> list[str]:
     """Returns what can be told with as many runs per level as there are."""
     lines = []
     for stage in study.metrics if study.factor else ():
-        counts = Counter(one.levels[study.factor] for one in planned if one.stage == stage and study.factor in one.levels)
+        counts = Counter(
+            one.levels[study.factor] for one in planned if one.stage == stage and study.factor in one.levels
+        )
         if len(counts) < 2:
             continue
         least, comparisons = min(counts.values()), len(counts) - 1

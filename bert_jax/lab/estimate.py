@@ -120,7 +120,9 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
     elif not is_done and (source := runs.inherit(config, workdir / one.key)) is not None:
         vocab_size = source.tokenizer.vocab_size
     elif config.task != "pretraining" and not config.data.vocab_file and not is_done:
-        raise UserError("fine-tuning needs a checkpoint (init_from, or a stage that it comes after), or data.vocab_file")
+        raise UserError(
+            "fine-tuning needs a checkpoint (init_from, or a stage that it comes after), or data.vocab_file"
+        )
     runs.check_run(config, vocab_size)
     return bert_config(config.model, config.model.vocab_size or vocab_size)
 

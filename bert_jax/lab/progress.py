@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -78,7 +79,7 @@ def summary(record: RunRecord, metrics: Mapping[str, str]) -> str:
     return f"complete, {'' if value is None else f'{name} {value:.4g}, '}{record.seconds:.0f} s"
 
 
-def say_summary(workdir: str, records: Iterable[RunRecord]) -> None:
+def say_summary(workdir: Path, records: Iterable[RunRecord]) -> None:
     """Prints how many runs of each stage have which status."""
     records = list(records)
     for stage in dict.fromkeys(record.stage for record in records):

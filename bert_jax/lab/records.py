@@ -10,7 +10,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def read_study(workdir: Path) -> StudyRecord:
     return StudyRecord(workdir, name, file, study, runs + list(_stale_runs(workdir, statuses)))
 
 
-def write_study(workdir: Path, name: str, file: str, study: Study, runs: list[PlannedRun]) -> None:
+def write_study(workdir: Path, name: str, file: str, study: Study, runs: Sequence[PlannedRun]) -> None:
     """Writes `study.json`."""
     content = {"name": name, "file": file} | asdict(study)
     content["runs"] = [asdict(run) for run in runs]

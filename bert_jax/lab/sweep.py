@@ -22,7 +22,7 @@ from bert_jax.heap import restart_with_kept_heap
 from bert_jax.lab import planning
 from bert_jax.lab.progress import Progress, say_summary
 from bert_jax.lab.records import COMPLETE, FAILED, RunRecord, read_run, write_study
-from bert_jax.lab.runners import Local, Runner, in_fork, shares, visible_gpus
+from bert_jax.lab.runners import Local, in_fork, shares, visible_gpus
 from bert_jax.lab.schedule import Schedule
 from bert_jax.lab.study import PlannedRun, Study, plan
 

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import gc
 import json
-import logging
 import multiprocessing
 import os
 import signal
