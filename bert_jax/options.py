@@ -130,6 +130,12 @@ _OPTIONS = (
     _choice("model.remat", "none", "none | dots | full", "recomputed activations; dots keeps products", "inference"),
     _choice("model.dtype", "bfloat16", "bfloat16 | float32", "of products; parameters stay float32", "inference"),
 
+    # Fine-tuning only.
+    _choice("head.layers", "last", "last | second_to_last | embeddings | last4_concat | last4_weighted | all_weighted",
+        "layers of the model that the head reads; weighted = a learned mean"),
+    _integer("head.lstm_layers", 0, "[0, 64]", "bidirectional LSTM layers below the head, new ones"),
+    _integer("head.lstm_size", None, "[1, 65536]", "units of the LSTM per direction; None = model.hidden_size"),
+
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
     _text("data.text_field", "text", "of a JSONL line or of a TFDS example", "needed"),

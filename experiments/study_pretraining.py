@@ -16,7 +16,7 @@ from experiments import base
 def get_config(arg: str = "study_data") -> ConfigDict:
     """Returns the config with the data in the folder `arg`."""
     config = base.get_config()
-    config.model.update(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=128)
+    config.model.update(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=64)
     config.model.initializer_range = 0.05  # base's 0.02 · √(768 / 128): wider sizes need less
     config.model.hidden_dropout = 0.0  # less than one pass over the text: nothing to regularise
     config.model.attention_dropout = 0.0

@@ -40,7 +40,7 @@ from bert_jax.tasks.likelihood import (
 )
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each, shapes_of
+from bert_jax.tasks.task import Batch, Description, Evaluation, Rows, Source, Sums, Task, mean_of_each, shapes_of
 
 
 class Pretraining(Task):
@@ -169,10 +169,10 @@ class Pretraining(Task):
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
 
-    def evaluate(self, model, batch, constants):
+    def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         if "text_ids" in batch:  # of minimal pairs
-            names = "text_ids", "log_probabilities"
-            return {}, dict(zip(names, (batch["text_ids"], token_log_probabilities(model, batch)), strict=True))
+            rows: Rows = {"text_ids": batch["text_ids"], "log_probabilities": token_log_probabilities(model, batch)}
+            return {}, rows
         return self.sums(model, batch, None, constants), {}
 
     def means(self, sums) -> dict[str, float]:
