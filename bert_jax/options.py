@@ -152,6 +152,7 @@ _OPTIONS = (
     _number("data.random_next_rate", 0.5, "[0, 1]", "share of nsp pairs with a random second part"),
     _number("data.short_sequence_rate", 0.1, "[0, 1]", "share of rows with a random shorter target length"),
     _switch("data.packing", False, "sequences share rows; None (fine-tuning) = where it saves time", "optional"),
+    _switch("data.isolated", True, "with packing: sequences of a row do not see each other; False is an ablation"),
     _choice("data.masking", "dynamic", "dynamic | static", "new masks in each step, or the original script's"),
     _choice("data.mask_unit", "token", "token | word | span", "what is masked as a whole"),
     _number("data.mask_rate", 0.15, "(0, 1]", "share of a row's tokens that are predicted"),

@@ -150,7 +150,10 @@ class Pretraining(Task):
     def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
         masked, first = batch["masked_positions"], batch["first_tokens"]
         positions = jnp.concatenate([first, masked], axis=1)
-        hidden = model.trunk.encode(TrunkInputs.from_batch(batch), key=key, places=positions).hidden
+        inputs = TrunkInputs.from_batch(batch)
+        if not self.config.data.isolated:
+            inputs = inputs._replace(sequence_ids=jnp.minimum(inputs.sequence_ids, 1))
+        hidden = model.trunk.encode(inputs, key=key, places=positions).hidden
         of_pairs, of_masks = jnp.split(hidden, [first.shape[1]], axis=1)
         mlm, nsp = model.heads["mlm"], model.heads["nsp"]
         vectors = mlm.vectors(of_masks)

@@ -1,10 +1,11 @@
 """What the studies share: the folder of the data, the stages of fine-tuning, and the seeds. No study by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bert_jax.config import UserError
-from bert_jax.lab.study import Axis, Points, Stage, grid, seeds
+from bert_jax.lab.study import Axis, Points, Published, Stage, Study, choice, grid, seeds
+from bert_jax.options import Value
 
 SEEDS = seeds(5)
 METRICS = {
@@ -41,3 +42,27 @@ def fine_tuning(
     """Returns a stage for each task, named by it, that fine-tunes every pretrained model once for each point."""
     base = "experiments/study_finetuning.py"
     return [Stage(f"{task}{suffix}", f"{base}:{folder / task}", grid(*axes), after) for task in tasks]
+
+
+def one_factor(
+    argument: str,
+    question: str,
+    factor: str,
+    levels: Mapping[str, Mapping[str, Value]],
+    *,
+    tasks: Sequence[str] = TASKS,
+    published: Published | None = None,
+    expected: Sequence[tuple[str, str, str]] = (),
+) -> Study:
+    """Returns a study that pretrains with each level × seed and fine-tunes every model on each task. The first level is
+    the baseline."""
+    folder = data_folder(argument)
+    return Study(
+        question=question,
+        stages=(pretraining(folder, choice(factor, levels), SEEDS), *fine_tuning(folder, tasks=tasks)),
+        factor=factor,
+        baseline=next(iter(levels)),
+        metrics={name: METRICS[name] for name in ("pretrain", *tasks)},
+        published=published,
+        expected=expected,
+    )
