@@ -28,6 +28,9 @@ def describe(study: Study, planned: Sequence[PlannedRun], workdir: Path, examine
         own = [one for one in planned if one.stage == stage.name]
         after = f", after {stage.after}" if stage.after else ""
         say(f"\n{stage.name}: {len(own)} runs of {stage.base}{after}")
+        shown = ", ".join(f"{key}={label(value)}" for key, value in stage.overrides.items())
+        if shown:
+            say(f"  all: {shown}")
         for point in stage.points:
             levels = ", ".join(f"{axis}={text}" for axis, text in point.levels.items()) or "one point"
             overrides = ", ".join(f"{key}={label(value)}" for key, value in point.overrides.items())
