@@ -50,10 +50,11 @@ class Difference:
     low: float  # its t interval
     high: float
     p: float  # two-sided
-    sd: float  # between seeds, pooled; of a paired test, of the differences
+    effect: float  # mean / sd
     test: str  # "Welch" or "paired t"
     n: int  # of the level
     n_baseline: int
+    sd: float = math.nan  # between seeds, pooled; of a paired test, that of the differences
 
     @property
     def half(self) -> float:
@@ -102,7 +103,7 @@ def welch(values: Sequence[float], baseline: Sequence[float], confidence: float 
     test = stats.ttest_ind(x, y, equal_var=False)
     interval = test.confidence_interval(confidence)
     ends = float(interval.low), float(interval.high)
-    return Difference(mean, *ends, float(test.pvalue), pooled, "Welch", *sizes)
+    return Difference(mean, *ends, float(test.pvalue), mean / pooled, "Welch", *sizes, pooled)
 
 
 def paired(values: Sequence[float], baseline: Sequence[float], confidence: float = 1 - ALPHA) -> Difference:
@@ -119,7 +120,7 @@ def paired(values: Sequence[float], baseline: Sequence[float], confidence: float
     test = stats.ttest_rel(x, y)
     interval = test.confidence_interval(confidence)
     ends = float(interval.low), float(interval.high)
-    return Difference(mean, *ends, float(test.pvalue), sd, "paired t", *sizes)
+    return Difference(mean, *ends, float(test.pvalue), mean / sd, "paired t", *sizes, sd)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
