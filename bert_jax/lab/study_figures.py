@@ -60,7 +60,9 @@ def intervals(comparisons: Sequence[Comparison], titles: Sequence[str], scales: 
                     axis.plot(ends, (row, row), color=colour, linewidth=2, solid_capstyle="round")
                 axis.scatter([scale.factor * level.summary.mean], [row], s=30, color=colour, zorder=3, linewidths=0)
             is_first = number % _COLUMNS == 0
-            axis.set_yticks(range(len(labels)), [shorten(label) for label in labels] if is_first else [""] * len(labels))
+            axis.set_yticks(
+                range(len(labels)), [shorten(label) for label in labels] if is_first else [""] * len(labels)
+            )
             axis.set_ylim(len(labels) - 0.4, -0.6)
             axis.tick_params(axis="y", length=0)
             look.finish(axis, titles[number], scale.name, "x")
@@ -78,13 +80,14 @@ def curves(panels: Sequence[Curves], name: str) -> bytes:
                 if not len(steps):
                     continue
                 mean, half = panel.scale.factor * mean, panel.scale.factor * half
-                dashes = _DASHES[number // len(COLOURS) % len(_DASHES)]
                 axis.fill_between(steps, mean - half, mean + half, color=_colour(number), alpha=0.16, linewidth=0)
                 marker = "o" if len(steps) == 1 else ""
-                axis.plot(steps, mean, dashes, color=_colour(number), linewidth=1.6, marker=marker, markersize=4)
+                axis.plot(
+                    steps, mean, _dashes(number), color=_colour(number), linewidth=1.6, marker=marker, markersize=4
+                )
             axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
             look.finish(axis, panel.title, "step", "y")
-        look.legend([(shorten(label, 40), _colour(i), _DASHES[i // len(COLOURS) % 4]) for i, label in enumerate(labels)])
+        look.legend([(shorten(label, 40), _colour(i), _dashes(i)) for i, label in enumerate(labels)])
         return look.svg(name)
 
 
@@ -104,6 +107,10 @@ def mean_and_band(
 
 def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
+
+
+def _dashes(number: int) -> str:
+    return _DASHES[number // len(COLOURS) % len(_DASHES)]
 
 
 class _Look:
