@@ -129,9 +129,8 @@ def to_markdown(document: Document, name_of: Callable[[Picture], str]) -> str:
 
     paragraphs = [f"# {_plain(document.title)}", _plain(document.kicker)]
     for part in document.parts:
-        if part.blocks:
-            paragraphs += [f"## {_plain(part.title)}", _plain(part.note)]
-            paragraphs += [text for one in part.blocks for text in block(one)]
+        texts = [text for one in part.blocks for text in block(one)]
+        paragraphs += [f"## {_plain(part.title)}", _plain(part.note), *texts] if texts else []
     return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
@@ -177,8 +176,8 @@ def _signed(line: Cell, write: Callable[[str], str]) -> str:
 def _plain(text: str) -> str:
     """Returns a text that Markdown shows as it is, on one line."""
     text = " ".join(_visible(text).split())
-    text = re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", text)
-    return re.sub(r"^(?=[-+=])|(?<=^\d)(?=[.)])", r"\\", text)  # else a list, or an underlined heading
+    text = re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text)
+    return re.sub(r"^(\d*)(?=[-+.)](\s|$)|[-=]+$)", r"\1\\", text)  # else a list, a rule or an underlined heading
 
 
 def _markdown_table(table: Table) -> str:
@@ -207,8 +206,8 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 _LATEX |= {">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "-": "{-}", "`": r"\textasciigrave{}"}
 _LATEX |= {"'": r"\textquotesingle{}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 _LATEX |= {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "–": "--"}
-_LATEX |= {"…": r"\dots{}", "→": r"$\to$", "≈": r"$\approx$"}
-_LATEX |= {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "²": r"\textsuperscript{2}", "°": r"\textdegree{}", " ": "~"}
+_LATEX |= {"…": r"\dots{}", "→": r"$\to$", "≈": r"$\approx$", "’": "'", "‘": "`", "“": "``", "”": "''", "—": "---"}
+_LATEX |= {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "²": r"\textsuperscript{2}", "°": r"\textdegree{}", "\u00a0": "~"}
 
 
 def _latex(text: str) -> str:

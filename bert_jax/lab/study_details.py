@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import UserError
@@ -12,14 +12,14 @@ from bert_jax.lab.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.plots import series
 from bert_jax.lab.provenance import read_environments
 from bert_jax.lab.records import COMPLETE, STATUSES, RunRecord, StudyRecord
+from bert_jax.lab.study import Study
 from bert_jax.lab.study_figures import Curves, Scale
 from bert_jax.tasks.sections import PROBLEM, Cell, Table
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 from bert_jax.training.metrics_log import Record, read_metrics
 
-_MOST_PANELS = 3  # of curves per stage
 _PRETRAINING = ("mlm_loss", "mlm_accuracy", "nsp_accuracy")
-_DAMAGED = "cannot be read"
+_DAMAGED, _UNKNOWN = "cannot be read", "as the base"
 
 
 def describe_details(record: StudyRecord) -> list[Part]:
@@ -67,33 +67,38 @@ def _environments(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _curves(record: StudyRecord) -> list[Block]:
-    """Returns a picture for each stage with its most telling metrics, a panel for each setting of the other axes."""
-    factor, blocks = record.study.factor, []
+    """Returns a picture of the metrics that the study compares, and one for each of the other stages."""
+    compared, blocks = [], []
     for stage in record.study.stages:
         runs = [run for run in record.of(stage.name) if run.status == COMPLETE]
-        lines = {run.key: read_metrics(run.folder / "metrics.jsonl") for run in runs}
-        panels = []
-        for where in dict.fromkeys(_where(run, factor) for run in runs):
-            some = [run for run in runs if _where(run, factor) == where]
-            names = _telling(
-                [line for run in some for line in lines[run.key]], record.study.metrics.get(stage.name, "")
-            )
-            title = " · ".join([stage.name, *(f"{axis} = {label}" for axis, label in where)])
-            panels += [_panel(title, name, some, lines, factor) for name in names]
-        if panels:
-            image = study_figures.curves(panels, f"curves-{stage.name}")
-            blocks.append(Picture(image, f"curves of the runs of {stage.name}", f"curves-{stage.name}"))
+        panels = list(_panels(stage.name, runs, record.study))
+        if stage.name in record.study.metrics:
+            compared += panels
+        elif panels:
+            name = f"curves-{stage.name}"
+            blocks.append(Picture(study_figures.curves(panels, name), f"curves of the runs of {stage.name}", name))
+    if compared:
+        blocks.append(Picture(study_figures.curves(compared, "curves"), "curves of the metrics compared", "curves"))
     return blocks
 
 
-def _panel(title: str, name: str, runs: Sequence[RunRecord], lines: Mapping[str, list[Record]], factor: str) -> Curves:
-    drawn: dict[str, list] = {}
-    for run in runs:
-        drawn.setdefault(run.levels.get(factor, "all runs"), []).append(series(lines[run.key], "eval", name))
+def _panels(stage: str, runs: Sequence[RunRecord], study: Study) -> Iterator[Curves]:
+    """Yields a panel for each setting of the axes that are neither the factor nor seeds, and each telling metric."""
+    lines = {run.key: read_metrics(run.folder / "metrics.jsonl") for run in runs}
+    for where in dict.fromkeys(_where(run, study.factor) for run in runs):
+        some = [run for run in runs if _where(run, study.factor) == where]
+        title = " · ".join([stage, *(f"{axis} = {label}" for axis, label in where)])
+        for name in _telling([line for run in some for line in lines[run.key]], study.metrics.get(stage, "")):
+            drawn: dict[str, list] = {}
+            for run in some:
+                label = run.levels.get(study.factor, "all runs")
+                drawn.setdefault(label, []).append(series(lines[run.key], "eval", name))
+            yield Curves(f"{title}: {name.replace('_', ' ')}", drawn, _scale(name, drawn))
+
+
+def _scale(name: str, drawn: Mapping[str, list]) -> Scale:
     largest = max((abs(x) for some in drawn.values() for _, values in some for x in values), default=0.0)
-    factor_of = 100.0 if largest <= 1 and not name.endswith(LOWER_IS_BETTER) else 1.0
-    shown = name.replace("_", " ") + (", ×100" if factor_of > 1 else "")
-    return Curves(f"{title}: {shown}", drawn, Scale(factor_of, 1, shown))
+    return Scale(100.0 if largest <= 1 and not name.endswith(LOWER_IS_BETTER) else 1.0, 1, name)
 
 
 def _where(run: RunRecord, factor: str) -> tuple[tuple[str, str], ...]:
@@ -102,12 +107,12 @@ def _where(run: RunRecord, factor: str) -> tuple[tuple[str, str], ...]:
 
 
 def _telling(lines: Iterable[Record], metric: str) -> list[str]:
-    """Returns the metrics of validation whose curves are drawn: the study's, those of pretraining, BLiMP's, the
-    loss."""
+    """Returns the metrics of validation whose curves are drawn: the one that is compared, or else those of pretraining
+    and BLiMP, or else the loss."""
     found = {name for line in lines if line["split"] == "eval" for name in line}
     blimp = sorted((name for name in found if name.startswith("blimp")), key=len)[:1]
-    names = [metric.partition(".")[2], *(name for name in _PRETRAINING if name in found), *blimp, "loss"]
-    return [name for name in dict.fromkeys(names) if name in found][:_MOST_PANELS]
+    names = [metric.partition(".")[2]] if metric else [*_PRETRAINING, *blimp]
+    return [name for name in dict.fromkeys(names) if name in found] or [name for name in ("loss",) if name in found]
 
 
 def _keys(record: StudyRecord) -> list[Block]:
@@ -139,8 +144,8 @@ def _value(run: RunRecord, key: str, config: Any) -> str:
     if key in run.overrides:
         return str(run.overrides[key])
     for name in key.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return "as the base" if config is None else str(config)
+        config = config.get(name, _UNKNOWN) if isinstance(config, dict) else _UNKNOWN
+    return str(config)
 
 
 def _cost(record: StudyRecord, environments: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
