@@ -235,11 +235,14 @@ def _latex_table(table: Table) -> str:
 
 
 def _width(table: Table, column: int) -> str:
-    """Returns the type of a column of texts: one whose long texts are broken into lines has a width."""
-    longest = max(
-        (len(_words(c.text if isinstance(c, Cell) else c)) for row in table.rows for c in [row[column]]), default=0
-    )
-    return "l" if longest <= 40 else r"p{0.45\linewidth}"
+    """Returns the type of a column of texts: one with long texts has a width, at which its lines are broken."""
+    cells = (row[column] for row in table.rows)
+    longest = max((len(_words(_whole(cell))) for cell in cells), default=0)
+    return "l" if longest <= 36 else rf"p{{{0.28 if len(table.header) > 4 else 0.45}\linewidth}}"
+
+
+def _whole(cell: str | Cell | Marked) -> str | Marked:
+    return f"{cell.text} {cell.note}" if isinstance(cell, Cell) else cell
 
 
 def _latex_cell(cell: str | Cell | Marked) -> str:

@@ -35,6 +35,7 @@ td:first-child, th:first-child { padding-left: 0 } td:last-child, th:last-child 
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .best { font-weight: 700 } .better { color: var(--better) } .worse { color: var(--worse) }
 .unclear { color: var(--unclear) } .problem { color: var(--worse); font-weight: 600 }
+td.better, td.worse, td.unclear, td.problem { min-width: 6.2rem }
 ul.verdicts { list-style: none; padding: 0; margin: .6rem 0 }
 ul.verdicts li { padding: .42rem .8rem; margin: .35rem 0; border-left: 4px solid currentColor; max-width: 52rem;
   background: var(--panel); border-radius: 0 4px 4px 0 } ul.verdicts li > span { color: var(--ink) }
