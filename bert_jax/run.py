@@ -20,7 +20,8 @@ from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
-from bert_jax.lab.report import write_report
+from bert_jax.lab.provenance import Provenance, digest_of
+from bert_jax.lab.run_page import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
 from bert_jax.options import Value
 from bert_jax.sharding import check_heads, make_mesh, place
@@ -165,7 +166,7 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
         if (workdir / "seeds.json").exists():
             raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
         task = task_class(config.task).with_data(config, source)
-    observers: list[Observer] = [Throughput(), ledger]
+    observers: list[Observer] = [Throughput(), ledger, Provenance(workdir, source.parameters if source else "")]
     observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
     finished = train(task, config, workdir, observers)
     on_first_process(lambda: plot_run(workdir))
@@ -199,7 +200,7 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
         item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(config.init_from))
     saved = from_json_dict(item["config"])
     inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
-    return Source(tokenizer, saved.task, item["task"])
+    return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
 
 def _explain_init_from(path: str) -> NoReturn:

@@ -30,6 +30,7 @@ REASONS = {
     ("experiment.py", "exec"): "the config file that the user names",
     ("experiment.py", "compile"): "the config file that the user names",
     ("lab/compile.py", "subprocess.run"): "the same program once more, for another device",
+    ("lab/provenance.py", "subprocess.run"): "git, in the folder of this code",
     ("tasks/__init__.py", ".import_module"): "a class of ours, or the one that the user names",
     ("data/text/tfds_names.py", ".import_module"): "a module of TFDS, by a name of the user's",
     ("data/pretraining/workers.py", "pickle.loads"): "what the line itself pickled",

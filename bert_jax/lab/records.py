@@ -7,7 +7,6 @@
 `read_study` is for reports: it changes nothing, and believes nothing that it reads to be more than data.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 
 from bert_jax.config import UserError
 from bert_jax.files import is_locked, write_atomically
-from bert_jax.lab.study import Distribution, PlannedRun, Point, Published, Search, Stage, Study
+from bert_jax.lab.space import Distribution, Search
+from bert_jax.lab.study import PlannedRun, Point, Published, Stage, Study
 from bert_jax.options import Value
 
 STUDY, RECORD = "study.json", "sweep.json"
@@ -208,13 +208,14 @@ def _study_from_json(content: Mapping[str, Any]) -> Study:
             str(stage["base"]),
             tuple(Point(dict(point["levels"]), dict(point["overrides"])) for point in stage["points"]),
             str(stage["after"]),
+            dict(stage.get("overrides", {})),
         )
         for stage in content["stages"]
     )
     published, search = content.get("published"), content.get("search")
-    with contextlib.suppress(KeyError):  # one without a search
-        space = search["space"].items() if search else ()
-        search = search and Search(**search | {"space": {name: Distribution(**one) for name, one in space}})
+    if search is not None:
+        space = {name: Distribution(**one) for name, one in search["space"].items()}
+        search = Search(**search | {"space": space})
     return Study(
         str(content["question"]),
         stages,

@@ -1,110 +1,171 @@
-"""The page of results of a run with predictions: predictions/validation.jsonl and report.html.
+"""The report of a study, or of one run, from its folder.
 
-The page is one file that needs no other and no network: style and pictures are inside.
+    python -m bert_jax.lab.report runs/objectives                       # runs/objectives/report.html
+    python -m bert_jax.lab.report runs/objectives --output=table.tex    # .html, .md, .csv or .tex
+    python -m bert_jax.lab.report runs/one                              # the page of one run
+
+A page of HTML is one file and loads nothing. Markdown has its pictures beside it. A CSV has one line per run. The exit
+status is 0 when the work is done and 2 for a mistake that you can correct (one line).
 """
 
-import base64
-import functools
-import html
-import json
-import logging
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from ml_collections import ConfigDict
+from bert_jax.command import Parser, run_command, say
+from bert_jax.config import UserError
+from bert_jax.files import write_atomically
 
-from bert_jax.lab import plots
-from bert_jax.tasks.sections import Confusions, Marked, Report, Scatter, Section, Table, ThresholdCurve
-from bert_jax.training.metrics_log import read_metrics
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-_KEYS = (
-    *("task", "init_from", "seed", "data.train", "data.validation", "data.sequence_length", "data.long_texts"),
-    *("train.epochs", "train.batch_size", "optimizer.learning_rate", "checkpoint.best_metric"),
-    *("model.num_hidden_layers", "model.hidden_size"),
-)
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse } td, th { padding: .25rem .7rem; text-align: left; vertical-align: top }
-th { border-bottom: 2px solid #bbb } td { border-bottom: 1px solid #e4e4e4; overflow-wrap: anywhere }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-img { max-width: 100% } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto } .note { color: #666 }
-mark { background: #fde2dd } b { color: #1c6b3c }
-"""
+    from bert_jax.lab.documents import Document
+    from bert_jax.lab.records import StudyRecord
+    from bert_jax.tasks.sections import Report
+
+FORMATS = (".html", ".md", ".csv", ".tex")
+_OURS = ("study.json", "sweep.json", "config.json", "metrics.jsonl", "log.txt", "seeds.json")
 
 
-def write_report(
-    report: Report, metrics: Mapping[str, float], config: ConfigDict, workdir: Path, overrides: Mapping[str, Any] | None
-) -> Path:
-    """Writes the page of an evaluation of validation and returns its path. `overrides` are the keys set on the command
-    line."""
-    folder = workdir / "predictions"
-    folder.mkdir(exist_ok=True)
-    with (folder / "validation.jsonl").open("w", encoding="utf-8") as file:
-        for record in report.records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    values = [[name, f"{value:.4f}"] for name, value in metrics.items()]
-    settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
-    command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
-    curve = plots.learning_curve(read_metrics(workdir / "metrics.jsonl"), config.checkpoint.best_metric)
-    parts = [
-        _section("Best checkpoint on validation", _table(Table(["metric", "value"], values, {1}))),
-        _section("Run", _table(Table(["key", "value"], settings))),
-        _section("Set on the command line", f"<pre>{html.escape(command)}</pre>") if command else "",
-        _section("Learning curve", _picture(curve, "learning curve")) if curve else "",
-        *(_section(section.title, *_drawn(section)) for section in report.sections),
-    ]
-    resolved = html.escape(json.dumps(config.to_dict(), indent=2))
-    parts.append(f"<h2>Config</h2><details><summary>all keys</summary><pre>{resolved}</pre></details>")
-    title = html.escape(f"{config.task}: {workdir.name}")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    body = "\n".join([f"<h1>{title}</h1>", *filter(None, parts)])
-    page = workdir / "report.html"
-    text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}\n</body></html>\n'
-    page.write_text(text, encoding="utf-8")
-    logging.info("report: %s", page)
-    return page
+def main(argv: list[str]) -> int:
+    """Writes the report and prints its path. Heavy imports wait until the flags are known to be right."""
+    parser = Parser("bert_jax.lab.report", __doc__ or "")
+    parser.usage = "python -m bert_jax.lab.report FOLDER [--output=FILE]"
+    parser.flag("output", "", "file to write: .html, .md, .csv or .tex [FOLDER/report.html]", metavar="FILE")
+    parser.flag("debug", False, "show the traceback of an error")
+    flags, rest = parser.parse(argv)
+    folders = [word for word in rest if not word.startswith("-")]
+    for word in rest:
+        if word.startswith("-"):
+            parser.refuse(word)
+    if len(folders) != 1:
+        given = f"{len(folders)} folders are given" if folders else "the folder is missing"
+        raise UserError(f"{given}; give one, the --workdir of a sweep or of a run, e.g. runs/objectives")
+    say(f"report: {write(Path(folders[0]), flags['output'])}")
+    return 0
 
 
-def _drawn(section: Section) -> tuple[str, str]:
-    """Returns the HTML of a section's body, and its note."""
-    match section.body:
-        case Table() as table:
-            return _table(table), section.note
-        case Confusions() as counts:
-            png, explanation = plots.confusion_matrix(*counts)
-            return _picture(png, "confusion matrix"), section.note or explanation
-        case Scatter() as points:
-            return _picture(plots.scatter(*points), "predicted against given numbers"), section.note
-        case ThresholdCurve() as curve:
-            return _picture(plots.threshold_curve(*curve), "threshold curve"), section.note
-        case _:
-            return "", section.note
+def write(folder: Path, output: str = "") -> Path:
+    """Writes the report of the study or run in a folder and returns its path. Raises UserError."""
+    from bert_jax.lab.records import STUDY
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the --workdir of a sweep or of a run")
+    path = Path(output) if output else folder / "report.html"
+    is_study = (folder / STUDY).exists()
+    if not is_study and not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} holds neither a study (study.json) nor a run (config.json); give the --workdir of one"
+        )
+    _check_output(path, folder, is_study)
+    try:
+        return _write_study(folder, path) if is_study else _write_run(folder, path)
+    except OSError as problem:
+        raise UserError(f"--output {path} cannot be written ({problem.strerror}); choose another file") from problem
 
 
-def _section(title: str, body: str, note: str = "") -> str:
-    return f"<h2>{html.escape(title)}</h2>" + (f'<p class="note">{html.escape(note)}</p>' if note else "") + body
+def _check_output(path: Path, folder: Path, is_study: bool) -> None:
+    """Raises UserError for an output of no known form, or that would replace what a run or the sweep has written."""
+    from bert_jax.inference.output import check_output
+
+    inside = path.resolve().parent
+    if is_study and inside != folder.resolve() and inside.is_relative_to(folder.resolve()):
+        raise UserError(f"--output {path} is inside of a run of the study; choose a file in {folder} or elsewhere")
+    depth = ("*/*/" if is_study else "", "")
+    check_output(str(path), FORMATS, [file for name in _OURS for at in depth for file in folder.glob(f"{at}{name}")])
 
 
-def _picture(png: bytes, description: str) -> str:
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _write_study(folder: Path, path: Path) -> Path:
+    from bert_jax.lab.records import read_study
+
+    record = read_study(folder)
+    if path.suffix == ".csv":
+        return _write_text(path, _csv(record))
+    from bert_jax.lab.study_report import describe_study
+
+    return write_document(path, describe_study(record))
 
 
-def _table(table: Table) -> str:
-    def line(cells: Sequence[str | Marked], tag: str) -> str:
-        kinds = (' class="number"' if column in table.numbers else "" for column in range(len(cells)))
-        texts = (_marked(cell) if isinstance(cell, Marked) else html.escape(cell) for cell in cells)
-        inside = "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
-        return f"<tr>{inside}</tr>"
+def _write_run(folder: Path, path: Path) -> Path:
+    from bert_jax.config import read_config
+    from bert_jax.lab.run_page import describe_run
+    from bert_jax.training.checkpoint import choose_checkpoint, has_checkpoint
+    from bert_jax.training.metrics_log import read_metrics
 
-    return f"<table>{line(table.header, 'th')}{''.join(line(row, 'td') for row in table.rows)}</table>"
+    config = read_config(folder / "config.json")
+    report, metrics = None, {}
+    if has_checkpoint(str(folder)):
+        best = choose_checkpoint(str(folder))
+        lines = read_metrics(folder / "metrics.jsonl")
+        found = [line for line in lines if line["split"] == "eval" and line["step"] == int(best.name)]
+        metrics = {name: value for line in found for name, value in line.items() if name not in ("step", "split")}
+        report, metrics = _evaluated(config, folder, str(best)) or (None, metrics)
+    if path.suffix == ".csv":
+        return _write_text(path, _as_csv([{"run": folder.name, "task": config.task} | metrics]))
+    return write_document(path, describe_run(report, metrics, config, folder))
 
 
-def _marked(cell: Marked) -> str:
-    return " ".join(
-        html.escape(word)
-        if tag == other
-        else f"<mark>{html.escape(word)}/<b>{html.escape(tag)}</b>/{html.escape(other)}</mark>"
-        for word, tag, other in zip(*cell, strict=True)
-    )
+def _evaluated(config: "ConfigDict", folder: Path, best: str) -> "tuple[Report | None, Mapping[str, float]] | None":
+    """Returns the task's part of the page and the metrics on validation; None for a task without predictions, or one
+    whose class is code outside bert_jax."""
+    from bert_jax.run import evaluate_checkpoint, start_run
+    from bert_jax.tasks import may_import, task_class
+
+    if not may_import(config.task, "") or not task_class(config.task).makes_predictions:
+        return None
+    task = task_class(config.task).with_data(config, start_run(config, folder))
+    evaluation = evaluate_checkpoint(task, config, best, "best")[0].get("validation")
+    return (task.report(evaluation), evaluation.metrics) if evaluation else None
+
+
+def write_document(path: Path, document: "Document") -> Path:
+    """Writes a document in the form that the path's suffix says, and returns the path."""
+    from bert_jax.lab.documents import Picture, to_html, to_latex, to_markdown
+
+    if path.suffix == ".html":
+        return _write_text(path, to_html(document))
+    if path.suffix == ".tex":
+        return _write_text(path, to_latex(document))
+
+    def name_of(picture: Picture) -> str:
+        """Writes the picture beside the text."""
+        suffix = "png" if picture.image.startswith(b"\x89PNG") else "svg"
+        file = path.with_name(f"{path.stem}.{picture.name}.{suffix}")
+        write_atomically(file, picture.image)
+        return quote(file.name)
+
+    return _write_text(path, to_markdown(document, name_of))
+
+
+def _write_text(path: Path, text: str) -> Path:
+    write_atomically(path, text)
+    return path
+
+
+def _csv(record: "StudyRecord") -> str:
+    """Returns a table with one line per run: its levels, how it fared, and every metric of its result."""
+    rows = []
+    for run in record.runs:
+        row: dict[str, object] = {"study": record.name, "stage": run.stage, "run": run.name, "after": run.after}
+        row |= {f"level.{axis}": label for axis, label in run.levels.items()}
+        row |= {"status": run.status, "error": run.error, "attempts": run.attempts, "seconds": run.seconds}
+        row |= {"host": run.host, "devices": run.devices, "started": run.started}
+        row |= {f"{split}.{name}": value for split, metrics in run.result.items() for name, value in metrics.items()}
+        rows.append(row)
+    return _as_csv(rows)
+
+
+def _as_csv(rows: "Sequence[Mapping[str, object]]") -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -34,9 +34,9 @@ class Runner(Protocol):
 
     def running(self) -> Sequence[PlannedRun]: ...
 
-    def wait(self, seconds: float) -> list[tuple[PlannedRun, int | None]]:
-        """Returns the runs that have ended, with the exit status of each (negative: the signal that killed it; None if
-        its process was lost through no fault of its own); [] if none does within so many seconds."""
+    def wait(self, seconds: float) -> list[tuple[PlannedRun, str | None]]:
+        """Returns the runs that have ended and how the process of each did ("ended with status 2"), None if it was lost
+        through no fault of its own; [] if none ends within so many seconds."""
         ...
 
     def stop(self, planned: PlannedRun, *, at_once: bool = False) -> None:
@@ -69,14 +69,14 @@ class Local:
     def running(self) -> Sequence[PlannedRun]:
         return [planned for _, planned, _ in self.processes.values()]
 
-    def wait(self, seconds: float) -> list[tuple[PlannedRun, int | None]]:
+    def wait(self, seconds: float) -> list[tuple[PlannedRun, str | None]]:
         ended = []
         for sentinel in wait(list(self.processes), seconds):
             process, planned, share = self.processes.pop(sentinel)  # type: ignore[arg-type]
             process.join()
             with contextlib.suppress(ProcessLookupError):  # its own children, which it may have left behind
                 os.killpg(process.pid, signal.SIGKILL)
-            ended.append((planned, None if process.exitcode == _LOST else process.exitcode))
+            ended.append((planned, _how(process.exitcode)))
             self.free.append(share)
         return ended
 
@@ -87,6 +87,15 @@ class Local:
             if one == planned:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL if at_once or is_new else signal.SIGTERM)
+
+
+def _how(status: int) -> str | None:
+    if status == _LOST:
+        return None
+    if status >= 0:
+        return f"ended with status {status}"
+    why = " (is the memory too small?)" if status == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-status).name}{why}"
 
 
 def shares(jobs: int, gpus: Sequence[str] = ()) -> list[tuple[tuple[int, ...], dict[str, str]]]:

@@ -32,6 +32,7 @@ from bert_jax.lab.study import PlannedRun
 DISK_FULL = "the disk is full"  # how the error of a run begins that another run would meet as well
 _TICK = 0.5  # seconds
 _RETRIES = 2  # of a run whose process was killed before it got further than the one before
+_MOST_LOST = 20
 _LEAST_DISK = 1 << 20  # bytes
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -71,6 +72,7 @@ class Schedule:
         self.crashes: Counter[str] = Counter()
         self.newest: dict[str, int] = {}
         self.given_up: set[str] = set()
+        self.lost = 0
         self.signal: int | None = None
         self.problem: UserError | None = None
 
@@ -81,8 +83,8 @@ class Schedule:
                 if not self._is_stopping():
                     self._start()
                 ended = self.runner.wait(_TICK)
-                for planned, status in ended:
-                    self._note_end(planned, status)
+                for planned, how in ended:
+                    self._note_end(planned, how)
                 if self.trials is not None:
                     self._prune(self.trials)
                 self.progress.show(self.records.values())
@@ -133,11 +135,12 @@ class Schedule:
             return False
         return not one.after or self.records[one.after].status == COMPLETE or self._is_open(self.planned[one.after])
 
-    def _note_end(self, planned: PlannedRun, status: int | None) -> None:
+    def _note_end(self, planned: PlannedRun, how: str | None) -> None:
         record = read_run(self.workdir, planned)
         if record.status not in (COMPLETE, FAILED):
-            record = self._interrupted(planned, record, status)
+            record = self._interrupted(planned, record, how)
         self.records[planned.key] = record
+        self.progress.show(self.records.values())
         if record.status == COMPLETE:
             self.progress.tell(record, summary(record, self.progress.metrics))
         elif record.status == FAILED:
@@ -145,9 +148,9 @@ class Schedule:
         if self.trials is not None and record.status in (COMPLETE, FAILED, PRUNED):
             self.trials.tell(planned, record)
 
-    def _interrupted(self, planned: PlannedRun, record: RunRecord, status: int | None) -> RunRecord:
+    def _interrupted(self, planned: PlannedRun, record: RunRecord, how: str | None) -> RunRecord:
         """Returns the record of a run that has ended without a result: one that continues, or that has failed."""
-        key, how = planned.key, _how(status)
+        key = planned.key
         if key in self.given_up:
             record = replace(record, status=PRUNED, error=f"pruned at step {newest_step(record.folder)}")
             write_record(record)
@@ -160,7 +163,11 @@ class Schedule:
         if record.error.startswith(DISK_FULL) or shutil.disk_usage(self.workdir).free < _LEAST_DISK:
             self._end_with(UserError(f"{self.workdir}: {DISK_FULL}; free some space and start the same command again"))
             return record
-        if status is None:
+        if how is None:
+            self.lost += 1
+            if self.lost == _MOST_LOST:
+                text = f"the server that starts the runs was lost {self.lost} times; look for what kills it"
+                self._end_with(UserError(f"{text}, such as too little memory"))
             return record
         step = newest_step(record.folder)
         self.crashes[key] = 1 if step > self.newest[key] else self.crashes[key] + 1
@@ -201,10 +208,3 @@ class Schedule:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _how(status: int | None) -> str:
-    if status is not None and status < 0:
-        why = " (is the memory too small?)" if status == -signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-status).name}{why}"
-    return f"ended with status {status}"

@@ -12,9 +12,9 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bert_jax.command import Parser, run_command
+from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError
 from bert_jax.experiment import load_from_file, split_argument
 from bert_jax.files import only_writer
@@ -22,9 +22,13 @@ from bert_jax.heap import restart_with_kept_heap
 from bert_jax.lab import planning
 from bert_jax.lab.progress import Progress, say_summary
 from bert_jax.lab.records import COMPLETE, FAILED, RunRecord, read_run, write_study
-from bert_jax.lab.runners import Local, in_fork, shares, visible_gpus
+from bert_jax.lab.runners import Local, Runner, in_fork, shares, visible_gpus
 from bert_jax.lab.schedule import Schedule
-from bert_jax.lab.study import PlannedRun, Study, plan
+from bert_jax.lab.slurm import Slurm
+from bert_jax.lab.study import PlannedRun, Study, plan, probes
+
+if TYPE_CHECKING:
+    from bert_jax.lab.search import OptunaTrials
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +63,7 @@ def load_study(text: str) -> Study:
     it."""
 
     def check(study: Study) -> Study:
-        plan(study)
+        plan(study)  # raises for what cannot be made
         return study
 
     return load_from_file(text, "study", Study, check)
@@ -79,17 +83,19 @@ def sweep(
     rerun: str = "",
 ) -> int:
     """Makes the runs of a study, or with `dry_run` says what they need. Returns the exit status."""
-    planned = plan(study)
+    if study.search is not None and (only or rerun):
+        raise UserError("--only and --rerun are for runs that a study names; a search makes up its own")
+    planned = plan(study) if study.search is None else probes(study.search, study.stages[0])
     configs = planning.resolve(study, planned, workdir)
     before = planning.read_before(workdir, name)
     devices = visible_gpus() if gpus else []
     jobs = 1 if slurm else max(jobs, len(devices))
-    environment = shares(jobs, devices)[0][1]
     wanted = planning.with_parents(planned, planning.matching(planned, only, "--only")) if only else None
     with contextlib.nullcontext() if dry_run else _alone_in(workdir):
         again = planning.to_make_again(planned, workdir, rerun)
         _refuse_changes(planning.changed_keys(workdir, planned, configs), again)
         requests = _requests(study, planned, configs, workdir, again)
+        environment = shares(jobs, devices)[0][1]
         examined = in_fork(_examine, workdir, requests, jobs, dry_run, environment=environment)
         if dry_run:
             from bert_jax.lab.dry_run import describe
@@ -98,15 +104,68 @@ def sweep(
             return 0
         if examined.problem:
             raise UserError(examined.problem)
-        planning.tell_changes(planned, before)
-        _write(study, name, file, workdir, planned, configs, again, jobs)
-        runner = Local(workdir, jobs, devices)
-        schedule = Schedule(workdir, planned, runner, Progress(study, jobs), wanted)
+        writer = _Writer(study, name, file, workdir, jobs)
+        trials = None if study.search is None else _trials(study, name, workdir, writer)
+        if trials is None:
+            planning.tell_changes(planned, before)
+            for one in planned:
+                if one.key in again:
+                    planning.reset(workdir, one, anew=read_run(workdir, one).status != FAILED or rerun != FAILED)
+        else:
+            planned = trials.planned()
+            configs = planning.resolve(study, planned, workdir)
+        writer.write(planned, configs)
+        runner = _runner(workdir, planned, slurm, jobs, devices)
+        schedule = Schedule(workdir, planned, runner, Progress(study, jobs), wanted, trials)
         try:
             stopped_by = schedule.run()
         finally:
             schedule.progress.close()
+    if trials is not None:
+        say(trials.best())
     return _finish(workdir, list(schedule.records.values()), stopped_by)
+
+
+def _trials(study: Study, name: str, workdir: Path, writer: "_Writer") -> "OptunaTrials":
+    from bert_jax.lab.search import OptunaTrials  # an extra
+
+    return OptunaTrials(study, name, workdir, writer.admit)
+
+
+def _runner(workdir: Path, planned: Sequence[PlannedRun], slurm: str, jobs: int, devices: Sequence[str]) -> Runner:
+    if not slurm:
+        return Local(workdir, jobs, devices)
+    runner = Slurm(workdir, slurm)
+    runner.adopt(planned)
+    return runner
+
+
+class _Writer:
+    """Writes the study, and what the processes of its runs read."""
+
+    def __init__(self, study: Study, name: str, file: str, workdir: Path, jobs: int):
+        self.study, self.name, self.file, self.workdir = study, name, file, workdir
+        self.workers = max(1, len(shares(jobs)[0][0])) if jobs > 1 else None  # not by the cores of the whole machine
+        self.planned: list[PlannedRun] = []
+
+    def write(self, planned: Sequence[PlannedRun], configs: planning.Configs) -> None:
+        """Writes the study of these runs, and the requests of those that are not complete."""
+        self.planned = list(planned)
+        write_study(self.workdir, self.name, self.file, self.study, self.planned)
+        for one in planned:
+            config = configs[one.key]
+            if self.workers is not None and config.data.workers is None:
+                config.data.workers = self.workers
+            if read_run(self.workdir, one).status != COMPLETE:
+                planning.write_request(self.workdir, one, config, self._metric(one.stage))
+
+    def admit(self, one: PlannedRun) -> None:
+        """Adds a run to the study."""
+        if one.key not in {other.key for other in self.planned}:
+            self.write([*self.planned, one], planning.resolve(self.study, [*self.planned, one], self.workdir))
+
+    def _metric(self, stage: str) -> str:
+        return self.study.metrics.get(stage, "" if self.study.search is None else self.study.search.metric)
 
 
 @contextlib.contextmanager
@@ -152,29 +211,6 @@ def _examine(workdir: Path, requests: Sequence[Any], jobs: int, timed: bool) -> 
     from bert_jax.lab.estimate import Request, examine  # jax, in a process of its own
 
     return examine(workdir, [Request(*request) for request in requests], jobs, timed)
-
-
-def _write(
-    study: Study,
-    name: str,
-    file: str,
-    workdir: Path,
-    planned: Sequence[PlannedRun],
-    configs: planning.Configs,
-    again: frozenset[str],
-    jobs: int,
-) -> None:
-    """Writes the study and what its runs read. What is made again is moved aside, unless it has only failed."""
-    for one in planned:
-        if one.key in again:
-            planning.reset(workdir, one, anew=read_run(workdir, one).status != FAILED)
-    write_study(workdir, name, file, study, planned)
-    for one in planned:
-        config = configs[one.key]
-        if jobs > 1 and config.data.workers is None:
-            config.data.workers = max(1, len(shares(jobs)[0][0]))  # not by the cores of the whole machine
-        if read_run(workdir, one).status != COMPLETE:
-            planning.write_request(workdir, one, config, study.metrics.get(one.stage, ""))
 
 
 def _finish(workdir: Path, records: Sequence[RunRecord], stopped_by: int | None) -> int:

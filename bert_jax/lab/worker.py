@@ -7,6 +7,7 @@ without the seconds that the imports take, and shares nothing else with the othe
 import contextlib
 import errno
 import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -25,9 +26,17 @@ from bert_jax import run as runs
 from bert_jax.command import run_command
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.lab.planning import REQUEST
+from bert_jax.lab.provenance import code_and_packages, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, RUNNING, UNFINISHED, read_run, write_record
 from bert_jax.lab.schedule import DISK_FULL
 from bert_jax.lab.study import PlannedRun
+from bert_jax.tasks import TASKS
+
+# What runs import when they need it: half of the seconds of a short run.
+_NEEDED = ("grain", "matplotlib.figure", "scipy.stats", "seqeval.metrics", "sklearn.metrics", "tensorflow_datasets")
+for _name in (*_NEEDED, *(path.rpartition(".")[0] for path in TASKS.values())):
+    importlib.import_module(_name)
+code_and_packages()  # of the code that was imported, whatever is edited later
 
 LOG = "log.txt"  # in the folder of a run: what it printed
 
@@ -39,14 +48,19 @@ def work(workdir: Path, planned: PlannedRun, cores: Sequence[int], environment: 
         signal.signal(number, signal.SIG_DFL)
     os.setpgid(0, 0)  # Ctrl-C in a terminal is for the sweep, which tells its runs
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with open(workdir / planned.key / LOG, "ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    log_to(workdir, planned)
     if cores:
         os.sched_setaffinity(0, cores)
     os.environ.update(environment)
     gc.set_threshold(50_000)  # as main.py
     run_command(lambda _: make_run(workdir, planned))
+
+
+def log_to(workdir: Path, planned: PlannedRun) -> None:
+    """Sends what this process prints to the end of the run's log."""
+    with open(workdir / planned.key / LOG, "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 def make_run(workdir: Path, planned: PlannedRun) -> int:
@@ -59,8 +73,12 @@ def make_run(workdir: Path, planned: PlannedRun) -> int:
     clock = time.monotonic()
 
     def end(status: str, error: str = "", **more: Any) -> None:
-        seconds = before.seconds + time.monotonic() - clock
-        write_record(replace(record, status=status, error=error, seconds=round(seconds, 2), **more))
+        seconds = round(before.seconds + time.monotonic() - clock, 2)
+        environments: list[dict[str, Any]] = []
+        with contextlib.suppress(UserError):
+            environments = read_environments(record.folder)
+        more |= {"environment": environments[-1]} if environments else {}
+        write_record(replace(record, status=status, error=error, seconds=seconds, **more))
 
     try:
         request = json.loads((record.folder / REQUEST).read_text(encoding="utf-8"))

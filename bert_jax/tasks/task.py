@@ -32,6 +32,7 @@ class Source(NamedTuple):
     tokenizer: Tokenizer
     task: str  # `config.task` of the run that wrote the checkpoint
     description: Description  # of that task
+    parameters: str = ""  # hash of those that the run starts from; "" if it continues
 
 
 @dataclass(frozen=True)
