@@ -13,7 +13,7 @@ from flax import nnx
 
 from bert_jax import modes
 from bert_jax.backend import CPU, use_backend
-from bert_jax.config import UserError
+from bert_jax.config import UserError, validate
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairRows, PairSettings
@@ -330,3 +330,29 @@ def test_accuracy_on_minimal_pairs_is_a_metric_of_every_evaluation(small_config,
     task = Pretraining.over(small_config, prepared_corpus(small_config, None))
     assert "minimal pairs" in task.fingerprints() and "blimp/order" in task.metric_names("validation")
     assert "blimp" not in task.metric_names("test")
+
+
+def test_without_isolation_sequences_of_a_row_see_each_other(packed_config):
+    """The loss of a row's first sequence depends on the second one then, and only then."""
+    prepared = prepare(packed_config.data, packed_config.data.seed, progress=False)
+    packed_config.model.initializer_range = 0.5
+    losses = {}
+    for isolated in (True, False):
+        packed_config.data.isolated = isolated
+        task = Pretraining.over(packed_config, prepared)
+        batches = task.train_batches(0, 0, 1)
+        batch = {name: jnp.asarray(value[:4]) for name, value in next(batches).items()}
+        batches.close()
+        batch = dict(task.features(batch, jax.random.key(1)))
+        assert int(batch["sequence_ids"].max()) > 1
+        own = jnp.take_along_axis(batch["sequence_ids"], batch["masked_positions"], axis=1) == 1
+        batch["masked_weights"] = batch["masked_weights"] * own.astype(jnp.float32)
+        model = task.init(nnx.Rngs(params=0))
+        run = jax.jit(lambda model, batch, task=task: task.sums(model, batch, None, {})["mlm_loss"][0])
+        other = batch | {"input_ids": jnp.where(batch["sequence_ids"] == 2, 7, batch["input_ids"])}
+        losses[isolated] = float(run(model, batch)), float(run(model, other))
+    assert losses[True][0] == losses[True][1]
+    assert abs(losses[False][0] - losses[False][1]) > 1e-3
+    packed_config.data.packing = False
+    with pytest.raises(UserError, match=r"data\.isolated=False is for task=pretraining with data\.packing=True"):
+        validate(packed_config, 1)
