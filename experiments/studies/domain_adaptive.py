@@ -7,7 +7,7 @@ Gururangan et al. (2020) continue the pretraining of RoBERTa on texts of the dom
 the task (TAPT), or on both; all three help on most of eight tasks, the last one most, and least where the domain is
 close to that of the first corpus.
 
-Scaled down: 3 layers of 128 in place of 12 of 768. The domain is film reviews (IMDB, 50,000 without labels), the task
+Scaled down: 2 layers of 128 in place of 12 of 768. The domain is film reviews (IMDB, 50,000 without labels), the task
 SST-2 with 500 and 5,000 labels, its texts those of the 67,349 training phrases. The baseline continues on Wikipedia and
 books for as many steps. DAPT + TAPT is one corpus of both here, not one after the other. TREC, of another domain, is
 the control.

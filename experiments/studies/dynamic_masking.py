@@ -6,7 +6,7 @@
 Devlin et al. (2018) draw ten copies of the corpus with fixed masks (`data.dupe_factor`). Liu et al. (2019, RoBERTa,
 table 1) find dynamic masks equal or slightly better.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
 WNUT17 on test sets; BLiMP. To let masks repeat at all, the corpus is a few files and one copy of it, which is read
 several times.
 

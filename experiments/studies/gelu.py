@@ -5,7 +5,7 @@
 Hendrycks and Gimpel (2016) give both forms; google-research/bert has the tanh, PyTorch's BERT the error function. They
 differ by less than 0.001 everywhere, and no source reports a difference in quality.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
 WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: none. A difference here would be one of the seeds: this study shows what "no effect"

@@ -5,7 +5,7 @@
 google-research/bert (README), BERT-large uncased on SQuAD 1.1, exact match and F1: pieces 84.4 and 90.9, whole words
 86.7 and 92.8. Joshi et al. (2020, SpanBERT) find spans better than both for questions and coreference.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
 WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: whole words and spans are harder to predict, so their training loss is higher; it says

@@ -12,7 +12,7 @@ Devlin et al. (2018), table 8, BERT-base on development sets; shares are of [MAS
     0/20/80     83.7   94.8              94.6
     0/0/100     83.6   94.9              94.6
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2 (500 and 5,000
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2 (500 and 5,000
 examples), MRPC, TREC and WNUT17 (test sets).
 
 Orderings that may be expected: the paper's differences are below one point, so most of what five seeds show here will

@@ -5,10 +5,10 @@
 Devlin et al. (2018) normalise after the sum. Xiong et al. (2020) show that before the sub-layer the gradients are well
 scaled at the start, and that warm-up is not needed then.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
 WNUT17 on test sets; BLiMP.
 
-Orderings that may be expected: without warm-up, "before" trains and "after" may not. With warm-up and three layers,
+Orderings that may be expected: without warm-up, "before" trains and "after" may not. With warm-up and two layers,
 none.
 """
 

@@ -12,7 +12,7 @@ Devlin et al. (2018), table 5, BERT-base on development sets:
 
 The BiLSTM is a new one, in fine-tuning only, on top of the model: the stages `…_bilstm`, of all objectives.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2 (500 and 5,000
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2 (500 and 5,000
 examples), MRPC, TREC and WNUT17 in place of the tasks above, on test sets; BLiMP beside them.
 
 Orderings that may be expected: a model that reads both ways finds more entities than one that reads from left to right

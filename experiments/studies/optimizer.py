@@ -5,7 +5,7 @@
 Devlin et al. (2018) use Adam with decoupled weight decay and a linear decay. You et al. (2020) need LAMB for batches of
 thousands of sequences, and find the quality of small batches kept.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; batches of 32; SST-2, MRPC,
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; batches of 32; SST-2, MRPC,
 TREC and WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: a learning rate that decays is better than a constant one. At this batch size nothing

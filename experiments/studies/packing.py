@@ -5,7 +5,7 @@
 Krell et al. (2021) pack several sequences into a row with a mask between them and find that BERT learns the same as
 from padded rows, in half of the time. Without the mask tokens attend to texts that have nothing to do with theirs.
 
-Scaled down: 3 layers of 128 in place of 24 of 1,024, minutes of pretraining in place of days; half of the pairs are cut
+Scaled down: 2 layers of 128 in place of 24 of 1,024, minutes of pretraining in place of days; half of the pairs are cut
 short, so that there is something to pack. All levels take the same number of steps; a packed step holds more pairs than
 a padded one. SST-2, MRPC, TREC and WNUT17 on test sets; BLiMP.
 
@@ -16,7 +16,11 @@ better than isolated.
 from bert_jax.lab.study import Study
 from experiments.studies.common import one_factor
 
-SHORT = {"data.short_sequence_rate": 0.5}
+SHORT = {
+    "data.sequence_length": 64,
+    "data.max_predictions_per_sequence": 10,
+    "data.short_sequence_rate": 0.5,
+}
 LEVELS = {
     "padded": SHORT,
     "isolated": SHORT | {"data.packing": True},

@@ -4,7 +4,7 @@
 
 Devlin et al. (2018) learn them. Vaswani et al. (2017, table 3, row E) find "nearly identical results" in translation.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
 WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: none at the end of a long training. After little training fixed positions may be ahead,

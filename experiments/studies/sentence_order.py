@@ -6,7 +6,7 @@ Devlin et al. (2018, table 5), BERT-base: NSP against none is MNLI-m 84.4 and 83
 86.5, SST-2 92.7 and 92.6, SQuAD F1 88.5 and 87.9. Liu et al. (2019, RoBERTa) find no loss without NSP if rows are full
 sentences, as here (`data.pairing=none`). Lan et al. (2020, ALBERT) find sentence order better than both.
 
-Scaled down: 3 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
+Scaled down: 2 layers of 128 in place of 12 of 768, minutes of pretraining in place of days; SST-2, MRPC, TREC and
 WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: none is certain at this size. The task of pairs is MRPC.

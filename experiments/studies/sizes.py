@@ -13,7 +13,7 @@ the masked language model on held-out text:
     12   1024  16    3.54        85.7    86.9   93.3
     24   1024  16    3.23        86.6    87.8   93.7
 
-Scaled down: 1 to 6 layers of 64 to 256, and minutes of pretraining in place of days; all sizes take the same steps.
+Scaled down: 1 to 4 layers of 64 to 256, and minutes of pretraining in place of days; all sizes take the same steps.
 SST-2, MRPC, TREC and WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: wider is better at all tasks. That deeper is better needs more steps than these.
@@ -22,7 +22,7 @@ Orderings that may be expected: wider is better at all tasks. That deeper is bet
 from bert_jax.lab.study import Published, Study
 from experiments.studies.common import one_factor
 
-SIZES = ((3, 128, 4), (1, 128, 4), (6, 128, 4), (3, 64, 2), (3, 256, 8))  # layers, width, heads
+SIZES = ((2, 128, 4), (1, 128, 4), (4, 128, 4), (2, 64, 2), (2, 256, 8))  # layers, width, heads
 PUBLISHED = Published(
     title="Size of the model, development sets",
     source="Devlin et al. (2018), table 6",
@@ -41,6 +41,6 @@ PUBLISHED = Published(
 def get_study(argument: str = "") -> Study:
     names = ("model.num_hidden_layers", "model.hidden_size", "model.num_attention_heads")
     levels = {f"{size[0]} × {size[1]}": dict(zip(names, size, strict=True)) for size in SIZES}
-    expected = [("3 × 256", "3 × 64", task) for task in ("sst2_5000", "trec", "wnut17")]
+    expected = [("2 × 256", "2 × 64", task) for task in ("sst2_5000", "trec", "wnut17")]
     question = "How much do depth and width help?"
     return one_factor(argument, question, "size", levels, published=PUBLISHED, expected=expected)
