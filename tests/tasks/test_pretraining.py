@@ -331,10 +331,10 @@ def test_accuracy_on_minimal_pairs_is_a_metric_of_every_evaluation(small_config,
     assert "minimal pairs" in task.fingerprints() and "blimp/order" in task.metric_names("validation")
     assert "blimp" not in task.metric_names("test")
 
-    def rows(process, count):
+    def batches(process, count):
         return [batch for batch in task.eval_batches("validation", process, count) if "text_ids" in batch]
 
-    for whole, *parts in zip(rows(0, 1), rows(0, 2), rows(1, 2), strict=True):
+    for whole, *parts in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
         jax.tree.map(lambda x, *own: np.testing.assert_array_equal(x, np.concatenate(own)), whole, *parts)
 
 
