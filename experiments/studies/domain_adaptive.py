@@ -14,6 +14,8 @@ the control.
 
 Orderings that may be expected: DAPT and TAPT are better than the baseline on SST-2, more so with 500 labels; on TREC
 they are not.
+
+It has 85 runs, which take about 0.9 hours on two cores.
 """
 
 from bert_jax.lab.study import Point, Study, choice

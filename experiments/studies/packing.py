@@ -11,6 +11,8 @@ a padded one. SST-2, MRPC, TREC and WNUT17 on test sets; BLiMP.
 
 Orderings that may be expected: isolated is at least as good as padded, since it sees more text per step. Leaking is not
 better than isolated.
+
+It has 90 runs, which take about 1.1 hours on two cores.
 """
 
 from bert_jax.lab.study import Study

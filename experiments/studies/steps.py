@@ -12,6 +12,8 @@ the left-to-right model predicts 15 % of the tokens too.
 
 Orderings that may be expected: more steps are better, at BLiMP and at the tasks with many examples; at equal steps
 the masked language model is better at entities.
+
+It has 240 runs, which take about 1.9 hours on two cores.
 """
 
 from bert_jax.lab.study import Study

@@ -9,6 +9,8 @@ WNUT17 on test sets; BLiMP. Training losses of different vocabularies cannot be 
 
 Orderings that may be expected: none is certain. Small vocabularies cut words into pieces that have seen more text;
 large ones have longer rows' worth of words in the same number of tokens, and many rows of the table are hardly trained.
+
+It has 120 runs, which take about 1.0 hours on two cores.
 """
 
 from bert_jax.lab.study import Study
