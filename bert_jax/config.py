@@ -44,7 +44,7 @@ def check_options(config: ConfigDict) -> None:
 
     A task of the user's own (`module.Class`) may have keys of its own.
     """
-    given = _flatten(config.to_dict())
+    given = flatten(config.to_dict())
     for name in OPTIONS:
         if name not in given:
             raise UserError(f"{name} is missing; begin with bert_jax.options.default_config(), which has every option")
@@ -182,7 +182,7 @@ def from_json_dict(saved: object) -> ConfigDict:
     """
     if not isinstance(saved, dict):
         raise UserError("the saved config is not a JSON object")
-    for name, value in _flatten(saved).items():
+    for name, value in flatten(saved).items():
         option = OPTIONS.get(name)
         if option and value is not None and not option.has_type(value):
             raise UserError(f"{name} is {value!r} in the saved config; it must be {option.allowed}")
@@ -234,14 +234,15 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
 
 def differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     """Returns (key, old value, new value) for every dotted key in which two nested dicts differ."""
-    before, after = _flatten(old), _flatten(new)
+    before, after = flatten(old), flatten(new)
     absent = "(absent)"
     pairs = ((key, before.get(key, absent), after.get(key, absent)) for key in sorted({*before, *after}))
     return [(key, one, other) for key, one, other in pairs if one != other]
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Returns a nested dict as {dotted key: value}."""
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
