@@ -7,7 +7,7 @@ The options themselves are declared in `options.py`.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +240,8 @@ def differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     return [(key, one, other) for key, one, other in pairs if one != other]
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Returns a nested dict as {dotted key: value}."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested dict as one of dotted keys."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -105,6 +105,33 @@ def to_html(document: Document) -> str:
     return html.page(document.title, body, document.kicker)
 
 
+def to_text(document: Document) -> str:
+    """Returns the texts and tables for a terminal, columns aligned; pictures are left out."""
+
+    def block(one: Block) -> Iterator[str]:
+        match one:
+            case Text():
+                yield one.text
+            case Verdicts():
+                yield "\n".join(_signed(line, str) for line in one.lines)
+            case Code():
+                yield one.text
+            case Titled():
+                yield one.title
+                yield from block(one.block)
+            case Beside() | Folded():
+                for inner in one.blocks:
+                    yield from block(inner)
+            case Table():
+                yield _aligned(one)
+
+    paragraphs = [document.title]
+    for part in document.parts:
+        texts = [text for one in part.blocks for text in block(one)]
+        paragraphs += [f"{part.title}\n{'─' * len(part.title)}", *filter(None, [part.note]), *texts] if texts else []
+    return "\n\n".join(paragraphs)
+
+
 def to_markdown(document: Document, name_of: Callable[[Picture], str]) -> str:
     """Returns the text of a Markdown file. `name_of` returns the path by which it names a picture."""
 
@@ -178,6 +205,15 @@ def _plain(text: str) -> str:
     text = " ".join(_visible(text).split())
     text = re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text)
     return re.sub(r"^(\d*)(?=[-+.)](\s|$)|[-=]+$)", r"\1\\", text)  # else a list, a rule or an underlined heading
+
+
+def _aligned(table: Table) -> str:
+    rows = [[_words(_whole(cell)) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = range(len(widths))
+    return "\n".join(
+        "  ".join(f"{row[i]:{'>' if i in table.numbers else '<'}{widths[i]}}" for i in columns).rstrip() for row in rows
+    )
 
 
 def _markdown_table(table: Table) -> str:

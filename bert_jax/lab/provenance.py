@@ -62,7 +62,7 @@ class Provenance(Observer):
         if starts and not differences(starts[-1], entry):
             return
         try:
-            write_atomically(self.path, json.dumps({"starts": [*starts, entry]}, indent=1) + "\n")
+            write_atomically(self.path, json.dumps({"starts": [*starts, entry]}, indent=1, ensure_ascii=False) + "\n")
         except OSError as problem:
             reason = f"{self.path} cannot be written ({problem.strerror})"
             raise UserError(f"{reason}; remove the cause and start again") from problem
@@ -166,8 +166,8 @@ def _devices(mesh: Mesh) -> dict[str, Any]:
 
 
 def _short(content: str | bytes) -> str:
-    """Returns a hash, or the content itself if it is one."""
-    if isinstance(content, str) and re.fullmatch(r"[0-9a-f]{16,32}", content):
+    """Returns a hash of the content, or a short text itself."""
+    if isinstance(content, str) and len(content) <= 64:
         return content
     data = content.encode() if isinstance(content, str) else content
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -86,7 +86,7 @@ def _write_study(folder: Path, path: Path) -> Path:
         return _write_text(path, _csv(record))
     from bert_jax.lab.study_report import describe_study
 
-    return _write_document(path, describe_study(record))
+    return write_document(path, describe_study(record))
 
 
 def _write_run(folder: Path, path: Path) -> Path:
@@ -105,7 +105,7 @@ def _write_run(folder: Path, path: Path) -> Path:
         report, metrics = _evaluated(config, folder, str(best)) or (None, metrics)
     if path.suffix == ".csv":
         return _write_text(path, _as_csv([{"run": folder.name, "task": config.task} | metrics]))
-    return _write_document(path, describe_run(report, metrics, config, folder))
+    return write_document(path, describe_run(report, metrics, config, folder))
 
 
 def _evaluated(config: "ConfigDict", folder: Path, best: str) -> "tuple[Report | None, Mapping[str, float]] | None":
@@ -121,7 +121,8 @@ def _evaluated(config: "ConfigDict", folder: Path, best: str) -> "tuple[Report |
     return (task.report(evaluation), evaluation.metrics) if evaluation else None
 
 
-def _write_document(path: Path, document: "Document") -> Path:
+def write_document(path: Path, document: "Document") -> Path:
+    """Writes a document in the form that the path's suffix says, and returns the path."""
     from bert_jax.lab.documents import Picture, to_html, to_latex, to_markdown
 
     if path.suffix == ".html":

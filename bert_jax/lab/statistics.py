@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from bert_jax.lab.power import MOST_SEEDS, detectable_difference, seeds_needed
+from bert_jax.lab.power import detectable_difference, seeds_needed
 
 ALPHA = 0.05  # probability of a verdict where there is no difference
 BETTER, WORSE, UNKNOWN = "better", "worse", "can't tell"
+_MOST_MORE = 100  # seeds; more are not asked for, since the observed difference says too little about them
 _ROUNDING = 1e-12  # a spread below this share of the values is the rounding of equal ones
 
 
@@ -49,10 +50,11 @@ class Difference:
     low: float  # its t interval
     high: float
     p: float  # two-sided
-    effect: float  # in standard deviations between seeds; of a paired test, in those of the differences
+    effect: float  # mean / sd
     test: str  # "Welch" or "paired t"
     n: int  # of the level
     n_baseline: int
+    sd: float = math.nan  # between seeds, pooled; of a paired test, that of the differences
 
     @property
     def half(self) -> float:
@@ -62,12 +64,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of a level. `more_seeds` per level would show a true difference as large as the observed one in
-    four of five cases, the spread being as observed; None if nothing more is needed, or too many are."""
+    """What may be said of a level.
+
+    `more_seeds` per level would show a true difference as large as the observed one in four of five cases, the spread
+    being as observed; `least_seeds` one as large as the far end of its interval. None: nothing to say, or over 100.
+    """
 
     word: str  # BETTER, WORSE or UNKNOWN
     reason: str
     more_seeds: int | None = None
+    least_seeds: int | None = None
 
     def __str__(self) -> str:
         return self.word if self.word != UNKNOWN else f"{self.word}, {self.reason}"
@@ -97,7 +103,7 @@ def welch(values: Sequence[float], baseline: Sequence[float], confidence: float 
     test = stats.ttest_ind(x, y, equal_var=False)
     interval = test.confidence_interval(confidence)
     ends = float(interval.low), float(interval.high)
-    return Difference(mean, *ends, float(test.pvalue), mean / pooled, "Welch", *sizes)
+    return Difference(mean, *ends, float(test.pvalue), mean / pooled, "Welch", *sizes, pooled)
 
 
 def paired(values: Sequence[float], baseline: Sequence[float], confidence: float = 1 - ALPHA) -> Difference:
@@ -114,7 +120,7 @@ def paired(values: Sequence[float], baseline: Sequence[float], confidence: float
     test = stats.ttest_rel(x, y)
     interval = test.confidence_interval(confidence)
     ends = float(interval.low), float(interval.high)
-    return Difference(mean, *ends, float(test.pvalue), mean / sd, "paired t", *sizes)
+    return Difference(mean, *ends, float(test.pvalue), mean / sd, "paired t", *sizes, sd)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -137,16 +143,24 @@ def verdict(difference: Difference, p: float, higher_is_better: bool, comparison
         reason = f"p = {p:.2g}" + (f" after Holm's correction for {comparisons} comparisons" if comparisons > 1 else "")
         return Verdict(BETTER if (difference.mean > 0) == higher_is_better else WORSE, reason)
     is_paired, n = difference.test != "Welch", min(difference.n, difference.n_baseline)
-    how = {"comparisons": comparisons, "paired": is_paired}
-    visible = detectable_difference(n, **how) * abs(difference.mean / difference.effect) if difference.effect else 0.0
-    needed = seeds_needed(difference.effect, **how) if abs(difference.effect) > 1e-3 else None
-    shown = f"; {n} seeds show differences from {visible:.2g} on" if visible else ""
-    if needed is None:
-        return Verdict(UNKNOWN, f"over {MOST_SEEDS} seeds per level needed for a difference as small{shown}")
-    # With the observed effect as the true one, fewer seeds may suffice than there are: they were unlucky ones.
-    more = max(1, needed - n)
-    word = "seed" if more == 1 else "seeds"
-    return Verdict(UNKNOWN, f"about {more} more {word} per level needed{shown}", more)
+    # Even with the observed effect as the true one fewer seeds than these may suffice: they were unlucky ones.
+    farthest = max(abs(difference.low), abs(difference.high))
+    more, least = (_more_seeds(x / difference.sd, n, comparisons, is_paired) for x in (abs(difference.mean), farthest))
+    if more is None:
+        visible = detectable_difference(n, comparisons=comparisons, paired=is_paired) * difference.sd
+        return Verdict(
+            UNKNOWN, f"over {_MOST_MORE} more seeds per level needed; {n} show {visible:.2g} or more", None, least
+        )
+    bound = f" (at least {least})" if least and least < more else ""
+    return Verdict(
+        UNKNOWN, f"about {more} more {'seed' if more == 1 else 'seeds'} per level needed{bound}", more, least
+    )
+
+
+def _more_seeds(effect: float, n: int, comparisons: int, is_paired: bool) -> int | None:
+    """Returns how many seeds per level are missing to show an effect; None for over 100."""
+    needed = seeds_needed(effect, comparisons=comparisons, paired=is_paired) if effect > 0.01 else None
+    return None if needed is None or needed - n > _MOST_MORE else max(1, needed - n)
 
 
 def _without_spread(difference: Difference) -> str:
