@@ -21,13 +21,15 @@ _STYLE = """
   --panel: #1c2229; --link: #62b6ee; --better: #55c79d; --worse: #ff9a6c; --unclear: #9aa6b2; --mark: #5a2a22 } }
 * { box-sizing: border-box }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif; color: var(--ink);
-  background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 2.4rem 1.4rem 4rem }
+  background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 2.4rem 1.4rem 4rem;
+  overflow-wrap: anywhere }
 h1 { font-size: 1.75rem; line-height: 1.25; letter-spacing: -.012em; margin: .2rem 0 .5rem; text-wrap: balance }
 h2 { font-size: 1.12rem; margin: 2.6rem 0 .5rem; padding-top: .9rem; border-top: 1px solid var(--line) }
 h3 { font-size: .95rem; margin: 1.2rem 0 .4rem } p { margin: .4rem 0; max-width: 46rem }
 .kicker { color: var(--soft); font-size: .82rem; letter-spacing: .04em; margin: 0 } .note { color: var(--soft) }
 .note, small { font-size: .87rem } small { display: block; color: var(--soft); line-height: 1.35; font-weight: 400 }
 .wide { overflow-x: auto; max-width: 100% } .beside { display: flex; flex-wrap: wrap; gap: .4rem 3rem }
+.beside > * { max-width: 100% }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .32rem .8rem; text-align: left }
 td { border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; min-width: 3.2rem }
 th { border-bottom: 1.5px solid var(--soft); vertical-align: bottom; font-weight: 600; font-size: .87rem }
