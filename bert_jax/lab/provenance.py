@@ -90,6 +90,23 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tup
     return differences_of(one, other)
 
 
+def facts(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a reader wants to know of an entry, {group and name: text}; data is left out, hashes are cut."""
+    found = {}
+    for group in ("code", "devices", "machine", "packages", *entry):
+        content = entry.get(group)
+        if group in ("time", "step", "data") or content is None:
+            continue
+        items = content.items() if isinstance(content, dict) else [("", content)]
+        found |= {f"{group} {name}".strip(): str(value) for name, value in items if value not in ("", {}, None)}
+    found.pop("code hash", None)
+    if "code commit" in found:
+        found["code commit"] = found["code commit"][:12]
+        changes = found.pop("code changes", "")
+        found["code changes"] = f"not committed: {changes[:12]}" if changes else "none"
+    return found
+
+
 @cache
 def code_and_packages() -> dict[str, Any]:
     """Returns the groups "code" and "packages" of an entry, which need no device."""
