@@ -52,10 +52,8 @@ class Provenance(Observer):
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
         if jax.process_index() != 0:
             return
-        data = {name: _short(digest) for name, digest in task.fingerprints().items()}
-        data |= {"init_from": self.source} if self.source else {}
         entry = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": int(state.step)}
-        entry |= code_and_packages() | {"machine": _machine(), "devices": _devices(mesh), "data": data}
+        entry |= code_and_packages() | {"machine": _machine(), "devices": _devices(mesh), "data": self.data_of(task)}
         starts = read_environments(self.path.parent)
         if starts and "init_from" in starts[-1].get("data", {}):  # a run that continues no longer reads it
             entry["data"].setdefault("init_from", starts[-1]["data"]["init_from"])
@@ -66,6 +64,11 @@ class Provenance(Observer):
         except OSError as problem:
             reason = f"{self.path} cannot be written ({problem.strerror})"
             raise UserError(f"{reason}; remove the cause and start again") from problem
+
+    def data_of(self, task: Task) -> dict[str, str]:
+        """Returns hashes of what the run learns from."""
+        data = {name: _short(digest) for name, digest in task.fingerprints().items()}
+        return data | ({"init_from": self.source} if self.source else {})
 
 
 def read_environments(workdir: Path) -> list[dict[str, Any]]:
