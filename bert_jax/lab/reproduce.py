@@ -184,7 +184,7 @@ def _judge(folder: Path, again: Path, end: int, before: Lines, now: Lines, *, wi
     bits, steps = _changed_bits(folder, again, end)
     count = sum(map(len, lines.values()))
     if not changes and not bits:
-        also = f", and the same bits in the checkpoints of step {', '.join(map(str, steps))}" if steps else ""
+        also = f", and the same bits in checkpoint {', '.join(map(str, steps))}" if steps else ""
         say(f"the same: all {count} numbers of {len(lines)} lines up to step {end}{also}")
         return
     if not changes:
