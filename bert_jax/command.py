@@ -105,7 +105,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    _log_to_stderr()
+    log_to_stderr()
     _hide_late_callbacks()
     signal.signal(signal.SIGINT, _interrupt)
     status = exit_status(main, sys.argv[1:])
@@ -151,7 +151,7 @@ def exit_status(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return 1
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Sends logs to standard error, with the time; libraries report errors only."""
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

@@ -6,9 +6,10 @@ import re
 import stat
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -17,6 +18,10 @@ from bert_jax.options import OPTIONS, Option, Value, nearest
 
 _MAX_BYTES = 1 << 20  # an experiment is a page of Python; anything longer is another kind of file
 _MAX_CAUSE = 300  # characters
+_EXAMPLES = {"config": "experiments/base.py", "study": "experiments/studies/objectives.py"}
+
+Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
 
 
 def split_argument(text: str) -> tuple[Path, str | None]:
@@ -30,24 +35,36 @@ def load_experiment(text: str) -> ConfigDict:
 
     Raises UserError, which begins with FILE or FILE:LINE, for whatever goes wrong in the file. Its module is not kept.
     """
+
+    def check(config: ConfigDict) -> ConfigDict:
+        check_options(config)
+        return config.lock()
+
+    return load_from_file(text, "config", ConfigDict, check)
+
+
+def load_from_file(text: str, name: str, kind: type[Loaded], check: Callable[[Loaded], Result]) -> Result:
+    """Returns what `check` makes of the object of this kind that `get_<name>` of FILE[:argument] returns.
+
+    Raises UserError, which begins with FILE or FILE:LINE, for whatever goes wrong in the file or the check.
+    """
     path, argument = split_argument(text)
-    source = _read(path)
+    source = _read(path, name)
     module = ModuleType(f"experiment_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look up the module of their class
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
-        config = _call(module, argument)
-        if type(config) is not ConfigDict:
-            raise UserError(f"get_config() returns {type(config).__name__}; it must return a ConfigDict")
-        check_options(config)
-        return config.lock()
+        loaded = _call(module, f"get_{name}", argument)
+        if type(loaded) is not kind:
+            raise UserError(f"get_{name}() returns {type(loaded).__name__}; it must return a {kind.__name__}")
+        return check(loaded)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the code is the user's: it may raise anything, SystemExit too
-        raise UserError(f"{_place(error, path)}: {_cause(error)}") from error
+        raise UserError(f"{_place(error, path)}: {_cause(error, name)}") from error
     finally:
         sys.modules.pop(module.__name__, None)
 
@@ -74,41 +91,56 @@ def override(config: ConfigDict, words: list[str]) -> dict[str, Value]:
     return given
 
 
-def _read(path: Path) -> bytes:
+def set_options(config: ConfigDict, overrides: Mapping[str, Value]) -> None:
+    """Sets options by name, e.g. {"data.pairing": "none"}. Raises UserError for an unknown name, naming the nearest,
+    and for a value that the option does not accept."""
+    for name, value in overrides.items():
+        old = _find(config, name, "")
+        option = OPTIONS.get(name) or Option(name, str if old is None else type(old), old, "")
+        if problem := option.problem(value):
+            raise UserError(problem)
+        group, _, key = name.rpartition(".")
+        (config[group] if group else config)[key] = value
+    check_options(config)
+
+
+def _read(path: Path, name: str) -> bytes:
+    example = _EXAMPLES[name]
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"--config={path} is a folder; give a file in it, e.g. experiments/base.py")
+            raise UserError(f"--{name}={path} is a folder; give a file in it, e.g. {example}")
         if not stat.S_ISREG(status.st_mode):  # reading from a pipe would wait for its writer
-            raise UserError(f"--config={path} is not a regular file; give a Python file, e.g. experiments/base.py")
+            raise UserError(f"--{name}={path} is not a regular file; give a Python file, e.g. {example}")
         if status.st_size > _MAX_BYTES:
-            raise UserError(f"--config={path} has {status.st_size} bytes; an experiment is a short Python file")
+            raise UserError(f"--{name}={path} has {status.st_size} bytes; an experiment is a short Python file")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"config file {path} does not exist{_similar(path)}") from None
+        raise UserError(f"{name} file {path} does not exist{_similar(path, Path(example))}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"--config={path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"--{name}={path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _similar(path: Path) -> str:
-    folders = dict.fromkeys((path.parent, Path("experiments")))
+def _similar(path: Path, example: Path) -> str:
+    folders = dict.fromkeys((path.parent, example.parent))
     stems = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
     close = difflib.get_close_matches(path.name.partition(".")[0], stems, 1)
-    return f"; did you mean {stems[close[0]]}?" if close else "; give one such as experiments/base.py"
+    return f"; did you mean {stems[close[0]]}?" if close else f"; give one such as {example}"
 
 
-def _call(module: ModuleType, argument: str | None) -> object:
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise UserError("it defines no function get_config(); experiments/base.py is an example")
+def _call(module: ModuleType, name: str, argument: str | None) -> object:
+    function = getattr(module, name, None)
+    if not callable(function):
+        example = _EXAMPLES[name.removeprefix("get_")]
+        raise UserError(f"it defines no function {name}(); {example} is an example")
     arguments = () if argument is None else (argument,)
     try:
-        inspect.signature(get_config).bind(*arguments)
+        inspect.signature(function).bind(*arguments)
     except TypeError as error:
         if arguments:
-            raise UserError(f"its get_config() takes no argument; leave ':{argument}' out") from error
-        raise UserError(f"get_config() cannot be called without arguments ({error})") from error
-    return get_config(*arguments)
+            raise UserError(f"its {name}() takes no argument; leave ':{argument}' out") from error
+        raise UserError(f"{name}() cannot be called without arguments ({error})") from error
+    return function(*arguments)
 
 
 def _place(error: BaseException, path: Path) -> str:
@@ -118,28 +150,28 @@ def _place(error: BaseException, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException, name: str) -> str:
     while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps one in another
         error = error.args[0]
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if unknown := re.match(r'Key "(.+?)" does not exist and cannot be added', text):
         return f"{unknown[1]} is not an option; the nearest is {nearest(unknown[1])}"
     if isinstance(error, SyntaxError):
-        return f"{error.msg}; an experiment is a Python file with a function get_config()"
+        return f"{error.msg}; it must be a Python file with a function get_{name}()"
     if isinstance(error, SystemExit):
         return "the file ends the program (SystemExit)"
     text = " ".join(text.split())
     return f"{type(error).__name__}: {text[:_MAX_CAUSE]}" if text else type(error).__name__
 
 
-def _find(config: ConfigDict, name: str) -> Value:
+def _find(config: ConfigDict, name: str, prefix: str = "--config.") -> Value:
     value: Any = config
     for key in name.split("."):
         if not isinstance(value, ConfigDict) or key not in value:
-            raise UserError(f"--config.{name} is not an option; the nearest is --config.{nearest(name)}")
+            raise UserError(f"{prefix}{name} is not an option; the nearest is {prefix}{nearest(name)}")
         value = value[key]
     if isinstance(value, ConfigDict):
-        raise UserError(f"--config.{name} is a group of options; set one of them, as --config.{name}.KEY=VALUE")
+        raise UserError(f"{prefix}{name} is a group of options; set one of them, as {prefix}{name}.KEY=VALUE")
     return value
 
 

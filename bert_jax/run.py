@@ -42,6 +42,7 @@ from bert_jax.training.processes import (
     together,
 )
 from bert_jax.training.throughput import Throughput
+from bert_jax.training.trackers import check_trackers
 
 Overrides = Mapping[str, Value] | None  # the options that were set on the command line
 
@@ -82,6 +83,8 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
     checkpoint. Raises UserError for every mistake that shows before any data is read."""
     check_option("mesh.join_seconds", config.mesh.join_seconds)
+    check_option("train.trackers", config.train.trackers)
+    check_trackers(config.train.trackers)
     check_folders(config, workdir)
     keep_programs(workdir)
     join_processes(os.environ, config.mesh.join_seconds)
@@ -92,13 +95,18 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         check_files(config)
         task_class(config.task)
         source = inherit(config, workdir)
-        vocab_size = config.data.vocab_size if source is None else source.tokenizer.vocab_size
-        model = bert_config(config.model, config.model.vocab_size or vocab_size)
-        config.model.update({key: getattr(model, key) for key in SHAPE})
-        check_length(model, config.data.sequence_length)
-        validate(config, jax.device_count())
-        check_heads(make_mesh(config.mesh), model.num_attention_heads)
+        check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
+
+
+def check_run(config: ConfigDict, vocab_size: int) -> None:
+    """Fills in what the config leaves open of the model's shape. Raises UserError for values that do not go together,
+    or not with the devices of this process."""
+    model = bert_config(config.model, config.model.vocab_size or vocab_size)
+    config.model.update({key: getattr(model, key) for key in SHAPE})
+    check_length(model, config.data.sequence_length)
+    validate(config, jax.device_count())
+    check_heads(make_mesh(config.mesh), model.num_attention_heads)
 
 
 def check_folders(config: ConfigDict, workdir: Path) -> None:

@@ -93,7 +93,11 @@ def _tokenizer(config: ConfigDict) -> Tokenizer:
     """Returns the vocabulary of data.vocab_file, or a stand-in of the size that the config says."""
     if config.data.vocab_file:
         return load_tokenizer(config.data.vocab_file, config.data)
-    size = config.model.vocab_size or config.data.vocab_size
+    return stand_in_tokenizer(config.model.vocab_size or config.data.vocab_size)
+
+
+def stand_in_tokenizer(size: int) -> Tokenizer:
+    """Returns a tokenizer with a vocabulary of made-up words, for programs that are not run."""
     pieces = [*SPECIAL_TOKENS, *(f"piece{number}" for number in range(size - len(SPECIAL_TOKENS)))]
     return make_wordpiece(pieces, "a vocabulary that stands in", lowercase=True, strip_accents=None, split_cjk=True)
 

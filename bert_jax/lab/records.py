@@ -7,17 +7,17 @@
 `read_study` is for reports: it changes nothing, and believes nothing that it reads to be more than data.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
 from bert_jax.files import is_locked, write_atomically
-from bert_jax.lab.study import Distribution, PlannedRun, Point, Published, Search, Stage, Study
+from bert_jax.lab.space import Distribution, Search
+from bert_jax.lab.study import PlannedRun, Point, Published, Stage, Study
 from bert_jax.options import Value
 
 STUDY, RECORD = "study.json", "sweep.json"
@@ -104,7 +104,7 @@ def read_study(workdir: Path) -> StudyRecord:
     return StudyRecord(workdir, name, file, study, runs + list(_stale_runs(workdir, statuses)))
 
 
-def write_study(workdir: Path, name: str, file: str, study: Study, runs: list[PlannedRun]) -> None:
+def write_study(workdir: Path, name: str, file: str, study: Study, runs: Sequence[PlannedRun]) -> None:
     """Writes `study.json`."""
     content = {"name": name, "file": file} | asdict(study)
     content["runs"] = [asdict(run) for run in runs]
@@ -121,6 +121,12 @@ def write_record(record: RunRecord) -> None:
 def read_run(workdir: Path, planned: PlannedRun) -> RunRecord:
     """Returns the record of one run; its status is RUNNING only while a process trains in its folder."""
     return _read_run(workdir, planned, is_swept=False)
+
+
+def newest_step(folder: Path) -> int:
+    """Returns the step of the newest checkpoint in the folder of a run, by its name; 0 if there is none."""
+    names = (path.name for path in (folder / "checkpoints").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _read_run(workdir: Path, planned: PlannedRun, is_swept: bool) -> RunRecord:
@@ -169,7 +175,8 @@ def _stale_runs(workdir: Path, named: Mapping[str, str]) -> Iterator[RunRecord]:
     """Yields the runs of which there is a folder, but which the study does not name."""
     for file in sorted(workdir.glob(f"*/*/{RECORD}")):
         folder = file.parent
-        if f"{folder.parent.name}/{folder.name}" in named or file.is_symlink():
+        is_hidden = folder.name.startswith(".")  # a run that was made again
+        if f"{folder.parent.name}/{folder.name}" in named or is_hidden or file.is_symlink():
             continue
         content = _read_json(file) or {}
         levels, overrides = (
@@ -201,13 +208,14 @@ def _study_from_json(content: Mapping[str, Any]) -> Study:
             str(stage["base"]),
             tuple(Point(dict(point["levels"]), dict(point["overrides"])) for point in stage["points"]),
             str(stage["after"]),
+            dict(stage.get("overrides", {})),
         )
         for stage in content["stages"]
     )
     published, search = content.get("published"), content.get("search")
-    with contextlib.suppress(KeyError):  # one without a search
-        space = search["space"].items() if search else ()
-        search = search and Search(**search | {"space": {name: Distribution(**one) for name, one in space}})
+    if search is not None:
+        space = {name: Distribution(**one) for name, one in search["space"].items()}
+        search = Search(**search | {"space": space})
     return Study(
         str(content["question"]),
         stages,

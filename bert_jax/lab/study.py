@@ -10,20 +10,19 @@
 
 import hashlib
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 from bert_jax.config import UserError
+from bert_jax.lab.space import Distribution, Search, check_metric, label
 from bert_jax.options import Value, can_be
 
 Levels = Mapping[str, str]  # {name of an axis: label}
 Overrides = Mapping[str, Value]  # {option: value}
 
-SPLITS = ("eval", "last", "test")  # of a metric: the best checkpoint on validation, the last one there, test
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)  # of a stage, which becomes a folder
 _UNSAFE = re.compile(r"[^\w.+=,%-]+")  # what a folder's name must not have
 _LONGEST_NAME = 120  # characters; file systems allow 255 bytes
@@ -60,6 +59,7 @@ class Stage:
     base: str
     points: Points = (Point(),)
     after: str = ""
+    overrides: Overrides = field(default_factory=dict)  # of all its runs; a point's own come after them
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,6 @@ class Published:
     source: str
     columns: Sequence[str]
     rows: Mapping[str, Sequence[float | None]]
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """Values that a search or a random sample draws from: an interval, or a list of choices."""
-
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    whole: bool = False
-    choices: tuple[Value, ...] = ()
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search for hyper-parameters by Optuna; its trials are the runs of the study's only stage."""
-
-    space: Mapping[str, Distribution]
-    trials: int
-    sampler: str = "tpe"  # or "random"
-    pruner: str = "median"  # or "asha" or "none"
-    seed: int = 0
-    metric: str = "eval.loss"
-    direction: str = "min"  # or "max"
 
 
 @dataclass(frozen=True)
@@ -178,43 +154,14 @@ def sampled(count: int, seed: int, space: Mapping[str, Distribution]) -> Points:
     are."""
     random, points = Random(seed), []
     for _ in range(count):
-        drawn = {option: _draw(random, distribution) for option, distribution in space.items()}
+        drawn = {option: distribution.draw(random) for option, distribution in space.items()}
         points.append(Point({option: label(value) for option, value in drawn.items()}, drawn))
     return tuple(points)
 
 
-def uniform(low: float, high: float) -> Distribution:
-    """Returns the uniform distribution of numbers from `low` to `high`."""
-    return _interval(Distribution(low, high))
-
-
-def log_uniform(low: float, high: float) -> Distribution:
-    """Returns the distribution of numbers whose logarithm is uniform, as for learning rates."""
-    return _interval(Distribution(low, high, log=True))
-
-
-def integers(low: int, high: int, *, log: bool = False) -> Distribution:
-    """Returns the distribution of whole numbers from `low` to `high`, both included."""
-    return _interval(Distribution(low, high, log=log, whole=True))
-
-
-def one_of(*choices: Value) -> Distribution:
-    """Returns the distribution of values that are equally likely."""
-    if not choices:
-        raise UserError("one_of() has no choices; give at least one")
-    return Distribution(choices=choices)
-
-
-def label(value: Value) -> str:
-    """Returns the label of a value: short, and different for different values."""
-    if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    return str(value)
-
-
 def plan(study: Study) -> list[PlannedRun]:
-    """Returns all runs, each after the one that it starts from. Raises UserError for a study that cannot be made."""
+    """Returns all runs, stage by stage; of a search none, since it makes them up as it goes. Raises UserError for a
+    study that cannot be made."""
     runs: dict[str, list[PlannedRun]] = {}
     for stage in _in_order(study.stages):
         if not stage.points:
@@ -228,7 +175,18 @@ def plan(study: Study) -> list[PlannedRun]:
                 f"stage {stage.name} has two runs of the name {twice[0]} ({levels}); give levels other labels"
             )
     _check_comparison(study, [run for stage in runs.values() for run in stage])
+    if study.search is not None:
+        stage, *others = study.stages
+        if others or stage.points != (Point(),):
+            raise UserError("a study with a search has one stage, without points: its trials are the points")
+        study.search.check()
+        return []
     return [run for stage in study.stages for run in runs[stage.name]]
+
+
+def probes(search: Search, stage: str) -> list[PlannedRun]:
+    """Returns runs at the ends of a search's space, whose checks stand for those of its trials."""
+    return [PlannedRun(stage, f"end={number}", {}, overrides) for number, overrides in enumerate(search.ends())]
 
 
 def run_name(levels: Levels) -> str:
@@ -239,13 +197,6 @@ def run_name(levels: Levels) -> str:
         digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
         name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
     return name
-
-
-def check_metric(text: str, where: str) -> None:
-    """Raises UserError unless a text is SPLIT.METRIC."""
-    split, _, metric = text.partition(".")
-    if split not in SPLITS or not metric:
-        raise UserError(f"{where} is {text!r}; it must be SPLIT.METRIC, where the split is eval, last or test")
 
 
 def _points(part: Axis | Points) -> Points:
@@ -274,22 +225,6 @@ def _joined(parts: Sequence[Point]) -> Point:
     return Point(levels, overrides)
 
 
-def _interval(distribution: Distribution) -> Distribution:
-    low, high = distribution.low, distribution.high
-    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (distribution.log and low <= 0):
-        remedy = "both must be finite, the first one lower" + (" and positive" if distribution.log else "")
-        raise UserError(f"a distribution from {low} to {high} is empty or endless; {remedy}")
-    return distribution
-
-
-def _draw(random: Random, distribution: Distribution) -> Value:
-    if distribution.choices:
-        return random.choice(distribution.choices)
-    low, high = distribution.low, distribution.high
-    value = math.exp(random.uniform(math.log(low), math.log(high))) if distribution.log else random.uniform(low, high)
-    return min(max(round(value), int(low)), int(high)) if distribution.whole else float(f"{value:.4g}")
-
-
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:
     """Returns the stages, each behind the one that it comes after."""
     if not stages:
@@ -305,7 +240,7 @@ def _in_order(stages: Sequence[Stage]) -> list[Stage]:
         if stage.after and stage.after not in names:
             raise UserError(f"stage {stage.name} is after {stage.after!r}; {can_be(stage.after, names)}")
         for point in stage.points:
-            if "init_from" in point.overrides and stage.after:
+            if "init_from" in {**stage.overrides, **point.overrides} and stage.after:
                 raise UserError(f"stage {stage.name} sets init_from, which after={stage.after!r} sets; leave one out")
     ordered: list[Stage] = []
     while len(ordered) < len(stages):
@@ -319,14 +254,15 @@ def _in_order(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _planned(stage: Stage, point: Point, parent: PlannedRun | None) -> PlannedRun:
+    own = {**stage.overrides, **point.overrides}
     if parent is None:
-        return PlannedRun(stage.name, run_name(point.levels), dict(point.levels), dict(point.overrides))
+        return PlannedRun(stage.name, run_name(point.levels), dict(point.levels), own)
     inherited = {
         name if name not in point.levels else f"{parent.stage}.{name}": text for name, text in parent.levels.items()
     }
     levels = inherited | dict(point.levels)
     seed = {"seed": parent.overrides["seed"]} if "seed" in parent.overrides else {}
-    return PlannedRun(stage.name, run_name(levels), levels, seed | dict(point.overrides), parent.key)
+    return PlannedRun(stage.name, run_name(levels), levels, seed | own, parent.key)
 
 
 def _check_comparison(study: Study, runs: Sequence[PlannedRun]) -> None:
@@ -348,8 +284,3 @@ def _check_comparison(study: Study, runs: Sequence[PlannedRun]) -> None:
     for *_, stage in study.expected:
         if stage not in stages:
             raise UserError(f"expected names the stage {stage!r}; {can_be(stage, stages)}")
-
-
-def with_trials(study: Study, points: Points) -> Study:
-    """Returns a study with a search as one whose only stage has these points."""
-    return replace(study, stages=(replace(study.stages[0], points=points),))

@@ -11,7 +11,7 @@ from bert_jax.lab import cost, study_figures
 from bert_jax.lab.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.plots import series
 from bert_jax.lab.provenance import read_environments
-from bert_jax.lab.records import COMPLETE, STATUSES, RunRecord, StudyRecord
+from bert_jax.lab.records import COMPLETE, PRUNED, STALE, STATUSES, RunRecord, StudyRecord
 from bert_jax.lab.study import Study
 from bert_jax.lab.study_figures import Curves, Scale
 from bert_jax.tasks.sections import PROBLEM, Cell, Table
@@ -25,7 +25,7 @@ _DAMAGED, _UNKNOWN = "cannot be read", "as the base"
 def describe_details(record: StudyRecord) -> list[Part]:
     """Returns the parts of the report that stand behind the results."""
     environments = {run.key: _environments(run) for run in record.runs if run.folder.is_dir()}
-    open_runs = [run for run in record.runs if run.status != COMPLETE]
+    open_runs = [run for run in record.runs if run.status not in (COMPLETE, PRUNED)]
     return [
         Part(
             "Curves", _curves(record), "On validation: the mean over complete runs, with the 95 % t interval as a band."
@@ -101,9 +101,13 @@ def _scale(name: str, drawn: Mapping[str, list]) -> Scale:
     return Scale(100.0 if largest <= 1 and not name.endswith(LOWER_IS_BETTER) else 1.0, 1, name)
 
 
+def not_seeds(levels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Returns the levels on axes that are not seeds."""
+    return tuple((axis, label) for axis, label in levels.items() if axis.rpartition(".")[2] != "seed")
+
+
 def _where(run: RunRecord, factor: str) -> tuple[tuple[str, str], ...]:
-    """Returns the levels of a run on axes that are neither the factor nor seeds."""
-    return tuple((k, v) for k, v in run.levels.items() if k != factor and k.rpartition(".")[2] != "seed")
+    return tuple((axis, label) for axis, label in not_seeds(run.levels) if axis != factor)
 
 
 def _telling(lines: Iterable[Record], metric: str) -> list[str]:
@@ -119,7 +123,7 @@ def _keys(record: StudyRecord) -> list[Block]:
     """Returns the options that a level sets, with the values of all levels: those of config.json for a level that
     leaves it at the base experiment's."""
     factor = record.study.factor
-    of_factor = [run for run in record.runs if factor in run.levels and run.status != "stale"]
+    of_factor = [run for run in record.runs if factor in run.levels and run.status != STALE]
     first = {run.levels[factor]: run for run in reversed(of_factor)}
     first = {label: first[label] for label in dict.fromkeys(run.levels[factor] for run in of_factor)}
     keys = dict.fromkeys(key for run in first.values() for key in run.overrides)
