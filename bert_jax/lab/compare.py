@@ -240,9 +240,8 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
 def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
     from bert_jax.tasks.sections import Table
 
-    names = dict.fromkeys(name for line in found.values() for name in line if name not in ("step", "split"))
     rows = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
-    for name in names:
+    for name in _ordered(runs, (name for line in found.values() for name in line)):
         values = [found[run.label].get(name) for run in runs]
         rows.append([name, *_numbers(values, name)])
     return Table(["metric", *(run.label for run in runs)], rows, range(1, len(runs) + 1))
@@ -254,8 +253,8 @@ def _numbers(values: Sequence[Any], name: str) -> "list[str | Cell]":
     from bert_jax.training.evaluation import LOWER_IS_BETTER
 
     known = [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
-    is_score = not name.endswith(("_low", "_high")) and name not in _LEVELS_OF_CHANCE
-    best = (min if name.endswith(LOWER_IS_BETTER) else max)(known) if len(set(known)) > 1 and is_score else None
+    has_best = len(set(known)) > 1 and _is_score(name)
+    best = (min if name.endswith(LOWER_IS_BETTER) else max)(known) if has_best else None
     shown = (f"{value:.6g}" if isinstance(value, (int, float)) else _NONE for value in values)
     return [Cell(text, BEST) if value is not None and value == best else text
             for text, value in zip(shown, values, strict=True)]  # fmt: skip
@@ -268,11 +267,15 @@ def _speed(runs: Sequence[Run]) -> "list[Block]":
     for name, (title, factor) in _SPEED.items():
         columns = [[x for line in run.of("train") if isinstance(x := line.get(name), (int, float))] for run in runs]
         if any(columns):
-            rows.append([title, *(f"{factor * statistics.median(x):,.4g}" if x else _NONE for x in columns)])
+            rows.append([title, *(_short(factor * statistics.median(x)) if x else _NONE for x in columns)])
     useful = [next((line.get("useful") for line in reversed(run.of("ledger"))), None) for run in runs]
     if any(useful):
         rows.append(["minutes in training steps", *(f"{x / 60:.1f}" if x else _NONE for x in useful)])
     return [Table(["", *(run.label for run in runs)], rows, range(1, len(runs) + 1))] if rows else []
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _curves(runs: Sequence[Run]) -> "list[Block]":
@@ -282,15 +285,9 @@ def _curves(runs: Sequence[Run]) -> "list[Block]":
     from bert_jax.lab.plots import series
     from bert_jax.lab.study_figures import Curves, Scale
 
-    names = dict.fromkeys(name for run in runs for line in run.of("eval") for name in line)
-    shown = [
-        ("train", "loss"),
-        *(("eval", name) for name in sorted(names, key=lambda name: not _is_common(runs, name))),
-    ]
+    names = _ordered(runs, (name for run in runs for line in run.of("eval") for name in line))
     panels = []
-    for split, name in shown:
-        if name in ("step", "split", *_LEVELS_OF_CHANCE) or name.endswith(("_low", "_high")):
-            continue
+    for split, name in [("train", "loss"), *(("eval", name) for name in names if _is_score(name))]:
         drawn = {run.label: [series(list(run.lines), split, name)] for run in runs}
         if any(steps for [(steps, _)] in drawn.values()):
             title = f"{'training' if split == 'train' else 'validation'}: {name.replace('_', ' ')}"
@@ -300,8 +297,20 @@ def _curves(runs: Sequence[Run]) -> "list[Block]":
     return [Picture(study_figures.curves(panels[:_MOST_PANELS], "curves"), "curves of the runs", "curves")]
 
 
-def _is_common(runs: Sequence[Run], name: str) -> bool:
-    return all(any(name in line for line in run.of("eval")) for run in runs)
+def _ordered(runs: Sequence[Run], names: Iterable[str]) -> list[str]:
+    """Returns the names of metrics: those by which runs choose their best checkpoint, those that all runs have, the
+    others, and at last bounds and what is the same in every evaluation."""
+    chosen = {run.config["checkpoint.best_metric"] for run in runs}
+
+    def rank(name: str) -> tuple[bool, bool, bool]:
+        is_common = all(any(name in line for line in run.of("eval")) for run in runs)
+        return not _is_score(name), name not in chosen, not is_common
+
+    return sorted((name for name in dict.fromkeys(names) if name not in ("step", "split")), key=rank)
+
+
+def _is_score(name: str) -> bool:
+    return not name.endswith(("_low", "_high")) and name not in _LEVELS_OF_CHANCE
 
 
 if __name__ == "__main__":
