@@ -8,6 +8,7 @@ work is done and 2 for a mistake that you can correct (one line).
 """
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,14 +193,14 @@ def _overview(runs: Sequence[Run]) -> "Table":
 def _warnings(runs: Sequence[Run]) -> list[str]:
     tasks = sorted({run.config["task"] for run in runs})
     notes = []
-    if len(tasks) > 1:
+    if not _same_task(runs):
         notes.append(
             f"The runs are of different tasks ({', '.join(tasks)}): of one name, metrics may differ in meaning."
         )
     if any(not run.is_finished for run in runs):
         notes.append("Metrics of runs that are not finished are those of their last steps.")
     data = [run.environment["data"] for run in runs if isinstance(run.environment.get("data"), dict)]
-    if len(tasks) == 1 and (names := [name for name in _differing(data) if name != "init_from"]):
+    if _same_task(runs) and (names := [name for name in _differing(data) if name != "init_from"]):
         notes.append(f"The runs have different data ({', '.join(names)}): their metrics may not be comparable.")
     if not any(run.environment for run in runs):
         notes.append("No run says by which code and on which machine it was made.")
@@ -213,7 +214,11 @@ def _table(runs: Sequence[Run], keys: Sequence[str], attribute: str) -> "Table":
 def _facts(runs: Sequence[Run], keys: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> "Table":
     from bert_jax.tasks.sections import Table
 
-    rows = [[key, *(str(found[run.label].get(key, _NONE)) for run in runs)] for key in keys]
+    def shown(key: str, value: object) -> str:
+        is_hash = key.startswith(("code.", "data.")) and re.fullmatch("[0-9a-f]{16,}", str(value))
+        return str(value)[:12] if is_hash else str(value) or "(empty)"
+
+    rows = [[key, *(shown(key, found[run.label].get(key, _NONE)) for run in runs)] for key in keys]
     return Table(["", *(run.label for run in runs)], rows)
 
 
@@ -225,10 +230,8 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
     last = {run.label: (run.of("eval") or [{}])[-1] for run in runs}
     test = {run.label: (run.of("test") or [{}])[-1] for run in runs}
     rules = sorted({f"{run.config['checkpoint.best_mode']} {run.config['checkpoint.best_metric']}" for run in runs})
-    note = (
-        f"The evaluation that is best by {' or '.join(rules)}. Bold is the best run; with one seed per option, such a "
-    )
-    note += "difference may be chance."
+    note = f"The evaluation that is best by {' or '.join(rules)}. "
+    note += "The best run is bold; whether a difference is chance, only several seeds show." if _same_task(runs) else ""
     parts = [Part("Validation", [_metric_table(runs, best)] if any(best.values()) else [], note)]
     if any(test.values()):
         parts.append(Part("Test", [_metric_table(runs, test)], "By the best checkpoint on validation."))
@@ -239,25 +242,28 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
 
 def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
     from bert_jax.tasks.sections import Table
+    from bert_jax.training.evaluation import LOWER_IS_BETTER
 
     rows = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
     for name in _ordered(runs, (name for line in found.values() for name in line)):
         values = [found[run.label].get(name) for run in runs]
-        rows.append([name, *_numbers(values, name)])
+        rows.append([name, *_numbers(values, _same_task(runs) and _is_score(name), name.endswith(LOWER_IS_BETTER))])
     return Table(["metric", *(run.label for run in runs)], rows, range(1, len(runs) + 1))
 
 
-def _numbers(values: Sequence[Any], name: str) -> "list[str | Cell]":
-    """Returns the values as text, the best one marked unless all are equal."""
+def _numbers(values: Sequence[Any], has_best: bool, lower_is_better: bool) -> "list[str | Cell]":
+    """Returns the values as text; with `has_best` the best one is marked, unless all are equal."""
     from bert_jax.tasks.sections import BEST, Cell
-    from bert_jax.training.evaluation import LOWER_IS_BETTER
 
     known = [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
-    has_best = len(set(known)) > 1 and _is_score(name)
-    best = (min if name.endswith(LOWER_IS_BETTER) else max)(known) if has_best else None
-    shown = (f"{value:.6g}" if isinstance(value, (int, float)) else _NONE for value in values)
-    return [Cell(text, BEST) if value is not None and value == best else text
-            for text, value in zip(shown, values, strict=True)]  # fmt: skip
+    best = (min if lower_is_better else max)(known) if has_best and len(set(known)) > 1 else None
+    shown = [f"{value:.6g}" if isinstance(value, (int, float)) else _NONE for value in values]
+    marked = (value is not None and value == best for value in values)
+    return [Cell(text, BEST) if is_best else text for text, is_best in zip(shown, marked, strict=True)]
+
+
+def _same_task(runs: Sequence[Run]) -> bool:
+    return len({run.config["task"] for run in runs}) == 1
 
 
 def _speed(runs: Sequence[Run]) -> "list[Block]":
