@@ -148,7 +148,7 @@ def _versions(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    system = f"{platform.system()} {platform.machine()}"
+    system = f"{os.uname().sysname} {os.uname().machine}"
     return {"system": system, "processor": _processor(), "cores": cores, "memory_gb": round(pages / 1e9, 1)}
 
 

@@ -1,8 +1,10 @@
 """The levels of a study: what counts as one value, what is not averaged, and the verdicts."""
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bert_jax.lab.levels import compare_levels
@@ -139,3 +141,25 @@ def test_a_study_without_a_factor_compares_nothing():
         compare_levels(record(study(PRETRAIN, metrics={"pretrain": "eval.loss"}, factor="", baseline=""), of_seed))
         == []
     )
+
+
+def test_from_ten_seeds_on_examples_are_resampled_too(tmp_path):
+    def with_predictions(count, spoil=None):
+        of = study(Stage("a", "x.py", grid(OBJECTIVE, seeds(count))), metrics={"a": "eval.accuracy"})
+        random, runs = np.random.default_rng(0), []
+        for run in plan(of):
+            right = random.random(200) < (0.9 if run.levels["objective"] == "MLM" else 0.6)
+            folder = tmp_path / str(count) / run.name
+            (folder / "predictions").mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"label": "1", "prediction": {"label": str(int(x))}}) for x in right]
+            (folder / "predictions" / "validation.jsonl").write_text("\n".join(lines[: spoil and -1]) + "\n")
+            result = {"eval": {"accuracy": float(right.mean())}}
+            runs.append(RunRecord("a", run.name, dict(run.levels), {}, folder, "complete", result=result))
+        [found] = compare_levels(StudyRecord(tmp_path, "study", "study.py", of, runs))
+        return found.levels
+
+    base, level = with_predictions(10)
+    assert base.multibootstrap is None and level.multibootstrap.mean == pytest.approx(level.difference.mean)
+    assert level.multibootstrap.p < 0.001 and level.multibootstrap.low < 0.3 < level.multibootstrap.high
+    assert with_predictions(9)[1].multibootstrap is None
+    assert with_predictions(11, spoil=True)[1].multibootstrap is None  # not the predictions of this metric
