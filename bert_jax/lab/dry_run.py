@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from bert_jax.command import say
 from bert_jax.lab.power import detectable_difference
 from bert_jax.lab.records import COMPLETE, read_run
-from bert_jax.lab.study import PlannedRun, Study, label
+from bert_jax.lab.space import Search, label
+from bert_jax.lab.study import PlannedRun, Stage, Study
 
 if TYPE_CHECKING:
     from bert_jax.lab.estimate import Estimate, Examined
@@ -20,6 +21,11 @@ _START = 10.0  # seconds of a run for reading its data, compiling and evaluating
 def describe(study: Study, planned: Sequence[PlannedRun], workdir: Path, examined: "Examined", jobs: int) -> None:
     """Prints the plan of a study."""
     say(study.question)
+    if study.search is not None:
+        _describe_search(
+            study.search, study.stages[0], [examined.estimates[one.key] for one in planned], examined, jobs
+        )
+        return
     done = {one.key: read_run(workdir, one) for one in planned}
     complete = sum(record.status == COMPLETE for record in done.values())
     say(f"{len(planned)} runs in {len(study.stages)} stages, {complete} of them complete; workdir {workdir}")
@@ -50,6 +56,25 @@ def describe(study: Study, planned: Sequence[PlannedRun], workdir: Path, examine
         say(f"cannot start: {examined.problem}")
     for line in _power(study, planned):
         say(line)
+
+
+def _describe_search(
+    search: Search, stage: Stage, estimates: Sequence["Estimate | None"], examined: "Examined", jobs: int
+) -> None:
+    how = f"sampler {search.sampler}, pruner {search.pruner}, seed {search.seed}"
+    say(f"{search.trials} trials of {stage.base} for the {search.direction}imum of {search.metric} ({how})")
+    for name, one in search.space.items():
+        scale = ", by its logarithm" if one.log else ""
+        values = (
+            f"{label(one.low)} to {label(one.high)}{scale}" if not one.choices else " or ".join(map(label, one.choices))
+        )
+        say(f"  {name}: {values}")
+    say(f"  {_needs(estimates)}")
+    each, how = _seconds([], estimates, examined.basis, jobs)
+    if each is not None:
+        say(f"  time: {each:.0f} s per trial ({how}), at most {each * search.trials / 3600 / jobs:.2f} h")
+    if examined.problem:
+        say(f"cannot start: {examined.problem}")
 
 
 def _needs(estimates: Sequence["Estimate | None"]) -> str:

@@ -32,6 +32,7 @@ from bert_jax.lab.study import PlannedRun
 DISK_FULL = "the disk is full"  # how the error of a run begins that another run would meet as well
 _TICK = 0.5  # seconds
 _RETRIES = 2  # of a run whose process was killed before it got further than the one before
+_MOST_LOST = 20
 _LEAST_DISK = 1 << 20  # bytes
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -71,6 +72,7 @@ class Schedule:
         self.crashes: Counter[str] = Counter()
         self.newest: dict[str, int] = {}
         self.given_up: set[str] = set()
+        self.lost = 0
         self.signal: int | None = None
         self.problem: UserError | None = None
 
@@ -162,6 +164,10 @@ class Schedule:
             self._end_with(UserError(f"{self.workdir}: {DISK_FULL}; free some space and start the same command again"))
             return record
         if how is None:
+            self.lost += 1
+            if self.lost == _MOST_LOST:
+                text = f"the server that starts the runs was lost {self.lost} times; look for what kills it"
+                self._end_with(UserError(f"{text}, such as too little memory"))
             return record
         step = newest_step(record.folder)
         self.crashes[key] = 1 if step > self.newest[key] else self.crashes[key] + 1

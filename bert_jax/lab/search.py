@@ -27,7 +27,7 @@ class OptunaTrials:
     def __init__(self, study: Study, name: str, workdir: Path, admit: Callable[[PlannedRun], None]):
         """`admit` writes what the process of a new run reads. Raises UserError for a search that cannot be made."""
         assert study.search is not None
-        self.search, self.stage = study.search, study.stages[0].name
+        self.search, self.stage = study.search, study.stages[0]
         self.workdir, self.admit = workdir, admit
         self.optuna = _optuna()
         with _quiet():
@@ -107,9 +107,9 @@ class OptunaTrials:
 
     def _run(self, number: int, parameters: dict[str, Any]) -> PlannedRun:
         # The names of a trial's options are in the order of the search, whatever order the storage has.
-        overrides = {name: short(parameters[name]) for name in self.search.space if name in parameters}
-        levels = {"trial": str(number)} | {name: label(value) for name, value in overrides.items()}
-        return PlannedRun(self.stage, run_name(levels), levels, overrides)
+        drawn = {name: short(parameters[name]) for name in self.search.space if name in parameters}
+        levels = {"trial": str(number)} | {name: label(value) for name, value in drawn.items()}
+        return PlannedRun(self.stage.name, run_name(levels), levels, {**self.stage.overrides, **drawn})
 
     def _open(self, name: str) -> Any:
         samplers, pruners = self.optuna.samplers, self.optuna.pruners

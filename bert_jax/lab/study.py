@@ -184,9 +184,10 @@ def plan(study: Study) -> list[PlannedRun]:
     return [run for stage in study.stages for run in runs[stage.name]]
 
 
-def probes(search: Search, stage: str) -> list[PlannedRun]:
+def probes(search: Search, stage: Stage) -> list[PlannedRun]:
     """Returns runs at the ends of a search's space, whose checks stand for those of its trials."""
-    return [PlannedRun(stage, f"end={number}", {}, overrides) for number, overrides in enumerate(search.ends())]
+    ends = [{**stage.overrides, **overrides} for overrides in search.ends()]
+    return [PlannedRun(stage.name, f"end={number}", {}, overrides) for number, overrides in enumerate(ends)]
 
 
 def run_name(levels: Levels) -> str:

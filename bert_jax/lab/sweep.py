@@ -85,7 +85,7 @@ def sweep(
     """Makes the runs of a study, or with `dry_run` says what they need. Returns the exit status."""
     if study.search is not None and (only or rerun):
         raise UserError("--only and --rerun are for runs that a study names; a search makes up its own")
-    planned = plan(study) if study.search is None else probes(study.search, study.stages[0].name)
+    planned = plan(study) if study.search is None else probes(study.search, study.stages[0])
     configs = planning.resolve(study, planned, workdir)
     before = planning.read_before(workdir, name)
     devices = visible_gpus() if gpus else []

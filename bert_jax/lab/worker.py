@@ -26,6 +26,7 @@ from bert_jax import run as runs
 from bert_jax.command import run_command
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.lab.planning import REQUEST
+from bert_jax.lab.provenance import code_and_packages, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, RUNNING, UNFINISHED, read_run, write_record
 from bert_jax.lab.schedule import DISK_FULL
 from bert_jax.lab.study import PlannedRun
@@ -35,6 +36,7 @@ from bert_jax.tasks import TASKS
 _NEEDED = ("grain", "matplotlib.figure", "scipy.stats", "seqeval.metrics", "sklearn.metrics", "tensorflow_datasets")
 for _name in (*_NEEDED, *(path.rpartition(".")[0] for path in TASKS.values())):
     importlib.import_module(_name)
+code_and_packages()  # of the code that was imported, whatever is edited later
 
 LOG = "log.txt"  # in the folder of a run: what it printed
 
@@ -71,8 +73,12 @@ def make_run(workdir: Path, planned: PlannedRun) -> int:
     clock = time.monotonic()
 
     def end(status: str, error: str = "", **more: Any) -> None:
-        seconds = before.seconds + time.monotonic() - clock
-        write_record(replace(record, status=status, error=error, seconds=round(seconds, 2), **more))
+        seconds = round(before.seconds + time.monotonic() - clock, 2)
+        environments: list[dict[str, Any]] = []
+        with contextlib.suppress(UserError):
+            environments = read_environments(record.folder)
+        more |= {"environment": environments[-1]} if environments else {}
+        write_record(replace(record, status=status, error=error, seconds=seconds, **more))
 
     try:
         request = json.loads((record.folder / REQUEST).read_text(encoding="utf-8"))
