@@ -199,7 +199,7 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
         )
     if any(not run.is_finished for run in runs):
         notes.append("Metrics of runs that are not finished are those of their last steps.")
-    data = [run.environment["data"] for run in runs if isinstance(run.environment.get("data"), dict)]
+    data = [run.environment["data"] for run in runs if "data" in run.environment]
     if _same_task(runs) and (names := [name for name in _differing(data) if name != "init_from"]):
         notes.append(f"The runs have different data ({', '.join(names)}): their metrics may not be comparable.")
     if not any(run.environment for run in runs):
@@ -241,10 +241,10 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
 
 
 def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
-    from bert_jax.tasks.sections import Table
+    from bert_jax.tasks.sections import Cell, Table
     from bert_jax.training.evaluation import LOWER_IS_BETTER
 
-    rows = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
+    rows: list[list[str | Cell]] = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
     for name in _ordered(runs, (name for line in found.values() for name in line)):
         values = [found[run.label].get(name) for run in runs]
         rows.append([name, *_numbers(values, _same_task(runs) and _is_score(name), name.endswith(LOWER_IS_BETTER))])

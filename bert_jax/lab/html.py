@@ -43,10 +43,11 @@ ul.verdicts { list-style: none; padding: 0; margin: .6rem 0 }
 ul.verdicts li { padding: .42rem .8rem; margin: .35rem 0; border-left: 4px solid currentColor; max-width: 52rem;
   background: var(--panel); border-radius: 0 4px 4px 0 } ul.verdicts li > span { color: var(--ink) }
 svg, img { max-width: 100%; height: auto } figure { margin: .8rem 0; overflow-x: auto }
-svg { display: block; min-width: 34rem }
+svg { display: block }
 img { background: #fff; border-radius: 4px } summary { cursor: pointer; color: var(--link) }
 pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .84rem; border-radius: 4px }
 mark { background: var(--mark); color: inherit } b { color: var(--better) }
+@media (max-width: 40rem) { figure svg { max-width: none } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt } h2 { break-after: avoid }
   tr, figure, li { break-inside: avoid } .wide { overflow: visible } }
 """

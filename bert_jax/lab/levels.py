@@ -183,8 +183,8 @@ def _compared(level: Level, units: Mapping[str, Mapping[str, float]], baseline: 
 
 def _judged(levels: list[Level], units: Mapping[str, Mapping[str, float]], baseline: str, higher: bool) -> list[Level]:
     """Adds corrected p-values, almost stochastic order and verdicts to the levels that have a difference."""
-    tested = [level for level in levels if level.difference]
-    p_values = dict(zip((level.label for level in tested), holm([t.difference.p for t in tested]), strict=True))
+    tested = {level.label: level.difference.p for level in levels if level.difference}
+    p_values = dict(zip(tested, holm(list(tested.values())), strict=True))
     judged = []
     for level in levels:
         if level.difference is None:
@@ -240,7 +240,8 @@ def _right(path: Path) -> np.ndarray | None:
 
 def _corrected_for_study(comparisons: list[Comparison]) -> list[Comparison]:
     """Adds the p-values that are corrected for all comparisons of the study."""
-    p_values = iter(holm([level.difference.p for one in comparisons for level in one.levels if level.difference]))
+    differences = (level.difference for one in comparisons for level in one.levels)
+    p_values = iter(holm([found.p for found in differences if found]))
     return [
         replace(one, levels=tuple(replace(x, p_study=next(p_values)) if x.difference else x for x in one.levels))
         for one in comparisons

@@ -37,6 +37,7 @@ ENVIRONMENT = "environment.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets")
 _PACKAGES += ("numpy", "ml_dtypes", "scipy", "scikit-learn", "tokenizers", "sentencepiece", "seqeval", "libtpu")
 _SETTINGS = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|JAX_(?!COMPILATION_CACHE|COORDINATOR|PROCESS|NUM_PROC)\w+")
+_GROUPS = ("code", "packages", "machine", "devices", "data")
 _ROOT = Path(bert_jax.__file__).parents[1]
 
 
@@ -82,15 +83,36 @@ def read_environments(workdir: Path) -> list[dict[str, Any]]:
         starts = None
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({problem.strerror}); restore its permissions") from None
-    if not isinstance(starts, list) or not all(isinstance(entry, dict) for entry in starts):
+    if not isinstance(starts, list) or not all(map(_is_entry, starts)):
         raise UserError(f"{path} is no list of environments; restore it, or move it away")
     return starts
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(group, {}), dict) for group in _GROUPS)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, object, object]]:
     """Returns (key, before, after) for what differs between two entries, time and step left out."""
     one, other = ({k: v for k, v in entry.items() if k not in ("time", "step")} for entry in (before, after))
     return differences_of(one, other)
+
+
+def facts(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a reader wants to know of an entry, {group and name: text}; data is left out, hashes are cut."""
+    found = {}
+    for group in ("code", "devices", "machine", "packages", *entry):
+        content = entry.get(group)
+        if group in ("time", "step", "data") or content is None:
+            continue
+        items = content.items() if isinstance(content, dict) else [("", content)]
+        found |= {f"{group} {name}".strip(): str(value) for name, value in items if value not in ("", {}, None)}
+    found.pop("code hash", None)
+    if "code commit" in found:
+        found["code commit"] = found["code commit"][:12]
+        changes = found.pop("code changes", "")
+        found["code changes"] = f"not committed: {changes[:12]}" if changes else "none"
+    return found
 
 
 @cache

@@ -36,7 +36,9 @@ def test_a_long_fingerprint_is_kept_as_a_hash(tmp_path):
     assert len(entry["data"]["shards"]) == 32
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"starts": {}}', '{"starts": [1]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"starts": {}}', '{"starts": [1]}', '{"starts": [{"data": "x"}]}', "[" * 100_000]
+)
 def test_a_damaged_file_is_one_line(content, tmp_path):
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(UserError, match=r"environment.json is no list of environments; restore it, or move it away"):
