@@ -64,9 +64,10 @@ def almost_stochastic_order(scores: Sequence[float], baseline: Sequence[float], 
     """Returns an upper bound, with confidence 1 − alpha, of the share by which `scores` violate being stochastically
     larger than `baseline` (del Barrio et al. 2018, Dror et al. 2019): 0 = larger at every quantile, 1 = smaller.
 
-    Below 0.5 the scores are called almost stochastically larger, but with few runs only 0.2 is safe (Ulmer et al. 2022):
-    with 5 runs of equal levels the bound is below 0.5 in 21 % of cases, below 0.2 in 5 %. Larger must be better. Of a single score, or of equal ones on both sides, the bound is 1. The bound is
-    taken from 1,000 bootstrap samples, the same in every call.
+    Below 0.5 the scores are called almost stochastically larger, but with few runs only 0.2 is safe (Ulmer et al.
+    2022): with 5 runs of equal levels the bound is below 0.5 in 21 % of cases, below 0.2 in 5 %. A larger score must be
+    a better one. Of a single score, or of equal ones on both sides, the bound is 1. It is taken from 1,000 bootstrap
+    samples, the same ones in every call.
     """
     x, y = (np.sort(np.asarray(values, np.float64)) for values in (scores, baseline))
     n, m = len(x), len(y)
