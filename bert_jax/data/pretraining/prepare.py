@@ -61,14 +61,11 @@ def prepare(
     settings = _settings(data, seed, corpus, tokenizer)
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     directory = Path(data.prepared) / f"{corpus.name}-{data.sequence_length}-{key}"
-    if directory.exists():
-        try:
-            prepared = open_prepared(directory)
-            _log.info("using the prepared dataset %s", directory)
-            return _checked(prepared, data)
-        except Incomplete as error:
-            _log.warning("preparing again: %s", error)
-    with _temporary_sibling(directory) as temporary, contextlib.ExitStack() as stack:
+    if (found := _found(directory)) is not None:
+        return _checked(found, data)
+    with _only_preparer(directory), _temporary_sibling(directory) as temporary, contextlib.ExitStack() as stack:
+        if (found := _found(directory)) is not None:  # by the process that this one has waited for
+            return _checked(found, data)
         preparation = None
         if data.runner == "beam":
             begun = beam_preparation(data, seed, corpus, directory.name, learns=tokenizer is None)
@@ -88,6 +85,18 @@ def prepare(
         _build(temporary, data, corpus, tokenizer, settings, results, progress)
         _move_into_place(temporary, directory)
     return _checked(open_prepared(directory), data)
+
+
+def _found(directory: Path) -> PreparedCorpus | None:
+    """Returns the dataset of a folder if it is whole, else None."""
+    if directory.exists():
+        try:
+            prepared = open_prepared(directory)
+            _log.info("using the prepared dataset %s", directory)
+            return prepared
+        except Incomplete as error:
+            _log.warning("preparing again: %s", error)
+    return None
 
 
 def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -224,6 +233,30 @@ def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards:
         tfds.folder_dataset.write_metadata(
             data_dir=os.fspath(directory), features=tfds_features(fields), split_infos=infos, check_data=False
         )
+
+
+@contextlib.contextmanager
+def _only_preparer(directory: Path) -> Iterator[None]:
+    """Waits until no other process of this machine prepares the same dataset, as another run of a study may."""
+    path = directory.parent / f".{directory.name}.preparing"
+    with contextlib.ExitStack() as held:
+        # What goes wrong here, such as permissions, is reported where the dataset is written.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_held = False
+            while not is_held:  # whoever held it before has removed it
+                file = held.enter_context(open(path, "a"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    _log.info("waiting for another process that prepares %s", directory)
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                is_held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager

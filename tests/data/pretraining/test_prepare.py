@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
@@ -304,15 +305,16 @@ def test_errors_a_user_can_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "full").iterdir()) == []
 
 
-def test_two_preparations_at_once_leave_one_folder(tmp_path: Path):
+def test_two_preparations_at_once_leave_one_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     make_corpus(tmp_path / "corpus.txt", documents=10)
     data = make_config(tmp_path)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3) as pool, caplog.at_level(logging.INFO):
         found = list(pool.map(lambda _: prepare(data, 0, progress=False), range(3)))
     assert len({prepared.directory for prepared in found}) == 1
     assert [len(prepared.source("train")) for prepared in found] == [len(found[0].source("train"))] * 3
     assert [folder.name for folder in Path(data.prepared).iterdir()] == [found[0].directory.name]
     assert not (found[0].directory / "lock").exists()
+    assert caplog.text.count("million tokens in") == 1  # the others waited for it
 
 
 def test_an_exception_of_a_worker_that_cannot_be_sent_is_reported():
