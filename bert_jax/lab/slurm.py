@@ -89,10 +89,8 @@ def make_run_in_job(workdir: Path, planned: PlannedRun) -> int:
 
 
 def _how(job: Any) -> str:
-    try:
-        return f"ended with status {job.result()}"
-    except Exception:  # submitit raises what the job raised, or that it left nothing behind
-        return f"ended as {job.state} (job {job.job_id})"
+    # The record says how the run fared; submitit's own result is a pickle, which is not opened.
+    return f"ended as {job.state} (job {job.job_id})"
 
 
 def _submitit() -> Any:

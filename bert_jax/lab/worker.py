@@ -7,7 +7,6 @@ without the seconds that the imports take, and shares nothing else with the othe
 import contextlib
 import errno
 import gc
-import importlib
 import json
 import multiprocessing
 import os
@@ -20,7 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# All but jax: what runs import when they need it, half of the seconds of a short run.
+import grain  # noqa: F401
 import jax
+import matplotlib.figure  # noqa: F401
+import scipy.stats  # noqa: F401
+import seqeval.metrics  # noqa: F401
+import sklearn.metrics  # noqa: F401
+import tensorflow_datasets  # noqa: F401
 
 from bert_jax import run as runs
 from bert_jax.command import run_command
@@ -30,12 +36,10 @@ from bert_jax.lab.provenance import code_and_packages, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, RUNNING, UNFINISHED, read_run, write_record
 from bert_jax.lab.schedule import DISK_FULL
 from bert_jax.lab.study import PlannedRun
-from bert_jax.tasks import TASKS
+from bert_jax.tasks import TASKS, task_class
 
-# What runs import when they need it: half of the seconds of a short run.
-_NEEDED = ("grain", "matplotlib.figure", "scipy.stats", "seqeval.metrics", "sklearn.metrics", "tensorflow_datasets")
-for _name in (*_NEEDED, *(path.rpartition(".")[0] for path in TASKS.values())):
-    importlib.import_module(_name)
+for _name in TASKS:
+    task_class(_name)
 code_and_packages()  # of the code that was imported, whatever is edited later
 
 LOG = "log.txt"  # in the folder of a run: what it printed

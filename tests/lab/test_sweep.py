@@ -115,7 +115,7 @@ def test_a_disk_or_a_memory_that_is_too_small_is_found(tmp_path: Path, monkeypat
     usage = estimate.shutil.disk_usage(tmp_path)._replace(free=10**8)
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: usage)
     problem = examined(study, tmp_path / "not" / "there").problem
-    assert "the checkpoints of 2 runs take about 0.427 GB, and 0.1 GB are free" in problem
+    assert "the checkpoints of 2 runs take about 0.426 GB, and 0.1 GB are free" in problem
 
 
 ONE = Estimate(4_000_000, 48e6, 192e6, 0.9e9, 100, 3e6, 5e12, 360.0)
@@ -174,7 +174,8 @@ def study_file(tmp_path: Path, topics: Path, prepared_folder: Path, labelled: Pa
         file = tmp_path / "small.py"
         file.write_text(
             "from bert_jax.lab.study import *\n\n\ndef get_study():\n"
-            f"    pretrain = Stage('pretrain', 'experiments/base.py', grid(choice('x', {levels!r})), overrides={small!r})\n"
+            f"    x, small = choice('x', {levels!r}), {small!r}\n"
+            "    pretrain = Stage('pretrain', 'experiments/base.py', grid(x), overrides=small)\n"
             f"    tune = Stage('tune', {stage.base!r}, after='pretrain', overrides={stage.overrides!r})\n"
             "    return Study('?', (pretrain, tune), 'x', metrics={'pretrain': 'eval.loss', 'tune': 'eval.accuracy'})\n"
         )
