@@ -209,6 +209,7 @@ _OPTIONS = (
             "restart"),
     _number("train.watchdog_seconds", 1800.0, "[0, 2^31)", "without a step: stacks are shown, then the run ends",
         "restart"),
+    _text("train.trackers", "", "beside TensorBoard: wandb, mlflow, trackio, comma-separated; empty = none", "restart"),
     _integer("train.reinitialise_layers", 0, "[0, 4096]", "top layers (and pooler) that a warm start leaves out"),
     _switch("train.new_head", False, "True = the head of init_from is left out: classes may differ"),
     _choice("train.class_weights", "none", "none | balanced", "balanced = classes are weighted by inverse frequency"),

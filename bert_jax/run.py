@@ -42,6 +42,7 @@ from bert_jax.training.processes import (
     together,
 )
 from bert_jax.training.throughput import Throughput
+from bert_jax.training.trackers import check_trackers
 
 Overrides = Mapping[str, Value] | None  # the options that were set on the command line
 
@@ -82,6 +83,8 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
     checkpoint. Raises UserError for every mistake that shows before any data is read."""
     check_option("mesh.join_seconds", config.mesh.join_seconds)
+    check_option("train.trackers", config.train.trackers)
+    check_trackers(config.train.trackers)
     check_folders(config, workdir)
     keep_programs(workdir)
     join_processes(os.environ, config.mesh.join_seconds)

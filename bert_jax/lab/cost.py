@@ -82,15 +82,19 @@ def _power(run: RunRecord, starts: list[dict[str, Any]]) -> tuple[int, float]:
     """Returns the number of devices, and the watts of all of them."""
     found = re.match(r"(\d+)\s*[×x]?\s*(.*)", run.devices)
     count, kind = (int(found[1]), found[2]) if found else (1, run.devices)
-    cores = 1
-    for entry in starts[-1:]:
-        devices, machine = (
-            entry.get(name) if isinstance(entry.get(name), dict) else {} for name in ("devices", "machine")
-        )
-        kind = str(devices.get("kind", kind))
-        count = devices["count"] if isinstance(devices.get("count"), int) else count
-        cores = machine["cores"] if isinstance(machine.get("cores"), int) else cores
+    devices, machine = (_group(starts[-1], name) if starts else {} for name in ("devices", "machine"))
+    kind = str(devices.get("kind", kind))
+    count, cores = _whole(devices.get("count"), count), _whole(machine.get("cores"), 1)
     if not kind or "cpu" in kind.lower():
         return 1, CORE_WATTS * cores  # devices that share a processor are one
     watts = next((watts for name, watts in WATTS.items() if name.lower() in kind.lower()), OTHER_WATTS)
     return max(count, 1), watts * max(count, 1)
+
+
+def _group(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = entry.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) and value > 0 else otherwise

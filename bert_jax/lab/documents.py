@@ -120,6 +120,7 @@ def to_text(document: Document) -> str:
                 yield one.title
                 yield from block(one.block)
             case Beside() | Folded():
+                yield from [one.summary] if isinstance(one, Folded) else []
                 for inner in one.blocks:
                     yield from block(inner)
             case Table():

@@ -13,6 +13,7 @@ from bert_jax.tasks.sections import Cell, Marked, Table
 
 # What pictures draw in these two colours follows the page's.
 INK, LINE = "#1d232b", "#dde2e8"
+_NOT_SHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _STYLE = """
 :root { --ink: #1d232b; --soft: #5b6673; --line: #dde2e8; --paper: #fff; --panel: #f5f7f9; --link: #0072b2;
@@ -21,17 +22,19 @@ _STYLE = """
   --panel: #1c2229; --link: #62b6ee; --better: #55c79d; --worse: #ff9a6c; --unclear: #9aa6b2; --mark: #5a2a22 } }
 * { box-sizing: border-box }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif; color: var(--ink);
-  background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 2.4rem 1.4rem 4rem }
+  background: var(--paper); max-width: 62rem; margin: 0 auto; padding: 2.4rem 1.4rem 4rem;
+  overflow-wrap: anywhere }
 h1 { font-size: 1.75rem; line-height: 1.25; letter-spacing: -.012em; margin: .2rem 0 .5rem; text-wrap: balance }
 h2 { font-size: 1.12rem; margin: 2.6rem 0 .5rem; padding-top: .9rem; border-top: 1px solid var(--line) }
 h3 { font-size: .95rem; margin: 1.2rem 0 .4rem } p { margin: .4rem 0; max-width: 46rem }
 .kicker { color: var(--soft); font-size: .82rem; letter-spacing: .04em; margin: 0 } .note { color: var(--soft) }
 .note, small { font-size: .87rem } small { display: block; color: var(--soft); line-height: 1.35; font-weight: 400 }
 .wide { overflow-x: auto; max-width: 100% } .beside { display: flex; flex-wrap: wrap; gap: .4rem 3rem }
+.beside > * { max-width: 100% }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .32rem .8rem; text-align: left }
 td { border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; min-width: 3.2rem }
 th { border-bottom: 1.5px solid var(--soft); vertical-align: bottom; font-weight: 600; font-size: .87rem }
-td:first-child, th:first-child { padding-left: 0 } td:last-child, th:last-child { padding-right: 0 }
+td:first-child, th:first-child { padding-left: 0; min-width: 5.5rem } td:last-child, th:last-child { padding-right: 0 }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .best { font-weight: 700 } .better { color: var(--better) } .worse { color: var(--worse) }
 .unclear { color: var(--unclear) } .problem { color: var(--worse); font-weight: 600 }
@@ -39,10 +42,12 @@ td.better, td.worse, td.unclear, td.problem { min-width: 6.2rem }
 ul.verdicts { list-style: none; padding: 0; margin: .6rem 0 }
 ul.verdicts li { padding: .42rem .8rem; margin: .35rem 0; border-left: 4px solid currentColor; max-width: 52rem;
   background: var(--panel); border-radius: 0 4px 4px 0 } ul.verdicts li > span { color: var(--ink) }
-svg, img { max-width: 100%; height: auto } svg { display: block } figure { margin: .8rem 0 }
+svg, img { max-width: 100%; height: auto } figure { margin: .8rem 0; overflow-x: auto }
+svg { display: block }
 img { background: #fff; border-radius: 4px } summary { cursor: pointer; color: var(--link) }
 pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .84rem; border-radius: 4px }
 mark { background: var(--mark); color: inherit } b { color: var(--better) }
+@media (max-width: 40rem) { figure svg { max-width: none } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt } h2 { break-after: avoid }
   tr, figure, li { break-inside: avoid } .wide { overflow: visible } }
 """
@@ -59,8 +64,8 @@ def page(title: str, body: Iterable[str], kicker: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    """Returns the text as HTML that shows it, without the characters that no page may hold."""
-    return html.escape(re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "\ufffd", text))
+    """Returns the text as HTML that shows it, without control characters and marks of the writing direction."""
+    return html.escape(_NOT_SHOWN.sub("\ufffd", text))
 
 
 def section(title: str, body: str, note: str = "") -> str:

@@ -5,14 +5,21 @@ for comparison in compare_levels(read_study("runs/objectives")):
         print(comparison.stage, level.label, level.summary, level.verdict)
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from bert_jax.lab.records import COMPLETE, FAILED, RunRecord, StudyRecord
-from bert_jax.lab.resampling import almost_stochastic_order
+from bert_jax.lab.resampling import FEWEST_SEEDS, Bootstrapped, almost_stochastic_order, multibootstrap
 from bert_jax.lab.statistics import ALPHA, UNKNOWN, Difference, Summary, Verdict, holm, paired, summary, verdict, welch
 from bert_jax.training.evaluation import LOWER_IS_BETTER
+
+Scores = dict[str, np.ndarray]  # independent run → the score of each example
+_OF_EXAMPLES = "eval.accuracy"  # the mean of scores of examples that runs keep
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Level:
     p_study: float = math.nan  # corrected for all comparisons of the study
     aso: float | None = None  # almost stochastic order, see `resampling.py`; below 0.5 the level is better
     verdict: Verdict | None = None
+    multibootstrap: Bootstrapped | None = None  # over seeds × examples: of accuracy on validation, from 10 seeds on
     notes: tuple[str, ...] = ()  # what a reader must know of the runs
 
 
@@ -100,6 +108,9 @@ def _compare(
     units = {label: _units(group, names, metric) for label, group in groups.items()}
     levels = [_level(label, group, units[label], metric) for label, group in groups.items()]
     levels = _judged([_compared(level, units, baseline, are_shared) for level in levels], units, baseline, higher)
+    if metric == _OF_EXAMPLES:
+        scores = {label: _scores(group, names) for label, group in groups.items() if len(units[label]) >= FEWEST_SEEDS}
+        levels = [_resampled(level, scores, baseline, are_shared) for level in levels]
     unit = "run" if stages == {stage} else f"run of {', '.join(sorted(stages))}"
     return Comparison(stage, metric, where, higher, baseline, unit, tuple(levels))
 
@@ -172,8 +183,8 @@ def _compared(level: Level, units: Mapping[str, Mapping[str, float]], baseline: 
 
 def _judged(levels: list[Level], units: Mapping[str, Mapping[str, float]], baseline: str, higher: bool) -> list[Level]:
     """Adds corrected p-values, almost stochastic order and verdicts to the levels that have a difference."""
-    tested = [level for level in levels if level.difference]
-    p_values = dict(zip((level.label for level in tested), holm([t.difference.p for t in tested]), strict=True))
+    tested = {level.label: level.difference.p for level in levels if level.difference}
+    p_values = dict(zip(tested, holm(list(tested.values())), strict=True))
     judged = []
     for level in levels:
         if level.difference is None:
@@ -187,9 +198,50 @@ def _judged(levels: list[Level], units: Mapping[str, Mapping[str, float]], basel
     return judged
 
 
+def _resampled(level: Level, scores: Mapping[str, Scores], baseline: str, are_shared: bool) -> Level:
+    """Adds the multibootstrap to a level with enough seeds, if its runs and the baseline's kept their predictions."""
+    of_level, of_baseline = scores.get(level.label), scores.get(baseline)
+    if level.difference is None or not of_level or not of_baseline:
+        return level
+    names = list(of_level), list(of_baseline)
+    if are_shared:
+        names = ([name for name in of_level if name in of_baseline],) * 2
+    rows = [[found[name] for name in some] for found, some in zip((of_level, of_baseline), names, strict=True)]
+    if len({len(row) for side in rows for row in side}) > 1 or min(map(len, rows)) < FEWEST_SEEDS:
+        return level
+    return replace(level, multibootstrap=multibootstrap(*map(np.asarray, rows), paired=are_shared))
+
+
+def _scores(group: Sequence[RunRecord], names: Mapping[str, str]) -> Scores:
+    """Returns for each independent run which examples it has right, the mean over the runs that belong to it; {} if one
+    did not keep its predictions."""
+    found: dict[str, list[np.ndarray]] = {}
+    for run in group:
+        if not math.isfinite(value := _value(run, _OF_EXAMPLES)):
+            continue
+        scores = _right(run.folder / "predictions" / "validation.jsonl")
+        # They are those of the metric only if they have its mean: a later evaluation may have replaced the file.
+        if scores is None or abs(scores.mean() - value) > 1e-5:
+            return {}
+        found.setdefault(names[run.key], []).append(scores)
+    same_length = len({len(row) for rows in found.values() for row in rows}) == 1
+    return {name: np.mean(rows, axis=0) for name, rows in found.items()} if same_length else {}
+
+
+def _right(path: Path) -> np.ndarray | None:
+    """Returns 1 for each example whose predicted label is the right one, else 0; None if there is no such file."""
+    try:
+        records = [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        scores = [float(record["prediction"]["label"] == record["label"]) for record in records]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return np.asarray(scores) if scores else None
+
+
 def _corrected_for_study(comparisons: list[Comparison]) -> list[Comparison]:
     """Adds the p-values that are corrected for all comparisons of the study."""
-    p_values = iter(holm([level.difference.p for one in comparisons for level in one.levels if level.difference]))
+    differences = (level.difference for one in comparisons for level in one.levels)
+    p_values = iter(holm([found.p for found in differences if found]))
     return [
         replace(one, levels=tuple(replace(x, p_study=next(p_values)) if x.difference else x for x in one.levels))
         for one in comparisons

@@ -46,7 +46,7 @@ def detectable_difference(
     high = 1.0
     while find(n, high) < power:
         high *= 2
-    return float(optimize.brentq(lambda effect: find(n, effect) - power, 0.0, high, xtol=1e-6))
+    return optimize.root_scalar(lambda effect: find(n, effect) - power, bracket=(0.0, high), xtol=1e-6).root
 
 
 def seeds_needed(

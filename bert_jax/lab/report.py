@@ -104,7 +104,7 @@ def _write_run(folder: Path, path: Path) -> Path:
         metrics = {name: value for line in found for name, value in line.items() if name not in ("step", "split")}
         report, metrics = _evaluated(config, folder, str(best)) or (None, metrics)
     if path.suffix == ".csv":
-        return _write_text(path, _as_csv([{"run": folder.name, "task": config.task} | metrics]))
+        return _write_text(path, _as_csv([{"run": folder.name, "task": config.task, **metrics}]))
     return write_document(path, describe_run(report, metrics, config, folder))
 
 

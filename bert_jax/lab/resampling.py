@@ -38,7 +38,7 @@ def multibootstrap(
     Each sample draws seeds and examples with replacement; `paired` draws the same seeds on both sides, whose rows then
     belong together. The samples give the standard error. Their own quantiles would give an interval that is too narrow
     with 10 seeds (6 to 10 % false positives): as in a t-test, the error is enlarged by √(n / (n − 1)) and multiplied by
-    a quantile of t (Hesterberg 2015, section 4). With noise of the seeds alone this is the t-test.
+    a quantile of t (Hesterberg 2015). With noise of the seeds alone this is the t-test.
 
     Raises ValueError with fewer than 10 seeds on a side, of which there are too few different samples.
     """
@@ -64,9 +64,10 @@ def almost_stochastic_order(scores: Sequence[float], baseline: Sequence[float], 
     """Returns an upper bound, with confidence 1 − alpha, of the share by which `scores` violate being stochastically
     larger than `baseline` (del Barrio et al. 2018, Dror et al. 2019): 0 = larger at every quantile, 1 = smaller.
 
-    Below 0.5 the scores are called almost stochastically larger; with few runs 0.2 is safer (Ulmer et al. 2022). A
-    larger score must be a better one. Of a single score, or of equal ones on both sides, the bound is 1. The bound is
-    taken from 1,000 bootstrap samples, the same in every call.
+    Below 0.5 the scores are called almost stochastically larger, but with few runs only 0.2 is safe (Ulmer et al.
+    2022): with 5 runs of equal levels the bound is below 0.5 in 21 % of cases, below 0.2 in 5 %. A larger score must be
+    a better one. Of a single score, or of equal ones on both sides, the bound is 1. It is taken from 1,000 bootstrap
+    samples, the same ones in every call.
     """
     x, y = (np.sort(np.asarray(values, np.float64)) for values in (scores, baseline))
     n, m = len(x), len(y)

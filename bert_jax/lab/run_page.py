@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.lab import plots
 from bert_jax.lab.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
+from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.tasks.sections import Confusions, Report, Scatter, Section, Table, ThresholdCurve
 from bert_jax.training.metrics_log import read_metrics
 
@@ -51,13 +52,17 @@ def describe_run(
     values = [[name, f"{value:.4f}"] for name, value in metrics.items()]
     settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
     command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
-    curve = plots.learning_curve(read_metrics(workdir / "metrics.jsonl"), config.checkpoint.best_metric)
+    records, starts = read_metrics(workdir / "metrics.jsonl"), read_environments(workdir)
+    curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
+    environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
     parts = [
         Part("Best checkpoint on validation", [Table(["metric", "value"], values, {1})] if values else []),
         Part("Run", [Table(["key", "value"], settings)]),
         Part("Set on the command line", [Code(command)] if command else []),
         Part("Learning curve", [Picture(curve, "learning curve", "curve")] if curve else []),
         *(Part(section.title, *_drawn(section)) for section in (report.sections if report else ())),
+        Part("Where the time went", [Picture(time, "where the time went", "time")] if time else []),
+        Part("Environment", [Table(["", "newest start"], environment)] if environment else []),
         Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
     ]
     return Document(f"{config.task}: {workdir.name}", parts)

@@ -3,8 +3,8 @@
 Arrays in, numbers out. `levels.py` has `compare_levels`, which applies this to the runs of a study; `power.py` has what
 a number of seeds can show, `resampling.py` the methods that resample. docs/statistics.md says which test is used when.
 
-There is no bootstrap over a few seeds: of 3 to 5 values its intervals are too narrow, and find differences that are not
-there in 12 to 18 % of cases instead of 5 %.
+There is no bootstrap over a few seeds: its intervals are too narrow. Where there is no difference, those of two levels
+find one in 20 % of cases with 3 seeds and in 13 % with 5 (26 and 17 % paired) instead of 5 %.
 """
 
 import math
@@ -100,10 +100,10 @@ def welch(values: Sequence[float], baseline: Sequence[float], confidence: float 
     mean, sizes = float(x.mean() - y.mean()), (len(x), len(y))
     if min(sizes) < 2 or not (pooled := math.hypot(_sd(x), _sd(y)) / 2**0.5):
         return Difference(mean, math.nan, math.nan, math.nan, math.nan, "Welch", *sizes)
-    test = stats.ttest_ind(x, y, equal_var=False)
-    interval = test.confidence_interval(confidence)
-    ends = float(interval.low), float(interval.high)
-    return Difference(mean, *ends, float(test.pvalue), mean / pooled, "Welch", *sizes, pooled)
+    parts = [_sd(side) ** 2 / len(side) for side in (x, y)]
+    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, sizes, strict=True))  # Satterthwaite's
+    tested = _t_test(mean, sum(parts) ** 0.5, freedom, confidence)
+    return Difference(mean, *tested, mean / pooled, "Welch", *sizes, pooled)
 
 
 def paired(values: Sequence[float], baseline: Sequence[float], confidence: float = 1 - ALPHA) -> Difference:
@@ -117,10 +117,8 @@ def paired(values: Sequence[float], baseline: Sequence[float], confidence: float
     mean, sizes, sd = float((x - y).mean()), (len(x), len(y)), math.nan
     if len(x) < 2 or not (sd := _sd(x - y, scale=max(abs(x).max(), abs(y).max()))):
         return Difference(mean, math.nan, math.nan, math.nan, math.nan, "paired t", *sizes)
-    test = stats.ttest_rel(x, y)
-    interval = test.confidence_interval(confidence)
-    ends = float(interval.low), float(interval.high)
-    return Difference(mean, *ends, float(test.pvalue), mean / sd, "paired t", *sizes, sd)
+    tested = _t_test(mean, sd / len(x) ** 0.5, len(x) - 1, confidence)
+    return Difference(mean, *tested, mean / sd, "paired t", *sizes, sd)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -155,6 +153,13 @@ def verdict(difference: Difference, p: float, higher_is_better: bool, comparison
     return Verdict(
         UNKNOWN, f"about {more} more {'seed' if more == 1 else 'seeds'} per level needed{bound}", more, least
     )
+
+
+def _t_test(mean: float, error: float, freedom: float, confidence: float) -> tuple[float, float, float]:
+    """Returns the interval of a mean, low and high, and the two-sided p-value, by its standard error. SciPy's tests
+    warn where one of two levels has no spread."""
+    half = float(stats.t.isf((1 - confidence) / 2, freedom)) * error
+    return mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom))
 
 
 def _more_seeds(effect: float, n: int, comparisons: int, is_paired: bool) -> int | None:

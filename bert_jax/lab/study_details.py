@@ -10,8 +10,8 @@ from bert_jax.config import UserError
 from bert_jax.lab import cost, study_figures
 from bert_jax.lab.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.plots import series
-from bert_jax.lab.provenance import read_environments
-from bert_jax.lab.records import COMPLETE, STATUSES, RunRecord, StudyRecord
+from bert_jax.lab.provenance import facts, read_environments
+from bert_jax.lab.records import COMPLETE, PRUNED, STALE, STATUSES, RunRecord, StudyRecord
 from bert_jax.lab.study import Study
 from bert_jax.lab.study_figures import Curves, Scale
 from bert_jax.tasks.sections import PROBLEM, Cell, Table
@@ -25,7 +25,7 @@ _DAMAGED, _UNKNOWN = "cannot be read", "as the base"
 def describe_details(record: StudyRecord) -> list[Part]:
     """Returns the parts of the report that stand behind the results."""
     environments = {run.key: _environments(run) for run in record.runs if run.folder.is_dir()}
-    open_runs = [run for run in record.runs if run.status != COMPLETE]
+    open_runs = [run for run in record.runs if run.status not in (COMPLETE, PRUNED)]
     return [
         Part(
             "Curves", _curves(record), "On validation: the mean over complete runs, with the 95 % t interval as a band."
@@ -101,9 +101,13 @@ def _scale(name: str, drawn: Mapping[str, list]) -> Scale:
     return Scale(100.0 if largest <= 1 and not name.endswith(LOWER_IS_BETTER) else 1.0, 1, name)
 
 
+def not_seeds(levels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Returns the levels on axes that are not seeds."""
+    return tuple((axis, label) for axis, label in levels.items() if axis.rpartition(".")[2] != "seed")
+
+
 def _where(run: RunRecord, factor: str) -> tuple[tuple[str, str], ...]:
-    """Returns the levels of a run on axes that are neither the factor nor seeds."""
-    return tuple((k, v) for k, v in run.levels.items() if k != factor and k.rpartition(".")[2] != "seed")
+    return tuple((axis, label) for axis, label in not_seeds(run.levels) if axis != factor)
 
 
 def _telling(lines: Iterable[Record], metric: str) -> list[str]:
@@ -119,7 +123,7 @@ def _keys(record: StudyRecord) -> list[Block]:
     """Returns the options that a level sets, with the values of all levels: those of config.json for a level that
     leaves it at the base experiment's."""
     factor = record.study.factor
-    of_factor = [run for run in record.runs if factor in run.levels and run.status != "stale"]
+    of_factor = [run for run in record.runs if factor in run.levels and run.status != STALE]
     first = {run.levels[factor]: run for run in reversed(of_factor)}
     first = {label: first[label] for label in dict.fromkeys(run.levels[factor] for run in of_factor)}
     keys = dict.fromkeys(key for run in first.values() for key in run.overrides)
@@ -176,12 +180,12 @@ def _large(number: float) -> str:
 def _environment(record: StudyRecord, environments: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
     """Returns a column per environment in which runs were made, with what differs between them first."""
     begun = [run for run in record.runs if environments.get(run.key)]
-    counted = Counter(json.dumps(_facts(environments[run.key][-1]), sort_keys=True) for run in begun)
+    counted = Counter(json.dumps(facts(environments[run.key][-1])) for run in begun)
     if not counted:
         return []
     found = [json.loads(text) for text, _ in counted.most_common(4)]
-    keys = sorted({key for facts in found for key in facts}, key=_order)
-    rows = [[key, *(facts.get(key, "–") for facts in found)] for key in keys]
+    keys = dict.fromkeys(key for one in found for key in one)
+    rows = [[key, *(one.get(key, "–") for one in found)] for key in keys]
     blocks: list[Block] = []
     differing = [row for row in rows if len(set(row[1:])) > 1]
     if len(counted) > 1:
@@ -192,28 +196,6 @@ def _environment(record: StudyRecord, environments: Mapping[str, list[dict[str, 
         rows = [*differing, *(row for row in rows if row not in differing)]
     header = ["", *(f"{count} runs" for _, count in counted.most_common(4))]
     return [*blocks, Table(header, rows)]
-
-
-_FIRST = ("code commit", "code changes", "code version", "devices kind", "devices count", "machine processor")
-
-
-def _order(key: str) -> tuple[int, str]:
-    return (_FIRST.index(key) if key in _FIRST else len(_FIRST), key)
-
-
-def _facts(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what a reader wants to know of an environment, flat; hashes are cut, data is each run's own."""
-    facts = {}
-    for group, content in entry.items():
-        if group in ("time", "step", "data"):
-            continue
-        items = content.items() if isinstance(content, dict) else [("", content)]
-        facts |= {f"{group} {name}".strip(): str(value) for name, value in items if value not in ("", {}, None)}
-    facts.pop("code hash", None)
-    if "code commit" in facts:
-        facts["code commit"] = facts["code commit"][:12]
-        facts["code changes"] = f"not committed: {facts['code changes'][:12]}" if "code changes" in facts else "none"
-    return facts
 
 
 def _table_of_open_runs(runs: Sequence[RunRecord]) -> Table:

@@ -124,7 +124,12 @@ class _Look:
         self.room = 0.28 * -(-legend // 4) + 0.05 if legend else 0.0  # inches for the legend
         self.size = (3.15 * self.columns + 0.6, height * rows + 0.5 * rows + self.room)
         self.panels, self.rows = panels, rows
-        settings = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5, "text.color": INK}
+        settings: dict[Any, Any] = {
+            "svg.fonttype": "none",
+            "text.parse_math": False,
+            "font.size": 8.5,
+            "text.color": INK,
+        }
         settings |= {f"{part}.{key}color": INK for part, key in (("axes", "label"), ("xtick", ""), ("ytick", ""))}
         self.context = matplotlib.rc_context(settings | {"axes.edgecolor": LINE, "axes.titlecolor": INK})
 
@@ -154,7 +159,8 @@ class _Look:
     def legend(self, entries: Sequence[tuple[str, str, str]]) -> None:
         from matplotlib.lines import Line2D
 
-        lines = [Line2D([], [], color=colour, linestyle=dashes, linewidth=2) for _, colour, dashes in entries]
+        looks: list[dict[str, Any]] = [{"color": colour, "linestyle": dashes} for _, colour, dashes in entries]
+        lines = [Line2D([], [], linewidth=2, **look) for look in looks]
         names = [name for name, *_ in entries]
         self.figure.legend(lines, names, loc="upper left", ncols=min(len(names), 4), frameon=False, labelcolor=INK)
 

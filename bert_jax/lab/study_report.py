@@ -11,16 +11,17 @@ from dataclasses import replace
 from bert_jax.lab import study_figures
 from bert_jax.lab.documents import Beside, Block, Document, Part, Picture, Text, Titled, Verdicts
 from bert_jax.lab.levels import Comparison, Level, compare_levels
-from bert_jax.lab.records import COMPLETE, FAILED, STALE, StudyRecord
+from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, STALE, RunRecord, StudyRecord
 from bert_jax.lab.statistics import BETTER as IS_BETTER
-from bert_jax.lab.statistics import UNKNOWN, Difference, Verdict, holm, verdict, welch
+from bert_jax.lab.statistics import UNKNOWN, Difference, Verdict, holm, summary, verdict, welch
 from bert_jax.lab.statistics import WORSE as IS_WORSE
-from bert_jax.lab.study_details import describe_details
+from bert_jax.lab.study_details import describe_details, not_seeds
 from bert_jax.lab.study_figures import Scale
 from bert_jax.tasks.sections import BEST, BETTER, PROBLEM, UNCLEAR, WORSE, Cell, Table
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 
 MINUS, NOTHING = "−", "–"
+_MOST_TRIALS = 20  # of a search, the best ones
 _KINDS = {IS_BETTER: BETTER, IS_WORSE: WORSE, UNKNOWN: UNCLEAR}
 
 
@@ -69,13 +70,19 @@ def with_half(value: float, half: float, scale: Scale, *, signed: bool = False) 
     return f"{shown} ± {number(half, scale)}" if math.isfinite(half) else shown
 
 
+def finite(run: RunRecord, metric: str) -> float | None:
+    """Returns the metric of a complete run; None without one, or if it is not finite."""
+    value = run.metric(metric)
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _values(comparison: Comparison) -> list[float]:
     return [value for level in comparison.levels if level.summary for value in level.summary.values]
 
 
 def _missing(record: StudyRecord) -> list[Cell]:
     """Returns a line about runs that are in no mean."""
-    statuses = Counter(run.status for run in record.runs if run.status not in (COMPLETE, STALE))
+    statuses = Counter(run.status for run in record.runs if run.status not in (COMPLETE, STALE, PRUNED))
     if not statuses:
         return []
     counted = ", ".join(f"{count} {status}" for status, count in statuses.items())
@@ -144,7 +151,7 @@ def _explained(comparisons: Sequence[Comparison]) -> str:
 
 def _results(record: StudyRecord, comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> list[Block]:
     """Returns the table of means, beside the source's own, and the picture of their intervals."""
-    published, found = record.study.published, _table(comparisons, scales) if comparisons else None
+    published, found = record.study.published, _table(comparisons, scales) if comparisons else _plain_table(record)
     blocks: list[Block] = [Titled("This study", found) if published else found] if found else []
     if published:
         rows = [[label, *(NOTHING if x is None else f"{x:g}" for x in row)] for label, row in published.rows.items()]
@@ -159,6 +166,38 @@ def _results(record: StudyRecord, comparisons: Sequence[Comparison], scales: Seq
         blocks.append(Picture(image, "means and intervals of the levels in each column of the table", "intervals"))
         blocks.append(Text("Small dots: one value each. Large dot and bar: mean and its 95 % interval.", "note"))
     return blocks
+
+
+def _plain_table(record: StudyRecord) -> Table | None:
+    """Returns the means of a study that compares no levels, a row for each setting of all axes but seeds; or the best
+    trials of a search. None without a metric."""
+    search, rows = record.study.search, []
+    metrics = {record.study.stages[0].name: search.metric} if search else record.study.metrics
+    for stage, metric in metrics.items():
+        groups: dict[str, list[RunRecord]] = {}
+        for run in record.of(stage):
+            groups.setdefault(", ".join(f"{k} = {v}" for k, v in not_seeds(run.levels)) or "all runs", []).append(run)
+        scale = scale_of(metric, [x for run in record.of(stage) if (x := finite(run, metric)) is not None])
+        rows += [_plain_row(stage, label, group, metric, scale) for label, group in groups.items()]
+    if search:
+        sign = -1 if search.direction == "max" else 1
+        rows = sorted(rows, key=lambda row: math.inf if row[0] is None else sign * row[0])[:_MOST_TRIALS]
+    header = ["stage", "runs" if search is None else "trial", "metric", "mean" if search is None else "value"]
+    return Table(header, [row[1:] for row in rows], {3}) if rows else None
+
+
+def _plain_row(stage: str, label: str, runs: Sequence[RunRecord], metric: str, scale: Scale) -> list:
+    """Returns the mean, to sort by, and the cells of a row."""
+    values = [x for run in runs if (x := finite(run, metric)) is not None]
+    note = f"{len(values)} of {len(runs)} runs" if len(values) < len(runs) else _runs(len(runs))
+    if not values:
+        return [None, stage, label, scale.name, Cell(NOTHING, PROBLEM, note)]
+    found = summary(values)
+    return [found.mean, stage, label, scale.name, Cell(with_half(found.mean, found.half, scale), "", note)]
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _table(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> Table:
@@ -180,7 +219,7 @@ def _table(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> Table:
 def _mean(level: Level | None, comparison: Comparison, scale: Scale) -> Cell:
     if level is None:
         return Cell(NOTHING)
-    note = f"{level.complete} of {level.planned} runs" if level.complete < level.planned else f"{level.planned} runs"
+    note = f"{level.complete} of {level.planned} runs" if level.complete < level.planned else _runs(level.planned)
     note += "".join(f", {n} {word}" for n, word in ((level.failed, FAILED), (level.unfinished, "unfinished")) if n)
     note += f", {level.at_chance} at chance" if level.at_chance else ""
     if level.summary is None:

@@ -121,7 +121,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         resources.callback(batches.close)
         if resumed is not None:
             _check_data(resumed["data"], batches.state(), run.workdir)
-        log = MetricsLog(run.workdir, first, train.steps, forget_after=first if resumed else -1)
+        log = MetricsLog(run.workdir, first, train.steps, forget_after=first if resumed else -1, config=config)
         resources.callback(log.close)
         evaluation = Evaluation("validation")
         if not resumed and config.eval.at_start:

@@ -1,6 +1,7 @@
 """The page of results: one file, nothing of the data taken for HTML, the right figures in the right places."""
 
 import base64
+import csv
 import json
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ import pytest
 from bert_jax import modes
 from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import plots
+from bert_jax.lab import report as report_command
 from bert_jax.lab.run_page import write_report
 from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report
@@ -211,6 +213,15 @@ def test_training_ends_with_a_report(tmp_path, monkeypatch):
     best = max(record["accuracy"] for record in records if record["split"] == "eval")
     page = Page((workdir / "report.html").read_text())
     assert ["accuracy", f"{best:.4f}"] in page.rows
+    assert ["devices platform", "cpu"] in page.rows
+    assert len(page.images) == 3  # learning curve, confusion matrix, where the time went
+    for path in (workdir / "report.html", tmp_path / "page.md", tmp_path / "page.csv"):  # written again, by the command
+        path.unlink(missing_ok=True)
+        assert report_command.main([str(workdir), f"--output={path}"]) == 0
+    assert ["accuracy", f"{best:.4f}"] in Page((workdir / "report.html").read_text()).rows
+    assert f"| accuracy | {best:.4f} |" in (tmp_path / "page.md").read_text()
+    [row] = csv.DictReader((tmp_path / "page.csv").read_text().splitlines())
+    assert (row["run"], row["task"]) == ("run", "classification") and float(row["accuracy"]) == pytest.approx(best)
     lines = [json.loads(line) for line in (workdir / "predictions" / "validation.jsonl").read_text().splitlines()]
     assert len(lines) == 21
     right = [line["prediction"]["label"] == line["label"] for line in lines]
