@@ -1,1 +1,2 @@
-"""What is made of finished runs, plots and tables, and what can be said of a run before it starts."""
+"""Many runs and what they say: studies, statistics, reports, comparisons, plots; and what can be said of a run before it
+starts."""
