@@ -225,6 +225,7 @@ _OPTIONS = (
     _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
     _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),
     _number("checkpoint.minutes", 0.0, "[0, 100000]", "between saves, some temporary; 0 = by steps only", "restart"),
+    _text("checkpoint.mirror", "", "gs:// or s3:// folder with a copy, which another machine continues", "restart"),
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 

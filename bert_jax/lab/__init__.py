@@ -1,1 +1,1 @@
-"""Many runs and what they say: studies, statistics, reports, comparisons, plots; and of runs to come."""
+"""Many runs and what they say: studies, statistics, reports, comparisons, plots; and runs that have not begun."""
