@@ -202,7 +202,8 @@ class Schedule:
             for one in self.runner.running():
                 self.runner.stop(one, at_once=at_once)
 
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
+        ignored = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # as by nohup
+        before = {number: signal.signal(number, note) for number in _SIGNALS if number not in ignored}
         try:
             yield
         finally:

@@ -40,7 +40,7 @@ class Slurm:
             raise UserError(
                 f"--slurm={text}: {reason}; it must be NAME=VALUE of sbatch, on a machine that has it"
             ) from None
-        self.jobs: dict[PlannedRun, Any] = {}
+        self.jobs: dict[str, tuple[PlannedRun, Any]] = {}  # by the key of the run
 
     def adopt(self, planned: Sequence[PlannedRun]) -> None:
         """Takes over the jobs of an earlier sweep that are still waiting or running."""
@@ -50,31 +50,31 @@ class Slurm:
                 if isinstance(number := known.get(one.key), str):
                     job = self.executor._executor.job_class(self.folder, number)
                     if not job.done():
-                        self.jobs[one] = job
+                        self.jobs[one.key] = (one, job)
 
     def room(self) -> int:
         return 1 << 30  # Slurm has a queue
 
     def start(self, planned: Sequence[PlannedRun]) -> None:
         jobs = self.executor.map_array(make_run_in_job, [self.workdir] * len(planned), planned)
-        self.jobs |= dict(zip(planned, jobs, strict=True))
-        numbers = {one.key: job.job_id for one, job in self.jobs.items()}
+        self.jobs |= {one.key: (one, job) for one, job in zip(planned, jobs, strict=True)}
+        numbers = {key: job.job_id for key, (_, job) in self.jobs.items()}
         write_atomically(self.folder / JOBS, json.dumps(numbers, indent=1) + "\n")
 
     def running(self) -> Sequence[PlannedRun]:
-        return list(self.jobs)
+        return [one for one, _ in self.jobs.values()]
 
     def wait(self, seconds: float) -> list[tuple[PlannedRun, str | None]]:
         until = time.monotonic() + seconds
         while True:
-            ended = [one for one, job in self.jobs.items() if job.done()]
+            ended = [one for one, job in self.jobs.values() if job.done()]
             if ended or time.monotonic() >= until:
-                return [(one, _how(self.jobs.pop(one))) for one in ended]
+                return [(one, _how(self.jobs.pop(one.key)[1])) for one in ended]
             time.sleep(min(_POLL, seconds))
 
     def stop(self, planned: PlannedRun, *, at_once: bool = False) -> None:
-        if planned in self.jobs:
-            self.jobs[planned].cancel()  # SIGTERM, and SIGKILL after Slurm's KillWait
+        if planned.key in self.jobs:
+            self.jobs[planned.key][1].cancel()  # SIGTERM, and SIGKILL after Slurm's KillWait
 
 
 def make_run_in_job(workdir: Path, planned: PlannedRun) -> int:

@@ -93,7 +93,8 @@ def sweep(
     wanted = planning.with_parents(planned, planning.matching(planned, only, "--only")) if only else None
     with contextlib.nullcontext() if dry_run else _alone_in(workdir):
         again = planning.to_make_again(planned, workdir, rerun)
-        _refuse_changes(planning.changed_keys(workdir, planned, configs), again)
+        changed = planning.changed_keys(workdir, planned, configs)
+        _refuse_changes(changed, again)
         requests = _requests(study, planned, configs, workdir, again)
         environment = shares(jobs, devices)[0][1]
         examined = in_fork(_examine, workdir, requests, jobs, dry_run, environment=environment)
@@ -110,7 +111,7 @@ def sweep(
             planning.tell_changes(planned, before)
             for one in planned:
                 if one.key in again:
-                    planning.reset(workdir, one, anew=read_run(workdir, one).status != FAILED or rerun != FAILED)
+                    planning.reset(workdir, one, anew=rerun != FAILED or one.key in changed)
         else:
             planned = trials.planned()
             configs = planning.resolve(study, planned, workdir)
