@@ -137,6 +137,8 @@ def check_files(config: ConfigDict) -> None:
     for key in ("train", "validation", "test"):
         if config.data[key] and not config.data[key].startswith("tfds:"):
             find_files(config.data[key], f"data.{key}")
+    if config.eval.blimp and not Path(config.eval.blimp).is_dir():
+        raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
     if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
         raise UserError(f"data.vocab_file: {config.data.vocab_file} does not exist; correct the path")
 

@@ -18,6 +18,7 @@ from bert_jax.inference.encode import Encoded, InputError, TextEncoder, problem
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
+from bert_jax.inference.score import Scorer
 
 Texts = str | Sequence[str]
 
@@ -71,6 +72,13 @@ class LoadedModel:
         embedder = self._tool(Embedder, pooling=pooling, layer=str(layer), normalize=normalize)
         return _results(texts, lambda rows: embedder.stream(_rows(rows, "text")))
 
+    def score(self, texts: Texts) -> Any:
+        """Returns the log-likelihood of each text as a float, in nats: the sum of log p(token | all others), or in a
+        left-to-right model of log p(token | those before it). `tasks/likelihood.py` says what is hidden. Raises
+        UserError for a model without an MLM head."""
+        scorer = self._tool(Scorer)
+        return _results(texts, lambda rows: scorer.stream(_rows(rows, "text")))
+
     def predict(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
         """Returns the prediction of the fine-tuned task for each text, or each object with the task's columns."""
         predictor = self._tool(Predictor)
@@ -83,7 +91,7 @@ class LoadedModel:
         no longer depend on what was run before, not even in the last bit.
         """
         tools = [self._tool(TextEncoder), self._tool(Embedder, pooling="mean", layer="-1", normalize=False)]
-        for kind in (Predictor, FillMask):
+        for kind in (Predictor, FillMask, Scorer):
             with contextlib.suppress(UserError):  # a model need not have both heads
                 tools.append(self._tool(kind))
         for tool in tools:
