@@ -22,7 +22,7 @@ from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.inference.open import Opened
-from bert_jax.lab.inspect.reading import Reading, in_chunks, insides, masked_guesses, read_text, states_of
+from bert_jax.lab.inspect.reading import Reading, insides, masked_guesses, read_text, states_of
 from bert_jax.models.bert import Model
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Layer
@@ -80,7 +80,7 @@ def head_importance(
     texts are used. Raises UserError if the model has neither head or the file is wrong.
     """
     opened = insides(model).opened
-    if isinstance(opened.task, FineTuning) and not texts:
+    if isinstance(opened.task, FineTuning):
         return _on_examples(model, examples or opened.config.data.validation, limit, progress)
     if not texts:
         raise UserError("there is no text to measure the loss of; give one")
@@ -132,7 +132,7 @@ def _on_examples(model: LoadedModel, spec: str, limit: int, progress: bool) -> H
     items = task.items["train"] = task.encode(examples)
     task.examples["train"] = examples
     program = opened.at_work.program(lambda whole, kept, batch: task.evaluate(ablated(whole, kept), batch, {}))
-    batches = list(_batches(items, insides(model).batch_size))
+    batches = list(_batches(items, insides(model).batch_size, opened.config.data.sequence_length))
     description = task.description() | opened.run["task"]
 
     def metrics(kept: np.ndarray) -> dict[str, float]:
@@ -167,13 +167,15 @@ def _with_examples(opened: Opened, spec: str) -> FineTuning:
     return task
 
 
-def _batches(items: Sequence[Item], batch_size: int) -> Iterator[Batch]:
-    """Yields all items in batches of one shape."""
-    parts, length = max(len(item.parts) for item in items), max(item.length for item in items)
-    rows = max(1, min(batch_size, len(items), (backend.current().tokens_per_batch or 1 << 15) // (parts * length)))
-    for numbers in in_chunks(range(len(items)), rows):
-        groups = [*([i] for i in numbers), *([] for _ in range(rows - len(numbers)))]
+def _batches(items: Sequence[Item], batch_size: int, most_tokens: int) -> Iterator[Batch]:
+    """Yields all items in batches of like length, whose shapes are few."""
+    parts, left = max(len(item.parts) for item in items), sorted(range(len(items)), key=lambda i: -items[i].length)
+    while left:
+        length = min(max(16, 1 << (items[left[0]].length - 1).bit_length()), most_tokens)
+        rows = max(1, min(batch_size, (backend.current().tokens_per_batch or 1 << 15) // (parts * length)))
+        groups = [*([i] for i in left[:rows]), *([] for _ in range(rows - len(left)))]
         yield collate(items, groups, Shape(rows, parts, length))
+        left = left[rows:]
 
 
 def _one_by_one(

@@ -17,6 +17,7 @@ from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.tokenizers.encoding import Part
 from bert_jax.data.tokenizers.rows import row_length
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.inference.batching import Batching
 from bert_jax.inference.encode import problem, trunk_outputs
 from bert_jax.inference.fill_mask import ids_with_masks
 from bert_jax.inference.loaded import LoadedModel
@@ -24,6 +25,7 @@ from bert_jax.inference.open import Opened
 from bert_jax.models.bert import Model, TrunkInputs
 
 STEP = 16  # lengths of rows are multiples of it, so that texts of like length share a program
+_HELD = 128  # texts whose hidden states of all layers are held at once
 _GUESSES = 3  # likeliest tokens that are kept of a masked position
 
 
@@ -49,6 +51,8 @@ class Insides:
         self.opened, self.batch_size = opened, batch_size
         program = opened.at_work.program
         self.states = program(partial(trunk_outputs, hidden=True, attentions=True))
+        self.hidden = program(partial(trunk_outputs, hidden=True, attentions=False))
+        self.batching = Batching(opened.bert_config.max_position_embeddings, batch_size)
         self.guesses = program(masked_guesses)
         self.word_vectors = program(lambda model, ids: model.trunk.embeddings.word(ids))
         self.table = program(lambda model: model.trunk.embeddings.word.embedding[...])
@@ -121,6 +125,16 @@ def states_of(
     outputs = jax.device_get(outputs)
     hidden = np.stack([outputs[f"hidden {i}"][0, :length] for i in range(count + 1)])
     return hidden, np.stack([outputs[f"attention {i}"][0, :, :length, :length] for i in range(count)])
+
+
+def hidden_states(model: LoadedModel, parts: Sequence[Part]) -> Iterator[Float32[np.ndarray, "N1 L D"]]:
+    """Yields for each part the hidden states of the embeddings and of each layer. Few texts are in memory at once."""
+    inside = insides(model)
+    names = [f"hidden {i}" for i in range(inside.opened.bert_config.num_hidden_layers + 1)]
+    for chunk in in_chunks(parts, _HELD):
+        found = inside.batching.run(inside.hidden, [Item((part,)) for part in chunk])
+        for i, part in enumerate(chunk):
+            yield np.stack([found[name][i][: len(part.ids)] for name in names])
 
 
 def id_of(tokenizer: Tokenizer, token: str) -> int:
