@@ -66,6 +66,23 @@ def only_writer(folder: Path) -> Iterator[None]:
                 file.truncate(0)
 
 
+def is_locked(folder: Path) -> bool:
+    """Returns whether a process holds the lock of a folder, on this machine or, where the file system can tell, on
+    another one."""
+    try:
+        with open(folder / LOCK, opener=_open_existing) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody has locked it yet, or there are no locks
+        return False
+    return False
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 

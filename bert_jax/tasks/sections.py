@@ -1,4 +1,4 @@
-"""What a family adds to the report of an evaluation: tables and figures as data, which `lab/report.py` draws."""
+"""What a family adds to the report of an evaluation: tables and figures as data, which `lab/run_page.py` draws."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +21,9 @@ _COLUMNS = ("precision", "recall", "F1", "examples")
 
 Prediction = dict[str, Any]
 
+# Kinds of cells: the best of its column; a verdict; something that needs your attention.
+KINDS = (BEST, BETTER, WORSE, UNCLEAR, PROBLEM) = ("best", "better", "worse", "unclear", "problem")
+
 
 class Marked(NamedTuple):
     """A cell with the words of a sentence; those whose predicted tag is wrong are marked with both tags."""
@@ -30,12 +33,20 @@ class Marked(NamedTuple):
     predicted: Sequence[str]
 
 
+class Cell(NamedTuple):
+    """A cell that stands out: its kind, one of KINDS, and a small second line."""
+
+    text: str
+    kind: str = ""
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells; `numbers` are the columns that are aligned as numbers."""
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | Marked]]
+    header: Sequence[str | Cell]
+    rows: Sequence[Sequence[str | Cell | Marked]]
     numbers: Collection[int] = ()
 
 

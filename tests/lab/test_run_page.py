@@ -10,7 +10,7 @@ import pytest
 from bert_jax import modes
 from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import plots
-from bert_jax.lab.report import write_report
+from bert_jax.lab.run_page import write_report
 from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report
 from experiments import classify
