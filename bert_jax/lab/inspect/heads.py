@@ -153,7 +153,7 @@ def _on_examples(model: LoadedModel, spec: str, limit: int, progress: bool) -> H
 def _with_examples(opened: Opened, spec: str) -> FineTuning:
     """Returns the model's task with the file as its data."""
     if not spec:
-        raise UserError("this run had no data.validation; name a file with labelled examples (--examples)")
+        raise UserError("this run had no validation data; name a file with labelled examples (--examples)")
     if not spec.startswith("tfds:"):
         find_files(spec, "--examples")
     config, description = copy.deepcopy(opened.config), opened.run["task"]

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 import numpy as np
@@ -21,7 +21,7 @@ from bert_jax.tasks.sections import Table
 STYLE = """<style>
 .tokens { line-height: 2.3; margin: .7rem 0; overflow-wrap: anywhere }
 .tokens span { padding: .22rem .3rem; margin: 0 .1rem; border-radius: 4px; border: 1px solid transparent }
-.tokens span.special { color: var(--soft) } .tokens span.asked { border-color: var(--ink) }
+.tokens span.special { font-style: italic } .tokens span.asked { border-color: var(--ink) }
 .scale { display: inline-flex; align-items: center; gap: .5rem; font-size: .82rem; color: var(--soft) }
 .scale i { width: 9rem; height: .7rem; border-radius: 3px; border: 1px solid var(--line) }
 .heads { display: grid; gap: 5px; width: max-content; max-width: 100%; align-items: center; margin: .8rem 0 }
@@ -36,7 +36,8 @@ button.head[aria-pressed=true] { outline: 3px solid #d55e00 }
 #attention-view text { fill: var(--ink) } #attention-view .soft { fill: var(--soft); font-size: 11px }
 #attention-view .faded { opacity: .3 } #attention-view .flow { stroke: #0072b2 }
 #attention-view .token[tabindex] { cursor: pointer }
-#attention-view .frame { fill: none; stroke: #d55e00; stroke-width: 2 } .context b { color: var(--link) }
+#attention-view .frame { fill: none; stroke: #d55e00; stroke-width: 2 } .near b, .context b { color: var(--link) }
+.near span { white-space: nowrap; margin-right: .9rem } .near i { color: var(--soft); font-style: normal }
 .choice label { margin-right: 1.2rem }
 @media (prefers-color-scheme: dark) { #attention-view .flow { stroke: #62b6ee } }
 </style>"""
@@ -138,7 +139,7 @@ def loss_section(found: TokenLosses, vocabulary: int) -> str:
     )
     hardest = table(Table(["hardest tokens", "loss", "probability", "guesses"], rows, {1, 2}))
     note = (
-        f"Each token masked in turn: its loss given all others. Pseudo-log-likelihood {total:.2f} over {scored} tokens, "
+        f"Each token masked in turn: its loss given the rest. Pseudo-log-likelihood {total:.2f} over {scored} tokens, "
         f"{-total / max(scored, 1):.2f} nats each. A word of several pieces looks easier than it is, since its other "
         "pieces stay visible."
     )
@@ -153,17 +154,17 @@ def neighbour_section(
     in_context: Sequence[Sequence[ContextNeighbour]] | None,
     layer: int,
 ) -> str:
-    rows = [[word, ", ".join(f"{t} {c:.2f}" for t, c in found)] for word, found in zip(words, nearest, strict=True)]
-    body = table(Table(["token", "nearest in the table of word embeddings, by cosine"], rows))
+    body = _rows(
+        "near",
+        ("token", "nearest in the table of word embeddings, by cosine"),
+        zip(words, map(_near, nearest), strict=True),
+    )
     if in_context is not None:
-        lines = []
-        for i, found in enumerate(in_context):
-            if reading.is_word[i]:
-                places = "<br>".join(_snippet(neighbour) for neighbour in found)
-                lines.append(f"<tr><td>{escape(reading.tokens[i])}</td><td>{places}</td></tr>")
         where = "embeddings" if layer == 0 else f"layer {layer}"
-        head = f"<tr><th>token</th><th>nearest in the sentences, by the cosine at the {where}</th></tr>"
-        body += f'<div class="wide"><table class="context">{head}{"".join(lines)}</table></div>'
+        heads = "token", f"nearest in the sentences, by the cosine at the {where}"
+        found = zip(reading.tokens, reading.is_word, in_context, strict=True)
+        lines = ((token, "<br>".join(map(_snippet, near))) for token, is_word, near in found if is_word)
+        body += _rows("context", heads, lines)
     note = "The table knows words without context; two senses of a word share one row there, and part in the layers."
     return section("Neighbours", body, _said(reading, note))
 
@@ -234,6 +235,17 @@ def _guessed(guesses: Sequence[tuple[str, float]]) -> str:
 def _largest(tokens: Sequence[str], weights: Float[np.ndarray, " L"], count: int) -> list[tuple[str, float]]:
     order = np.argsort(-weights, kind="stable")[:count].tolist()
     return [(tokens[i], float(weights[i])) for i in order]
+
+
+def _rows(kind: str, heads: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    """Returns a table of two columns: a text, and what is HTML already."""
+    first = f"<tr><th>{escape(heads[0])}</th><th>{escape(heads[1])}</th></tr>"
+    lines = (f"<tr><td>{escape(name)}</td><td>{inside}</td></tr>" for name, inside in rows)
+    return f'<div class="wide"><table class="{kind}">{first}{"".join(lines)}</table></div>'
+
+
+def _near(found: Iterable[tuple[str, float]]) -> str:
+    return " ".join(f"<span>{escape(token)} <i>{cosine:.2f}</i></span>" for token, cosine in found)
 
 
 def _snippet(found: ContextNeighbour) -> str:
