@@ -51,6 +51,8 @@ def probe_layers(
     """
     generator = np.random.default_rng(seed)
     chosen = _up_to([sentences[i] for i in generator.permutation(len(sentences))], most_words)
+    if bare := next((sentence for sentence in chosen if sentence.tags is None), None):
+        raise UserError(f"{bare.origin}: no tags; name their column (--tags)")
     if len(chosen) < _FEWEST:
         raise UserError(f"{len(chosen)} tagged sentences are too few for a probe; give {_FEWEST} or more")
     vectors, words, tags, numbers = _words(model, chosen)
@@ -129,7 +131,7 @@ def _accuracy(
     scaled = (vectors - mean) / spread
     if len(set(labels[~is_test].tolist())) < 2:  # random tags of few words may be all alike
         return float(np.mean(labels[is_test] == labels[~is_test][0]))
-    probe = LogisticRegression(C=0.01, max_iter=100, tol=1e-3, random_state=seed)
+    probe = LogisticRegression(C=0.1, max_iter=100, tol=1e-3, random_state=seed)
     with warnings.catch_warnings():  # of equally regularised probes the last digits of the loss are of no interest
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(scaled[~is_test], labels[~is_test])

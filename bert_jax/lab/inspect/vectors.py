@@ -11,7 +11,7 @@ from bert_jax.inference.loaded import LoadedModel
 from bert_jax.lab.inspect.reading import Reading, hidden_states, id_of, insides, read_text, states_of
 
 PROJECTIONS = ("pca", "tsne")
-_TINY = np.finfo(np.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class ContextNeighbour(NamedTuple):
@@ -96,11 +96,10 @@ def project(vectors: Float[np.ndarray, "N D"], method: str = "pca", seed: int = 
         perplexity = min(30.0, (len(exact) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(exact)
         return Projection(np.asarray(points, np.float64), None)
-    from sklearn.decomposition import PCA
-
-    fitted = PCA(2, svd_solver="full").fit(exact)
-    first, second = np.nan_to_num(fitted.explained_variance_ratio_).tolist()  # vectors that are all alike have none
-    return Projection(fitted.transform(exact), (first, second))
+    left, sizes, _ = np.linalg.svd(exact - exact.mean(axis=0, keepdims=True), full_matrices=False)
+    variances = np.square(sizes)
+    first, second = (variances[:2] / max(float(variances.sum()), _TINY)).tolist()
+    return Projection(left[:, :2] * sizes[None, :2], (first, second))
 
 
 def _unit(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:

@@ -24,7 +24,7 @@ def test_neighbours_in_the_table(masked):
 
 @pytest.mark.parametrize("layer", [0, 1, -1])
 def test_the_same_token_in_the_same_context_is_nearest(masked, layer):
-    sentences = ["b good c", "a good d e", "good", "f bad"]
+    sentences = ["b c good", "a good d e", "good", "f bad"]
     reading = read_text(masked, "a good d e")
     found = context_neighbours(masked, reading, sentences, layer=layer, count=2)
     assert len(found) == len(reading.tokens)
