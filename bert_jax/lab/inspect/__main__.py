@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     flag(
         "examples", "", "labelled examples for heads, with the columns of the run [its data.validation]", metavar="FILE"
     )
-    flag("limit", 256, "sentences or examples of a file that are used", least=1)
+    flag("limit", 256, "rows of a file that are used; for heads of a model with an MLM head, tokens", least=1)
     flag("seed", 0, "of probes and t-SNE")
     flag("checkpoint", "best", "best, newest or a step")
     flag("task", "", "module.Class of a task of your own, whose code is executed")

@@ -22,7 +22,7 @@ from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.inference.open import Opened
-from bert_jax.lab.inspect.reading import Reading, insides, masked_guesses, read_text, states_of
+from bert_jax.lab.inspect.reading import STEP, Reading, insides, masked_guesses, power_of_two, read_text, states_of
 from bert_jax.models.bert import Model
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Layer
@@ -76,15 +76,16 @@ def head_importance(
     """Zeroes the output of one head after the other and returns what that changes.
 
     Of a fine-tuned model on labelled `examples`, a file like that of the run, by default its data.validation; of a
-    model with an MLM head by the mean loss of the tokens of `texts`, each masked in turn. At most `limit` examples or
-    texts are used. Raises UserError if the model has neither head or the file is wrong.
+    model with an MLM head by the mean loss of the tokens of `texts`, each masked in turn. The first `limit` examples
+    are used, or texts until they have so many tokens. Raises UserError if the model has neither head or the file is
+    wrong.
     """
     opened = insides(model).opened
     if isinstance(opened.task, FineTuning):
         return _on_examples(model, examples or opened.config.data.validation, limit, progress)
     if not texts:
         raise UserError("there is no text to measure the loss of; give one")
-    return _on_texts(model, texts[:limit], progress)
+    return _on_texts(model, texts, limit, progress)
 
 
 def ablated(model: Model, kept: Float[Array, "N H"]) -> Model:
@@ -107,18 +108,22 @@ def _multiply(linear: Linear, factor: Float[Array, "... D 1"]) -> None:
     linear.kernel = nnx.Param(kernel * factor.astype(kernel.dtype))
 
 
-def _on_texts(model: LoadedModel, texts: Sequence[str], progress: bool) -> HeadImportance:
+def _on_texts(model: LoadedModel, texts: Sequence[str], limit: int, progress: bool) -> HeadImportance:
     inside = insides(model)
     inside.need_mlm_head()
     program = inside.opened.at_work.program(lambda whole, kept, *batch: masked_guesses(ablated(whole, kept), *batch))
-    readings = [read_text(model, text) for text in texts]
-    count = sum(sum(reading.is_word) for reading in readings)
+    readings, count = [], 0
+    for text in texts:
+        if count < limit:
+            readings.append(read_text(model, text))
+            count += sum(readings[-1].is_word)
     if not count:
         raise UserError("the texts have no tokens whose loss could be measured; give some with words")
 
     def mean_loss(kept: np.ndarray) -> float:
         run = partial(program, kept)
-        losses = (inside.masked(reading.part, np.flatnonzero(reading.is_word), run)[0] for reading in readings)
+        places = ((reading.part, np.flatnonzero(reading.is_word)) for reading in readings if any(reading.is_word))
+        losses = (inside.masked(part, of_words, run)[0] for part, of_words in places)
         return -float(sum(np.sum(found, dtype=np.float64) for found in losses)) / count
 
     whole, without = _one_by_one(inside.opened.bert_config, mean_loss, progress)
@@ -171,8 +176,8 @@ def _batches(items: Sequence[Item], batch_size: int, most_tokens: int) -> Iterat
     """Yields all items in batches of like length, whose shapes are few."""
     parts, left = max(len(item.parts) for item in items), sorted(range(len(items)), key=lambda i: -items[i].length)
     while left:
-        length = min(max(16, 1 << (items[left[0]].length - 1).bit_length()), most_tokens)
-        rows = max(1, min(batch_size, (backend.current().tokens_per_batch or 1 << 15) // (parts * length)))
+        length = min(max(STEP, power_of_two(items[left[0]].length)), most_tokens)
+        rows = max(1, min(batch_size, len(items), (backend.current().tokens_per_batch or 1 << 15) // (parts * length)))
         groups = [*([i] for i in left[:rows]), *([] for _ in range(rows - len(left)))]
         yield collate(items, groups, Shape(rows, parts, length))
         left = left[rows:]

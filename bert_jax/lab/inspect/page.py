@@ -9,7 +9,7 @@ from importlib import resources
 import numpy as np
 from jaxtyping import Float
 
-from bert_jax.lab.html import escape, picture, section, table
+from bert_jax.lab.html import escape, folded, picture, section, table
 from bert_jax.lab.inspect import pictures
 from bert_jax.lab.inspect.heads import Attention, HeadImportance, rollout
 from bert_jax.lab.inspect.probes import Probes
@@ -36,7 +36,8 @@ button.head[aria-pressed=true] { outline: 3px solid #d55e00 }
 #attention-view text { fill: var(--ink) } #attention-view .soft { fill: var(--soft); font-size: 11px }
 #attention-view .faded { opacity: .3 } #attention-view .flow { stroke: #0072b2 }
 #attention-view .token[tabindex] { cursor: pointer }
-#attention-view .frame { fill: none; stroke: #d55e00; stroke-width: 2 } .near b, .context b { color: var(--link) }
+#attention-view .frame { fill: none; stroke: #d55e00; stroke-width: 2 } .context b { color: var(--link) }
+.near td:first-child, .context td:first-child { white-space: nowrap }
 .near span { white-space: nowrap; margin-right: .9rem } .near i { color: var(--soft); font-style: normal }
 .choice label { margin-right: 1.2rem }
 @media (prefers-color-scheme: dark) { #attention-view .flow { stroke: #62b6ee } }
@@ -164,7 +165,7 @@ def neighbour_section(
         heads = "token", f"nearest in the sentences, by the cosine at the {where}"
         found = zip(reading.tokens, reading.is_word, in_context, strict=True)
         lines = ((token, "<br>".join(map(_snippet, near))) for token, is_word, near in found if is_word)
-        body += _rows("context", heads, lines)
+        body += folded("In the context of the sentences", _rows("context", heads, lines))
     note = "The table knows words without context; two senses of a word share one row there, and part in the layers."
     return section("Neighbours", body, _said(reading, note))
 
@@ -233,7 +234,7 @@ def _guessed(guesses: Sequence[tuple[str, float]]) -> str:
 
 
 def _largest(tokens: Sequence[str], weights: Float[np.ndarray, " L"], count: int) -> list[tuple[str, float]]:
-    order = np.argsort(-weights, kind="stable")[:count].tolist()
+    order: list[int] = np.argsort(-weights, kind="stable")[:count].tolist()
     return [(tokens[i], float(weights[i])) for i in order]
 
 

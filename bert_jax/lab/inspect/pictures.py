@@ -17,7 +17,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 _MOST_LABELS = len(COLOURS) - 1  # labels with a colour of their own
 _LONG = 18  # characters of a label
 _TOKENS = 40  # tokens up to which a picture names each
-_PALETTE = {
+_PALETTE: dict[Any, Any] = {
     **{f"{name}.color": INK for name in ("text", "xtick", "ytick")},
     **{"axes.labelcolor": INK, "axes.edgecolor": LINE, "grid.color": LINE, "figure.facecolor": "none"},
     **{"axes.facecolor": "none", "legend.frameon": False, "font.size": 9, "svg.fonttype": "none"},
@@ -30,7 +30,7 @@ def thumbnail(weights: Float[np.ndarray, "L L"]) -> bytes:
     from matplotlib.image import imsave
 
     content = io.BytesIO()
-    imsave(content, np.sqrt(weights), cmap="Blues", vmin=0, vmax=1, format="png", metadata={"Software": None})
+    imsave(content, np.sqrt(weights), cmap="Blues", vmin=0, vmax=1, format="png")
     return content.getvalue()
 
 

@@ -68,8 +68,9 @@ def probe_layers(
     remembered = _by_word(words, gold, ~is_test)
     said = np.asarray([remembered.get(word, majority) for word in words])
     held_out = int(is_test.sum())
-    baselines = [float(np.mean(gold[is_test] == guess)) for guess in (majority, said[is_test])]
-    return Probes(found[:, 0], found[:, 1], *baselines, len(tags) - held_out, held_out, tuple(names))
+    by_majority, by_memory = (float(np.mean(gold[is_test] == guess)) for guess in (majority, said[is_test]))
+    accuracy, of_control = found.T
+    return Probes(accuracy, of_control, by_majority, by_memory, len(tags) - held_out, held_out, tuple(names))
 
 
 def _up_to(sentences: Sequence[TaggedExample], most_words: int) -> list[TaggedExample]:

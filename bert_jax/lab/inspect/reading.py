@@ -68,10 +68,11 @@ class Insides:
     ) -> tuple[Float32[np.ndarray, " P"], Float32[np.ndarray, "P 3"], Int32[np.ndarray, "P 3"]]:
         """Runs `masked_guesses`, or the `program` in its place, with each of the places masked in a row of its own.
         Returns the log-probability of the token that stood there, and the likeliest tokens with theirs."""
-        mask_id, size = self.opened.tokenizer.mask_id, min(self.batch_size, len(places))
+        mask_id, size = self.opened.tokenizer.mask_id, min(self.batch_size, power_of_two(len(places)))
         longest, here = self.opened.bert_config.max_position_embeddings, np.arange(len(part.ids))
         found = []
-        for chosen in in_chunks(places, size):
+        for start in range(0, len(places), size):
+            chosen = places[start : start + size]
             masked = [Part(np.where(here == place, mask_id, part.ids), part.type_ids) for place in chosen]
             filled = np.resize(chosen, size).astype(np.int32)  # the last batch repeats some of its rows
             batch = batch_of([masked[i % len(masked)] for i in range(size)], longest)
@@ -131,7 +132,8 @@ def hidden_states(model: LoadedModel, parts: Sequence[Part]) -> Iterator[Float32
     """Yields for each part the hidden states of the embeddings and of each layer. Few texts are in memory at once."""
     inside = insides(model)
     names = [f"hidden {i}" for i in range(inside.opened.bert_config.num_hidden_layers + 1)]
-    for chunk in in_chunks(parts, _HELD):
+    for start in range(0, len(parts), _HELD):
+        chunk = parts[start : start + _HELD]
         found = inside.batching.run(inside.hidden, [Item((part,)) for part in chunk])
         for i, part in enumerate(chunk):
             yield np.stack([found[name][i][: len(part.ids)] for name in names])
@@ -148,9 +150,9 @@ def id_of(tokenizer: Tokenizer, token: str) -> int:
         raise UserError(f"'{token}' is not a token of the model's vocabulary; {hint}") from None
 
 
-def in_chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def power_of_two(number: int) -> int:
+    """Returns the lowest power of two that is not under a number."""
+    return 1 << (number - 1).bit_length()
 
 
 def masked_guesses(

@@ -45,7 +45,7 @@ def neighbours(model: LoadedModel, tokens: Sequence[str], count: int = 8) -> lis
 
 
 def context_neighbours(
-    model: LoadedModel, reading: Reading, sentences: Sequence[str], *, layer: int = -1, count: int = 5
+    model: LoadedModel, reading: Reading, sentences: Sequence[str], *, layer: int = -1, count: int = 3
 ) -> list[list[ContextNeighbour]]:
     """Returns for each token of a text, as `read_text` read it, the nearest tokens of the sentences by the cosine of
     their hidden states at `layer` (0 the embeddings, −1 the last).
