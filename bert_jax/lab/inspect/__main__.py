@@ -133,10 +133,9 @@ class _Page:
             raise UserError(f"nothing can be shown of {self.name} ({'; '.join(reasons)})")
         config = insides(self.model).opened.bert_config
         shape = f"{config.num_hidden_layers} layers of {config.num_attention_heads} heads, {config.hidden_size} wide"
-        kicker = f"{self.model.path}, step {self.model.step:,}; {self.model.config.task}; {shape}"
-        return html.page(
-            f"Inside {Path(self.name).name}", [page.STYLE, *sections, page.left_out_section(reasons)], kicker
-        )
+        kicker = f"{self.name}, step {self.model.step:,}; {self.model.config.task}; {shape}"
+        body = [page.STYLE, *sections, page.left_out_section(reasons)]
+        return html.page(f"Inside {Path(self.name).name}", body, kicker)
 
     def attention(self) -> str:
         from bert_jax.lab.inspect.page import attention_section

@@ -9,10 +9,25 @@
   const view = document.getElementById("attention-view");
   const caption = document.getElementById("attention-caption");
   const buttons = [...document.querySelectorAll("button.head")];
-  let layer = layers - 1, head = 0, kind = size > 40 ? "map" : "lines", token = -1;
+  let [layer, head] = [layers - 1, 0], kind = size > 40 ? "map" : "lines", token = -1;
 
   // Weights are stored as 255 times their square root.
   const weight = (row, column) => (bytes[((layer * heads + head) * size + row) * size + column] / 255) ** 2;
+
+  // Begins with the head that reads most from single tokens other than the reader itself, [CLS] and [SEP].
+  function sharpest() {
+    let best = -1, found = [layer, head];
+    for (layer = 0; layer < layers; layer++) for (head = 0; head < heads; head++) {
+      let sum = 0;
+      for (let i = 0; i < size; i++) {
+        let most = 0;
+        for (let j = 0; j < size; j++) if (j !== i && !data.special[j]) most = Math.max(most, weight(i, j));
+        sum += most;
+      }
+      if (sum > best) [best, found] = [sum, [layer, head]];
+    }
+    return found;
+  }
 
   function element(name, attributes, parent, text) {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -119,5 +134,6 @@
   for (const input of document.querySelectorAll("input[name=attention-kind]"))
     input.addEventListener("change", () => { kind = input.value; token = -1; draw(); });
   document.getElementById("attention").classList.add("alive");
+  [layer, head] = sharpest();
   draw();
 })();

@@ -4,6 +4,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -152,7 +153,9 @@ def _on_examples(model: LoadedModel, spec: str, limit: int, progress: bool) -> H
         key: np.asarray([[one[key] - whole[key] for one in row] for row in without]) for key in ("loss", name)
     }
     measured = (name, whole[name], differences[name])
-    return HeadImportance(f"{len(examples):,} examples of {spec}", whole["loss"], differences["loss"], *measured)
+    return HeadImportance(
+        f"{len(examples):,} examples of {Path(spec).name}", whole["loss"], differences["loss"], *measured
+    )
 
 
 def _with_examples(opened: Opened, spec: str) -> FineTuning:

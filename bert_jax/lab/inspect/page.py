@@ -49,7 +49,7 @@ _MOST_HARD = 12  # tokens in the table of the hardest
 def attention_section(found: Attention) -> str:
     """Returns the grid of all heads, which are pictures also without JavaScript, and the large view of one."""
     layers, heads = found.weights.shape[:2]
-    cells = ["<span></span>", *(f"<span>head {head + 1}</span>" for head in range(heads))]
+    cells = ["<span>head</span>", *(f"<span>{head + 1}</span>" for head in range(heads))]
     for layer in range(layers):
         cells.append(f"<span>layer {layer + 1}</span>")
         for head in range(heads):
@@ -61,7 +61,8 @@ def attention_section(found: Attention) -> str:
     grid = f'<div class="heads" style="{columns}">{"".join(cells)}</div>'
     # The root, so that small weights keep their digits in a byte.
     packed = base64.b64encode(np.rint(255 * np.sqrt(found.weights)).astype(np.uint8).tobytes()).decode()
-    data = {"tokens": found.reading.tokens, "layers": layers, "heads": heads, "weights": packed}
+    special = [not is_word for is_word in found.reading.is_word]
+    data = {"tokens": found.reading.tokens, "special": special, "layers": layers, "heads": heads, "weights": packed}
     held = json.dumps(data).replace("<", "\\u003c")
     script = resources.files("bert_jax.lab.inspect").joinpath("attention.js").read_text(encoding="utf-8")
     kinds = "".join(
@@ -98,12 +99,12 @@ def rollout_section(found: Attention) -> str:
 
 def attribution_section(products: Attribution, integrated: Attribution) -> str:
     where = f" at token {products.place + 1}" if products.place is not None else ""
-    what = f"The logit of “{products.target}”{where} is {products.logit:.3f}."
+    what = f"The logit of “{products.target}”{where} is {_number(products.logit)}."
     assert integrated.baseline is not None
     total = float(integrated.scores.sum())
     check = (
-        f"With every word masked it is {integrated.baseline:.3f}; the scores add up to {total:+.3f} of the difference "
-        f"of {integrated.logit - integrated.baseline:+.3f}."
+        f"With every word masked it is {_number(integrated.baseline)}; the scores add up to {_number(total, '+')} of "
+        f"the difference of {_number(integrated.logit - integrated.baseline, '+')}."
     )
     parts = []
     for title, found, note in (
@@ -111,7 +112,7 @@ def attribution_section(products: Attribution, integrated: Attribution) -> str:
         ("Gradient × input", products, "The slope at this text alone; where the model is sure, it may be nearly flat."),
     ):
         most = max(float(np.abs(found.scores).max()), 1e-12)
-        titles = [f"{score:+.4f}" for score in found.scores]
+        titles = [_number(score, "+", 4) for score in found.scores]
         shades = [_shade(_ORANGE if score > 0 else _BLUE, abs(score) / most) for score in found.scores]
         text = _coloured(found.reading, shades, titles, found.place)
         parts.append(f'<h3>{title}</h3><p class="note">{escape(note)}</p>{text}')
@@ -130,7 +131,7 @@ def loss_section(found: TokenLosses, vocabulary: int) -> str:
         for loss, guesses in zip(losses, found.guesses, strict=True)
     ]
     rows = [
-        [found.reading.tokens[i], f"{losses[i]:.2f}", f"{math.exp(-losses[i]):.2%}", _guessed(found.guesses[i])]
+        [found.reading.tokens[i], f"{losses[i]:.2f}", _share(math.exp(-losses[i])), _guessed(found.guesses[i])]
         for i in np.argsort(-np.nan_to_num(losses, nan=-1), kind="stable")[:_MOST_HARD].tolist()
         if not math.isnan(losses[i])
     ]
@@ -140,9 +141,9 @@ def loss_section(found: TokenLosses, vocabulary: int) -> str:
     )
     hardest = table(Table(["hardest tokens", "loss", "probability", "guesses"], rows, {1, 2}))
     note = (
-        f"Each token masked in turn: its loss given the rest. Pseudo-log-likelihood {total:.2f} over {scored} tokens, "
-        f"{-total / max(scored, 1):.2f} nats each. A word of several pieces looks easier than it is, since its other "
-        "pieces stay visible."
+        "Each token masked in turn: its loss given the rest. Pseudo-log-likelihood "
+        f"{_number(total, digits=2)} over {scored} tokens, {-total / max(scored, 1):.2f} nats each. A word of several "
+        "pieces looks easier than it is, since its other pieces stay visible."
     )
     body = _coloured(found.reading, shades, titles, None) + scale + hardest
     return section("Loss of each token", body, _said(found.reading, note))
@@ -203,8 +204,8 @@ def importance_section(found: HeadImportance) -> str:
     header, rows = ["head", "loss"], []
     for place in order:
         layer, head = divmod(place, heads)
-        row = [f"layer {layer + 1}, head {head + 1}", f"{found.loss[layer, head]:+.4f}"]
-        rows.append(row if found.metric is None else [*row, f"{found.metric[layer, head]:+.4f}"])
+        row = [f"layer {layer + 1}, head {head + 1}", _number(found.loss[layer, head], "+", 4)]
+        rows.append(row if found.metric is None else [*row, _number(found.metric[layer, head], "+", 4)])
     if found.metric is not None:
         header.append(found.metric_name)
     whole = f"loss {found.whole_loss:.4f}"
@@ -229,8 +230,16 @@ def _said(reading: Reading, note: str) -> str:
     return " ".join(filter(None, (reading.note, note)))
 
 
+def _number(value: float, sign: str = "", digits: int = 3) -> str:
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
+
+
 def _guessed(guesses: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{token} {probability:.0%}" for token, probability in guesses)
+    return ", ".join(f"“{token}” {_share(probability)}" for token, probability in guesses)
+
+
+def _share(probability: float) -> str:
+    return f"{probability:.1%}" if probability >= 0.001 else "< 0.1%"
 
 
 def _largest(tokens: Sequence[str], weights: Float[np.ndarray, " L"], count: int) -> list[tuple[str, float]]:

@@ -126,6 +126,7 @@ def _accuracy(
 ) -> float:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     train = vectors[~is_test]
     mean, spread = train.mean(axis=0, keepdims=True), np.maximum(train.std(axis=0, keepdims=True), 1e-6)
@@ -133,7 +134,9 @@ def _accuracy(
     if len(set(labels[~is_test].tolist())) < 2:  # random tags of few words may be all alike
         return float(np.mean(labels[is_test] == labels[~is_test][0]))
     probe = LogisticRegression(C=0.1, max_iter=100, tol=1e-3, random_state=seed)
-    with warnings.catch_warnings():  # of equally regularised probes the last digits of the loss are of no interest
+    # Several threads wait for each other actively: beside other work that took 15 times as long. And of equally
+    # regularised probes the last digits of the loss are of no interest.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(scaled[~is_test], labels[~is_test])
     return float(probe.score(scaled[is_test], labels[is_test]))

@@ -41,7 +41,7 @@ class Reading(NamedTuple):
     def note(self) -> str:
         """What was left out, as a sentence; "" if nothing was."""
         length = len(self.tokens)
-        return f"Of {self.total:,} tokens the model read the first {length:,}." if length < self.total else ""
+        return f"Of {self.total:,} tokens the model read {length:,}." if length < self.total else ""
 
 
 class Insides:

@@ -92,9 +92,11 @@ def project(vectors: Float[np.ndarray, "N D"], method: str = "pca", seed: int = 
     exact = np.asarray(vectors, np.float64)
     if method == "tsne":
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
 
-        perplexity = min(30.0, (len(exact) - 1) / 3)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(exact)
+        made = TSNE(perplexity=min(30.0, (len(exact) - 1) / 3), init="pca", random_state=seed)
+        with threadpool_limits(1):
+            points = made.fit_transform(exact)
         return Projection(np.asarray(points, np.float64), None)
     left, sizes, _ = np.linalg.svd(exact - exact.mean(axis=0, keepdims=True), full_matrices=False)
     variances = np.square(sizes)

@@ -64,7 +64,7 @@ def test_rollout_by_hand():
 def test_a_text_is_cut_to_what_the_model_takes_and_says_so(masked):
     found = attention(masked, "a " * 50)
     assert len(found.reading.tokens) == 32 and found.reading.tokens[-1] == "[SEP]"
-    assert found.reading.note == "Of 52 tokens the model read the first 32."
+    assert found.reading.note == "Of 52 tokens the model read 32."
     assert len(attention(masked, "a b c", max_length=4).reading.tokens) == 4
     with pytest.raises(UserError, match="max_length is 33; for this model it can be 3 to 32"):
         attention(masked, "a", max_length=33)
@@ -115,7 +115,7 @@ def test_heads_of_a_classifier_on_labelled_examples(classifier, tmp_path):
     ablated = metrics(fine_tuned(tmp_path / "5", classify.get_config(), CLASSES, without))
     assert found.loss[0, 1] == pytest.approx(ablated[0] - whole[0], abs=1e-4)
     assert found.metric[0, 1] == pytest.approx(ablated[1] - whole[1])
-    assert head_importance(classifier, examples=file, limit=2).examples == f"2 examples of {file}"
+    assert head_importance(classifier, examples=file, limit=2).examples == "2 examples of dev.jsonl"
 
 
 def test_heads_need_something_to_be_needed_for(classifier, encoder, masked):
