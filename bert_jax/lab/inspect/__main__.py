@@ -162,7 +162,7 @@ class _Page:
         from bert_jax.lab.inspect.tokens import token_losses
 
         found = token_losses(self.model, self.text, self.pair, max_length=self._longest)
-        return loss_section(found, self.model.tokenizer.vocab_size)
+        return loss_section(found, self.model.tokenizer.vocab_size, self.model.config.model.causal)
 
     def neighbours(self) -> str:
         from bert_jax.lab.inspect.page import neighbour_section

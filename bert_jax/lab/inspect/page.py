@@ -123,7 +123,7 @@ def attribution_section(products: Attribution, integrated: Attribution) -> str:
     return section("What speaks for the output", "".join(parts), _said(products.reading, note))
 
 
-def loss_section(found: TokenLosses, vocabulary: int) -> str:
+def loss_section(found: TokenLosses, vocabulary: int, causal: bool) -> str:
     highest, losses = math.log(vocabulary), found.losses
     shades = [_shade(_ORANGE, 0 if math.isnan(loss) else loss / highest) for loss in losses]
     titles = [
@@ -141,9 +141,9 @@ def loss_section(found: TokenLosses, vocabulary: int) -> str:
     )
     hardest = table(Table(["hardest tokens", "loss", "probability", "guesses"], rows, {1, 2}))
     note = (
-        "Each token masked in turn: its loss given the rest. Pseudo-log-likelihood "
-        f"{_number(total, digits=2)} over {scored} tokens, {-total / max(scored, 1):.2f} nats each. A word of several "
-        "pieces looks easier than it is, since its other pieces stay visible."
+        f"Each token masked in turn: its loss given {'those before it' if causal else 'the rest'}. "
+        f"Pseudo-log-likelihood {_number(total, digits=2)} over {scored} tokens, {-total / max(scored, 1):.2f} nats "
+        "each. A word of several pieces looks easier than it is, since its other pieces stay visible."
     )
     body = _coloured(found.reading, shades, titles, None) + scale + hardest
     return section("Loss of each token", body, _said(found.reading, note))

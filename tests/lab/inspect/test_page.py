@@ -92,7 +92,7 @@ def test_hostile_tokens_labels_and_names_are_text():
         [
             page.rollout_section(Attention(here, weights)),
             page.attribution_section(found, found),
-            page.loss_section(losses, 100),
+            page.loss_section(losses, 100, False),
             page.neighbour_section(here, [EVIL], [[(EVIL, 0.5)]], [near] * 4, 1),
             page.projection_section(points, [EVIL, "b", "c"], EVIL),
             page.left_out_section([EVIL]),
