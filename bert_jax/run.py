@@ -22,7 +22,7 @@ from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
-from bert_jax.lab.run_page import write_report
+from bert_jax.lab.report.run_page import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
 from bert_jax.options import Value
 from bert_jax.sharding import check_heads, make_mesh, place

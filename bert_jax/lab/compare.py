@@ -19,7 +19,7 @@ from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError
 
 if TYPE_CHECKING:
-    from bert_jax.lab.documents import Block, Document
+    from bert_jax.lab.report.documents import Block, Document
     from bert_jax.tasks.sections import Cell, Table
 
 _NONE = "–"
@@ -80,12 +80,12 @@ def main(argv: list[str]) -> int:
 
         ours = (run.folder / name for run in runs for name in ("config.json", "metrics.jsonl", "environment.json"))
         check_output(flags["output"], (".html", ".md", ".tex"), ours)
-    from bert_jax.lab.documents import to_text
+    from bert_jax.lab.report.documents import to_text
 
     document = describe_comparison(runs)
     say(to_text(document))
     if flags["output"]:
-        from bert_jax.lab.report import write_document
+        from bert_jax.lab.report.command import write_document
 
         say(f"\nwritten: {write_document(Path(flags['output']), document)}")
     return 0
@@ -102,7 +102,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def describe_comparison(runs: Sequence[Run]) -> "Document":
     """Returns tables and curves of the runs, as data."""
-    from bert_jax.lab.documents import Document, Folded, Part, Text
+    from bert_jax.lab.report.documents import Document, Folded, Part, Text
     from bert_jax.options import RESTART
 
     keys = [key for key in _differing([run.config for run in runs]) if key not in _OPTIONS_OF_NO_INTEREST]
@@ -224,7 +224,7 @@ def _facts(runs: Sequence[Run], keys: Sequence[str], found: Mapping[str, Mapping
 
 def _metrics(runs: Sequence[Run]) -> list[Any]:
     """Returns the parts with metrics: of the best checkpoint, of test, and of the last evaluation if it is another."""
-    from bert_jax.lab.documents import Folded, Part
+    from bert_jax.lab.report.documents import Folded, Part
 
     best = {run.label: run.best() for run in runs}
     last = {run.label: (run.of("eval") or [{}])[-1] for run in runs}
@@ -286,10 +286,10 @@ def _short(value: float) -> str:
 
 def _curves(runs: Sequence[Run]) -> "list[Block]":
     """Returns the curves of the loss in training and of the metrics on validation, one colour per run."""
-    from bert_jax.lab import study_figures
-    from bert_jax.lab.documents import Picture, Text
     from bert_jax.lab.plots import series
-    from bert_jax.lab.study_figures import Curves, Scale
+    from bert_jax.lab.report import study_figures
+    from bert_jax.lab.report.documents import Picture, Text
+    from bert_jax.lab.report.study_figures import Curves, Scale
 
     names = _ordered(runs, (name for run in runs for line in run.of("eval") for name in line))
     panels = []

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from bert_jax.command import say
 from bert_jax.config import UserError
 from bert_jax.files import write_atomically
-from bert_jax.lab.levels import at_chance
-from bert_jax.lab.statistics import summary
+from bert_jax.lab.statistics.differences import summary
+from bert_jax.lab.statistics.levels import at_chance
 from bert_jax.run import Result
 
 # Split in seeds.json and metrics.jsonl → its attribute of a Result. "eval" and "test" belong to the same checkpoint.

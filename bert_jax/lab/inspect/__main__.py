@@ -112,9 +112,9 @@ class _Page:
 
     def made(self, parts: list[str]) -> str:
         """Returns the page. Raises UserError for a part that cannot be made, if it was asked for by name."""
-        from bert_jax.lab import html
         from bert_jax.lab.inspect import page
         from bert_jax.lab.inspect.reading import insides
+        from bert_jax.lab.report import html
 
         sections, reasons = [], []
         for part in parts:

@@ -9,13 +9,13 @@ from importlib import resources
 import numpy as np
 from jaxtyping import Float
 
-from bert_jax.lab.html import escape, folded, picture, section, table
 from bert_jax.lab.inspect import pictures
 from bert_jax.lab.inspect.heads import Attention, HeadImportance, rollout
 from bert_jax.lab.inspect.probes import Probes
 from bert_jax.lab.inspect.reading import Reading
 from bert_jax.lab.inspect.tokens import Attribution, TokenLosses
 from bert_jax.lab.inspect.vectors import ContextNeighbour, Projection
+from bert_jax.lab.report.html import escape, folded, picture, section, table
 from bert_jax.tasks.sections import Table
 
 STYLE = """<style>

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from bert_jax.lab.html import INK, LINE
 from bert_jax.lab.inspect.heads import HeadImportance
 from bert_jax.lab.inspect.probes import Probes
+from bert_jax.lab.report.html import INK, LINE
 
 # Okabe & Ito's colours, which the colour-blind tell apart, but for yellow, which is too pale on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")

@@ -12,13 +12,13 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.encoding import Part
-from bert_jax.lab import html
 from bert_jax.lab.inspect import page
 from bert_jax.lab.inspect.__main__ import PARTS, main
 from bert_jax.lab.inspect.heads import Attention
 from bert_jax.lab.inspect.reading import Reading
 from bert_jax.lab.inspect.tokens import Attribution, TokenLosses
 from bert_jax.lab.inspect.vectors import ContextNeighbour, Projection
+from bert_jax.lab.report import html
 from tests.inference.conftest import write_rows
 
 from .test_probes import tagged

@@ -13,8 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.lab import plots
-from bert_jax.lab.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
 from bert_jax.lab.provenance import facts, read_environments
+from bert_jax.lab.report.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
 from bert_jax.tasks.sections import Confusions, Report, Scatter, Section, Table, ThresholdCurve
 from bert_jax.training.metrics_log import read_metrics
 

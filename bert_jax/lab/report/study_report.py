@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from bert_jax.lab import study_figures
-from bert_jax.lab.documents import Beside, Block, Document, Part, Picture, Text, Titled, Verdicts
-from bert_jax.lab.levels import Comparison, Level, compare_levels
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, STALE, RunRecord, StudyRecord
-from bert_jax.lab.statistics import BETTER as IS_BETTER
-from bert_jax.lab.statistics import UNKNOWN, Difference, Verdict, holm, summary, verdict, welch
-from bert_jax.lab.statistics import WORSE as IS_WORSE
-from bert_jax.lab.study_details import describe_details, not_seeds
-from bert_jax.lab.study_figures import Scale
+from bert_jax.lab.report import study_figures
+from bert_jax.lab.report.documents import Beside, Block, Document, Part, Picture, Text, Titled, Verdicts
+from bert_jax.lab.report.study_details import describe_details, not_seeds
+from bert_jax.lab.report.study_figures import Scale
+from bert_jax.lab.statistics.differences import BETTER as IS_BETTER
+from bert_jax.lab.statistics.differences import UNKNOWN, Difference, Verdict, holm, summary, verdict, welch
+from bert_jax.lab.statistics.differences import WORSE as IS_WORSE
+from bert_jax.lab.statistics.levels import Comparison, Level, compare_levels
 from bert_jax.tasks.sections import BEST, BETTER, PROBLEM, UNCLEAR, WORSE, Cell, Table
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 

@@ -160,7 +160,7 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: Any, envi
 
 
 def _work(workdir: Path, planned: PlannedRun, cores: tuple[int, ...], environment: dict[str, str]) -> None:
-    from bert_jax.lab.worker import work
+    from bert_jax.lab.sweep.worker import work
 
     work(workdir, planned, cores, environment)
 
@@ -168,7 +168,7 @@ def _work(workdir: Path, planned: PlannedRun, cores: tuple[int, ...], environmen
 def _context() -> Any:
     """Returns the context of a fork server that has imported jax and all that a run needs, but uses none of it yet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bert_jax.lab.worker"])
+    context.set_forkserver_preload(["bert_jax.lab.sweep.worker"])
     with _for_the_server():
         forkserver.ensure_running()
     return context
@@ -179,7 +179,7 @@ def _for_the_server() -> Iterator[None]:
     """Sets what the fork server inherits: it ignores the signals that are meant for the sweep, finds this package, and
     its BLAS has no threads, which a fork would lose."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _IGNORED}
-    package, before = str(Path(__file__).parents[2]), dict(os.environ)
+    package, before = str(Path(__file__).parents[3]), dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [before.get("PYTHONPATH"), package]))
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bert_jax.config import UserError
-from bert_jax.lab.power import MOST_SEEDS, detectable_difference, main, power, seeds_needed
+from bert_jax.lab.statistics.power import MOST_SEEDS, detectable_difference, main, power, seeds_needed
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from bert_jax.lab.html import INK, LINE
-from bert_jax.lab.levels import Comparison
-from bert_jax.lab.statistics import ALPHA
+from bert_jax.lab.report.html import INK, LINE
+from bert_jax.lab.statistics.differences import ALPHA
+from bert_jax.lab.statistics.levels import Comparison
 
 # Told apart by readers who do not see every colour (Okabe and Ito 2008; Tol 2021), on white and on black.
 COLOURS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33aadd", "#a89a20", "#cc3311", "#888888")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bert_jax.lab.resampling import almost_stochastic_order, expected_best, multibootstrap
+from bert_jax.lab.statistics.resampling import almost_stochastic_order, expected_best, multibootstrap
 
 X, Y = np.random.default_rng(0).normal(size=(2, 12))
 

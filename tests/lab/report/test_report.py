@@ -13,11 +13,12 @@ import pytest
 from scipy import stats
 
 from bert_jax.config import UserError, read_config
-from bert_jax.lab import cost, documents, report, study_figures, study_report
 from bert_jax.lab.records import RECORD, STUDY, read_study, write_study
+from bert_jax.lab.report import command as report
+from bert_jax.lab.report import cost, documents, study_figures, study_report
+from bert_jax.lab.report.study_report import describe_study, scale_of
 from bert_jax.lab.space import Search, log_uniform
 from bert_jax.lab.study import Stage, grid, plan, values
-from bert_jax.lab.study_report import describe_study, scale_of
 from bert_jax.models.config import bert_config
 from bert_jax.models.cost import training_flops
 from bert_jax.tasks.sections import Cell, Table

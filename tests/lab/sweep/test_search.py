@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("optuna", reason="needs the extra lab")
 
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, read_run, write_record
-from bert_jax.lab.search import STORAGE, OptunaTrials
 from bert_jax.lab.space import Search, integers, log_uniform, one_of
 from bert_jax.lab.study import PlannedRun, Stage, Study
+from bert_jax.lab.sweep.search import STORAGE, OptunaTrials
 
 SPACE = {"optimizer.learning_rate": log_uniform(1e-5, 1e-3), "train.batch_size": integers(8, 64)}
 SPACE |= {"optimizer.name": one_of("adamw", "lamb")}

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.lab import planning
 from bert_jax.lab.records import (
     COMPLETE,
     FAILED,
@@ -25,7 +24,7 @@ from bert_jax.lab.records import (
 )
 from bert_jax.lab.space import Search, log_uniform, one_of
 from bert_jax.lab.study import PlannedRun, Published, Stage, Study, choice, grid, plan, seeds
-from bert_jax.lab.sweep import main, sweep
+from bert_jax.lab.sweep.command import main, planning, sweep
 
 BASE = "experiments/tiny.py"
 

@@ -11,8 +11,8 @@ import pytest
 from bert_jax import modes
 from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bert_jax.lab import plots
-from bert_jax.lab import report as report_command
-from bert_jax.lab.run_page import write_report
+from bert_jax.lab.report import command as report_command
+from bert_jax.lab.report.run_page import write_report
 from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report
 from experiments import classify

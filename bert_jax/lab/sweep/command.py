@@ -19,16 +19,16 @@ from bert_jax.config import UserError
 from bert_jax.experiment import load_from_file, split_argument
 from bert_jax.files import only_writer
 from bert_jax.heap import restart_with_kept_heap
-from bert_jax.lab import planning
-from bert_jax.lab.progress import Progress, say_summary
 from bert_jax.lab.records import COMPLETE, FAILED, RunRecord, read_run, write_study
-from bert_jax.lab.runners import Local, Runner, in_fork, shares, visible_gpus
-from bert_jax.lab.schedule import Schedule
-from bert_jax.lab.slurm import Slurm
 from bert_jax.lab.study import PlannedRun, Study, plan, probes
+from bert_jax.lab.sweep import planning
+from bert_jax.lab.sweep.progress import Progress, say_summary
+from bert_jax.lab.sweep.runners import Local, Runner, in_fork, shares, visible_gpus
+from bert_jax.lab.sweep.schedule import Schedule
+from bert_jax.lab.sweep.slurm import Slurm
 
 if TYPE_CHECKING:
-    from bert_jax.lab.search import OptunaTrials
+    from bert_jax.lab.sweep.search import OptunaTrials
 
 
 def main(argv: list[str]) -> int:
@@ -99,7 +99,7 @@ def sweep(
         environment = shares(jobs, devices)[0][1]
         examined = in_fork(_examine, workdir, requests, jobs, dry_run, environment=environment)
         if dry_run:
-            from bert_jax.lab.dry_run import describe
+            from bert_jax.lab.sweep.dry_run import describe
 
             describe(study, planned, workdir, examined, jobs)
             return 0
@@ -128,7 +128,7 @@ def sweep(
 
 
 def _trials(study: Study, name: str, workdir: Path, writer: "_Writer") -> "OptunaTrials":
-    from bert_jax.lab.search import OptunaTrials  # an extra
+    from bert_jax.lab.sweep.search import OptunaTrials  # an extra
 
     return OptunaTrials(study, name, workdir, writer.admit)
 
@@ -209,7 +209,7 @@ def _requests(
 
 
 def _examine(workdir: Path, requests: Sequence[Any], jobs: int, timed: bool) -> Any:
-    from bert_jax.lab.estimate import Request, examine  # jax, in a process of its own
+    from bert_jax.lab.sweep.estimate import Request, examine  # jax, in a process of its own
 
     return examine(workdir, [Request(*request) for request in requests], jobs, timed)
 
@@ -232,7 +232,3 @@ def _finish(workdir: Path, records: Sequence[RunRecord], stopped_by: int | None)
 def run() -> None:
     restart_with_kept_heap()  # the processes of the runs inherit it
     run_command(main)
-
-
-if __name__ == "__main__":
-    run()

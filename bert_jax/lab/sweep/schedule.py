@@ -13,7 +13,6 @@ from typing import Protocol
 
 from bert_jax.config import UserError
 from bert_jax.files import is_locked
-from bert_jax.lab.progress import Progress, summary
 from bert_jax.lab.records import (
     COMPLETE,
     FAILED,
@@ -26,8 +25,9 @@ from bert_jax.lab.records import (
     read_run,
     write_record,
 )
-from bert_jax.lab.runners import Runner
 from bert_jax.lab.study import PlannedRun
+from bert_jax.lab.sweep.progress import Progress, summary
+from bert_jax.lab.sweep.runners import Runner
 
 DISK_FULL = "the disk is full"  # how the error of a run begins that another run would meet as well
 _TICK = 0.5  # seconds

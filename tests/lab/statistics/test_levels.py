@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert_jax.lab.levels import compare_levels
 from bert_jax.lab.records import RunRecord, StudyRecord
-from bert_jax.lab.statistics import paired, welch
+from bert_jax.lab.statistics.differences import paired, welch
+from bert_jax.lab.statistics.levels import compare_levels
 from bert_jax.lab.study import Stage, Study, choice, grid, plan, seeds, values
 
 OBJECTIVE = choice("objective", {"MLM + NSP": {}, "MLM": {"data.pairing": "none"}})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bert_jax.lab.statistics import BETTER, UNKNOWN, WORSE, holm, paired, summary, verdict, welch
+from bert_jax.lab.statistics.differences import BETTER, UNKNOWN, WORSE, holm, paired, summary, verdict, welch
 
 
 def test_a_summary_by_hand():

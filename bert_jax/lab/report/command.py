@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from bert_jax.command import Parser, run_command, say
+from bert_jax.command import Parser, say
 from bert_jax.config import UserError
 from bert_jax.files import write_atomically
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from bert_jax.lab.documents import Document
     from bert_jax.lab.records import StudyRecord
+    from bert_jax.lab.report.documents import Document
     from bert_jax.tasks.sections import Report
 
 FORMATS = (".html", ".md", ".csv", ".tex")
@@ -86,14 +86,14 @@ def _write_study(folder: Path, path: Path) -> Path:
     record = read_study(folder)
     if path.suffix == ".csv":
         return _write_text(path, _csv(record))
-    from bert_jax.lab.study_report import describe_study
+    from bert_jax.lab.report.study_report import describe_study
 
     return write_document(path, describe_study(record))
 
 
 def _write_run(folder: Path, path: Path) -> Path:
     from bert_jax.config import read_config
-    from bert_jax.lab.run_page import describe_run
+    from bert_jax.lab.report.run_page import describe_run
     from bert_jax.training.checkpoint import choose_checkpoint, has_checkpoint
     from bert_jax.training.metrics_log import read_metrics
 
@@ -125,7 +125,7 @@ def _evaluated(config: "ConfigDict", folder: Path, best: str) -> "tuple[Report |
 
 def write_document(path: Path, document: "Document") -> Path:
     """Writes a document in the form that the path's suffix says, and returns the path."""
-    from bert_jax.lab.documents import Picture, to_html, to_latex, to_markdown
+    from bert_jax.lab.report.documents import Picture, to_html, to_latex, to_markdown
 
     if path.suffix == ".html":
         return _write_text(path, to_html(document))
@@ -167,7 +167,3 @@ def _as_csv(rows: "Sequence[Mapping[str, object]]") -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-if __name__ == "__main__":
-    run_command(main)

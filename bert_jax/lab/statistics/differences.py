@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from bert_jax.lab.power import detectable_difference, seeds_needed
+from bert_jax.lab.statistics.power import detectable_difference, seeds_needed
 
 ALPHA = 0.05  # probability of a verdict where there is no difference
 BETTER, WORSE, UNKNOWN = "better", "worse", "can't tell"

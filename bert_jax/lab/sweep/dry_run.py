@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_jax.command import say
-from bert_jax.lab.power import detectable_difference
 from bert_jax.lab.records import COMPLETE, read_run
 from bert_jax.lab.space import Search, label
+from bert_jax.lab.statistics.power import detectable_difference
 from bert_jax.lab.study import PlannedRun, Stage, Study
 
 if TYPE_CHECKING:
-    from bert_jax.lab.estimate import Estimate, Examined
+    from bert_jax.lab.sweep.estimate import Estimate, Examined
 
 _START = 10.0  # seconds of a run for reading its data, compiling and evaluating
 

@@ -14,8 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.lab.records import COMPLETE, FAILED, RunRecord, StudyRecord
-from bert_jax.lab.resampling import FEWEST_SEEDS, Bootstrapped, almost_stochastic_order, multibootstrap
-from bert_jax.lab.statistics import ALPHA, UNKNOWN, Difference, Summary, Verdict, holm, paired, summary, verdict, welch
+from bert_jax.lab.statistics.differences import (
+    ALPHA,
+    UNKNOWN,
+    Difference,
+    Summary,
+    Verdict,
+    holm,
+    paired,
+    summary,
+    verdict,
+    welch,
+)
+from bert_jax.lab.statistics.resampling import FEWEST_SEEDS, Bootstrapped, almost_stochastic_order, multibootstrap
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 
 Scores = dict[str, np.ndarray]  # independent run → the score of each example

@@ -1,6 +1,6 @@
 """What a number of seeds can show: power of Welch's test between two levels with the same spread.
 
-    python -m bert_jax.lab.power --seeds=5 [--effect=2.5 | --power=0.8] [--comparisons=4]
+    python -m bert_jax.lab.statistics.power --seeds=5 [--effect=2.5 | --power=0.8] [--comparisons=4]
 
 Effects are in standard deviations between seeds: the difference of two means, divided by the standard deviation of one
 metric over seeds with all else equal. `comparisons` is the number of tests among which an error is not to happen; the
@@ -68,7 +68,7 @@ def seeds_needed(
 
 def main(argv: list[str]) -> int:
     """Prints what a number of seeds can show."""
-    parser = Parser("bert_jax.lab.power", __doc__ or "")
+    parser = Parser("bert_jax.lab.statistics.power", __doc__ or "")
     parser.flag("seeds", 5, "seeds per level", least=2)
     parser.flag("effect", "", "true difference, in standard deviations between seeds")
     parser.flag("power", "0.8", "probability of finding the difference")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.lab import estimate, planning
-from bert_jax.lab.dry_run import describe
-from bert_jax.lab.estimate import Estimate, Examined, Request, examine
 from bert_jax.lab.records import COMPLETE, FAILED, UNFINISHED, WAITING, read_study
 from bert_jax.lab.space import Search, log_uniform, one_of
 from bert_jax.lab.study import Stage, Study, choice, grid, plan, probes, seeds
+from bert_jax.lab.sweep import estimate, planning
+from bert_jax.lab.sweep.dry_run import describe
+from bert_jax.lab.sweep.estimate import Estimate, Examined, Request, examine
 
 TINY = {"model.size": "tiny", "mesh.data": 1, "eval.batch_size": 16, "train.batch_size": 16}
 PRETRAIN = Stage(
@@ -285,7 +285,7 @@ def test_slurm_jobs_on_this_machine(tmp_path: Path, study_file):
 )
 def test_slurm_where_there_is_none_is_one_line(tmp_path: Path, text: str, message: str):
     pytest.importorskip("submitit", reason="needs the extra lab")
-    from bert_jax.lab.slurm import Slurm
+    from bert_jax.lab.sweep.slurm import Slurm
 
     with pytest.raises(UserError) as error:
         Slurm(tmp_path, text)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bert_jax.config import UserError
-from bert_jax.lab import cost, study_figures
-from bert_jax.lab.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.plots import series
 from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.lab.records import COMPLETE, PRUNED, STALE, STATUSES, RunRecord, StudyRecord
+from bert_jax.lab.report import cost, study_figures
+from bert_jax.lab.report.documents import Block, Folded, Part, Picture, Text
+from bert_jax.lab.report.study_figures import Curves, Scale
 from bert_jax.lab.study import Study
-from bert_jax.lab.study_figures import Curves, Scale
 from bert_jax.tasks.sections import PROBLEM, Cell, Table
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 from bert_jax.training.metrics_log import Record, read_metrics

@@ -31,11 +31,11 @@ import tensorflow_datasets  # noqa: F401
 from bert_jax import run as runs
 from bert_jax.command import run_command
 from bert_jax.config import UserError, from_json_dict
-from bert_jax.lab.planning import REQUEST
 from bert_jax.lab.provenance import code_and_packages, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, RUNNING, UNFINISHED, read_run, write_record
-from bert_jax.lab.schedule import DISK_FULL
 from bert_jax.lab.study import PlannedRun
+from bert_jax.lab.sweep.planning import REQUEST
+from bert_jax.lab.sweep.schedule import DISK_FULL
 from bert_jax.tasks import TASKS, task_class
 
 for _name in TASKS:

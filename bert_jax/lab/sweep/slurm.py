@@ -81,7 +81,7 @@ def make_run_in_job(workdir: Path, planned: PlannedRun) -> int:
     """Makes or continues one run in the process of a job, and returns the status of the command that would. What it
     prints goes to the end of the run's log."""
     from bert_jax.command import exit_status, log_to_stderr
-    from bert_jax.lab.worker import log_to, make_run
+    from bert_jax.lab.sweep.worker import log_to, make_run
 
     log_to(workdir, planned)
     log_to_stderr()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bert_jax.config import UserError
-from bert_jax.lab.progress import Progress, remaining
 from bert_jax.lab.records import (
     COMPLETE,
     FAILED,
@@ -21,9 +20,10 @@ from bert_jax.lab.records import (
     write_record,
     write_study,
 )
-from bert_jax.lab.runners import shares
-from bert_jax.lab.schedule import DISK_FULL, Schedule
 from bert_jax.lab.study import PlannedRun, Stage, Study, grid, plan, seeds
+from bert_jax.lab.sweep.progress import Progress, remaining
+from bert_jax.lab.sweep.runners import shares
+from bert_jax.lab.sweep.schedule import DISK_FULL, Schedule
 
 STUDY = Study(
     "?",
