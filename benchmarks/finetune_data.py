@@ -25,7 +25,7 @@ from bert_jax.data.labelled.squad import question_examples
 from bert_jax.data.labelled.tables import read_rows
 
 Row = dict[str, Any]
-_SEED = 20_000  # of every shuffle in this file: files do not differ from run to run
+SEED = 20_000  # of every shuffle in this file: files do not differ from run to run
 
 
 class Splits(NamedTuple):
@@ -54,7 +54,7 @@ def write_files(task: str, data: Path, folder: Path, train_examples: int, valida
     """Reads the set of `task` below `data`; writes train.jsonl and validation.jsonl, of at most so many rows (0: all)
     drawn by a fixed shuffle. Raises UserError for a missing file."""
     splits = SOURCES[task].read(data)
-    train, validation = _drawn(splits.train, train_examples), _drawn(splits.validation, validation_examples)
+    train, validation = drawn(splits.train, train_examples), drawn(splits.validation, validation_examples)
     folder.mkdir(parents=True, exist_ok=True)
     files = Files(
         folder / "train.jsonl",
@@ -69,6 +69,26 @@ def write_files(task: str, data: Path, folder: Path, train_examples: int, valida
 def read_file(path: Path) -> list[Row]:
     """Not splitlines(): texts may hold U+2028, which JSON leaves as it is."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def drawn(rows: list[Row], limit: int) -> list[Row]:
+    """Returns at most `limit` rows, drawn by a fixed shuffle; 0: all."""
+    return random.Random(SEED).sample(rows, limit) if 0 < limit < len(rows) else rows
+
+
+def table(path: Path, text: str) -> list[Row]:
+    """Returns the rows of a table with a column `label` and the column `text`."""
+    _check(path)
+    return [{"text": row.values[text].strip(), "label": row.values["label"]} for row in read_rows(str(path))]
+
+
+def tagged_rows(path: Path, text: str, label: str) -> list[Row]:
+    """Returns words and tags, as valid BIO, of CoNLL columns or JSONL."""
+    _check(path)
+    return [
+        {"words": list(example.words), "tags": repair(example.tags or ())[0]}
+        for example in tagged_examples(str(path), text=text, label=label)
+    ]
 
 
 def parse_trec(line: str) -> Row:
@@ -125,10 +145,6 @@ _TEXT = re.compile(r"(?s)<TEXT[^>]*>(.*)</TEXT>")
 _CONTROL = re.compile(r"&#\d+;|\*{6}")  # marks of the wire, and the stars before a brief
 
 
-def _drawn(rows: list[Row], limit: int) -> list[Row]:
-    return random.Random(_SEED).sample(rows, limit) if 0 < limit < len(rows) else rows
-
-
 def _trec(level: str) -> Callable[[Path], Splits]:
     def read(data: Path) -> Splits:
         splits = []
@@ -142,11 +158,11 @@ def _trec(level: str) -> Callable[[Path], Splits]:
 
 
 def _sst2(data: Path) -> Splits:
-    return Splits(*(_table(data / "glue" / "SST-2" / name, "sentence") for name in ("train.tsv", "dev.tsv")))
+    return Splits(*(table(data / "glue" / "SST-2" / name, "sentence") for name in ("train.tsv", "dev.tsv")))
 
 
 def _chnsenticorp(data: Path) -> Splits:
-    return Splits(*(_table(data / "zh" / "chnsenticorp" / name, "text_a") for name in ("train.tsv", "dev.tsv")))
+    return Splits(*(table(data / "zh" / "chnsenticorp" / name, "text_a") for name in ("train.tsv", "dev.tsv")))
 
 
 def _mrpc(data: Path) -> Splits:
@@ -203,17 +219,9 @@ def _reuters(data: Path) -> Splits:
 
 def _tagged(train: str, validation: str, text: str = "0", label: str = "-1") -> Callable[[Path], Splits]:
     def read(data: Path) -> Splits:
-        return Splits(*(_tagged_rows(data / name, text, label) for name in (train, validation)))
+        return Splits(*(tagged_rows(data / name, text, label) for name in (train, validation)))
 
     return read
-
-
-def _tagged_rows(path: Path, text: str, label: str) -> list[Row]:
-    _check(path)
-    return [
-        {"words": list(example.words), "tags": repair(example.tags or ())[0]}
-        for example in tagged_examples(str(path), text=text, label=label)
-    ]
 
 
 def _squad(data: Path) -> Splits:
@@ -222,7 +230,7 @@ def _squad(data: Path) -> Splits:
     _check(path)
     examples = list(question_examples(str(path)))
     titles = sorted({example.title for example in examples})
-    random.Random(_SEED).shuffle(titles)
+    random.Random(SEED).shuffle(titles)
     train = set(titles[: 2 * len(titles) // 3])
     splits = Splits([], [])
     for example in examples:
@@ -231,11 +239,6 @@ def _squad(data: Path) -> Splits:
         row["answers"] = {"text": [a["text"] for a in answers], "answer_start": [a["start"] for a in answers]}
         (splits.train if example.title in train else splits.validation).append(row)
     return splits
-
-
-def _table(path: Path, text: str) -> list[Row]:
-    _check(path)
-    return [{"text": row.values[text].strip(), "label": row.values["label"]} for row in read_rows(str(path))]
 
 
 def _text(path: Path, encoding: str) -> str:

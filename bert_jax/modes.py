@@ -158,6 +158,37 @@ def embed(
     return 0
 
 
+def blimp(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    overrides: Mapping[str, Value] | None = None,
+    checkpoint: str = "best",
+    **_,
+) -> int:
+    """Prints the accuracy on minimal pairs, by field, phenomenon and paradigm. All pairs are scored, unless the command
+    sets eval.blimp_pairs."""
+    if not input:
+        raise UserError("--mode=blimp needs --input, the folder of the .jsonl files of minimal pairs")
+    from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
+
+    path = _prepare(config, workdir, input, output, (".json", ".csv"))
+    count = config.eval.blimp_pairs if "eval.blimp_pairs" in (overrides or {}) else 0
+    pairs = sample(read_pairs(input), count, config.eval.seed)
+    from bert_jax.inference import score
+
+    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
+    scorer = score.Scorer(path, config.eval.batch_size, **options)
+    rows = score.table(scorer.accuracies(pairs), pairs)
+    for row in rows:
+        say(f"{row['level']:10}  {row['name']:52}  {100 * row['accuracy']:5.1f}")
+    if output != "-":
+        score.write_table(rows, scorer, Path(output))
+    return 0
+
+
 def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
     """Prints what is well and what is wrong with a workdir, one line per item, and with `replay` takes so many steps of
     its run again. The config is the workdir's own. Raises UserError if something needs your attention."""
@@ -199,6 +230,7 @@ MODES = {
     "fill_mask": fill_mask,
     "predict": predict,
     "embed": embed,
+    "blimp": blimp,
     "doctor": doctor,
     "compile": compile,
 }

@@ -130,6 +130,12 @@ _OPTIONS = (
     _choice("model.remat", "none", "none | dots | full", "recomputed activations; dots keeps products", "inference"),
     _choice("model.dtype", "bfloat16", "bfloat16 | float32", "of products; parameters stay float32", "inference"),
 
+    # Fine-tuning only.
+    _choice("head.layers", "last", "last | second_to_last | embeddings | last4_concat | last4_weighted | all_weighted",
+        "layers of the model that the head reads; weighted = a learned mean"),
+    _integer("head.lstm_layers", 0, "[0, 64]", "bidirectional LSTM layers below the head, new ones"),
+    _integer("head.lstm_size", None, "[1, 65536]", "units of the LSTM per direction; None = model.hidden_size"),
+
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
     _text("data.text_field", "text", "of a JSONL line or of a TFDS example", "needed"),
@@ -146,6 +152,7 @@ _OPTIONS = (
     _number("data.random_next_rate", 0.5, "[0, 1]", "share of nsp pairs with a random second part"),
     _number("data.short_sequence_rate", 0.1, "[0, 1]", "share of rows with a random shorter target length"),
     _switch("data.packing", False, "sequences share rows; None (fine-tuning) = where it saves time", "optional"),
+    _switch("data.isolated", True, "with packing: sequences of a row do not see each other; False is an ablation"),
     _choice("data.masking", "dynamic", "dynamic | static", "new masks in each step, or the original script's"),
     _choice("data.mask_unit", "token", "token | word | span", "what is masked as a whole"),
     _number("data.mask_rate", 0.15, "(0, 1]", "share of a row's tokens that are predicted"),
@@ -221,10 +228,13 @@ _OPTIONS = (
     _integer("eval.batch_size", 256, "[1, 2^24]", "sequences", "restart"),
     _integer("eval.max_examples", 10_000, "[0, 2^31)", "of the validation split; 0 = all", "restart"),
     _integer("eval.seed", 12_345, "[0, 2^32)", "of the pairs and masks, which are the same in every evaluation"),
+    _text("eval.blimp", "", "pretraining: folder of minimal pairs (.jsonl); their accuracy is a metric", "restart"),
+    _integer("eval.blimp_pairs", 50, "[0, 2^31)", "of each paradigm, drawn by eval.seed; 0 = all", "restart"),
 
     _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
     _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),
     _number("checkpoint.minutes", 0.0, "[0, 100000]", "between saves, some temporary; 0 = by steps only", "restart"),
+    _text("checkpoint.mirror", "", "gs:// or s3:// folder with a copy, which another machine continues", "restart"),
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 

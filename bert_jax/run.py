@@ -16,6 +16,7 @@ from bert_jax.backend import keep_programs
 from bert_jax.command import report_as_process
 from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
 from bert_jax.convert import google_tf, hub
+from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
@@ -32,6 +33,7 @@ from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.ledger import Ledger
 from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
+from bert_jax.training.mirror import Mirror
 from bert_jax.training.observer import Observer
 from bert_jax.training.processes import (
     check_same,
@@ -41,6 +43,7 @@ from bert_jax.training.processes import (
     several_processes,
     together,
 )
+from bert_jax.training.saving import alone_in
 from bert_jax.training.throughput import Throughput
 from bert_jax.training.trackers import check_trackers
 
@@ -94,6 +97,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     with together():
         check_files(config)
         task_class(config.task)
+        on_first_process(lambda: _fetch(config.checkpoint.mirror, workdir))
         source = inherit(config, workdir)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
@@ -111,12 +115,21 @@ def check_run(config: ConfigDict, vocab_size: int) -> None:
 
 def check_folders(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError for a folder in a bucket, where the file system under it must have locks and renames."""
-    folders = {"--workdir": str(workdir), "data.prepared": config.data.prepared, "init_from": config.init_from}
+    folders = {"--workdir": str(workdir), "data.prepared": config.data.prepared}
     for name, folder in folders.items():
         if scheme := re.match(r"([a-z]\w+):/", folder):  # Path has dropped one of the two slashes
             url = folder.replace(":/", "://", 1) if "://" not in folder else folder
-            remedy = "use a local folder, and copy it (gcloud storage rsync, aws s3 sync)"
+            remedy = "use a local folder"
+            remedy += f", and --config.checkpoint.mirror={url}" if name == "--workdir" else ""
             raise UserError(f"{name}: {url} is not a folder of this machine ({scheme[1]}://): {remedy}")
+
+
+def _fetch(mirror: str, workdir: Path) -> None:
+    """Copies what the mirror of a run has and its workdir lacks, before anything is read from the workdir."""
+    if mirror:
+        check_writable(workdir)
+        with alone_in(workdir):
+            Mirror(mirror, workdir).fetch()
 
 
 def check_files(config: ConfigDict) -> None:
@@ -124,6 +137,8 @@ def check_files(config: ConfigDict) -> None:
     for key in ("train", "validation", "test"):
         if config.data[key] and not config.data[key].startswith("tfds:"):
             find_files(config.data[key], f"data.{key}")
+    if config.eval.blimp and not Path(config.eval.blimp).is_dir():
+        raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
     if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
         raise UserError(f"data.vocab_file: {config.data.vocab_file} does not exist; correct the path")
 
@@ -213,7 +228,7 @@ def _explain_init_from(path: str) -> NoReturn:
         raise UserError(f"init_from={path} is a workdir without a checkpoint; train that run first")
     if google_tf.is_checkpoint(folder) or any((folder / name).is_file() for name in ("config.json", "modules.json")):
         raise UserError(f"init_from={path} is a model in another format; convert it first: {then}")
-    if folder.exists():
+    if is_url(path) or folder.exists():
         raise UserError(f"init_from={path} is not a checkpoint; give a workdir or one of its checkpoints")
     if hub.is_name(path):
         raise UserError(f"init_from={path} does not exist; if it is a model of the Hugging Face Hub: {then}")

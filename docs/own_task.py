@@ -24,7 +24,7 @@ class Ordinal(Classification):
     """Labels are ordered as they sort; label number k means that the first k questions are answered with yes."""
 
     def classifier(self, rngs: nnx.Rngs) -> Classifier:
-        return Classifier(self.bert_config, len(self.labels) - 1, rngs=rngs)
+        return Classifier(self.bert_config, len(self.labels) - 1, rngs=rngs, inputs=self.head_features.size)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         logits = outputs["logits"]

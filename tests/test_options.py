@@ -27,7 +27,13 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
         "train.label_smoothing",
         "train.peak_tflops",
     ),
-    *("eval.max_examples", "model.hidden_dropout", "model.attention_dropout", "model.initializer_range"),
+    *(
+        "eval.max_examples",
+        "eval.blimp_pairs",
+        "model.hidden_dropout",
+        "model.attention_dropout",
+        "model.initializer_range",
+    ),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest"),
 }
 

@@ -112,6 +112,12 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     task = ARCHITECTURES[architecture][0]
     if "pretraining" not in (task, model.task) and task != model.task:
         raise UserError(f"a {architecture} is for task={task}; this model was trained for task={model.task}")
+    if task != "pretraining" and (head := model.description.get("features")):
+        options = ", ".join(f"head.{name}={value}" for name, value in head.items())
+        raise UserError(
+            f"the head of a {architecture} reads the last layer, that of this model does not ({options}); "
+            "--architecture=BertModel writes the model without its head"
+        )
     settings, names = _their_settings(model, architecture), _written_names(architecture)
     num_layers = model.config.num_hidden_layers
     tensors, report = to_tensors(model.parameters, names, num_layers, what=architecture, allow=allow)

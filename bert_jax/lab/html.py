@@ -13,6 +13,7 @@ from bert_jax.tasks.sections import Cell, Marked, Table
 
 # What pictures draw in these two colours follows the page's.
 INK, LINE = "#1d232b", "#dde2e8"
+_MANY = 7  # columns, from which a table is set smaller
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _STYLE = """
@@ -33,9 +34,13 @@ h3 { font-size: .95rem; margin: 1.2rem 0 .4rem } p { margin: .4rem 0; max-width:
 .beside > * { max-width: 100% }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .32rem .8rem; text-align: left }
 td { border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; min-width: 3.2rem }
-th { border-bottom: 1.5px solid var(--soft); vertical-align: bottom; font-weight: 600; font-size: .87rem }
+th { border-bottom: 1.5px solid var(--soft); vertical-align: bottom; overflow-wrap: break-word;
+  font-weight: 600; font-size: .87rem }
 td:first-child, th:first-child { padding-left: 0; min-width: 5.5rem } td:last-child, th:last-child { padding-right: 0 }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+th.number, th.number small { white-space: normal }
+.dense { font-size: .87rem } .dense td:first-child { min-width: 6.6rem }
+.dense td + td, .dense th + th { padding: .3rem .36rem }
 .best { font-weight: 700 } .better { color: var(--better) } .worse { color: var(--worse) }
 .unclear { color: var(--unclear) } .problem { color: var(--worse); font-weight: 600 }
 td.better, td.worse, td.unclear, td.problem { min-width: 6.2rem }
@@ -88,7 +93,8 @@ def picture(image: bytes, description: str) -> str:
 
 def table(table: Table) -> str:
     rows = "".join(_row(row, "td", table.numbers) for row in table.rows)
-    return f'<div class="wide"><table>{_row(table.header, "th", table.numbers)}{rows}</table></div>'
+    dense = " dense" if len(table.header) > _MANY else ""
+    return f'<div class="wide{dense}"><table>{_row(table.header, "th", table.numbers)}{rows}</table></div>'
 
 
 def verdicts(lines: Iterable[Cell]) -> str:
@@ -113,7 +119,8 @@ def _row(cells: Sequence[str | Cell | Marked], tag: str, numbers: Iterable[int])
 
 def _cell(cell: str | Cell | Marked, tag: str, kind: str) -> str:
     if isinstance(cell, Cell):
-        return f"<{tag}{_class(f'{kind} {cell.kind}')}>{escape(cell.text)}{_small(cell.note)}</{tag}>"
+        text = escape(cell.text).replace("_", "_<wbr>") if tag == "th" else escape(cell.text)
+        return f"<{tag}{_class(f'{kind} {cell.kind}')}>{text}{_small(cell.note)}</{tag}>"
     return f"<{tag}{_class(kind)}>{_marked(cell) if isinstance(cell, Marked) else escape(cell)}</{tag}>"
 
 

@@ -71,6 +71,8 @@ def _check_output(path: Path, folder: Path, is_study: bool) -> None:
     """Raises UserError for an output of no known form, or that would replace what a run or the sweep has written."""
     from bert_jax.inference.output import check_output
 
+    if path.suffix not in FORMATS or (path.exists() and not path.is_file()):  # such as -, /dev/null or a folder
+        raise UserError(f"--output {path} is no file that can be written; give one of {', '.join(FORMATS)}")
     inside = path.resolve().parent
     if is_study and inside != folder.resolve() and inside.is_relative_to(folder.resolve()):
         raise UserError(f"--output {path} is inside of a run of the study; choose a file in {folder} or elsewhere")

@@ -84,6 +84,8 @@ def reproduce(folder: Path, again: Path, *, steps: int = 0, users_task: str = ""
     if not is_whole:  # the learning rate falls as if all steps were made
         config.optimizer.decay_steps = config.optimizer.decay_steps or config.train.steps
         config.train.epochs, config.train.steps = None, end
+    # The copy in a bucket is the first run's: its checkpoints would be continued, and replaced.
+    config.checkpoint.mirror, config.train.trackers = "", ""
     environment = (read_environments(folder) or [{}])[0]
     source = start_run(config, again)
     check_writable(again)

@@ -33,6 +33,7 @@ def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Pa
         one = config.copy_and_resolve_references()
         one.seed, one.seeds = seed, 1
         folder = workdir / f"seed{seed}"
+        one.checkpoint.mirror = f"{one.checkpoint.mirror}/{folder.name}" if one.checkpoint.mirror else ""
         logging.info("seed %d: %s", seed, folder)
         results[folder.name] = run(one, folder)
         if results[folder.name].status:

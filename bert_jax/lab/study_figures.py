@@ -131,7 +131,8 @@ class _Look:
             "text.color": INK,
         }
         settings |= {f"{part}.{key}color": INK for part, key in (("axes", "label"), ("xtick", ""), ("ytick", ""))}
-        self.context = matplotlib.rc_context(settings | {"axes.edgecolor": LINE, "axes.titlecolor": INK})
+        settings |= {"axes.edgecolor": LINE, "axes.titlecolor": INK}
+        self.context = matplotlib.rc_context(settings)
 
     def __enter__(self) -> "_Look":
         from matplotlib.figure import Figure

@@ -21,6 +21,7 @@ from bert_jax.tasks.sections import BEST, BETTER, PROBLEM, UNCLEAR, WORSE, Cell,
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 
 MINUS, NOTHING = "−", "–"
+_IN_BRACKETS = "In brackets: the difference of the means ± half of its 95 % interval, in the units of the table below."
 _MOST_TRIALS = 20  # of a search, the best ones
 _KINDS = {IS_BETTER: BETTER, IS_WORSE: WORSE, UNKNOWN: UNCLEAR}
 
@@ -30,7 +31,7 @@ def describe_study(record: StudyRecord) -> Document:
     study, comparisons = record.study, compare_levels(record)
     scales = [scale_of(one.metric, _values(one)) for one in comparisons]
     parts = [
-        Part("What was found", [Verdicts([*_missing(record), *_found(comparisons, scales)])]),
+        Part("What was found", [Verdicts([*_missing(record), *_found(comparisons, scales)])], _IN_BRACKETS),
         Part("Results", _results(record, comparisons, scales), _explained(comparisons)),
         Part("Differences from the baseline", _differences(comparisons, scales), _how_tested(comparisons)),
         Part("Orderings that the source reports", _orderings(record, comparisons, scales)),
@@ -92,48 +93,48 @@ def _missing(record: StudyRecord) -> list[Cell]:
 
 
 def _found(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> list[Cell]:
-    """Returns the verdicts: what is better or worse than the baseline first, then what cannot be told."""
-    clear, unclear = [], []
+    """Returns a statement for each level and verdict: what is better or worse first, then what cannot be told."""
+    told: dict[tuple[str, str], list[tuple[Comparison, Scale, Level]]] = {}
     for comparison, scale in zip(comparisons, scales, strict=True):
-        title, open_levels = column_title(comparison), []
         for level in comparison.levels:
-            if level.verdict is None:
-                continue
-            if level.verdict.word == UNKNOWN or level.difference is None:
-                open_levels.append(level)
-                continue
-            shown = with_half(level.difference.mean, level.difference.half, scale, signed=True)
-            text = f"{level.label} is {level.verdict.word} than {comparison.baseline} on {title}: {shown}"
-            clear.append(
-                Cell(text, _KINDS[level.verdict.word], f"{scale.name}; {_seeds(level)}; {level.verdict.reason}")
-            )
-        if open_levels:
-            text = f"On {title}, can’t tell {_listed(level.label for level in open_levels)} from {comparison.baseline}"
-            unclear.append(Cell(text, UNCLEAR, "; ".join(_open(level, scale) for level in open_levels)))
-    if not comparisons or not (clear or unclear):
-        return [
-            Cell("No levels were compared: the study names no factor and baseline, or no run is complete.", UNCLEAR)
-        ]
-    return [*clear, *unclear]
+            if level.verdict is not None:
+                told.setdefault((level.label, level.verdict.word), []).append((comparison, scale, level))
+    if not told:
+        text = "No levels were compared: the study names no factor and baseline, or no run is complete."
+        return [Cell(text, UNCLEAR)]
+    ordered = sorted(told.items(), key=lambda item: item[0][1] == UNKNOWN)
+    return [_statement(label, word, found) for (label, word), found in ordered]
+
+
+def _statement(label: str, word: str, found: Sequence[tuple[Comparison, Scale, Level]]) -> Cell:
+    """Returns what is said of a level in all columns that have the same verdict."""
+    baseline = found[0][0].baseline
+    if word == UNKNOWN:
+        titles = _listed([column_title(comparison) for comparison, *_ in found])
+        reasons = (f"{column_title(one)}: {_open(level, scale)}" for one, scale, level in found)
+        return Cell(f"{label} can’t be told from {baseline} on {titles}", UNCLEAR, "; ".join(reasons))
+    shown = _listed([f"{column_title(one)} ({_shift(level, scale)})" for one, scale, level in found])
+    tests = [level.difference for *_, level in found if level.difference]
+    counts = _listed(dict.fromkeys(f"{test.n} against {test.n_baseline} values" for test in tests))
+    said = _p(max(level.p_holm for *_, level in found))
+    note = f"{_listed(dict.fromkeys(test.test for test in tests))}, {counts}; p {said} after Holm’s correction"
+    return Cell(f"{label} is {word} than {baseline} on {shown}", _KINDS[word], note.replace("p 0", "p ≤ 0"))
+
+
+def _shift(level: Level, scale: Scale) -> str:
+    found = level.difference
+    return NOTHING if found is None else with_half(found.mean, found.half, scale, signed=True)
 
 
 def _open(level: Level, scale: Scale) -> str:
     """Returns what is known of a difference that cannot be told from chance."""
     reason = reason_of(level.verdict)
-    if level.difference is None:
-        return f"{level.label}: {reason}"
-    shown = with_half(level.difference.mean, level.difference.half, scale, signed=True)
-    return f"{level.label}: {shown}, {reason}"
+    return reason if level.difference is None else f"{_shift(level, scale)}, {reason}"
 
 
 def reason_of(said: Verdict | None) -> str:
     # The part behind the semicolon is in the metric's own unit, not in that of the table.
     return said.reason.partition(";")[0] if said else ""
-
-
-def _seeds(level: Level) -> str:
-    found = level.difference
-    return f"{found.n} against {found.n_baseline} values, {found.test}" if found else ""
 
 
 def _listed(labels: Iterable[str]) -> str:
@@ -259,8 +260,8 @@ def _how_tested(comparisons: Sequence[Comparison]) -> str:
     named = _listed(by.get(test, test) for test in tests) if tests else "nothing"
     return (
         f"Tested by {named}; the interval is that of the difference. Holm’s correction counts the levels of a column, "
-        "“study” those of all columns; the verdict is by the first. ASO is almost stochastic order, a second opinion: "
-        "below 0.5 the level is better than the baseline."
+        "“study” those of all columns; the verdict is by the first. ASO, almost stochastic order, is a second opinion "
+        "that decides nothing: below 0.5 it speaks for the level, with few seeds only weakly."
     )
 
 

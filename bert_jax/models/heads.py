@@ -30,10 +30,11 @@ class MaskedLMHead(nnx.Module):
 
 
 class LinearHead(Linear):
-    """A linear layer on hidden states, in float32: next sentence prediction, spans, the query of window pooling."""
+    """A linear layer on hidden states, in float32: next sentence prediction, spans, the query of window pooling. It
+    reads vectors of `inputs` values, by default as many as a hidden state has."""
 
-    def __init__(self, config: BertConfig, outputs: int, *, rngs: nnx.Rngs):
-        super().__init__(config.hidden_size, outputs, stddev=config.initializer_range, rngs=rngs)
+    def __init__(self, config: BertConfig, outputs: int, *, rngs: nnx.Rngs, inputs: int | None = None):
+        super().__init__(inputs or config.hidden_size, outputs, stddev=config.initializer_range, rngs=rngs)
 
     def logits(self, hidden: Float[Array, "*N D"]) -> Float[Array, "*N C"]:
         return self(hidden.astype(jnp.float32), "float32")
@@ -42,8 +43,8 @@ class LinearHead(Linear):
 class Classifier(LinearHead):
     """dropout → linear, on one vector per text or per token. One output is a number, or the score of one choice."""
 
-    def __init__(self, config: BertConfig, outputs: int, *, rngs: nnx.Rngs):
-        super().__init__(config, outputs, rngs=rngs)
+    def __init__(self, config: BertConfig, outputs: int, *, rngs: nnx.Rngs, inputs: int | None = None):
+        super().__init__(config, outputs, rngs=rngs, inputs=inputs)
         self.dropout = config.hidden_dropout
 
     def logits(self, hidden: Float[Array, "*N D"], *, key: Key[Array, ""] | None = None) -> Float[Array, "*N C"]:

@@ -20,9 +20,10 @@ from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Model
+from bert_jax.models.features import sequence_vectors
 from bert_jax.models.heads import Classifier, LinearHead, pool_windows
 from bert_jax.tasks import scores, sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
+from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 from bert_jax.tasks.texts import agreed_labels, encode_long, listed, log_cut, log_splits
@@ -37,6 +38,7 @@ class Classification(FineTuning):
 
     head = "heads/classifier/|heads/window_query/"
     described = "labels", "thresholds", "label_kind"
+    reads_features = True
     reads_vectors = True
     shares_rows = True
     labels: list[str]
@@ -116,13 +118,13 @@ class Classification(FineTuning):
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         heads: dict[str, nnx.Module] = {"classifier": self.classifier(rngs)}
         if self.window_pooling == "attention":
-            heads["window_query"] = LinearHead(self.bert_config, 1, rngs=rngs)
+            heads["window_query"] = LinearHead(self.bert_config, 1, rngs=rngs, inputs=self.head_features.size)
         return heads
 
     def classifier(self, rngs: nnx.Rngs) -> LinearHead:
         """Returns the head that turns the vector of a text into logits."""
         outputs = 1 if self.label_kind == "regression" else len(self.labels)
-        classifier = Classifier(self.bert_config, outputs, rngs=rngs)
+        classifier = Classifier(self.bert_config, outputs, rngs=rngs, inputs=self.head_features.size)
         if self.label_kind != "single" and "train" in self.examples:
             classifier.bias = nnx.Param(jnp.asarray(self._first_bias()))
         return classifier

@@ -29,11 +29,11 @@ from bert_jax.data.batching.shapes import Limits, Shape
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
-from bert_jax.models.bert import Bert, Model, TrunkInputs
+from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
-from bert_jax.models.heads import pool_sequences
+from bert_jax.models.features import FeatureConfig, feature_head
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, shapes_of
 
@@ -48,6 +48,7 @@ class FineTuning(Task, ABC):
     head: ClassVar[str]  # regular expression of the head's parameters
     described: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps, such as names of labels
     has_classes = True  # whether train.class_weights and train.label_smoothing mean something
+    reads_features = False  # whether `heads` and `outputs` follow the options head.*
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
 
@@ -56,9 +57,11 @@ class FineTuning(Task, ABC):
         self.tokenizer = tokenizer
         self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         check_length(self.bert_config, config.data.sequence_length)
-        self.new_parameters = f"{self.head}|pooler/"
+        self.head_features = FeatureConfig.from_options(config.head, self.bert_config.hidden_size)
+        head = f"{self.head}|heads/features/"
+        self.new_parameters = f"{head}|pooler/"
         self.dropped_parameters = "heads/"
-        self.renewed_parameters = self.head if description is None else ""
+        self.renewed_parameters = head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
         self.check()
@@ -87,6 +90,9 @@ class FineTuning(Task, ABC):
     def check(self) -> None:
         """Raises UserError for options that the family cannot follow."""
         config = self.config
+        if config.eval.blimp:
+            raise UserError(f"eval.blimp needs the MLM head, which task={config.task} lacks: leave it out")
+        self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
         for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
             if not self.has_classes and config.train[key] != off:
                 raise UserError(
@@ -155,10 +161,12 @@ class FineTuning(Task, ABC):
     # What follows from these
 
     def description(self) -> Description:
-        return {name: getattr(self, name) for name in self.described}
+        return {name: getattr(self, name) for name in self.described} | self.head_features.description()
 
     def restore(self, description: Description) -> None:
-        """Sets the attributes that a checkpoint has kept. Raises UserError for one that it lacks."""
+        """Sets the attributes that a checkpoint has kept. Raises UserError for one that it lacks, and for a head that
+        reads other features."""
+        self.head_features.check_known(description)
         for name in self.described:
             if name not in description:
                 raise UserError(
@@ -168,7 +176,8 @@ class FineTuning(Task, ABC):
             setattr(self, name, description[name])
 
     def init(self, rngs: nnx.Rngs) -> Model:
-        return Model(Bert(self.bert_config, rngs=rngs), self.heads(rngs))
+        trunk, heads = Bert(self.bert_config, rngs=rngs), self.heads(rngs)
+        return Model(trunk, {**heads, **feature_head(self.bert_config, self.head_features, rngs=rngs)})
 
     def prediction_examples(self, rows) -> Iterator[Any]:
         return result_or_error(self.example, rows)
@@ -283,8 +292,10 @@ class FineTuning(Task, ABC):
         model = self.bert_config
         self.tokens_per_step = round(rows * length)
         reads_firsts = self.reads_vectors and model.pooling == "cls" and not is_scanned(model)
+        reads_firsts &= self.head_features.is_default
         positions = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
         self.flops_per_step = training_flops(model, rows, length, 0, positions)
+        self.flops_per_step += self.head_features.training_flops(rows * length)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
     def _log_plan(self) -> None:
@@ -315,20 +326,6 @@ class FineTuning(Task, ABC):
                 digest.update(array.tobytes())
             digest.update(b"|")
         return digest.hexdigest()
-
-
-def sequence_vectors(model: Model, batch: Batch, key: Key[Array, ""] | None) -> Float[Array, "G P D"]:
-    """Returns one vector for each part of an item, or for each of the items that share a row (P is W or S): by
-    `model.pooling` the pooler's output, or the mean or largest values of the tokens."""
-    inputs, first_tokens, trunk = TrunkInputs.from_batch(batch), batch["first_tokens"], model.trunk
-    is_shared, pooling = first_tokens.shape[1] > 1, trunk.config.pooling
-    if pooling == "cls":
-        places = first_tokens if is_shared else jnp.zeros_like(inputs.sequence_ids[:, :1])
-        vectors = trunk.pooled(trunk.encode(inputs, key=key, places=places).hidden)
-    else:
-        hidden = trunk.encode(inputs, key=key).hidden
-        vectors = pool_sequences(hidden, inputs.sequence_ids, first_tokens.shape[1], pooling)
-    return vectors if is_shared else vectors.reshape(*batch["part_weights"].shape, -1)
 
 
 def by_item(

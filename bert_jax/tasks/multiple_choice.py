@@ -19,9 +19,10 @@ from bert_jax.data.labelled.columns import choice_examples, names_of, text_in, t
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.models.bert import Model
+from bert_jax.models.features import sequence_vectors
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import sections
-from bert_jax.tasks.finetuning import FineTuning, Outputs, sequence_vectors
+from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Evaluation, Sums
 from bert_jax.tasks.texts import encode_long, log_cut, log_splits
@@ -36,6 +37,7 @@ class MultipleChoice(FineTuning):
 
     head = "heads/classifier/"
     has_classes = False
+    reads_features = True
     reads_vectors = True
 
     def check(self) -> None:
@@ -82,7 +84,7 @@ class MultipleChoice(FineTuning):
         return items
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-        return {"classifier": Classifier(self.bert_config, 1, rngs=rngs)}
+        return {"classifier": Classifier(self.bert_config, 1, rngs=rngs, inputs=self.head_features.size)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)

@@ -1,5 +1,6 @@
 """Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from ml_collections import ConfigDict
 
 from bert_jax import backend
 from bert_jax.config import UserError
-from bert_jax.data.batching.reader import TrainBatches
+from bert_jax.data.batching.reader import Share, TrainBatches
+from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
 from bert_jax.data.pretraining.prepare import prepare
@@ -29,9 +31,16 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
+from bert_jax.tasks.likelihood import (
+    EncodedPairs,
+    hidden_token_batches,
+    row_lengths,
+    text_log_likelihoods,
+    token_log_probabilities,
+)
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, mean_of_each, shapes_of
+from bert_jax.tasks.task import Batch, Description, Evaluation, Rows, Source, Sums, Task, mean_of_each, shapes_of
 
 
 class Pretraining(Task):
@@ -44,6 +53,7 @@ class Pretraining(Task):
     renewed_parameters = ""
     final_splits = ()
     prepared: PreparedCorpus  # only of a task with data
+    minimal_pairs: EncodedPairs | None = None  # of eval.blimp
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
         self.config = config
@@ -70,6 +80,9 @@ class Pretraining(Task):
         """Returns the task over a corpus that is prepared already."""
         task = cls(config, prepared.tokenizer, None)
         task.prepared = prepared
+        if config.eval.blimp:
+            pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
+            task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
         pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
         task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         return task
@@ -91,17 +104,22 @@ class Pretraining(Task):
 
     def fingerprints(self) -> dict[str, str]:
         shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in self.prepared.manifest["shards"]]
-        return {"prepared corpus": self.prepared.directory.name, "prepared shards": str(shards)}
+        found = {"prepared corpus": self.prepared.directory.name, "prepared shards": str(shards)}
+        if self.minimal_pairs is not None:
+            found["minimal pairs"] = hashlib.blake2b(repr(self.minimal_pairs.pairs).encode()).hexdigest()
+        return found
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
         return pipeline.train_batches(self.prepared, self.config, **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
-        if self.prepared.num_records(split) == 0:
-            return iter(())
+        """Yields the records; then, with the validation split, the sentences of eval.blimp, a row per token."""
         process = {"process_index": process_index, "process_count": process_count}
-        return pipeline.eval_batches(self.prepared, self.config, split=split, **process)
+        if self.prepared.num_records(split):
+            yield from pipeline.eval_batches(self.prepared, self.config, split=split, **process)
+        if split == "validation" and self.minimal_pairs is not None:
+            yield from self._pair_batches(self.minimal_pairs, **process)
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Masks tokens, unless the corpus was prepared with static masks.
@@ -132,7 +150,10 @@ class Pretraining(Task):
     def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
         masked, first = batch["masked_positions"], batch["first_tokens"]
         positions = jnp.concatenate([first, masked], axis=1)
-        hidden = model.trunk.encode(TrunkInputs.from_batch(batch), key=key, places=positions).hidden
+        inputs = TrunkInputs.from_batch(batch)
+        if not self.config.data.isolated:
+            inputs = inputs._replace(sequence_ids=jnp.minimum(inputs.sequence_ids, 1))
+        hidden = model.trunk.encode(inputs, key=key, places=positions).hidden
         of_pairs, of_masks = jnp.split(hidden, [first.shape[1]], axis=1)
         mlm, nsp = model.heads["mlm"], model.heads["nsp"]
         vectors = mlm.vectors(of_masks)
@@ -151,11 +172,16 @@ class Pretraining(Task):
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
 
-    def evaluate(self, model, batch, constants):
+    def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
+        if "text_ids" in batch:  # of minimal pairs
+            rows: Rows = {"text_ids": batch["text_ids"], "log_probabilities": token_log_probabilities(model, batch)}
+            return {}, rows
         return self.sums(model, batch, None, constants), {}
 
     def means(self, sums) -> dict[str, float]:
         metrics = mean_of_each({name: value for name, value in sums.items() if name != "label_counts"})
+        if not metrics:  # an evaluation of minimal pairs alone
+            return {}
         metrics["loss"] = sum(weight * metrics[name] for name, weight in self.objectives.items() if name in metrics)
         return metrics
 
@@ -166,6 +192,7 @@ class Pretraining(Task):
         unigram_entropy           loss in nats of the best guesser without context: entropy of the predicted tokens
         majority_accuracy         accuracy of always guessing the most frequent of them
         nsp_accuracy_low, _high   95 % Wilson interval
+        blimp, blimp/<phenomenon> accuracy on the minimal pairs of eval.blimp, a mean over paradigms
         """
         metrics = self.means(sums)
         if "mlm_loss" in metrics:
@@ -177,15 +204,33 @@ class Pretraining(Task):
             if "nsp_accuracy" in metrics:
                 low, high = wilson_interval(metrics["nsp_accuracy"], float(sums["nsp_accuracy"][1]))
                 metrics |= {"nsp_accuracy_low": low, "nsp_accuracy_high": high}
+        if rows and self.minimal_pairs is not None:
+            scored = ((batch["text_ids"], batch["log_probabilities"]) for batch in rows)
+            scores = text_log_likelihoods(scored, len(self.minimal_pairs.texts))
+            found = self.minimal_pairs.accuracies(scores)
+            metrics |= {"blimp": found.overall} | {f"blimp/{name}": x for name, x in found.phenomena.items()}
         return Evaluation(split, metrics)
 
     def metric_names(self, split: str) -> tuple[str, ...]:
+        pairs = self.minimal_pairs.pairs if self.minimal_pairs and split == "validation" else ()
+        blimp = ("blimp", *sorted({f"blimp/{pair.phenomenon}" for pair in pairs})) if pairs else ()
         if self.prepared.num_records(split) == 0:
-            return ()
+            return blimp
         names = ("loss", "mlm_loss", "mlm_accuracy", "mlm_perplexity", "unigram_entropy", "majority_accuracy")
         if self.config.data.pairing != "none":
             names += ("nsp_loss", "nsp_accuracy", "nsp_accuracy_low", "nsp_accuracy_high")
-        return (*names, "real_tokens")
+        return (*names, "real_tokens", *blimp)
+
+    def _pair_batches(self, pairs: EncodedPairs, **process: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of batches that have about as many tokens as one of records."""
+        size, length = self.config.eval.batch_size, self.config.data.sequence_length
+        share = Share(size, **process, key="eval.batch_size")
+        lengths = row_lengths(self.bert_config.max_position_embeddings)
+        for batch in hidden_token_batches(
+            pairs.texts, self.tokenizer, lengths, lambda width: size * max(1, length // width)
+        ):
+            own = share.of(len(batch["text_ids"]))
+            yield {name: x[own] for name, x in batch.items()}
 
 
 def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus:

@@ -25,7 +25,8 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.data.labelled.windows import char_span_to_tokens, max_context_mask, sliding
 from bert_jax.data.tokenizers.rows import Span
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.models.bert import Model, TrunkInputs
+from bert_jax.models.bert import Model
+from bert_jax.models.features import token_vectors
 from bert_jax.models.heads import LinearHead
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
@@ -67,6 +68,7 @@ class SpanQA(FineTuning):
     head = "heads/span/"
     described = "may_have_no_answer", "threshold"
     has_classes = False
+    reads_features = True
     makes_answers = True
     may_have_no_answer: bool
     threshold = 0.0
@@ -161,14 +163,13 @@ class SpanQA(FineTuning):
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The first logit of a token is that of an answer's start, the second that of its end; no dropout here."""
-        return {"span": LinearHead(self.bert_config, 2, rngs=rngs)}
+        return {"span": LinearHead(self.bert_config, 2, rngs=rngs, inputs=self.head_features.size)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        inputs = TrunkInputs.from_batch(batch)
-        logits = model.heads["span"].logits(model.trunk.encode(inputs, key=key).hidden)
+        logits = model.heads["span"].logits(token_vectors(model, batch, key))
         # The original lets padding take part in the softmax. Here the amount of padding depends on the other rows of
         # the batch, which must not change a prediction.
-        logits = jnp.where(inputs.sequence_ids[:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(batch["sequence_ids"][:, :, None] > 0, logits, jnp.finfo(jnp.float32).min)
         return {"start_logits": logits[:, None, :, 0], "end_logits": logits[:, None, :, 1]}
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:

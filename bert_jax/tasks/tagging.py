@@ -36,7 +36,8 @@ from bert_jax.data.labelled.conll import (
 from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row, suffix_of
 from bert_jax.data.labelled.windows import align_words, chunks_of_words, scored_words
-from bert_jax.models.bert import Model, TrunkInputs
+from bert_jax.models.bert import Model
+from bert_jax.models.features import token_vectors
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
@@ -52,6 +53,7 @@ class Tagging(FineTuning):
     head = "heads/classifier/"
     described = "labels", "characters"
     shares_rows = True
+    reads_features = True
     token_outputs = ("logits", "tag_ids", "tag_probabilities")
     labels: list[str]
     characters: bool  # words are single characters, as in Chinese; texts to predict are then split in the same way
@@ -151,12 +153,11 @@ class Tagging(FineTuning):
         return items
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-        return {"classifier": Classifier(self.bert_config, len(self.labels), rngs=rngs)}
+        return {"classifier": Classifier(self.bert_config, len(self.labels), rngs=rngs, inputs=self.head_features.size)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        hidden = model.trunk.encode(TrunkInputs.from_batch(batch), key=trunk_key).hidden
-        logits = model.heads["classifier"].logits(hidden, key=head_key)
+        logits = model.heads["classifier"].logits(token_vectors(model, batch, trunk_key), key=head_key)
         largest = jnp.max(logits, axis=-1)
         return {
             "logits": logits,

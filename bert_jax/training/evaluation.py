@@ -44,7 +44,9 @@ def make_evaluation(
         for sums, rows in results(parameters, split):
             # float64 on the host: the sums of many batches outgrow float32
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+            before = totals or {}  # batches of one split may have different metrics
+            added = {name: jax.tree.map(np.add, before[name], x) for name, x in sums.items() if name in before}
+            totals = before | sums | added
             kept += [rows] if rows else []
         watch.pause(EVALUATION)  # the metrics of many examples take longer than a batch
         return Evaluation(split) if totals is None else task.evaluation(split, totals, kept, description)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -229,7 +230,8 @@ def test_one_seed_and_no_complete_run_are_said(tmp_path):
     runs = study_folders.make_folder(tmp_path / "one", study, with_curves=False)
     document = describe_study(read_study(tmp_path / "one"))
     lines = verdicts(document)
-    assert len(lines) == 3 and all(line.kind == "unclear" for line in lines)
+    assert len(lines) == 2 and all(line.kind == "unclear" for line in lines)
+    assert lines[0].text == "MLM can’t be told from MLM + NSP on sst2, mrpc and trec"
     assert "one run has no spread between seeds" in lines[0].note
     assert "±" not in tables(document)["Results"][0][1][1]
     for run in runs:
@@ -281,7 +283,10 @@ def test_losses_keep_their_unit_and_scores_are_times_100():
         (["a", "b"], "2 folders are given; give one"),
         (["no_such_folder"], "no_such_folder is not a folder"),
         (["{empty}"], "holds neither a study (study.json) nor a run (config.json)"),
-        (["{study}", "--output=report.docx"], "unknown suffix '.docx'; it can be .html, .md, .csv, .tex"),
+        (["{study}", "--output=report.docx"], "is no file that can be written; give one of .html, .md, .csv, .tex"),
+        (["{study}", "--output=/dev/null"], "/dev/null is no file that can be written"),
+        (["{study}", "--output=-"], "- is no file that can be written"),
+        (["{study}", "--output={fifo}"], "fifo.html is no file that can be written"),
         (["{study}", "--output={study}/sst2/objective=MLM,seed=0/report.html"], "is inside of a run of the study"),
         (["{study}", "--output={link}"], "study.json, which it would destroy"),
         (["{study}", "--ouput=a.html"], "did you mean --output?"),
@@ -294,7 +299,9 @@ def test_mistakes_are_one_line(folder, tmp_path, words, problem):
     (tmp_path / "link.html").symlink_to(tmp_path / "study" / STUDY)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / STUDY).write_text('{"name": "x"}')
-    places = {name: tmp_path / name for name in ("empty", "study", "damaged")} | {"link": tmp_path / "link.html"}
+    os.mkfifo(tmp_path / "fifo.html")
+    places = {name: tmp_path / name for name in ("empty", "study", "damaged")}
+    places |= {name: tmp_path / f"{name}.html" for name in ("link", "fifo")}
     before = (tmp_path / "study" / STUDY).read_bytes()
     with pytest.raises(UserError) as raised:
         report.main([word.format(**places) for word in words])

@@ -97,6 +97,15 @@ def test_what_has_changed_since_is_listed(copied, again, capsys):
     assert "machine   the same" in output
 
 
+def test_the_copy_in_a_bucket_and_the_trackers_of_the_run_are_left_alone(copied, again):
+    config = json.loads((copied / "config.json").read_text())
+    config["checkpoint"]["mirror"], config["train"]["trackers"] = "s3://nobody/made", "wandb"
+    (copied / "config.json").write_text(json.dumps(config))
+    reproduce(copied, again)
+    used = json.loads((again / "config.json").read_text())
+    assert used["checkpoint"]["mirror"] == used["train"]["trackers"] == ""
+
+
 def test_changed_data_is_refused_before_the_first_step(copied, tmp_path):
     content = json.loads((copied / ENVIRONMENT).read_text())
     content["starts"][0]["data"]["prepared corpus"] = "topics-of-yesterday"

@@ -46,7 +46,7 @@ def test_the_multibootstrap_refuses_what_it_cannot_answer():
     assert math.isnan(multibootstrap(np.ones((10, 5)), np.ones((10, 5)), paired=True).p)
 
 
-@pytest.mark.parametrize("repeats", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [200, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [1.0, 0.5])  # of the variance of a run's mean that is due to its seed
 def test_at_ten_seeds_the_multibootstrap_finds_at_most_six_per_cent_without_an_effect(share, repeats):
     random, examples, found = np.random.default_rng(2), 40, []

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bert_jax import modes
 from bert_jax.backend import CPU, use_backend
-from bert_jax.config import UserError
+from bert_jax.config import UserError, validate
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import PackedRows, Packing
 from bert_jax.data.pretraining.pairs import PairRows, PairSettings
@@ -300,3 +300,65 @@ def test_several_processes_do_not_start_beam(packed_config, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"^data\.runner=beam .* 2 processes run: run --mode=prepare in one process"):
         prepared_corpus(packed_config, None)
+
+
+def test_accuracy_on_minimal_pairs_is_a_metric_of_every_evaluation(small_config, tmp_path):
+    """Found on four devices; `--mode=blimp` finds the same on one. It may choose the best checkpoint."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for uid, bad in (("order", "value the of name a"), ("word", "the value of of name")):
+        row = {"sentence_good": "the value of a name", "sentence_bad": bad, "UID": uid, "field": "syntax"}
+        lines = [row | {"linguistics_term": uid, "sentence_good": f"the value of a {x}"} for x in "abcdefghij"]
+        (folder / f"{uid}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small_config.model.dtype = "float32"
+    small_config.eval.update(blimp=str(folder), blimp_pairs=4)
+    small_config.checkpoint.update(best_metric="blimp", best_mode="max")
+    small_config.train.steps = small_config.eval.every = small_config.checkpoint.every = 2
+    small_config.mesh.data = 4
+    modes.train(small_config, tmp_path / "run")
+    lines = [line for line in losses(tmp_path / "run") if line["split"] == "eval"]
+    assert [line["step"] for line in lines] == [0, 2]
+    for line in lines:
+        assert line["blimp"] == pytest.approx((line["blimp/order"] + line["blimp/word"]) / 2)
+    options = {"overrides": {"eval.blimp_pairs": 4}, "checkpoint": "newest"}
+    modes.blimp(small_config, tmp_path / "run", input=str(folder), output=str(tmp_path / "found.json"), **options)
+    rows = json.loads((tmp_path / "found.json").read_text())["accuracies"]
+    assert [row["pairs"] for row in rows if row["level"] == "paradigm"] == [4, 4]
+    for name, level in (("blimp", "overall"), ("blimp/order", "phenomenon"), ("blimp/word", "phenomenon")):
+        [row] = [row for row in rows if row["level"] == level and name.endswith((row["name"], "blimp"))]
+        assert row["accuracy"] == lines[-1][name]
+    task = Pretraining.over(small_config, prepared_corpus(small_config, None))
+    assert "minimal pairs" in task.fingerprints() and "blimp/order" in task.metric_names("validation")
+    assert "blimp" not in task.metric_names("test")
+
+    def batches(process, count):
+        return [batch for batch in task.eval_batches("validation", process, count) if "text_ids" in batch]
+
+    for whole, *parts in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
+        jax.tree.map(lambda x, *own: np.testing.assert_array_equal(x, np.concatenate(own)), whole, *parts)
+
+
+def test_without_isolation_sequences_of_a_row_see_each_other(packed_config):
+    """The loss of a row's first sequence depends on the second one then, and only then."""
+    prepared = prepare(packed_config.data, packed_config.data.seed, progress=False)
+    packed_config.model.initializer_range = 0.5
+    losses = {}
+    for isolated in (True, False):
+        packed_config.data.isolated = isolated
+        task = Pretraining.over(packed_config, prepared)
+        batches = task.train_batches(0, 0, 1)
+        batch = {name: jnp.asarray(value[:4]) for name, value in next(batches).items()}
+        batches.close()
+        batch = dict(task.features(batch, jax.random.key(1)))
+        assert int(batch["sequence_ids"].max()) > 1
+        own = jnp.take_along_axis(batch["sequence_ids"], batch["masked_positions"], axis=1) == 1
+        batch["masked_weights"] = batch["masked_weights"] * own.astype(jnp.float32)
+        model = task.init(nnx.Rngs(params=0))
+        run = jax.jit(lambda model, batch, task=task: task.sums(model, batch, None, {})["mlm_loss"][0])
+        other = batch | {"input_ids": jnp.where(batch["sequence_ids"] == 2, 7, batch["input_ids"])}
+        losses[isolated] = float(run(model, batch)), float(run(model, other))
+    assert losses[True][0] == losses[True][1]
+    assert abs(losses[False][0] - losses[False][1]) > 1e-3
+    packed_config.data.packing = False
+    with pytest.raises(UserError, match=r"data\.isolated=False is for task=pretraining with data\.packing=True"):
+        validate(packed_config, 1)

@@ -13,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
+from bert_jax.convert.conversion import convert
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.conll import entities_of, repair, text_to_tag
 from bert_jax.data.labelled.examples import TaggedExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.inference.open import open_model
+from bert_jax.inference.predictor import Predictor
+from bert_jax.run import run
 from bert_jax.sharding import make_mesh
 from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.tagging import Tagging
@@ -388,7 +392,7 @@ def test_going_on_from_a_checkpoint(tmp_path):
     config = make_config(train=write(tmp_path / "t", one_type))
     config.train.new_head = True
     task = Tagging.with_data(config, Source(TOKENIZER, "tagging", description))
-    assert task.labels == ["O", "B-X", "I-X"] and task.renewed_parameters == "heads/classifier/"
+    assert task.labels == ["O", "B-X", "I-X"] and task.renewed_parameters == "heads/classifier/|heads/features/"
 
 
 def test_characters(tmp_path):
@@ -443,3 +447,36 @@ def test_entities_are_those_of_seqeval(tags):
 
     expected = [(kind, first, last + 1) for kind, first, last in get_entities(tags)]
     assert list(entities_of(repair(tags)[0])) == expected
+
+
+def test_a_frozen_model_with_an_lstm_learns_predicts_and_continues(tmp_path):
+    """Features of the embeddings alone do, since here each word says its tag or that of its left neighbour."""
+    config = make_config(train=write(tmp_path / "train.conll", sentences(60)))
+    config.data.validation = config.data.test = write(tmp_path / "dev.conll", sentences(30, seed=1))
+    TOKENIZER.save(tmp_path / "vocab")
+    config.data.vocab_file = str(tmp_path / "vocab")
+    config.data.packing = True
+    config.head.update(layers="all_weighted", lstm_layers=2, lstm_size=12)
+    config.optimizer.update(freeze="^(embeddings|encoder|pooler)/", learning_rate=1e-2)
+    config.train.epochs = 30.0
+    config.eval.every = 1_000
+    result = run(config, tmp_path / "run")
+    assert result.test["entity_f1"] > 0.95
+    opened = open_model(tmp_path / "run")
+    start = jax.jit(lambda: flatten(opened.task.init(nnx.Rngs(params=0))))()
+    for name, value in opened.parameters.items():
+        assert name.startswith("heads/") or np.array_equal(value, start[name]), name
+    assert opened.parameters["heads/features/lstm_1/backward/kernel"].shape == (24, 48)
+    words = [["i", "mr", "e"], ["a"]]
+    found = Predictor(tmp_path / "run")([{"0": one} for one in words])
+    assert [one["tags"] for one in found] == [["O", "B-PER", "I-PER"], ["B-LOC"]]
+
+    again = make_config(train=config.data.train, validation=config.data.validation)
+    again.init_from = str(tmp_path / "run")
+    with pytest.raises(UserError, match=r"head.layers is last, the checkpoint's head was trained with all_weighted"):
+        run(again.copy_and_resolve_references(), tmp_path / "again")
+    again.train.update(new_head=True, epochs=1.0)
+    assert run(again, tmp_path / "again").ended == "done"
+    with pytest.raises(UserError, match=r"head of a BertForTokenClassification reads the last layer.*lstm_layers=2"):
+        convert(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), format="huggingface", architecture="BertModel")

@@ -122,6 +122,12 @@ def tagging(folder):
     return config
 
 
+def with_lstm(folder):
+    config = tagging(folder)
+    config.head.update(layers="all_weighted", lstm_layers=1, lstm_size=8)
+    return config
+
+
 def span_qa(folder):
     config = squad.get_config("v1")
     context = " ".join(WORDS)
@@ -142,7 +148,7 @@ def choices(folder):
     return config
 
 
-FAMILIES = (classification, tagging, span_qa, choices)
+FAMILIES = (classification, tagging, span_qa, choices, pytest.param(with_lstm, marks=pytest.mark.slow))
 
 
 def compared(folder, family, meshes):

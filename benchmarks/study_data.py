@@ -1,0 +1,97 @@
+"""Archives of public sets → the folder that the studies in experiments/studies/ read.
+
+    python benchmarks/study_data.py --archives=../shared/data --to=study_data
+
+    corpus/                    every third article file and book of pretrain_en: 66 MB
+    sst2_500/, sst2_5000/      so many training examples of SST-2; validation and test are whole
+    mrpc/, trec/, wnut17/      whole; validation of MRPC and TREC is 500 of the training examples
+    blimp/                     the minimal pairs of BLiMP
+    reviews/                   imdb without its labels: the domain of SST-2
+    sst2_texts/                the training texts of SST-2 without their labels
+
+Each task has train.jsonl, validation.jsonl and test.jsonl, with the columns that finetune_data.py names. Takes a minute
+and 250 MB.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from finetune_data import SEED, SOURCES, Row, drawn, read_file, table, tagged_rows
+
+from bert_jax.config import UserError
+
+_ARCHIVES = ("pretrain_en", "sst2", "mrpc", "trec_qc", "wnut17", "blimp", "imdb")
+_HELD_OUT = 500  # training examples that become validation where a set has none
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archives", required=True, help="folder of the .tar.xz files")
+    parser.add_argument("--to", required=True, help="folder to make")
+    options = parser.parse_args()
+    try:
+        make(Path(options.archives), Path(options.to))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def make(archives: Path, to: Path) -> None:
+    """Makes the folder, which must not be there. Raises UserError for a missing archive."""
+    paths = [archives / f"{name}.tar.xz" for name in _ARCHIVES]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} does not exist; --archives is the folder of {', '.join(_ARCHIVES)}.tar.xz")
+    if to.exists():
+        raise UserError(f"{to} is there already; remove it, or choose another --to")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent) as temporary:
+        data, made = Path(temporary) / "unpacked", Path(temporary) / "made"
+        for path in paths:
+            with tarfile.open(path) as file:
+                file.extractall(data, filter="data")
+        _write_corpora(data, made)
+        for name, splits in tasks(data).items():
+            for split, rows in zip(("train", "validation", "test"), splits, strict=True):
+                _write(made / name / f"{split}.jsonl", rows)
+        made.rename(to)  # whole or not at all
+
+
+def tasks(data: Path) -> dict[str, tuple[list[Row], list[Row], list[Row]]]:
+    """Returns training, validation and test rows of each task, from unpacked archives."""
+    sst2 = SOURCES["sst2"].read(data)
+    test = table(data / "glue" / "SST-2" / "test-labeled.tsv", "sentence")
+    found = {f"sst2_{count}": (drawn(sst2.train, count), sst2.validation, test) for count in (500, 5000)}
+    for name in ("mrpc", "trec"):
+        splits = SOURCES[name].read(data)
+        rows = random.Random(SEED).sample(splits.train, len(splits.train))
+        found[name] = rows[_HELD_OUT:], rows[:_HELD_OUT], splits.validation
+    wnut17 = SOURCES["wnut17"].read(data)
+    development = tagged_rows(data / "wnut17" / "emerging.dev.conll", "0", "-1")
+    return found | {"wnut17": (wnut17.train, development, wnut17.validation)}
+
+
+def _write_corpora(data: Path, made: Path) -> None:
+    texts = sorted([*(data / "enwiki2015").glob("*/wiki_*"), *(data / "gutenberg").glob("*___*.txt")])
+    for number, path in enumerate(texts[::3]):
+        target = made / "corpus" / f"{number:03}.txt"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    shutil.copytree(data / "blimp", made / "blimp")
+    for split in ("train", "test"):
+        rows = read_file(data / "imdb" / f"{split}.jsonl")
+        _write(made / "reviews" / f"{split}.jsonl", [{"text": row["text"]} for row in rows])
+    train = SOURCES["sst2"].read(data).train
+    _write(made / "sst2_texts" / "texts.jsonl", [{"text": row["text"]} for row in train])
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The studies of experiments/studies/: each can be planned, every run's config is valid, and it says what to expect."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config import UserError, validate
+from bert_jax.lab.planning import resolve
+from bert_jax.lab.study import Study, plan
+from bert_jax.lab.sweep import load_study
+from bert_jax.models.config import bert_config
+from bert_jax.tasks import task_class
+from experiments import study_finetuning
+from experiments.studies.common import TASKS
+
+FILES = sorted(path for path in Path("experiments/studies").glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder that looks like the data of the studies."""
+    folder = tmp_path_factory.mktemp("study_data")
+    for name in ("corpus", "blimp", "reviews", "sst2_texts", *TASKS):
+        (folder / name).mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_run_of_a_study_is_valid(file, data, tmp_path):
+    study = load_study(f"{file}:{data}")
+    assert isinstance(study, Study)
+    runs = plan(study)
+    configs = resolve(study, runs, tmp_path)
+    by_key = {one.key: one for one in runs}
+    for key, config in configs.items():
+        parent = by_key[key].after
+        if parent:  # as `inherit` does with the checkpoint of the run before it
+            before = configs[parent]
+            for name, value in before.model.items():
+                if config.model[name] is None:
+                    config.model[name] = value
+        validate(config, 1)
+        model = bert_config(config.model, 100)
+        assert config.data.sequence_length <= model.max_position_embeddings, key
+        assert config.task in ("pretraining", "classification", "tagging") and task_class(config.task)
+        if config.task == "pretraining":
+            assert config.eval.every == config.checkpoint.every == config.train.steps, key
+    assert study.factor and study.baseline and study.metrics
+    seeds = {config.seed for config in configs.values()}
+    assert seeds == set(range(5))
+    assert len({tuple(sorted(one.levels.items())) for one in runs if one.stage == runs[0].stage}) > 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_a_docstring_names_source_scale_orderings_and_time(file):
+    text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
+    assert text.partition("?")[1], "it begins with the question"
+    assert f"--study=experiments/studies/{file.name}:study_data" in text
+    assert re.search(r"et al\. \((19|20)\d\d|Gimpel \(2016\)", text), "the source"
+    for words in ("Scaled down:", "Orderings that may be expected:", "on two cores"):
+        assert words in text
+
+
+def test_published_figures_stand_in_the_docstring_too():
+    for file in FILES:
+        tree = ast.parse(file.read_text())
+        text = ast.get_docstring(tree) or ""
+        numbers = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, float)}
+        figures = {number for number in numbers if 1 < number < 100}
+        assert all(f"{number:g}" in text or f"{number:.1f}" in text for number in figures), file
+
+
+@pytest.mark.parametrize("argument", ["", ":nowhere"])
+def test_missing_data_is_one_line_that_says_how_to_make_it(argument, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"objectives.py: .* is not the data of the studies; make it with python bench"):
+        load_study(f"experiments/studies/objectives.py{argument or ':' + str(tmp_path)}")
+
+
+def test_a_task_that_is_not_known_is_refused():
+    with pytest.raises(UserError, match=r"study_finetuning.py:treck is not known; .* \(did you mean trec\?\)"):
+        study_finetuning.get_config("study_data/treck")
