@@ -204,8 +204,8 @@ def importance_section(found: HeadImportance) -> str:
     header, rows = ["head", "loss"], []
     for place in order:
         layer, head = divmod(place, heads)
-        row = [f"layer {layer + 1}, head {head + 1}", _number(found.loss[layer, head], "+", 4)]
-        rows.append(row if found.metric is None else [*row, _number(found.metric[layer, head], "+", 4)])
+        row = [f"layer {layer + 1}, head {head + 1}", _number(float(found.loss[layer, head]), "+", 4)]
+        rows.append(row if found.metric is None else [*row, _number(float(found.metric[layer, head]), "+", 4)])
     if found.metric is not None:
         header.append(found.metric_name)
     whole = f"loss {found.whole_loss:.4f}"
