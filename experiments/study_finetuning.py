@@ -34,10 +34,11 @@ def get_config(arg: str = "study_data/sst2_500") -> ConfigDict:
     config.data.sequence_length = 64
     if family == "tagging":
         config.data.text, config.data.label, config.data.long_texts = "words", "tags", "windows"
+        config.train.class_weights = "balanced"  # else such small models find no entity at all
         config.data.labels = "corporation,creative-work,group,location,person,product"
     if name == "mrpc":
         config.data.text_pair = "text_pair"
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = 2e-3 if family == "tagging" else 5e-4
     config.train.epochs = epochs
     config.eval.batch_size = 64
     return config
