@@ -115,21 +115,22 @@ def _seconds(
 
 
 def _power(study: Study, planned: Sequence[PlannedRun]) -> list[str]:
-    """Returns what can be told with as many runs per level as there are."""
-    lines = []
+    """Returns what can be told with as many runs per level as there are: one line for the stages that are alike."""
+    stages: dict[tuple[int, int], list[str]] = {}
     for stage in study.metrics if study.factor else ():
-        counts = Counter(
-            one.levels[study.factor] for one in planned if one.stage == stage and study.factor in one.levels
-        )
-        if len(counts) < 2:
-            continue
-        least, comparisons = min(counts.values()), len(counts) - 1
+        own = [one.levels for one in planned if one.stage == stage and study.factor in one.levels]
+        counts = Counter(levels[study.factor] for levels in own)
+        if len(counts) > 1:
+            stages.setdefault((min(counts.values()), len(counts) - 1), []).append(stage)
+    lines = []
+    for (least, comparisons), names in stages.items():
         if least < 2:
-            lines.append(f"{stage}: one run per level cannot show a difference; add seeds, e.g. grid(…, seeds(5))")
-            continue
-        size = detectable_difference(least, comparisons=comparisons)
-        lines.append(
-            f"{stage}: {least} runs per level show a difference of {size:.2g} standard deviations between seeds with a "
-            f"power of 80 % ({comparisons} comparison{'s' if comparisons > 1 else ''}, α = 0.05 by Holm)"
-        )
+            found = "one run per level cannot show a difference; add seeds, e.g. grid(…, seeds(5))"
+        else:
+            size = detectable_difference(least, comparisons=comparisons)
+            found = (
+                f"{least} runs per level show a difference of {size:.2g} standard deviations between seeds with a "
+                f"power of 80 % ({comparisons} comparison{'s' if comparisons > 1 else ''}, α = 0.05 by Holm)"
+            )
+        lines.append(f"{', '.join(names)}: {found}")
     return lines

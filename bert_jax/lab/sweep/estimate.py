@@ -139,8 +139,10 @@ def _check_metric(config: ConfigDict, metric: str) -> None:
 def _estimate(config: ConfigDict, vocab_size: int, peak: float | None) -> Estimate | None:
     try:
         task = task_class(config.task).without_data(config, _tokenizer(vocab_size), None)
-    except UserError:  # a task of the user's own need not know how
-        return None
+    except UserError:
+        if config.task in TASKS:
+            raise
+        return None  # a task of the user's own need not know how
     parameters = sum(x.size for x in structure(task.init)[1].values())
     steps = _steps(config, task)
     checkpoint = 12.0 * parameters  # parameters and two moments in float32
