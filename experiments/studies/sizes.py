@@ -42,7 +42,7 @@ PUBLISHED = Published(
 
 def get_study(argument: str = "") -> Study:
     names = ("model.num_hidden_layers", "model.hidden_size", "model.num_attention_heads")
-    levels = {f"{size[0]} × {size[1]}": dict(zip(names, size, strict=True)) for size in SIZES}
+    levels: dict[str, dict[str, Value]] = {f"{size[0]} × {size[1]}": dict(zip(names, size, strict=True)) for size in SIZES}
     expected = [("2 × 256", "2 × 64", task) for task in ("sst2_5000", "trec", "wnut17")]
     question = "How much do depth and width help?"
     return one_factor(argument, question, "size", levels, published=PUBLISHED, expected=expected)
