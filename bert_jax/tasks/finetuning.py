@@ -58,7 +58,7 @@ class FineTuning(Task, ABC):
         self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         check_length(self.bert_config, config.data.sequence_length)
         self.head_features = FeatureConfig.from_options(config.head, self.bert_config.hidden_size)
-        head = f"{self.head}|heads/features/"
+        head = self.head if self.head_features.is_default else f"{self.head}|heads/features/"
         self.new_parameters = f"{head}|pooler/"
         self.dropped_parameters = "heads/"
         self.renewed_parameters = head if description is None else ""
