@@ -22,6 +22,7 @@ It has 150 runs, which take about 1.4 hours on two cores.
 """
 
 from bert_jax.lab.study import Published, Study
+from bert_jax.options import Value
 from experiments.studies.common import one_factor
 
 SIZES = ((2, 128, 4), (1, 128, 4), (4, 128, 4), (2, 64, 2), (2, 256, 8))  # layers, width, heads
@@ -42,7 +43,9 @@ PUBLISHED = Published(
 
 def get_study(argument: str = "") -> Study:
     names = ("model.num_hidden_layers", "model.hidden_size", "model.num_attention_heads")
-    levels: dict[str, dict[str, Value]] = {f"{size[0]} × {size[1]}": dict(zip(names, size, strict=True)) for size in SIZES}
+    levels: dict[str, dict[str, Value]] = {
+        f"{size[0]} × {size[1]}": dict(zip(names, size, strict=True)) for size in SIZES
+    }
     expected = [("2 × 256", "2 × 64", task) for task in ("sst2_5000", "trec", "wnut17")]
     question = "How much do depth and width help?"
     return one_factor(argument, question, "size", levels, published=PUBLISHED, expected=expected)
