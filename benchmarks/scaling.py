@@ -1,16 +1,17 @@
 """What a pretraining step costs, and a corpus's preparation, as each thing that can grow grows.
 
-    python benchmarks/scaling.py [--axes=batch,length,layers,devices,processes,shares,corpus] [--size=mini] [--batch=16]
-        [--length=128] [--rounds=5] [--files='corpus/*.txt'] [--json=out.json]
+    python benchmarks/scaling.py [--axes=batch,length,layers,devices,processes,shares,apart,corpus]
+        [--size=mini] [--batch=16] [--length=128] [--rounds=5] [--files='corpus/*.txt'] [--json=out.json]
 
 Every point is a process of its own (`processes`: as many as it says, connected as on a pod), with all else as the flags
 say. Seconds are the median of the rounds after two steps of warm-up; peak bytes are those of one device, by the
 compiled program; collectives are counted in its text, with the bytes of their results. `devices` are virtual ones of
 one CPU: they show what is exchanged and what work is done twice, not a speed-up. `shares` are processes that are each
 pinned to their share of the cores and add --batch rows of their own: with two, a step of twice the batch should take at
-most 1.1 times as long as with one. `corpus` runs benchmarks/prepare.py
-on parts of --files. Under each table is the exponent that a cost grows with, fitted to the logarithms: 1 is in
-proportion.
+most 1.1 times as long as with one. `apart` is the same without a connection: each process takes its step alone, so that
+what the second adds is the machine's doing (shared caches, memory, clock), not that of the exchange. `corpus` runs
+benchmarks/prepare.py on parts of --files. Under each table is the exponent that a cost grows with, fitted to the
+logarithms: 1 is in proportion.
 """
 
 import argparse
@@ -50,7 +51,9 @@ AXES: dict[str, Sequence[int]] = {
     "devices": (1, 2, 4, 8),
     "processes": (1, 2),
     "shares": (1, 2),
+    "apart": (1, 2),
 }
+_PINNED = ("shares", "apart")
 SHARES = "0.125,0.25,0.5,1"  # of --files
 
 FIT = ("seconds", "processor_seconds", "peak_bytes")
@@ -105,7 +108,7 @@ def fitted_exponent(points: Sequence[tuple[float, float]]) -> float:
 
 def _point(options: argparse.Namespace, axis: str, value: int) -> dict[str, float]:
     """Returns one point as the first of the processes measures it that are started for it."""
-    processes, devices = value if axis in ("processes", "shares") else 1, value if axis == "devices" else 1
+    processes, devices = value if axis in ("processes", *_PINNED) else 1, value if axis == "devices" else 1
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -115,7 +118,7 @@ def _point(options: argparse.Namespace, axis: str, value: int) -> dict[str, floa
     for number in range(processes):
         point = {"axis": axis, "value": value, "processes": processes, "number": number, "address": address}
         environment = dict(os.environ)
-        if axis in ("devices", "processes", "shares"):
+        if axis in ("devices", "processes", *_PINNED):
             virtual = f"--xla_force_host_platform_device_count={devices}"
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
         output = subprocess.PIPE if number == 0 else subprocess.DEVNULL
@@ -132,8 +135,10 @@ def _measure(
     options: argparse.Namespace, axis: str, value: int, processes: int, number: int, address: str
 ) -> dict[str, float]:
     """Compiles and runs the step that the training loop runs, in a process of its own."""
-    if axis == "shares":
+    if axis in _PINNED:
         _pin(number, max(AXES[axis]))
+    if axis == "apart":
+        processes, number = 1, 0
     if processes > 1:
         jax.distributed.initialize(address, processes, number)
     rows, length = (value if axis == name else getattr(options, name) for name in ("batch", "length"))

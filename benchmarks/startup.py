@@ -3,11 +3,11 @@
     python benchmarks/startup.py [--size=base] [--rounds=2] [--batch=8] [--json=out.json]
 
 Each run is the command that a user types, in a process of its own, on the built-in sample of text, which is prepared
-beforehand. The time is that from the command to the line that the first step has ended. Of each pair the first run
-has an empty folder of compiled programs (cold), the second a workdir of its own and the programs of the first (warm).
-The third (after a kill) is killed when it has saved a checkpoint, and started again in its workdir: the time is from
-that command to the first step after the checkpoint. The last line is the second start over the first: median and range
-of the pairs.
+beforehand. The time is that from the command to the line that the first step has ended. Of each pair the first run has
+an empty folder of compiled programs (cold), the second a workdir of its own and the programs of the first (warm). The
+third (after a kill) is killed when it has saved a checkpoint, and started again in its workdir: the time is from that
+command to the first step after the checkpoint, and to its launch without the seconds of compiling. The last line is the
+second start over the first: median and range of the pairs.
 """
 
 import argparse
@@ -30,6 +30,9 @@ from bert_jax.config import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 _FIRST_STEP = re.compile(r" step 1/\d+ train: ")
 _ANY_STEP = re.compile(r" step \d+/\d+ train: ")
+_COMPILED = re.compile(r": compiled in ([0-9.]+) s")
+AFTER_KILL = "first step, after a kill"
+LAUNCH = "its launch less compiling"
 IMPORTS = ("jax", "flax.nnx", "orbax.checkpoint", "bert_jax.main", "bert_jax.training.loop")
 
 
@@ -55,13 +58,15 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         print(f"{name:28} {spread(seconds[name])} s", flush=True)
     command = _command(options, scratch)
     _finished([*command, "--mode=prepare", f"--workdir={scratch / 'prepare' / 'run'}"])
-    seconds |= {"first step, cold": [], "first step, warm": [], "first step, after a kill": []}
+    seconds |= {"first step, cold": [], "first step, warm": [], AFTER_KILL: [], LAUNCH: []}
     for number in range(options.rounds):
         for state in ("cold", "warm"):  # programs lie beside the workdir
             workdir = scratch / str(number) / state
-            seconds[f"first step, {state}"].append(first_step([*command, f"--workdir={workdir}"]))
-        seconds["first step, after a kill"].append(step_after_kill(command, scratch / str(number) / "killed"))
-    for name in ("first step, cold", "first step, warm", "first step, after a kill"):
+            seconds[f"first step, {state}"].append(first_step([*command, f"--workdir={workdir}"])[0])
+        whole, launch = step_after_kill(command, scratch / str(number) / "killed")
+        seconds[AFTER_KILL].append(whole)
+        seconds[LAUNCH].append(launch)
+    for name in ("first step, cold", "first step, warm", AFTER_KILL, LAUNCH):
         print(f"{name:28} {spread(seconds[name])} s")
     pairs = zip(seconds["first step, cold"], seconds["first step, warm"], strict=True)
     ratios = [warm / cold for cold, warm in pairs]
@@ -70,9 +75,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return figures | {"ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}
 
 
-def first_step(command: list[str], ends: re.Pattern[str] = _FIRST_STEP) -> float:
-    """Seconds from the start of a training run to the line of its first step, at which it is killed."""
-    start = time.perf_counter()
+def first_step(command: list[str], ends: re.Pattern[str] = _FIRST_STEP) -> tuple[float, float]:
+    """Seconds from the start of a training run to the line of its first step, at which it is killed; and to the launch
+    of that step, less those that the log gives for compiling."""
+    start, launch = time.perf_counter(), 0.0
     with subprocess.Popen(
         [sys.executable, *command], cwd=REPOSITORY, env=_environment(), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -80,15 +86,17 @@ def first_step(command: list[str], ends: re.Pattern[str] = _FIRST_STEP) -> float
         lines: list[str] = []
         for line in process.stderr:
             lines.append(line)
+            if compiled := _COMPILED.search(line):
+                launch = time.perf_counter() - start - float(compiled[1])
             if ends.search(line):
                 seconds = time.perf_counter() - start
                 process.send_signal(signal.SIGKILL)
-                return seconds
+                return seconds, launch
     raise UserError(f"{' '.join(command)}\nended without a first step:\n{''.join(lines)[-3000:]}")
 
 
-def step_after_kill(command: list[str], workdir: Path) -> float:
-    """Seconds from the start of a command to its first step, where a killed run has left a checkpoint."""
+def step_after_kill(command: list[str], workdir: Path) -> tuple[float, float]:
+    """What `first_step` returns, where a killed run has left a checkpoint."""
     saving = [*command, "--config.checkpoint.every=2", "--config.train.steps=1000000", f"--workdir={workdir}"]
     with subprocess.Popen(
         [sys.executable, *saving], cwd=REPOSITORY, env=_environment(), stderr=subprocess.DEVNULL

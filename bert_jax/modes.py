@@ -58,7 +58,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
         with together():
             task = task_class(config.task).with_data(config, source)
         found, step = evaluate_checkpoint(task, config, meant(workdir, config.init_from), checkpoint)
-    log = MetricsLog(workdir, step, step)
+    log = MetricsLog(workdir, step, step, config=config)
     for split, evaluation in found.items():
         log.record(step, "eval" if split == "validation" else split, evaluation.metrics)
         if log.writes:

@@ -216,6 +216,7 @@ _OPTIONS = (
             "restart"),
     _number("train.watchdog_seconds", 1800.0, "[0, 2^31)", "without a step: stacks are shown, then the run ends",
         "restart"),
+    _text("train.trackers", "", "beside TensorBoard: wandb, mlflow, trackio, comma-separated; empty = none", "restart"),
     _integer("train.reinitialise_layers", 0, "[0, 4096]", "top layers (and pooler) that a warm start leaves out"),
     _switch("train.new_head", False, "True = the head of init_from is left out: classes may differ"),
     _choice("train.class_weights", "none", "none | balanced", "balanced = classes are weighted by inverse frequency"),
@@ -233,6 +234,7 @@ _OPTIONS = (
     _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
     _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),
     _number("checkpoint.minutes", 0.0, "[0, 100000]", "between saves, some temporary; 0 = by steps only", "restart"),
+    _text("checkpoint.mirror", "", "gs:// or s3:// folder with a copy, which another machine continues", "restart"),
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 

@@ -16,12 +16,13 @@ from bert_jax.backend import keep_programs
 from bert_jax.command import report_as_process
 from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
 from bert_jax.convert import google_tf, hub
+from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
-from bert_jax.lab.run_page import write_report
+from bert_jax.lab.report.run_page import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
 from bert_jax.options import Value
 from bert_jax.sharding import check_heads, make_mesh, place
@@ -32,6 +33,7 @@ from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.ledger import Ledger
 from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
+from bert_jax.training.mirror import Mirror
 from bert_jax.training.observer import Observer
 from bert_jax.training.processes import (
     check_same,
@@ -41,7 +43,9 @@ from bert_jax.training.processes import (
     several_processes,
     together,
 )
+from bert_jax.training.saving import alone_in
 from bert_jax.training.throughput import Throughput
+from bert_jax.training.trackers import check_trackers
 
 Overrides = Mapping[str, Value] | None  # the options that were set on the command line
 
@@ -82,6 +86,8 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     """Joins the processes of a run, fills in what the config leaves open, and returns what the run inherits from a
     checkpoint. Raises UserError for every mistake that shows before any data is read."""
     check_option("mesh.join_seconds", config.mesh.join_seconds)
+    check_option("train.trackers", config.train.trackers)
+    check_trackers(config.train.trackers)
     check_folders(config, workdir)
     keep_programs(workdir)
     join_processes(os.environ, config.mesh.join_seconds)
@@ -91,6 +97,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     with together():
         check_files(config)
         task_class(config.task)
+        on_first_process(lambda: _fetch(config.checkpoint.mirror, workdir))
         source = inherit(config, workdir)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
@@ -108,12 +115,21 @@ def check_run(config: ConfigDict, vocab_size: int) -> None:
 
 def check_folders(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError for a folder in a bucket, where the file system under it must have locks and renames."""
-    folders = {"--workdir": str(workdir), "data.prepared": config.data.prepared, "init_from": config.init_from}
+    folders = {"--workdir": str(workdir), "data.prepared": config.data.prepared}
     for name, folder in folders.items():
         if scheme := re.match(r"([a-z]\w+):/", folder):  # Path has dropped one of the two slashes
             url = folder.replace(":/", "://", 1) if "://" not in folder else folder
-            remedy = "use a local folder, and copy it (gcloud storage rsync, aws s3 sync)"
+            remedy = "use a local folder"
+            remedy += f", and --config.checkpoint.mirror={url}" if name == "--workdir" else ""
             raise UserError(f"{name}: {url} is not a folder of this machine ({scheme[1]}://): {remedy}")
+
+
+def _fetch(mirror: str, workdir: Path) -> None:
+    """Copies what the mirror of a run has and its workdir lacks, before anything is read from the workdir."""
+    if mirror:
+        check_writable(workdir)
+        with alone_in(workdir):
+            Mirror(mirror, workdir).fetch()
 
 
 def check_files(config: ConfigDict) -> None:
@@ -212,7 +228,7 @@ def _explain_init_from(path: str) -> NoReturn:
         raise UserError(f"init_from={path} is a workdir without a checkpoint; train that run first")
     if google_tf.is_checkpoint(folder) or any((folder / name).is_file() for name in ("config.json", "modules.json")):
         raise UserError(f"init_from={path} is a model in another format; convert it first: {then}")
-    if folder.exists():
+    if is_url(path) or folder.exists():
         raise UserError(f"init_from={path} is not a checkpoint; give a workdir or one of its checkpoints")
     if hub.is_name(path):
         raise UserError(f"init_from={path} does not exist; if it is a model of the Hugging Face Hub: {then}")

@@ -12,7 +12,9 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # The same small programs are compiled again and again, also by the processes that tests start: keep them for the
 # length of the run. The folder is named by the run, so that parallel workers share it. A folder that the caller names
@@ -64,6 +66,46 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return unpacked[name]
 
     return folder
+
+
+class Look(NamedTuple):
+    """What a browser without a network makes of a page."""
+
+    result: Any  # of the script
+    requests: list[str]
+    messages: list[str]  # of the console, and errors
+
+
+@pytest.fixture(scope="session")
+def look() -> Callable[..., Look]:
+    """look(path, script, width=1100, color_scheme="light") → `Look`; skips the test where there is no Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium, such as Debian's package chromium")
+
+    def view(path: Path, script: str, width: int = 1100, color_scheme: str = "light") -> Look:
+        requests, messages = [], []
+        with playwright.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            context = browser.new_context(
+                offline=True, color_scheme=color_scheme, viewport={"width": width, "height": 800}
+            )
+            page = context.new_page()
+            page.on("request", lambda request: requests.append(request.url))
+            page.on("console", lambda message: messages.append(message.text))
+            page.on("pageerror", lambda error: messages.append(str(error)))
+            page.on("dialog", lambda dialog: messages.append(dialog.message))
+            page.goto(path.resolve().as_uri())
+            result = page.evaluate(script)
+            browser.close()
+        return Look(result, requests, messages)
+
+    def view_in_a_thread(*arguments: Any, **options: Any) -> Look:  # the driver's event loop would stay in this one
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(view, *arguments, **options).result()
+
+    return view_in_a_thread
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_texts_are_half_sentences_and_the_same_each_time(tmp_path):
 def test_the_end_of_a_first_step_is_found_or_its_lack_explained():
     startup = module("startup")
     lines = "import sys, time; print('10:00:00 step 1/10 train: loss 1', file=sys.stderr, flush=True); time.sleep(60)"
-    assert 0 < startup.first_step(["-c", lines]) < 30
+    assert 0 < startup.first_step(["-c", lines])[0] < 30
     with pytest.raises(UserError, match=r"(?s)ended without a first step:.*no such thing"):
         startup.first_step(["-c", "raise SystemExit('no such thing')"])
 

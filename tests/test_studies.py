@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bert_jax.config import UserError, validate
-from bert_jax.lab.planning import resolve
 from bert_jax.lab.study import Study, plan
-from bert_jax.lab.sweep import load_study
+from bert_jax.lab.sweep.command import load_study
+from bert_jax.lab.sweep.planning import resolve
 from bert_jax.models.config import bert_config
 from bert_jax.tasks import task_class
 from experiments import study_finetuning

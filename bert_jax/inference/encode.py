@@ -43,7 +43,7 @@ class TextEncoder:
         self._has_pooler = opened.has("pooler/")
         self._batching = Batching(self._config.max_position_embeddings, batch_size)
         self._programs = {
-            (hidden, attentions): opened.at_work.program(partial(_outputs, hidden=hidden, attentions=attentions))
+            (hidden, attentions): opened.at_work.program(partial(trunk_outputs, hidden=hidden, attentions=attentions))
             for hidden in (False, True)
             for attentions in (False, True)
         }
@@ -132,9 +132,11 @@ def problem(number: int, text: Any) -> InputError | None:
     return None
 
 
-def _outputs(
+def trunk_outputs(
     model: Model, batch: dict[str, Array], *, hidden: bool, attentions: bool
 ) -> dict[str, Float32[Array, "..."]]:
+    """Returns "pooled", "hidden i" of the embeddings (0) and of layer i, of the last one alone unless `hidden`, and
+    "attention i" if asked for."""
     inputs, trunk = TrunkInputs.from_batch(batch), model.trunk
     config = trunk.config
     encoded = trunk.encode(inputs, all_layers=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import UserError
+from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.models.attention import take_places
 from bert_jax.models.bert import TrunkInputs
@@ -38,7 +39,7 @@ class FillMask:
         if "[MASK]" not in text:
             raise UserError(f"no [MASK] in '{text}'")
         try:
-            ids = self._ids(text)
+            ids = self.tokenizer.row(ids_with_masks(self.tokenizer, text)).ids
         except UnicodeEncodeError as error:  # a lone surrogate, which no UTF-8 holds
             raise UserError(f"the text has a lone surrogate ({error.object[error.start]!r}): remove it") from None
         positions = np.flatnonzero(ids == self.tokenizer.mask_id)
@@ -59,13 +60,14 @@ class FillMask:
             for row, p in zip(best, probabilities, strict=True)
         ]
 
-    def _ids(self, text: str) -> np.ndarray:
-        """[CLS] text [SEP], with the masks put between the tokens of what is around them: the original's tokenizer
-        would split the word [MASK], and SentencePiece does not know it."""
-        tokenizer, ids = self.tokenizer, []
-        for part in tokenizer.encode_words(text.split("[MASK]")):
-            ids += [*part, tokenizer.mask_id]
-        return np.asarray([tokenizer.cls_id, *ids[:-1], tokenizer.sep_id], np.int32)
+
+def ids_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the ids of the text without [CLS] and [SEP], with the masks put between the tokens of what is around
+    them: the original's tokenizer would split the word [MASK], and SentencePiece does not know it."""
+    ids: list[int] = []
+    for part in tokenizer.encode_words(text.split("[MASK]")):
+        ids += [*part, tokenizer.mask_id]
+    return ids[:-1]
 
 
 def _logits(model, input_ids, sequence_ids, positions):

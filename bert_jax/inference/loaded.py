@@ -59,29 +59,29 @@ class LoadedModel:
         """
         texts = [texts] if isinstance(texts, str) else texts
         pairs = [pairs] if isinstance(pairs, str) else pairs
-        run = self._tool(TextEncoder)
+        run = self.tool(TextEncoder)
         return run(texts, pairs, max_length=max_length, hidden_states=hidden_states, attentions=attentions)
 
     def fill_mask(self, texts: Texts, top_k: int = 5) -> Any:
         """Returns, for each [MASK] of a text, the likeliest tokens as [(token, probability), …]."""
-        fill = self._tool(FillMask)
+        fill = self.tool(FillMask)
         return _results(texts, partial(result_or_error, lambda text: problem(0, text) or fill(text, top_k)))
 
     def embed(self, texts: Texts, *, pooling: str = "mean", layer: int | str = -1, normalize: bool = False) -> Any:
         """Returns the vector of each text, float32[D]; the options are those of `Embedder`."""
-        embedder = self._tool(Embedder, pooling=pooling, layer=str(layer), normalize=normalize)
+        embedder = self.tool(Embedder, pooling=pooling, layer=str(layer), normalize=normalize)
         return _results(texts, lambda rows: embedder.stream(_rows(rows, "text")))
 
     def score(self, texts: Texts) -> Any:
         """Returns the log-likelihood of each text as a float, in nats: the sum of log p(token | all others), or in a
         left-to-right model of log p(token | those before it). `tasks/likelihood.py` says what is hidden. Raises
         UserError for a model without an MLM head."""
-        scorer = self._tool(Scorer)
+        scorer = self.tool(Scorer)
         return _results(texts, lambda rows: scorer.stream(_rows(rows, "text")))
 
     def predict(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
         """Returns the prediction of the fine-tuned task for each text, or each object with the task's columns."""
-        predictor = self._tool(Predictor)
+        predictor = self.tool(Predictor)
         return _results(inputs, lambda rows: predictor.stream(_rows(rows, self.config.data.text)))
 
     def warm_up(self, lengths: Sequence[int]) -> None:
@@ -90,15 +90,16 @@ class LoadedModel:
         From then on these lengths are used, and the longest that the model takes for texts that exceed them: results
         no longer depend on what was run before, not even in the last bit.
         """
-        tools = [self._tool(TextEncoder), self._tool(Embedder, pooling="mean", layer="-1", normalize=False)]
+        tools = [self.tool(TextEncoder), self.tool(Embedder, pooling="mean", layer="-1", normalize=False)]
         for kind in (Predictor, FillMask, Scorer):
             with contextlib.suppress(UserError):  # a model need not have both heads
-                tools.append(self._tool(kind))
+                tools.append(self.tool(kind))
         for tool in tools:
             tool.warm_up(lengths)
 
-    def _tool(self, kind: type, **options: Any) -> Any:
-        """Returns the one tool of this kind with these options. Raises UserError if the model lacks what it needs."""
+    def tool(self, kind: type, **options: Any) -> Any:
+        """Returns the one tool of this kind with these options, made by `kind(opened, batch_size=…, **options)` when it
+        is asked for first. Raises UserError if the model lacks what it needs."""
         key = kind, *options.values()
         with self._lock:
             if key not in self._tools:

@@ -16,6 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, from_json_dict
+from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.prepared import PredictionModel
 from bert_jax.models.bert import Bert, Model
@@ -105,6 +106,7 @@ def open_model(
     where `shardings` wants them. Raises UserError if there is no model, if it is damaged, and for overrides that ask
     for another model.
     """
+    path = local(str(path))
     if _is_foreign(Path(path)):
         opened = _open_foreign(str(path), users_task, shardings)
     else:

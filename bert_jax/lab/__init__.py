@@ -1,1 +1,1 @@
-"""What is made of finished runs, plots and tables, and what can be said of a run before it starts."""
+"""Many runs and what they say: studies, statistics, reports, comparisons, plots; and runs that have not begun."""

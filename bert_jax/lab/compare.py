@@ -8,6 +8,7 @@ work is done and 2 for a mistake that you can correct (one line).
 """
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError
 
 if TYPE_CHECKING:
-    from bert_jax.lab.documents import Block, Document
+    from bert_jax.lab.report.documents import Block, Document
     from bert_jax.tasks.sections import Cell, Table
 
 _NONE = "–"
@@ -79,12 +80,12 @@ def main(argv: list[str]) -> int:
 
         ours = (run.folder / name for run in runs for name in ("config.json", "metrics.jsonl", "environment.json"))
         check_output(flags["output"], (".html", ".md", ".tex"), ours)
-    from bert_jax.lab.documents import to_text
+    from bert_jax.lab.report.documents import to_text
 
     document = describe_comparison(runs)
     say(to_text(document))
     if flags["output"]:
-        from bert_jax.lab.report import write_document
+        from bert_jax.lab.report.command import write_document
 
         say(f"\nwritten: {write_document(Path(flags['output']), document)}")
     return 0
@@ -101,7 +102,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def describe_comparison(runs: Sequence[Run]) -> "Document":
     """Returns tables and curves of the runs, as data."""
-    from bert_jax.lab.documents import Document, Folded, Part, Text
+    from bert_jax.lab.report.documents import Document, Folded, Part, Text
     from bert_jax.options import RESTART
 
     keys = [key for key in _differing([run.config for run in runs]) if key not in _OPTIONS_OF_NO_INTEREST]
@@ -192,14 +193,14 @@ def _overview(runs: Sequence[Run]) -> "Table":
 def _warnings(runs: Sequence[Run]) -> list[str]:
     tasks = sorted({run.config["task"] for run in runs})
     notes = []
-    if len(tasks) > 1:
+    if not _same_task(runs):
         notes.append(
             f"The runs are of different tasks ({', '.join(tasks)}): of one name, metrics may differ in meaning."
         )
     if any(not run.is_finished for run in runs):
         notes.append("Metrics of runs that are not finished are those of their last steps.")
-    data = [run.environment["data"] for run in runs if isinstance(run.environment.get("data"), dict)]
-    if len(tasks) == 1 and (names := [name for name in _differing(data) if name != "init_from"]):
+    data = [run.environment["data"] for run in runs if "data" in run.environment]
+    if _same_task(runs) and (names := [name for name in _differing(data) if name != "init_from"]):
         notes.append(f"The runs have different data ({', '.join(names)}): their metrics may not be comparable.")
     if not any(run.environment for run in runs):
         notes.append("No run says by which code and on which machine it was made.")
@@ -213,22 +214,24 @@ def _table(runs: Sequence[Run], keys: Sequence[str], attribute: str) -> "Table":
 def _facts(runs: Sequence[Run], keys: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> "Table":
     from bert_jax.tasks.sections import Table
 
-    rows = [[key, *(str(found[run.label].get(key, _NONE)) for run in runs)] for key in keys]
+    def shown(key: str, value: object) -> str:
+        is_hash = key.startswith(("code.", "data.")) and re.fullmatch("[0-9a-f]{16,}", str(value))
+        return str(value)[:12] if is_hash else str(value) or "(empty)"
+
+    rows = [[key, *(shown(key, found[run.label].get(key, _NONE)) for run in runs)] for key in keys]
     return Table(["", *(run.label for run in runs)], rows)
 
 
 def _metrics(runs: Sequence[Run]) -> list[Any]:
     """Returns the parts with metrics: of the best checkpoint, of test, and of the last evaluation if it is another."""
-    from bert_jax.lab.documents import Folded, Part
+    from bert_jax.lab.report.documents import Folded, Part
 
     best = {run.label: run.best() for run in runs}
     last = {run.label: (run.of("eval") or [{}])[-1] for run in runs}
     test = {run.label: (run.of("test") or [{}])[-1] for run in runs}
     rules = sorted({f"{run.config['checkpoint.best_mode']} {run.config['checkpoint.best_metric']}" for run in runs})
-    note = (
-        f"The evaluation that is best by {' or '.join(rules)}. Bold is the best run; with one seed per option, such a "
-    )
-    note += "difference may be chance."
+    note = f"The evaluation that is best by {' or '.join(rules)}. "
+    note += "The best run is bold; whether a difference is chance, only several seeds show." if _same_task(runs) else ""
     parts = [Part("Validation", [_metric_table(runs, best)] if any(best.values()) else [], note)]
     if any(test.values()):
         parts.append(Part("Test", [_metric_table(runs, test)], "By the best checkpoint on validation."))
@@ -238,27 +241,29 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
 
 
 def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
-    from bert_jax.tasks.sections import Table
+    from bert_jax.tasks.sections import Cell, Table
+    from bert_jax.training.evaluation import LOWER_IS_BETTER
 
-    names = dict.fromkeys(name for line in found.values() for name in line if name not in ("step", "split"))
-    rows = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
-    for name in names:
+    rows: list[list[str | Cell]] = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
+    for name in _ordered(runs, (name for line in found.values() for name in line)):
         values = [found[run.label].get(name) for run in runs]
-        rows.append([name, *_numbers(values, name)])
+        rows.append([name, *_numbers(values, _same_task(runs) and _is_score(name), name.endswith(LOWER_IS_BETTER))])
     return Table(["metric", *(run.label for run in runs)], rows, range(1, len(runs) + 1))
 
 
-def _numbers(values: Sequence[Any], name: str) -> "list[str | Cell]":
-    """Returns the values as text, the best one marked unless all are equal."""
+def _numbers(values: Sequence[Any], has_best: bool, lower_is_better: bool) -> "list[str | Cell]":
+    """Returns the values as text; with `has_best` the best one is marked, unless all are equal."""
     from bert_jax.tasks.sections import BEST, Cell
-    from bert_jax.training.evaluation import LOWER_IS_BETTER
 
     known = [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
-    is_score = not name.endswith(("_low", "_high")) and name not in _LEVELS_OF_CHANCE
-    best = (min if name.endswith(LOWER_IS_BETTER) else max)(known) if len(set(known)) > 1 and is_score else None
-    shown = (f"{value:.6g}" if isinstance(value, (int, float)) else _NONE for value in values)
-    return [Cell(text, BEST) if value is not None and value == best else text
-            for text, value in zip(shown, values, strict=True)]  # fmt: skip
+    best = (min if lower_is_better else max)(known) if has_best and len(set(known)) > 1 else None
+    shown = [f"{value:.6g}" if isinstance(value, (int, float)) else _NONE for value in values]
+    marked = (value is not None and value == best for value in values)
+    return [Cell(text, BEST) if is_best else text for text, is_best in zip(shown, marked, strict=True)]
+
+
+def _same_task(runs: Sequence[Run]) -> bool:
+    return len({run.config["task"] for run in runs}) == 1
 
 
 def _speed(runs: Sequence[Run]) -> "list[Block]":
@@ -268,29 +273,27 @@ def _speed(runs: Sequence[Run]) -> "list[Block]":
     for name, (title, factor) in _SPEED.items():
         columns = [[x for line in run.of("train") if isinstance(x := line.get(name), (int, float))] for run in runs]
         if any(columns):
-            rows.append([title, *(f"{factor * statistics.median(x):,.4g}" if x else _NONE for x in columns)])
+            rows.append([title, *(_short(factor * statistics.median(x)) if x else _NONE for x in columns)])
     useful = [next((line.get("useful") for line in reversed(run.of("ledger"))), None) for run in runs]
     if any(useful):
         rows.append(["minutes in training steps", *(f"{x / 60:.1f}" if x else _NONE for x in useful)])
     return [Table(["", *(run.label for run in runs)], rows, range(1, len(runs) + 1))] if rows else []
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _curves(runs: Sequence[Run]) -> "list[Block]":
     """Returns the curves of the loss in training and of the metrics on validation, one colour per run."""
-    from bert_jax.lab import study_figures
-    from bert_jax.lab.documents import Picture, Text
     from bert_jax.lab.plots import series
-    from bert_jax.lab.study_figures import Curves, Scale
+    from bert_jax.lab.report import study_figures
+    from bert_jax.lab.report.documents import Picture, Text
+    from bert_jax.lab.report.study_figures import Curves, Scale
 
-    names = dict.fromkeys(name for run in runs for line in run.of("eval") for name in line)
-    shown = [
-        ("train", "loss"),
-        *(("eval", name) for name in sorted(names, key=lambda name: not _is_common(runs, name))),
-    ]
+    names = _ordered(runs, (name for run in runs for line in run.of("eval") for name in line))
     panels = []
-    for split, name in shown:
-        if name in ("step", "split", *_LEVELS_OF_CHANCE) or name.endswith(("_low", "_high")):
-            continue
+    for split, name in [("train", "loss"), *(("eval", name) for name in names if _is_score(name))]:
         drawn = {run.label: [series(list(run.lines), split, name)] for run in runs}
         if any(steps for [(steps, _)] in drawn.values()):
             title = f"{'training' if split == 'train' else 'validation'}: {name.replace('_', ' ')}"
@@ -300,8 +303,20 @@ def _curves(runs: Sequence[Run]) -> "list[Block]":
     return [Picture(study_figures.curves(panels[:_MOST_PANELS], "curves"), "curves of the runs", "curves")]
 
 
-def _is_common(runs: Sequence[Run], name: str) -> bool:
-    return all(any(name in line for line in run.of("eval")) for run in runs)
+def _ordered(runs: Sequence[Run], names: Iterable[str]) -> list[str]:
+    """Returns the names of metrics: those by which runs choose their best checkpoint, those that all runs have, the
+    others, and at last bounds and what is the same in every evaluation."""
+    chosen = {run.config["checkpoint.best_metric"] for run in runs}
+
+    def rank(name: str) -> tuple[bool, bool, bool]:
+        is_common = all(any(name in line for line in run.of("eval")) for run in runs)
+        return not _is_score(name), name not in chosen, not is_common
+
+    return sorted((name for name in dict.fromkeys(names) if name not in ("step", "split")), key=rank)
+
+
+def _is_score(name: str) -> bool:
+    return not name.endswith(("_low", "_high")) and name not in _LEVELS_OF_CHANCE
 
 
 if __name__ == "__main__":

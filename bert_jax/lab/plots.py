@@ -50,9 +50,9 @@ def plot_run(workdir: Path) -> list[Path]:
             folder.mkdir(exist_ok=True)
             paths.append(folder / f"{name}.png")
             write_atomically(paths[-1], _curves(records, drawn, title))
-        if seconds := _ledger(records):
+        if (time := where_time_went(records)) is not None:
             paths.append(folder / "time.png")
-            write_atomically(paths[-1], _bar(seconds))
+            write_atomically(paths[-1], time)
     except OSError as problem:
         logging.warning("%s: the curves could not be drawn (%s)", folder, problem.strerror)
         return []
@@ -111,6 +111,12 @@ def series(records: list[Record], split: str, name: str) -> tuple[list[int], lis
     """Returns the steps, sorted, and the values of a metric; of several values of one step the last."""
     points = {r["step"]: r[name] for r in records if r["split"] == split and isinstance(r.get(name), int | float)}
     return sorted(points), [points[step] for step in sorted(points)]
+
+
+def where_time_went(records: list[Record]) -> bytes | None:
+    """Draws the newest ledger of a run; None without one."""
+    seconds = _ledger(records)
+    return _bar(seconds) if seconds else None
 
 
 def learning_curve(records: list[Record], metric: str) -> bytes | None:

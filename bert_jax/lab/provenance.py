@@ -37,6 +37,7 @@ ENVIRONMENT = "environment.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets")
 _PACKAGES += ("numpy", "ml_dtypes", "scipy", "scikit-learn", "tokenizers", "sentencepiece", "seqeval", "libtpu")
 _SETTINGS = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|JAX_(?!COMPILATION_CACHE|COORDINATOR|PROCESS|NUM_PROC)\w+")
+_GROUPS = ("code", "packages", "machine", "devices", "data")
 _ROOT = Path(bert_jax.__file__).parents[1]
 
 
@@ -52,10 +53,8 @@ class Provenance(Observer):
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
         if jax.process_index() != 0:
             return
-        data = {name: _short(digest) for name, digest in task.fingerprints().items()}
-        data |= {"init_from": self.source} if self.source else {}
         entry = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "step": int(state.step)}
-        entry |= code_and_packages() | {"machine": _machine(), "devices": _devices(mesh), "data": data}
+        entry |= code_and_packages() | {"machine": _machine(), "devices": _devices(mesh), "data": self.data_of(task)}
         starts = read_environments(self.path.parent)
         if starts and "init_from" in starts[-1].get("data", {}):  # a run that continues no longer reads it
             entry["data"].setdefault("init_from", starts[-1]["data"]["init_from"])
@@ -66,6 +65,11 @@ class Provenance(Observer):
         except OSError as problem:
             reason = f"{self.path} cannot be written ({problem.strerror})"
             raise UserError(f"{reason}; remove the cause and start again") from problem
+
+    def data_of(self, task: Task) -> dict[str, str]:
+        """Returns hashes of what the run learns from."""
+        data = {name: _short(digest) for name, digest in task.fingerprints().items()}
+        return data | ({"init_from": self.source} if self.source else {})
 
 
 def read_environments(workdir: Path) -> list[dict[str, Any]]:
@@ -79,15 +83,36 @@ def read_environments(workdir: Path) -> list[dict[str, Any]]:
         starts = None
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({problem.strerror}); restore its permissions") from None
-    if not isinstance(starts, list) or not all(isinstance(entry, dict) for entry in starts):
+    if not isinstance(starts, list) or not all(map(_is_entry, starts)):
         raise UserError(f"{path} is no list of environments; restore it, or move it away")
     return starts
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(group, {}), dict) for group in _GROUPS)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, object, object]]:
     """Returns (key, before, after) for what differs between two entries, time and step left out."""
     one, other = ({k: v for k, v in entry.items() if k not in ("time", "step")} for entry in (before, after))
     return differences_of(one, other)
+
+
+def facts(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a reader wants to know of an entry, {group and name: text}; data is left out, hashes are cut."""
+    found = {}
+    for group in ("code", "devices", "machine", "packages", *entry):
+        content = entry.get(group)
+        if group in ("time", "step", "data") or content is None:
+            continue
+        items = content.items() if isinstance(content, dict) else [("", content)]
+        found |= {f"{group} {name}".strip(): str(value) for name, value in items if value not in ("", {}, None)}
+    found.pop("code hash", None)
+    if "code commit" in found:
+        found["code commit"] = found["code commit"][:12]
+        changes = found.pop("code changes", "")
+        found["code changes"] = f"not committed: {changes[:12]}" if changes else "none"
+    return found
 
 
 @cache
@@ -145,7 +170,7 @@ def _versions(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    system = f"{platform.system()} {platform.machine()}"
+    system = f"{os.uname().sysname} {os.uname().machine}"
     return {"system": system, "processor": _processor(), "cores": cores, "memory_gb": round(pages / 1e9, 1)}
 
 

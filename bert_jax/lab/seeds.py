@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from ml_collections import ConfigDict
 from bert_jax.command import say
 from bert_jax.config import UserError
 from bert_jax.files import write_atomically
+from bert_jax.lab.statistics.differences import summary
+from bert_jax.lab.statistics.levels import at_chance
 from bert_jax.run import Result
 
 # Split in seeds.json and metrics.jsonl → its attribute of a Result. "eval" and "test" belong to the same checkpoint.
@@ -32,6 +33,7 @@ def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Pa
         one = config.copy_and_resolve_references()
         one.seed, one.seeds = seed, 1
         folder = workdir / f"seed{seed}"
+        one.checkpoint.mirror = f"{one.checkpoint.mirror}/{folder.name}" if one.checkpoint.mirror else ""
         logging.info("seed %d: %s", seed, folder)
         results[folder.name] = run(one, folder)
         if results[folder.name].status:
@@ -51,10 +53,11 @@ def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Pa
 
 
 def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str, Any]:
-    """Returns mean, sample standard deviation and values of each metric, for the splits that every run has.
+    """Returns mean, sample standard deviation, 95 % t interval (low, high) and values of each metric, for the splits
+    that every run has. A value that is not finite is in none of these, and counted in `not_finite`.
 
-    `best` is the run that is best on validation (None without one); `failed` are those whose accuracy there is no
-    higher than that of always guessing the most frequent class.
+    `best` is the run that is best on validation (None without one), `test_of_best` its metric on test; `failed` are
+    those whose accuracy on validation is no higher than that of always guessing the most frequent class.
     """
     splits: dict[str, dict[str, dict[str, Any]]] = {}
     for split, attribute in SPLITS.items():
@@ -63,28 +66,39 @@ def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str
         splits |= {split: {name: _spread([metrics[name] for metrics in found]) for name in common}} if common else {}
     evaluated = {name: result.best for name, result in results.items() if metric in result.best}
     sign = -1 if mode == "min" else 1
-    of_classes = {name: best for name, best in evaluated.items() if {"accuracy", "majority_accuracy"} <= best.keys()}
+    best = max(evaluated, key=lambda name: sign * evaluated[name][metric], default=None)
     return {
         "steps": max(result.step for result in results.values()),
-        "best": max(evaluated, key=lambda name: sign * evaluated[name][metric], default=None),
-        "failed": [name for name, best in of_classes.items() if best["accuracy"] <= best["majority_accuracy"]],
+        "best": best,
+        "test_of_best": None if best is None else results[best].test.get(metric),
+        "failed": [name for name, metrics in evaluated.items() if at_chance(metrics)],
         "splits": splits,
     }
 
 
 def format_summary(report: dict[str, Any]) -> str:
-    """Returns one line per split and metric, and one about the runs."""
+    """Returns one line per split and metric, with mean ± half of the t interval, and one about the runs."""
     lines = [
-        f"{split:9} {name:20} {v['mean']:.4f} ± {v['sd']:.4f}   ({', '.join(f'{x:.4f}' for x in v['values'])})"
+        f"{split:9} {name:20} {_shown(values)}   ({', '.join(f'{x:.4f}' for x in values['values'])})"
         for split, metrics in report["splits"].items()
-        for name, v in metrics.items()
+        for name, values in metrics.items()
     ]
     if report["best"] is None:
         return "\n".join([*lines, "no run was evaluated on validation examples"])
     failed = ", ".join(report["failed"]) or "none"
-    return "\n".join([*lines, f"best on validation: {report['best']}; no better than the commonest class: {failed}"])
+    test = "" if report["test_of_best"] is None else f", {report['test_of_best']:.4f} on test"
+    best = f"best on validation: {report['best']}{test}; no better than the commonest class: {failed}"
+    return "\n".join([*lines, "mean ± half of the 95 % t interval over seeds, sd", best])
+
+
+def _shown(values: dict[str, Any]) -> str:
+    half = (values["high"] - values["low"]) / 2
+    failed = f", {values['not_finite']} of {len(values['values'])} not finite" if values["not_finite"] else ""
+    return f"{values['mean']:.4f} ± {half:.4f}, sd {values['sd']:.4f}{failed}"
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else math.nan
-    return {"mean": statistics.fmean(values), "sd": sd, "values": values}
+    finite = [value for value in values if math.isfinite(value)]
+    found = summary(finite) if finite else None
+    fields = {name: getattr(found, name, math.nan) for name in ("mean", "sd", "low", "high")}
+    return fields | {"values": values, "not_finite": len(values) - len(finite)}

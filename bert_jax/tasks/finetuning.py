@@ -80,7 +80,10 @@ class FineTuning(Task, ABC):
 
     @classmethod
     def without_data(cls, config: ConfigDict, tokenizer: Tokenizer, description: Description | None) -> Self:
-        task = cls(config, tokenizer, cls.assumed(config) if description is None else description)
+        if description is None:
+            size = bert_config(config.model, tokenizer.vocab_size).hidden_size
+            description = cls.assumed(config) | FeatureConfig.from_options(config.head, size).description()
+        task = cls(config, tokenizer, description)
         rows, length = task.batch_shapes(training=True)["input_ids"].shape
         task._count_step(rows, length)
         return task

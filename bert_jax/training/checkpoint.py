@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from bert_jax.config import UserError
+from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.sharding import Mesh, place, tree_shardings
 from bert_jax.training import checkpoint_format
@@ -133,7 +134,7 @@ def items(arrays: dict[str, Any], run: dict[str, Any], tokenizer: Tokenizer) -> 
 
 def find_checkpoint(path: str) -> Path:
     """Returns the newest checkpoint of a workdir or a `checkpoints` folder; or `path` itself if it is a checkpoint."""
-    found = _newest(Path(path))
+    found = _newest(Path(local(path)))
     if found is None:
         raise UserError(f"no checkpoint in {path}; give a workdir or one of its checkpoints")
     return found
@@ -147,6 +148,7 @@ def choose_checkpoint(path: str, which: str = "best") -> Path:
     """
     if which not in ("best", "newest") and not which.isdigit():
         return choose_checkpoint(which)
+    path = local(path)
     newest = find_checkpoint(path)
     if newest in (Path(path), Path(path) / "checkpoints"):  # the path of one checkpoint says everything
         return newest
@@ -169,7 +171,7 @@ def choose_checkpoint(path: str, which: str = "best") -> Path:
 
 def has_checkpoint(path: str) -> bool:
     """Returns True if `find_checkpoint` would find one."""
-    return _newest(Path(path)) is not None
+    return _newest(Path(local(path))) is not None
 
 
 def _newest(root: Path) -> Path | None:

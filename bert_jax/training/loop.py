@@ -27,6 +27,7 @@ from bert_jax.training.evaluation import Evaluate, check_best_metric, make_evalu
 from bert_jax.training.guard import BadStep, Guard, Taken
 from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
+from bert_jax.training.mirror import mirrored
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
 from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over
 from bert_jax.training.processes import SeveralParts, check_same, ends_with_the_others, on_first_process, parts_of_batch
@@ -89,7 +90,8 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
         resources.enter_context(watchdog)
         resources.enter_context(alone_in(workdir))
         on_first_process(lambda: configs.write_or_compare(config, workdir / "config.json"))
-        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        check_mirror = resources.enter_context(mirrored(config.checkpoint.mirror, workdir))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, check_mirror)
         resources.callback(checkpoints.close)
         resources.enter_context(_divergence_explained(checkpoints, workdir, guard))
         resources.enter_context(ends_with_the_others())  # before `close`, which would wait for a process that is gone
@@ -121,7 +123,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         resources.callback(batches.close)
         if resumed is not None:
             _check_data(resumed["data"], batches.state(), run.workdir)
-        log = MetricsLog(run.workdir, first, train.steps, forget_after=first if resumed else -1)
+        log = MetricsLog(run.workdir, first, train.steps, forget_after=first if resumed else -1, config=config)
         resources.callback(log.close)
         evaluation = Evaluation("validation")
         if not resumed and config.eval.at_start:

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, and one live line on the terminal.
+"""Where metrics go: metrics.jsonl, TensorBoard, other trackers, and one live line on the terminal.
 
 A line of metrics.jsonl is {"step": int, "split": "train" | "eval" | "test" | "ledger", name: number, …}.
 """
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bert_jax.config import UserError
 from bert_jax.data.text.text_files import read_bytes
 from bert_jax.files import write_atomically
 from bert_jax.training.tensorboard import EventFile
+from bert_jax.training.trackers import Trackers
 
 Record = dict[str, Any]  # a line of metrics.jsonl
 _SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
@@ -29,10 +31,19 @@ class MetricsLog:
     """Writes each record as it comes; only process 0 writes. Lines of steps after `forget_after` are dropped, since
     they are taken again, and so is the test that ends every run.
 
-    What cannot be written to metrics.jsonl is a UserError; TensorBoard and the terminal are only a convenience.
+    What cannot be written to metrics.jsonl is a UserError; TensorBoard, the trackers of `config` and the terminal are
+    only a convenience.
     """
 
-    def __init__(self, workdir: Path, first_step: int, total_steps: int, *, forget_after: int | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        first_step: int,
+        total_steps: int,
+        *,
+        forget_after: int | None = None,
+        config: ConfigDict | None = None,
+    ):
         self.writes = jax.process_index() == 0
         self.first, self.step, self.total = first_step, first_step, total_steps
         self.started = time.perf_counter()
@@ -45,6 +56,7 @@ class MetricsLog:
                 _forget_after(self.path, lines, forget_after)
             self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 — closed in close()
         self.events = EventFile(workdir / "tensorboard", first_step + 1)
+        self.trackers = None if config is None else Trackers(config, workdir)
         look: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
         self.bar = tqdm(total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), **look)
 
@@ -55,7 +67,10 @@ class MetricsLog:
         rounded = {name: float(f"{float(value):.6g}") for name, value in metrics.items()}
         with self._explained():
             self.file.write(json.dumps({"step": step, "split": split} | rounded) + "\n")
-        self.events.add(step, {f"{split}/{name}": float(value) for name, value in metrics.items()})
+        scalars = {f"{split}/{name}": float(value) for name, value in metrics.items()}
+        self.events.add(step, scalars)
+        if self.trackers:
+            self.trackers.add(step, scalars)
         line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
         if not line:
             return
@@ -76,6 +91,8 @@ class MetricsLog:
         if self.writes:
             self.bar.close()
             self.events.close()
+            if self.trackers:
+                self.trackers.close()
             with contextlib.suppress(OSError):  # nothing is buffered, unless writing it has failed before
                 self.file.close()
 

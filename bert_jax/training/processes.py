@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import sys
 import threading
@@ -28,6 +29,9 @@ WRONG = 2  # that of a mistake which the user can correct
 # Process 0 may draw curves while the others wait at the end, but it does so in `on_first_process`, which they wait for
 # without limit. So this is only how long a process that failed alone keeps the others.
 _SHUTDOWN_SECONDS = 60
+
+# A process that waits for others for longer than this says so: they may never have been started.
+_SILENT_SECONDS = 15
 
 # Process 0 has jax's service: when it is gone, jax aborts the others before they can say why they end.
 _OTHERS_FIRST_SECONDS = 3
@@ -76,7 +80,9 @@ def join_processes(environment: Mapping[str, str], seconds: int) -> None:
     how = f"JAX_COORDINATOR_ADDRESS={address}" if address else f"{launcher} started several processes"
     remedy = "start all of them, where they reach the first one; JAX_COORDINATOR_ADDRESS=none makes separate runs"
     late = partial(leave, f"{how}: not all came within {seconds} s (mesh.join_seconds): {remedy}", WRONG)
-    with _alarm(seconds, late):  # when its own time is up, jax aborts the process
+    said = partial(logging.warning, "%s: waiting for the other processes, at most %d s", how, seconds)
+    # When its own time is up, jax aborts the process.
+    with _alarm(min(_SILENT_SECONDS, seconds / 2), said), _alarm(seconds, late):
         try:
             if address is None or address == "auto":
                 os.environ.pop("JAX_COORDINATOR_ADDRESS", None)  # jax would take `auto` for a host

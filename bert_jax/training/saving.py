@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -32,8 +32,10 @@ class Checkpoints:
     as it is the newest of all a temporary one, of a step at which none was planned. Whoever saves holds the workdir's
     lock (`alone_in`)."""
 
-    def __init__(self, directory: Path, checkpoint: ConfigDict):
-        """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot."""
+    def __init__(self, directory: Path, checkpoint: ConfigDict, check_mirror: Callable[[], None] = lambda: None):
+        """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot.
+        `check_mirror` is called before each save."""
+        self._check_mirror = check_mirror
         self.directory = directory.absolute()
         self.damaged = self.directory.parent / "damaged"
         self.keep, self.metric, self.mode = checkpoint.keep, checkpoint.best_metric, checkpoint.best_mode
@@ -67,6 +69,7 @@ class Checkpoints:
         into the item of that name: data position, config, the task's description. A temporary checkpoint is never the
         best one and is deleted after the next save."""
         self.wait()
+        self._check_mirror()
         self.last_save = time.monotonic()
         step = int(state.step)
         if (self.directory / str(step)).exists():

@@ -25,6 +25,10 @@ PEAK_TFLOPS |= {"L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "V100": 125, "T4
 PEAK_TFLOPS |= {"TPU v6": 918, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459}
 PEAK_TFLOPS |= {"TPU v4": 275, "TPU v3": 61.5, "TPU v2": 23}
 
+# Metrics of a training line that are about the machine, and differ between two runs of the same bits.
+MEASURED = ("tokens_per_second", "sequences_per_second", "step_seconds", "mfu", "wait_share")
+MEASURED += ("peak_bytes", "device_peak_bytes")
+
 
 class Throughput(Observer):
     """Measures a run: tokens and sequences per second, MFU, the share of time spent waiting for data, peak memory.

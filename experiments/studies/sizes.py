@@ -42,13 +42,9 @@ PUBLISHED = Published(
 
 
 def get_study(argument: str = "") -> Study:
+    names = ("model.num_hidden_layers", "model.hidden_size", "model.num_attention_heads")
     levels: dict[str, dict[str, Value]] = {
-        f"{layers} × {width}": {
-            "model.num_hidden_layers": layers,
-            "model.hidden_size": width,
-            "model.num_attention_heads": heads,
-        }
-        for layers, width, heads in SIZES
+        f"{size[0]} × {size[1]}": dict(zip(names, size, strict=True)) for size in SIZES
     }
     expected = [("2 × 256", "2 × 64", task) for task in ("sst2_5000", "trec", "wnut17")]
     question = "How much do depth and width help?"

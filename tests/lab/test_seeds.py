@@ -1,6 +1,7 @@
 """Several seeds: what is summarised, and what is not overwritten."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def test_best_and_last_validation_and_test_are_kept_apart():
     assert summarise({"a": result(0.4, 0.6, None), "b": result(0.7, 0.6, None)}, "accuracy", "max")["failed"] == ["a"]
 
 
+def test_means_have_t_intervals_and_what_is_not_finite_is_counted():
+    values = (0.7, 0.8, 0.9)
+    report = summarise({f"seed{i}": result(x, x, x - 0.1) for i, x in enumerate(values)}, "accuracy", "max")
+    found = report["splits"]["eval"]["accuracy"]
+    half = 4.302653 * 0.1 / 3**0.5  # the 97.5 % quantile of t with 2 degrees of freedom
+    assert (found["sd"], found["low"], found["high"]) == pytest.approx((0.1, 0.8 - half, 0.8 + half))
+    assert report["best"] == "seed2" and report["test_of_best"] == pytest.approx(0.8)
+    lines = format_summary(report).splitlines()
+    assert lines[0].split()[:6] == ["eval", "accuracy", "0.8000", "±", "0.2484,", "sd"]
+    assert "best on validation: seed2, 0.8000 on test" in lines[-1]
+    broken = summarise({"a": result(0.7, 0.7, 0.7), "b": result(0.7, 0.7, math.nan)}, "accuracy", "max")
+    test = broken["splits"]["test"]["accuracy"]
+    assert test["mean"] == pytest.approx(0.7) and test["not_finite"] == 1
+    assert "1 of 2 not finite" in format_summary(broken)
+
+
 def test_a_majority_of_tokens_says_nothing_about_a_run_without_accuracy():
     pretrained = Result(Path("x"), 8, "done", *[{"mlm_accuracy": 0.1, "majority_accuracy": 0.5}] * 3, Path("x"))
     assert summarise({"seed0": pretrained}, "mlm_accuracy", "max")["failed"] == []
@@ -42,7 +59,9 @@ def test_a_stopped_run_stops_the_others(tmp_path):
         made.append((config.seed, config.seeds, workdir))
         return result(0.5, 0.5, 0.5, signal=15 if config.seed == 6 else None)
 
-    config = ConfigDict({"seed": 5, "seeds": 3, "checkpoint": {"best_metric": "accuracy", "best_mode": "max"}})
+    config = ConfigDict(
+        {"seed": 5, "seeds": 3, "checkpoint": {"best_metric": "accuracy", "best_mode": "max", "mirror": ""}}
+    )
     assert train_seeds(config, tmp_path, run) == 128 + 15
     assert made == [(5, 1, tmp_path / "seed5"), (6, 1, tmp_path / "seed6")]
     assert not (tmp_path / "seeds.json").exists()

@@ -21,7 +21,7 @@ from bert_jax.lab.study import (
     values,
     zipped,
 )
-from bert_jax.lab.sweep import load_study
+from bert_jax.lab.sweep.command import load_study
 
 OBJECTIVE = choice("objective", {"MLM + NSP": {}, "MLM": {"data.pairing": "none"}})
 RATES = values("optimizer.learning_rate", [1e-4, 3e-4])

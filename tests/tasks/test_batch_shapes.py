@@ -73,6 +73,15 @@ def test_shapes_are_those_of_a_real_batch(tmp_path, family):
     assert task.tokens_per_step == real.tokens_per_step == (16 if family == "choices" else 4) * 16
 
 
+def test_the_features_of_a_head_need_no_checkpoint_to_be_counted(tmp_path):
+    config = small(FAMILIES["tags"][0].copy_and_resolve_references(), tmp_path / "none", FAMILIES["tags"][1])
+    plain = task_class(config.task).without_data(config, TOKENIZER, None)
+    config.head.lstm_layers = 1
+    more = task_class(config.task).without_data(config, TOKENIZER, None)
+    gates = 2 * 4 * 128 * (128 + 128)  # two directions of 128 units that read 128 features
+    assert more.flops_per_step - plain.flops_per_step >= 3 * 2 * (4 * 16) * gates
+
+
 @pytest.mark.parametrize("option", [{}, {"packing": True}, {"masking": "static", "pairing": "nsp"}])
 def test_shapes_of_pretraining_are_those_of_a_real_batch(small_config, option):
     small_config.data.update(option)

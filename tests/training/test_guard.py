@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from functools import partial
 
 import jax
@@ -19,6 +20,7 @@ from bert_jax.training.diagnosis import first_not_finite
 from bert_jax.training.guard import Guard
 from bert_jax.training.loop import train
 from bert_jax.training.optimizer import make_optimizer, make_schedule
+from tests.processes import finished, metrics
 
 
 class Poisoned(Pretraining):
@@ -56,16 +58,20 @@ def run(small_config):
     small_config.checkpoint.update(every=3, keep=10)
 
     def go(workdir, bad=(), poison=float("nan")):
-        task = Poisoned.over(small_config, corpus)
-        batches = task.train_batches(0, 0, 1)
-        numbered = [int(mark_of(next(batches))) for _ in range(14)]
-        batches.close()
-        assert len(set(numbered)) == len(numbered)
-        task.marks, task.poison = (*(numbered[number] for number in bad), -1, -1)[:2], poison
-        return train(task, small_config, workdir)
+        return train(poisoned(small_config, corpus, bad, poison), small_config, workdir)
 
     go.config = small_config
     return go
+
+
+def poisoned(config, corpus, bad, poison=float("nan")):
+    task = Poisoned.over(config, corpus)
+    batches = task.train_batches(0, 0, 1)
+    numbered = [int(mark_of(next(batches))) for _ in range(14)]
+    batches.close()
+    assert len(set(numbered)) == len(numbered)
+    task.marks, task.poison = (*(numbered[number] for number in bad), -1, -1)[:2], poison
+    return task
 
 
 def content(workdir):
@@ -170,6 +176,46 @@ def test_where_the_first_number_arises(run, tmp_path, spoil, found):
     explain = partial(first_not_finite, task, graphdef, place(mesh, task.constants()), jax.random.key(0), mesh, ())
     assert re.search(found, explain(state, to_mesh(mesh, next(batches))))
     batches.close()
+
+
+GUARDED = """
+import json, os, sys
+from pathlib import Path
+from bert_jax.config import from_json_dict
+from bert_jax.data.pretraining.prepare import prepare
+from bert_jax.training.loop import train
+from bert_jax.training.processes import join_processes
+from tests.training.test_guard import poisoned
+join_processes(os.environ, 120)
+config = from_json_dict(json.loads(Path(sys.argv[1]).read_text()))
+corpus = prepare(config.data, config.data.seed, progress=False)
+assert train(poisoned(config, corpus, [4], float("inf")), config, Path(sys.argv[2])).step == 8
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_what_one_does(run, tmp_path):
+    """Also with checkpoints by time, which the first process's clock decides for both."""
+    run.config.train.max_rollbacks = 2
+    run.config.mesh.data = -1
+    run.config.checkpoint.update(every=6, minutes=1e-6)
+    run.config.data.read_workers = 0
+    (tmp_path / "config.json").write_text(json.dumps(run.config.to_dict()))
+    for count in (1, 2):
+        command = [sys.executable, "-c", GUARDED, str(tmp_path / "config.json"), str(tmp_path / str(count))]
+        for status, text in finished(command, tmp_path / f"log{count}", count, devices_each=2 // count):
+            assert status == 0, text[-3000:]
+            assert "batch 4 is left out" in text and "going back to the last checkpoint" in text
+    assert [line["step"] for line in metrics(tmp_path / "1") if line["split"] == "train"] == [2, 4, 6, 8]
+    one, two = (metrics(tmp_path / count) for count in "12")
+    assert [sorted(line) for line in one] == [sorted(line) for line in two]
+    for line, other in zip(one, two, strict=True):
+        np.testing.assert_allclose([*other.values()][2:], [*line.values()][2:], rtol=1e-5)
+    for count in "12":
+        record = content(tmp_path / count)[2]
+        assert record["guard"]["left_out"] == [4] and record["data"]["step"] == 9
+    files = [np.load(tmp_path / count / "bad_batches" / "batch_4.npz", allow_pickle=False) for count in "12"]
+    np.testing.assert_array_equal(files[0]["input_ids"], files[1]["input_ids"])
 
 
 def test_numbers_of_batches(small_config, tmp_path):

@@ -1,0 +1,1 @@
+"""Pages about runs and studies, as HTML, Markdown, LaTeX and CSV."""

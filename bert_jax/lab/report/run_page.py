@@ -1,0 +1,84 @@
+"""The page of one run: its scores, its curves, where its time went, and what its task says of each example.
+
+A run with predictions writes predictions/validation.jsonl and report.html when it ends.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_jax.lab import plots
+from bert_jax.lab.provenance import facts, read_environments
+from bert_jax.lab.report.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
+from bert_jax.tasks.sections import Confusions, Report, Scatter, Section, Table, ThresholdCurve
+from bert_jax.training.metrics_log import read_metrics
+
+_KEYS = (
+    *("task", "init_from", "seed", "data.train", "data.validation", "data.sequence_length", "data.long_texts"),
+    *("train.epochs", "train.batch_size", "optimizer.learning_rate", "checkpoint.best_metric"),
+    *("model.num_hidden_layers", "model.hidden_size"),
+)
+
+
+def write_report(
+    report: Report, metrics: Mapping[str, float], config: ConfigDict, workdir: Path, overrides: Mapping[str, Any] | None
+) -> Path:
+    """Writes the predictions and the page of an evaluation of validation, and returns the page's path. `overrides` are
+    the keys set on the command line."""
+    folder = workdir / "predictions"
+    folder.mkdir(exist_ok=True)
+    with (folder / "validation.jsonl").open("w", encoding="utf-8") as file:
+        for record in report.records:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    page = workdir / "report.html"
+    page.write_text(to_html(describe_run(report, metrics, config, workdir, overrides)), encoding="utf-8")
+    logging.info("report: %s", page)
+    return page
+
+
+def describe_run(
+    report: Report | None,
+    metrics: Mapping[str, float],
+    config: ConfigDict,
+    workdir: Path,
+    overrides: Mapping[str, Any] | None = None,
+) -> Document:
+    """Returns the document of a run; `report` is its task's part, if it has one, and `metrics` those on validation."""
+    values = [[name, f"{value:.4f}"] for name, value in metrics.items()]
+    settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
+    command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
+    records, starts = read_metrics(workdir / "metrics.jsonl"), read_environments(workdir)
+    curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
+    environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
+    parts = [
+        Part("Best checkpoint on validation", [Table(["metric", "value"], values, {1})] if values else []),
+        Part("Run", [Table(["key", "value"], settings)]),
+        Part("Set on the command line", [Code(command)] if command else []),
+        Part("Learning curve", [Picture(curve, "learning curve", "curve")] if curve else []),
+        *(Part(section.title, *_drawn(section)) for section in (report.sections if report else ())),
+        Part("Where the time went", [Picture(time, "where the time went", "time")] if time else []),
+        Part("Environment", [Table(["", "newest start"], environment)] if environment else []),
+        Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
+    ]
+    return Document(f"{config.task}: {workdir.name}", parts)
+
+
+def _drawn(section: Section) -> tuple[list[Block], str]:
+    """Returns the blocks of a section, and its note."""
+    match section.body:
+        case Table() as table:
+            return [table], section.note
+        case Confusions() as counts:
+            png, explanation = plots.confusion_matrix(*counts)
+            return [Picture(png, "confusion matrix", "confusions")], section.note or explanation
+        case Scatter() as points:
+            return [Picture(plots.scatter(*points), "predicted against given numbers", "scatter")], section.note
+        case ThresholdCurve() as curve:
+            return [Picture(plots.threshold_curve(*curve), "threshold curve", "thresholds")], section.note
+        case _:
+            return [Text(section.note, "note")] if section.note else [], ""

@@ -1,0 +1,144 @@
+"""Attributions are derivatives and add up; losses of tokens are those of filling masks."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import bert_jax
+from bert_jax.config import UserError
+from bert_jax.data.batching.batches import collate
+from bert_jax.data.batching.shapes import Shape
+from bert_jax.data.labelled.tables import Row
+from bert_jax.lab.inspect.reading import batch_of, insides, read_text
+from bert_jax.lab.inspect.tokens import gradient_times_input, integrated_gradients, token_losses
+from bert_jax.models.bert import TrunkInputs
+from experiments import classify
+
+from .conftest import fine_tuned
+
+
+def slopes(model, logit, tokens, *arguments, step=2e-3):
+    """Returns the derivatives of a logit with respect to a factor on the word embedding of each token."""
+
+    def scaled(whole, number, factor, *arguments):
+        table = whole.trunk.embeddings.word.embedding[...]
+        whole.trunk.embeddings.word.embedding = nnx.Param(table.at[number].multiply(factor))
+        return logit(whole, table, *arguments)
+
+    program = insides(model).opened.at_work.program(scaled)
+    numbers = [np.int32(model.tokenizer.id(token)) for token in tokens]
+    up, down = ([float(program(i, np.float32(1 + way * step), *arguments)) for i in numbers] for way in (1, -1))
+    return (np.asarray(up) - np.asarray(down)) / (2 * step)
+
+
+def class_logit(model, text, label):
+    task = insides(model).opened.task
+    [example] = task.prediction_examples([Row("x", {model.config.data.text: text})])
+    batch = collate(task.encode([example]), [[0]], Shape(1, 1, 24))
+    return lambda whole, _, batch: task.outputs(whole, batch, None)["logits"][0, 0, task.labels.index(label)], batch
+
+
+def test_gradient_times_input_is_a_derivative(classifier):
+    text, label = "a good c d", "bad"
+    found = gradient_times_input(classifier, text, target=label)
+    assert found.reading.tokens == ("[CLS]", "a", "good", "c", "d", "[SEP]") and found.place is None
+    logit, batch = class_logit(classifier, text, label)
+    expected = slopes(classifier, logit, found.reading.tokens, batch)
+    np.testing.assert_allclose(found.scores, expected, rtol=0.03, atol=0.02)
+    assert found.target == label and np.ptp(found.scores) > 0.1
+
+
+def test_the_likeliest_class_is_explained_by_default(classifier):
+    text = "b good"
+    found = gradient_times_input(classifier, text)
+    assert found.target == classifier.predict(text)["label"]
+    probabilities = classifier.predict(text)["probabilities"]
+    other = gradient_times_input(classifier, text, target="fair").logit
+    assert found.logit - other == pytest.approx(
+        np.log(probabilities[found.target]) - np.log(probabilities["fair"]), abs=1e-4
+    )
+
+
+def test_the_same_word_at_two_places_has_two_scores(classifier):
+    scores = gradient_times_input(classifier, "a good a").scores
+    assert abs(scores[1] - scores[3]) > 1e-3
+
+
+def test_gradient_of_a_masked_word_is_a_derivative(masked):
+    text = "a [MASK] good c"
+    found = gradient_times_input(masked, text, target="b")
+    assert (found.target, found.place, found.reading.tokens[2]) == ("b", 2, "[MASK]")
+    inputs = batch_of([read_text(masked, text).part], 32)
+
+    def logit(whole, table, batch):
+        hidden = whole.trunk.encode(TrunkInputs.from_batch(batch)).hidden[:, 2:3]
+        return whole.heads["mlm"](hidden, table)[0, 0, masked.tokenizer.id("b")]
+
+    expected = slopes(masked, logit, found.reading.tokens, inputs)
+    np.testing.assert_allclose(found.scores, expected, rtol=0.03, atol=0.02)
+    assert gradient_times_input(masked, text).target == masked.fill_mask(text)[0][0][0]
+
+
+def test_a_tag_is_explained_where_it_is_likeliest(tagger):
+    text = "a good b bad"
+    found = gradient_times_input(tagger, text, target="B-X")
+    logits = [gradient_times_input(tagger, text, target=tag).logit for tag in ("O", "I-X")]
+    assert found.reading.is_word[found.place]
+    best = gradient_times_input(tagger, text)
+    assert best.target != "O" and best.logit == max(found.logit, logits[1])
+
+
+@pytest.mark.parametrize(("name", "text"), [("classifier", "a good c"), ("masked", "a [MASK] c"), ("tagger", "a bad")])
+def test_integrated_gradients_add_up_to_the_difference(request, name, text):
+    model = request.getfixturevalue(name)
+    found = integrated_gradients(model, text, steps=400)
+    assert found.scores.sum() == pytest.approx(found.logit - found.baseline, abs=0.02 * max(1, abs(found.logit)))
+    assert found.logit == pytest.approx(gradient_times_input(model, text).logit, abs=1e-5)
+    assert not found.scores[0] and not found.scores[-1]  # [CLS] and [SEP] are the same in both
+    assert found.scores[np.asarray(found.reading.is_word)].all()
+
+
+def test_what_cannot_be_explained(classifier, masked, encoder, tmp_path):
+    number = fine_tuned(
+        tmp_path / "5",
+        classify.get_config("regression"),
+        {"labels": [], "thresholds": [], "label_kind": "regression"},
+    )
+    assert gradient_times_input(number, "a good").target == "the number"
+    for model, text, options, problem in (
+        (encoder, "a", {}, "has no MLM head, nor was it fine-tuned"),
+        (masked, "a b", {}, r"the text has no \[MASK\]"),
+        (masked, "a [MASK]", {"target": "aa"}, "'aa' is not a token of the model's vocabulary"),
+        (classifier, "a", {"target": "<b>"}, "'<b>' is not among bad, fair, good"),
+        (classifier, "a", {"pair": "b"}, "was trained on single texts: leave out --text_pair"),
+        (number, "a", {"target": "good"}, "this model predicts a number"),
+    ):
+        for method in (gradient_times_input, integrated_gradients):
+            with pytest.raises(UserError, match=problem):
+                method(model, text, **options)
+
+
+def test_token_losses_are_those_of_filling_masks(masked):
+    text = "a good b bad c"
+    found = token_losses(masked, text)
+    words = text.split()
+    for place, word in enumerate(words):
+        filled = " ".join("[MASK]" if i == place else other for i, other in enumerate(words))
+        [candidates] = masked.fill_mask(filled, top_k=masked.tokenizer.vocab_size)
+        assert -found.losses[place + 1] == pytest.approx(np.log(dict(candidates)[word]), rel=1e-4)
+        assert [token for token, _ in found.guesses[place + 1]] == [token for token, _ in candidates[:3]]
+    assert np.isnan(found.losses[[0, -1]]).all()
+    assert found.pseudo_log_likelihood == pytest.approx(-np.nansum(found.losses))
+
+
+def test_losses_do_not_depend_on_the_size_of_batches(masked):
+    few = bert_jax.load(masked.path, batch_size=2)
+    for pair in (None, "c bad"):
+        one, other = (token_losses(model, "a good b", pair).losses for model in (masked, few))
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert np.isnan(token_losses(masked, "[MASK]").losses).all()
+
+
+def test_losses_need_the_head(encoder):
+    with pytest.raises(UserError, match="has no MLM head, which fills masks"):
+        token_losses(encoder, "a")
