@@ -57,6 +57,8 @@ def load_from_file(text: str, name: str, kind: type[Loaded], check: Callable[[Lo
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
         loaded = _call(module, f"get_{name}", argument)
         if type(loaded) is not kind:
+            if inspect.iscoroutine(loaded):
+                loaded.close()  # else Python warns, later, that nobody awaited it
             raise UserError(f"get_{name}() returns {type(loaded).__name__}; it must return a {kind.__name__}")
         return check(loaded)
     except UserError as error:

@@ -40,10 +40,7 @@ def mirrored(url: str, workdir: Path) -> Iterator[Callable[[], None]]:
     """Keeps the copy of a run in a bucket inside `with`, if there is a URL, and gives what to call before a checkpoint
     is saved: it raises UserError if another run has taken the mirror over. The first process of a run copies."""
     with contextlib.ExitStack() as held:
-        mirror = Mirror(url, workdir) if url and jax.process_index() == 0 else None
-        if mirror is not None:
-            mirror.fetch()
-            held.enter_context(mirror)
+        mirror = held.enter_context(Mirror(url, workdir)) if url and jax.process_index() == 0 else None
         yield (lambda: None) if not url else lambda: on_first_process(mirror.check if mirror else lambda: None)
 
 
@@ -87,8 +84,9 @@ class Mirror:
                     write_atomically(self.workdir / name, self.bucket.read(name))
 
     def __enter__(self) -> "Mirror":
-        """Begins to copy, as the owner of the mirror: another run that writes there ends. Raises UserError if the
-        bucket cannot be written to."""
+        """Fetches, and begins to copy as the owner of the mirror: another run that writes there ends. Raises UserError
+        if the bucket cannot be read or written to."""
+        self.fetch()  # first: what is older here must not replace what is newer there
         with self._explained("cannot be written to"):
             self.bucket.write(_OWNER, self.mark)
             self.bucket.remove(self._left_over)

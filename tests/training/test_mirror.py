@@ -83,16 +83,18 @@ def test_an_older_folder_is_brought_up_to_date_and_a_newer_one_is_not(small_conf
     shutil.copytree(tmp_path / "one", tmp_path / "old")
     small_config.train.steps = 6
     run(small_config, tmp_path / "one")
-    with Mirror(copied, tmp_path / "old") as copy:
-        copy.fetch()
+    with Mirror(copied, tmp_path / "old"):
+        pass
     assert steps(tmp_path / "old/checkpoints") == steps(tmp_path / "one/checkpoints")
     assert (tmp_path / "old/metrics.jsonl").read_text() == (tmp_path / "one/metrics.jsonl").read_text()
     # A checkpoint whose copy was cut off does not count, and what is left of it is removed.
     there = buckets.Bucket(copied, "test")
     there.remove(["checkpoints/6.json"])
-    with Mirror(copied, tmp_path / "old") as copy:
-        copy.fetch()
-        assert sorted(copy.whole) == [2, 4]
+    copy = Mirror(copied, tmp_path / "old")
+    copy.fetch()
+    assert sorted(copy.whole) == [2, 4]
+    with copy:
+        pass
     assert json.loads(there.read("checkpoints/6.json"))
 
 
@@ -106,7 +108,6 @@ def test_two_runs_with_one_copy(copied, tmp_path):
     checkpoint(tmp_path / "first", 1)
     said = rf"{copied} has been taken over by another run \(process \d+ on .*own$"
     with pytest.raises(TakenOver, match=said), Mirror(copied, tmp_path / "first") as first:
-        first.fetch()
         checkpoint(tmp_path / "second", 1)
         with Mirror(copied, tmp_path / "second"):
             pass
