@@ -68,7 +68,6 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 def test_a_broken_file_is_one_line(kind, tmp_path):
     text, message = BROKEN[kind]
     file = tmp_path / "mine.py"
