@@ -36,8 +36,13 @@ hypothesis.settings.load_profile("shared machine")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-ROOMS = ("data", "inference", "lab", "models", "tasks", "training")
-jaxtyping.install_import_hook([f"bert_jax.{room}" for room in ROOMS], f"{shapes.__name__}.checked")
+# What is called for every record and pair is left out: there the checks take as long as the work.
+EACH_RECORD = ("records", "pairs", "packing")
+DATA = ("batching", "labelled", "text", "tokenizers")
+ROOMS = ("inference", "lab", "models", "tasks", "training", *(f"data.{name}" for name in DATA))
+PREPARATION = (path.stem for path in Path(__file__).parents[1].glob("bert_jax/data/pretraining/*.py"))
+CHECKED = (*ROOMS, *(f"data.pretraining.{name}" for name in PREPARATION if name not in EACH_RECORD))
+jaxtyping.install_import_hook([f"bert_jax.{name}" for name in CHECKED], f"{shapes.__name__}.checked")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

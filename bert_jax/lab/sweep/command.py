@@ -124,6 +124,7 @@ def sweep(
             schedule.progress.close()
     if trials is not None:
         say(trials.best())
+        trials.close()
     return _finish(workdir, list(schedule.records.values()), stopped_by)
 
 

@@ -31,6 +31,7 @@ class OptunaTrials:
         self.workdir, self.admit = workdir, admit
         self.optuna = _optuna()
         with _quiet():
+            self.storage = self.optuna.storages.RDBStorage(f"sqlite:///{workdir / STORAGE}")
             self.study = self._open(name)
         self.trials: dict[str, Any] = {}  # key of a run → trial
         self.seen: dict[str, int] = {}  # key of a run → step of the last evaluation that was reported
@@ -105,6 +106,11 @@ class OptunaTrials:
         where = f"trial {best.number}, {best.value:.4g} ({options})"
         return f"best of {len(done)} complete trials by {self.search.metric}: {where}"
 
+    def close(self) -> None:
+        """Closes the connections to the database."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
     def _run(self, number: int, parameters: dict[str, Any]) -> PlannedRun:
         # The names of a trial's options are in the order of the search, whatever order the storage has.
         drawn = {name: short(parameters[name]) for name in self.search.space if name in parameters}
@@ -113,15 +119,14 @@ class OptunaTrials:
 
     def _open(self, name: str) -> Any:
         samplers, pruners = self.optuna.samplers, self.optuna.pruners
-        storage = f"sqlite:///{self.workdir / STORAGE}"
-        known = {one.study_name: one for one in self.optuna.get_all_study_summaries(storage)}
+        known = {one.study_name: one for one in self.optuna.get_all_study_summaries(self.storage)}
         # A sampler that starts again with the same seed would propose its first trials again.
         seed = self.search.seed + (known[name].n_trials if name in known else 0)
         sampler = samplers.TPESampler(seed=seed) if self.search.sampler == "tpe" else samplers.RandomSampler(seed=seed)
         pruner = {"median": pruners.MedianPruner, "asha": pruners.SuccessiveHalvingPruner, "none": pruners.NopPruner}
         direction = {"min": "minimize", "max": "maximize"}[self.search.direction]
         return self.optuna.create_study(
-            storage=storage,
+            storage=self.storage,
             sampler=sampler,
             pruner=pruner[self.search.pruner](),
             study_name=name,

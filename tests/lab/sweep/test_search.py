@@ -1,6 +1,7 @@
 """Searches: Optuna proposes, our evaluations prune, and nothing is lost when the sweep or a run is killed."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,19 @@ def opened(workdir: Path, **more) -> OptunaTrials:
     def admit(one: PlannedRun) -> None:
         (workdir / one.key).mkdir(parents=True, exist_ok=True)
 
-    return OptunaTrials(study(**more), "found", workdir, admit)
+    OPENED.append(OptunaTrials(study(**more), "found", workdir, admit))
+    return OPENED[-1]
+
+
+OPENED: list[OptunaTrials] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """From Python 3.13 on, a connection that nobody closed is a warning in some later test."""
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 def ended(trials: OptunaTrials, one: PlannedRun, loss: float, status: str = COMPLETE) -> None:
