@@ -32,6 +32,7 @@ from bert_jax.training.parameters import Parameters, name_of_format_1, name_sinc
 from bert_jax.training.step import TrainState
 
 Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings
+HIDDEN = ".deleting-"  # begins names that no reader takes for a checkpoint; what has one is removed at the next start
 _SMALL = 1 << 30  # bytes of parameters that any file may claim
 _MOST_COMPRESSED = 64  # bytes of parameters per byte of their files, beyond that; trained ones have about 1
 

@@ -26,7 +26,7 @@ import jax
 from bert_jax.config import UserError
 from bert_jax.data.text.buckets import Bucket, is_inside, is_whole
 from bert_jax.files import write_atomically
-from bert_jax.training.checkpoint import steps
+from bert_jax.training.checkpoint import HIDDEN, steps
 from bert_jax.training.processes import on_first_process
 
 FILES = ("config.json", "metrics.jsonl", "environment.json")  # of a workdir, besides its checkpoints
@@ -120,8 +120,6 @@ class Mirror:
             except TakenOver as problem:
                 self._taken_over = problem
                 return
-            except FileNotFoundError:  # a checkpoint that was deleted while it was copied
-                continue
             except OSError as problem:
                 wait = _AGAIN_SECONDS
                 logging.warning("%s cannot be written to (%s); trying again", self.bucket.url, problem.strerror)
@@ -133,21 +131,33 @@ class Mirror:
         new = [step for step in here if step not in self.whole]
         if new or surplus:
             self._check_owner()
-        for step in new:
-            folder = self.checkpoints / str(step)
-            files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-            sizes = {name: path.stat().st_size for name, path in files.items()}
-            self.bucket.put({f"checkpoints/{step}/{name}": path for name, path in files.items()})
-            if step not in steps(self.checkpoints):  # deleted in the meantime: what was copied may not be whole
-                self.bucket.remove(f"checkpoints/{step}/{name}" for name in files)
-                continue
-            self._copy_files()  # which have the lines up to this step
-            self.bucket.write(f"checkpoints/{step}.json", json.dumps(sizes).encode())
-            self.whole[step] = sizes
-            logging.info("checkpoint %d is in %s", step, self.bucket.url)
+        for step in reversed(new):  # what matters is the newest one
+            with contextlib.suppress(FileNotFoundError):  # an older one may be deleted before its turn
+                self._copy_checkpoint(step)
         for step in surplus:
             self.bucket.remove([f"checkpoints/{step}.json"])
             self.bucket.remove(f"checkpoints/{step}/{name}" for name in self.whole.pop(step))
+
+    def _copy_checkpoint(self, step: int) -> None:
+        """Copies one checkpoint, from links to its files: the run may delete it meanwhile."""
+        folder, hidden = self.checkpoints / str(step), self.checkpoints / f"{HIDDEN}copy-{step}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        try:
+            source = shutil.copytree(folder, hidden, copy_function=os.link)
+        except (FileNotFoundError, shutil.Error):
+            if not folder.exists():
+                raise FileNotFoundError(str(folder)) from None
+            source = folder  # a file system without links
+        try:
+            files = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+            sizes = {name: path.stat().st_size for name, path in files.items()}
+            self.bucket.put({f"checkpoints/{step}/{name}": path for name, path in files.items()})
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+        self._copy_files()  # which have the lines up to this step
+        self.bucket.write(f"checkpoints/{step}.json", json.dumps(sizes).encode())
+        self.whole[step] = sizes
+        logging.info("checkpoint %d is in %s", step, self.bucket.url)
 
     def _copy_files(self) -> None:
         self._check_owner()
@@ -163,7 +173,7 @@ class Mirror:
             )
 
     def _fetch_checkpoint(self, step: int) -> None:
-        hidden = self.checkpoints / f".deleting-{step}"  # a name that is removed at the next start if this is cut off
+        hidden = self.checkpoints / f"{HIDDEN}{step}"
         shutil.rmtree(hidden, ignore_errors=True)
         files = {f"checkpoints/{step}/{name}": hidden / name for name in self.whole[step]}
         self.bucket.get(files)

@@ -17,14 +17,13 @@ from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.files import LOCK, only_writer
 from bert_jax.sharding import Mesh
-from bert_jax.training.checkpoint import best_of, items, on_mesh, read_checkpoint, restored_state, scores, steps
+from bert_jax.training.checkpoint import HIDDEN, best_of, items, on_mesh, read_checkpoint, restored_state, scores, steps
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.processes import as_on_first_process, on_first_process
 from bert_jax.training.step import TrainState
 
 _WRITING = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is not finished
-_DELETING = ".deleting-"  # a name that no reader takes for a checkpoint, while its files disappear one by one
 
 
 class Checkpoints:
@@ -43,7 +42,7 @@ class Checkpoints:
         with self._explained():
             self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            for left_over in (*self.directory.glob(_WRITING), *self.directory.glob(f"{_DELETING}*")):
+            for left_over in (*self.directory.glob(_WRITING), *self.directory.glob(f"{HIDDEN}*")):
                 shutil.rmtree(left_over, ignore_errors=True)
         self.temporary = {step for step in steps(self.directory) if _is_temporary(self.directory / str(step))}
         # Folders are made in this thread: where that fails in Orbax's, its other threads wait for them for 20 minutes.
@@ -155,7 +154,7 @@ class Checkpoints:
         best = best_of(scores(self.directory, self.metric), self.mode) if surplus else None
         surplus = [step for step in surplus if step != best]
         for step in (*surplus, *(step for step in there[:-1] if step in self.temporary)):
-            hidden = self.directory / f"{_DELETING}{step}"
+            hidden = self.directory / f"{HIDDEN}{step}"
             try:
                 (self.directory / str(step)).rename(hidden)
             except OSError as problem:

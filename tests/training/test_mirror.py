@@ -172,8 +172,8 @@ def test_a_name_in_a_bucket_that_is_no_checkpoint(copied, tmp_path, small_config
 @pytest.mark.slow
 def test_killed_at_any_moment_the_copy_is_whole(small_config, copied, command_line, tmp_path):
     small_config.checkpoint.update(every=2, keep=3, mirror=copied)
-    small_config.train.steps = 100_000
-    small_config.eval.update(every=100_000, at_start=False)
+    small_config.train.steps = 20_000
+    small_config.eval.update(every=20_000, at_start=False)
     for number in range(3):
         workdir = tmp_path / str(number)
         before = newest_of(copied)
