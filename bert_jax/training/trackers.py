@@ -124,10 +124,11 @@ class Trackio(Tracker):
     def open(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], workdir: Path) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
-        quiet = {"auto_log_gpu": False, "auto_log_cpu": False}
         about = dict(config) | {f"tag.{key}": value for key, value in tags.items()}
         title = f"{workdir.name}-{name}"  # a run of trackio is resumed by its title
-        self.run = trackio.init(PROJECT, title, config=about, resume="allow", embed=False, **quiet)
+        self.run = trackio.init(
+            PROJECT, title, config=about, resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False
+        )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
