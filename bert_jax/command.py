@@ -87,6 +87,15 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"--{name} belongs to --mode={' and '.join(self.modes[name])}, not to --mode={mode}")
         return self.defaults | given, rest
 
+    def parse_with_names(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """Returns the values of all flags, and the names that are given without one. Raises UserError as `parse`, and
+        for a flag that there is not."""
+        flags, words = self.parse(argv)
+        for word in words:
+            if word.startswith("-"):
+                self.refuse(word)
+        return flags, words
+
     def refuse(self, word: str) -> NoReturn:
         """Raises UserError for a word of the command line that is no flag, naming the flag most like it."""
         if not word.startswith("-"):

@@ -91,8 +91,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
     if data.masking == "static" and data.packing:
         raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
-    if not data.isolated and (not data.packing or config.task != "pretraining"):
-        raise UserError("data.isolated=False is for task=pretraining with data.packing=True: set it to True")
+    if not data.isolated and not data.packing:
+        raise UserError("data.isolated=False is for sequences that share rows: it needs data.packing=True")
     _check_labels(data.labels)
     _check_batches(config, num_devices)
     if optimizer.decay_steps or config.train.epochs is None:  # else the steps are known once the data has been read

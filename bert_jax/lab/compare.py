@@ -68,10 +68,7 @@ def main(argv: list[str]) -> int:
     parser.usage = "python -m bert_jax.lab.compare RUN RUN … [--output=FILE]"
     parser.flag("output", "", "file to write: .html, .md or .tex", metavar="FILE")
     parser.flag("debug", False, "show the traceback of an error")
-    flags, words = parser.parse(argv)
-    for word in words:
-        if word.startswith("-"):
-            parser.refuse(word)
+    flags, words = parser.parse_with_names(argv)
     if len(words) < 2:
         raise UserError(f"{len(words)} runs are given; give at least two workdirs, e.g. runs/a runs/b")
     runs = read_runs([Path(word) for word in words])

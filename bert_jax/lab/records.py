@@ -96,7 +96,7 @@ def read_study(workdir: Path) -> StudyRecord:
         name, file = str(content["name"]), str(content["file"])
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         what = f"{type(problem).__name__}: {problem}"
-        raise UserError(f"{workdir / STUDY} is damaged ({what}); start the sweep again, which writes it anew") from None
+        raise UserError(f"{workdir / STUDY} is damaged ({what}); start the sweep again, which replaces it") from None
     is_swept = is_locked(workdir)
     runs = [_read_run(workdir, run, is_swept) for run in planned]
     statuses = {run.key: run.status for run in runs}

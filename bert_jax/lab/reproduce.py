@@ -51,10 +51,7 @@ def main(argv: list[str]) -> int:
     parser.flag("steps", 0, "first steps that are made again; 0 = as many as the run made", metavar="N")
     parser.flag("task", "", "the run's task, if it is a class of your own: its module is imported", metavar="CLASS")
     parser.flag("debug", False, "show the traceback of an error")
-    flags, words = parser.parse(argv)
-    for word in words:
-        if word.startswith("-"):
-            parser.refuse(word)
+    flags, words = parser.parse_with_names(argv)
     if len(words) != 1:
         raise UserError(f"{len(words)} runs are given; give one workdir, e.g. runs/mine")
     folder = Path(words[0])

@@ -88,6 +88,10 @@ class FineTuning(Task, ABC):
         task._count_step(rows, length)
         return task
 
+    @classmethod
+    def splits(cls, config: ConfigDict) -> tuple[str, ...]:
+        return tuple(split for split in ("validation", "test") if config.data[split])
+
     # What a family defines, besides `encode` and `predict`
 
     def check(self) -> None:
@@ -95,6 +99,8 @@ class FineTuning(Task, ABC):
         config = self.config
         if config.eval.blimp:
             raise UserError(f"eval.blimp needs the MLM head, which task={config.task} lacks: leave it out")
+        if not config.data.isolated:
+            raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
         for key, off in (("class_weights", "none"), ("label_smoothing", 0.0)):
             if not self.has_classes and config.train[key] != off:

@@ -47,6 +47,7 @@ class Pretraining(Task):
     """Both objectives of BERT over a prepared corpus. With data.pairing=none the second one has weight 0 everywhere."""
 
     objectives: ClassVar = {"mlm_loss": 1.0, "nsp_loss": 1.0}
+    makes_vocabulary = True
     makes_predictions = False
     new_parameters = "heads/mlm/|heads/nsp/|pooler/"
     dropped_parameters = "heads/"
@@ -93,6 +94,14 @@ class Pretraining(Task):
 
     def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
         return shapes_of(pipeline.padding_batch(self.config, self.tokenizer, training=training))
+
+    @classmethod
+    def splits(cls, config: ConfigDict) -> tuple[str, ...]:
+        return ("validation",)
+
+    @classmethod
+    def predicted_tokens(cls, config: ConfigDict) -> int:
+        return config.data.max_predictions_per_sequence
 
     @classmethod
     def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path:

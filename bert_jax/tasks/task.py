@@ -73,6 +73,7 @@ class Task(Protocol):
     objectives: ClassVar[Mapping[str, float]]  # names in `sums` → weights; the weighted means add up to the loss
     makes_predictions: ClassVar[bool]  # whether it has predictions for single examples
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of those rows of `evaluate` that have one entry per token
+    makes_vocabulary: ClassVar[bool] = False  # whether `with_data` learns one from the data where none is given
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
 
     config: ConfigDict
@@ -109,6 +110,16 @@ class Task(Protocol):
     def batch_shapes(self, *, training: bool) -> dict[str, ShapeDtypeStruct]:
         """Returns the shapes of a global batch, of training or of an evaluation; the largest if the data decides."""
         raise _cannot_compile(self.config, "batch_shapes")
+
+    @classmethod
+    def splits(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Returns the splits that a run with this config evaluates; all, if only the data can say."""
+        return ("validation", "test")
+
+    @classmethod
+    def predicted_tokens(cls, config: ConfigDict) -> int:
+        """Returns the tokens of a row whose product with the vocabulary a step computes."""
+        return 0
 
     @classmethod
     def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path | None:

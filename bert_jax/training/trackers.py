@@ -13,6 +13,7 @@ import queue
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,24 +30,26 @@ _PATIENCE = 60.0  # seconds that the end of a run waits for a tracker
 _MOST_WAITING = 10_000  # lines; a tracker that does not answer must not fill the memory
 
 
-class Tracker:
+class Tracker(ABC):
     """One run of one tracker. All methods are called in one thread; any of them may fail."""
 
     package: ClassVar[str]
 
-    @classmethod
+    @classmethod  # noqa: B027 — most trackers need nothing
     def check(cls) -> None:
         """Raises UserError if the tracker cannot work, e.g. because nobody is logged in."""
 
+    @abstractmethod
     def open(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], workdir: Path) -> None:
         """Begins a run; continues the one of this `name` if there is one. `config` is flat."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        """Records metrics of a step."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Ends the run."""
 
 
 class WandB(Tracker):

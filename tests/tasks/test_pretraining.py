@@ -360,5 +360,5 @@ def test_without_isolation_sequences_of_a_row_see_each_other(packed_config):
     assert losses[True][0] == losses[True][1]
     assert abs(losses[False][0] - losses[False][1]) > 1e-3
     packed_config.data.packing = False
-    with pytest.raises(UserError, match=r"data\.isolated=False is for task=pretraining with data\.packing=True"):
+    with pytest.raises(UserError, match=r"data\.isolated=False is .* it needs data\.packing=True"):
         validate(packed_config, 1)

@@ -65,11 +65,9 @@ def main(argv: list[str]) -> int:
     flag("checkpoint", "best", "best, newest or a step")
     flag("task", "", "module.Class of a task of your own, whose code is executed")
     flag("debug", False, "show the traceback of an error")
-    flags, rest = parser.parse(argv)
-    names = [word for word in rest if not word.startswith("-")]
-    for word in rest:
-        if word.startswith("-") or word in names[1:]:
-            parser.refuse(word)
+    flags, names = parser.parse_with_names(argv)
+    for word in names[1:]:
+        parser.refuse(word)
     if not names:
         raise UserError("no model is named; python -m bert_jax.lab.inspect runs/a --text='…'")
     parts, output = _checked(flags)

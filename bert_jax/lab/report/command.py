@@ -36,11 +36,7 @@ def main(argv: list[str]) -> int:
     parser.usage = "python -m bert_jax.lab.report FOLDER [--output=FILE]"
     parser.flag("output", "", "file to write: .html, .md, .csv or .tex [FOLDER/report.html]", metavar="FILE")
     parser.flag("debug", False, "show the traceback of an error")
-    flags, rest = parser.parse(argv)
-    folders = [word for word in rest if not word.startswith("-")]
-    for word in rest:
-        if word.startswith("-"):
-            parser.refuse(word)
+    flags, folders = parser.parse_with_names(argv)
     if len(folders) != 1:
         given = f"{len(folders)} folders are given" if folders else "the folder is missing"
         raise UserError(f"{given}; give one, the --workdir of a sweep or of a run, e.g. runs/objectives")

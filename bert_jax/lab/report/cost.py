@@ -9,6 +9,7 @@ from bert_jax.config import UserError, read_config
 from bert_jax.lab.records import RunRecord
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.cost import training_flops
+from bert_jax.tasks import TASKS, task_class
 from bert_jax.training.metrics_log import Record, read_metrics
 
 # Board power in watts by a part of the device's kind, from the makers' data sheets (TPU v2, v3 and v4: Jouppi et al.
@@ -74,7 +75,8 @@ def _has_speed(line: Record) -> bool:
 def _flops(model: BertConfig, config: Any, tokens: float) -> float:
     """Returns the operations of a step, with rows of the mean length. Pretraining predicts tokens besides."""
     rows = config.train.batch_size
-    predictions = config.data.max_predictions_per_sequence if config.task == "pretraining" else 0
+    # A class of the user's own is not imported for a folder that is only read.
+    predictions = task_class(config.task).predicted_tokens(config) if config.task in TASKS else 0
     return training_flops(model, rows, tokens / rows, predictions)
 
 

@@ -111,7 +111,7 @@ def sweep(
             planning.tell_changes(planned, before)
             for one in planned:
                 if one.key in again:
-                    planning.reset(workdir, one, anew=rerun != FAILED or one.key in changed)
+                    planning.reset(workdir, one, from_scratch=rerun != FAILED or one.key in changed)
         else:
             planned = trials.planned()
             configs = planning.resolve(study, planned, workdir)

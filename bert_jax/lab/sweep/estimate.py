@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from bert_jax import backend
 from bert_jax import run as runs
 from bert_jax.config import UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
@@ -93,7 +93,7 @@ def _too_small(workdir: Path, left: Sequence[Estimate], jobs: int) -> str:
             "are free; free some space, or lower checkpoint.keep"
         )
     largest, memory = max((estimate.memory for estimate in left), default=0.0), host_memory()
-    if jax.default_backend() == "cpu" and largest * jobs > memory:
+    if backend.current().is_cpu and largest * jobs > memory:
         return (
             f"{jobs} runs at a time need about {jobs * largest / 1e9:.3g} GB of memory, and this machine has "
             f"{memory / 1e9:.3g} GB; lower --jobs, or train.batch_size"
@@ -110,7 +110,7 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
     runs.check_folders(config, workdir / one.key)
     if not is_done:
         runs.check_files(config)
-    task_class(config.task)
+    task = task_class(config.task)
     _check_metric(config, request.metric)
     vocab_size = config.data.vocab_size
     if one.after:
@@ -119,7 +119,7 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
         vocab_size, config.init_from = parent.vocab_size, ""
     elif not is_done and (source := runs.inherit(config, workdir / one.key)) is not None:
         vocab_size = source.tokenizer.vocab_size
-    elif config.task != "pretraining" and not config.data.vocab_file and not is_done:
+    elif not task.makes_vocabulary and not config.data.vocab_file and not is_done:
         raise UserError(
             "fine-tuning needs a checkpoint (init_from, or a stage that it comes after), or data.vocab_file"
         )
@@ -128,12 +128,12 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
 
 
 def _check_metric(config: ConfigDict, metric: str) -> None:
-    split = metric.partition(".")[0]
-    if config.task == "pretraining" and split == "test":
-        raise UserError(f"the study's metric is {metric}, but pretraining is not tested; take eval.… or last.…")
-    name = {"eval": "validation", "last": "validation", "test": "test"}.get(split)
-    if config.task in TASKS and config.task != "pretraining" and name and not config.data[name]:
-        raise UserError(f"the study's metric is {metric}, but data.{name} is empty; set it, or take another split")
+    split = {"eval": "validation", "last": "validation", "test": "test"}.get(metric.partition(".")[0])
+    evaluated = task_class(config.task).splits(config)
+    if split is not None and split not in evaluated:
+        known = " and ".join(evaluated) or "no examples"
+        remedy = f"take another metric, or for labelled examples set data.{split}"
+        raise UserError(f"the study's metric is {metric}, but a run is evaluated on {known}: {remedy}")
 
 
 def _estimate(config: ConfigDict, vocab_size: int, peak: float | None) -> Estimate | None:

@@ -145,12 +145,13 @@ def write_request(workdir: Path, one: PlannedRun, config: ConfigDict, metric: st
     write_atomically(folder / REQUEST, json.dumps(content, indent=1) + "\n")
 
 
-def reset(workdir: Path, one: PlannedRun, *, anew: bool) -> None:
-    """Lets a run be made again: from where it failed, or `anew`, with the old folder moved to a hidden name."""
+def reset(workdir: Path, one: PlannedRun, *, from_scratch: bool) -> None:
+    """Lets a run be made again: from where it failed, or `from_scratch`, with the old folder moved to a
+    hidden name."""
     record = read_run(workdir, one)
     if not record.folder.exists():
         return
-    if not anew:
+    if not from_scratch:
         write_record(replace(record, status=WAITING, error="", attempts=0, result={}))
         return
     number = 1

@@ -165,11 +165,11 @@ def test_what_is_made_again(tmp_path: Path):
 
 def test_a_failed_run_continues_and_any_other_is_moved_aside(tmp_path: Path):
     first, second, *_ = made(tmp_path, study("a"), FAILED)
-    planning.reset(tmp_path, first, anew=False)
+    planning.reset(tmp_path, first, from_scratch=False)
     record = read_run(tmp_path, first)
     assert (record.status, record.attempts, record.result) == (WAITING, 0, {})
     assert (record.folder / "checkpoints" / "10").is_dir()
-    planning.reset(tmp_path, second, anew=True)
+    planning.reset(tmp_path, second, from_scratch=True)
     assert not (tmp_path / second.key).exists()
     kept = tmp_path / "pretrain" / f".{second.name}.1"
     assert (kept / "checkpoints" / "10").is_dir()

@@ -83,7 +83,12 @@ def test_runs_are_estimated_before_any_data_is_read(tmp_path: Path, labelled: Pa
             "",
             "warmup",
         ),
-        ({}, "test.accuracy", "the study's metric is test.accuracy, but data.test is empty"),
+        (
+            {},
+            "test.accuracy",
+            "the study's metric is test.accuracy, but a run is evaluated on validation: take another metric, or for "
+            "labelled examples set data.test",
+        ),
         ({"task": "tagging.None"}, "", "task is 'tagging.None', which cannot be loaded"),
     ],
 )
@@ -98,7 +103,7 @@ def test_a_mistake_in_any_run_is_found_before_the_first(
 
 
 def test_pretraining_has_no_test(tmp_path: Path):
-    with pytest.raises(UserError, match="pretraining is not tested; take eval"):
+    with pytest.raises(UserError, match=r"metric is test\.loss, but a run is evaluated on validation: take another"):
         examined(Study("?", (PRETRAIN,), metrics={"pretrain": "test.loss"}), tmp_path)
 
 
