@@ -125,6 +125,12 @@ class Hangs(Tracker):
     def open(self, *_):
         self.released.wait(60)
 
+    def add(self, step, values):
+        pass
+
+    def close(self):
+        pass
+
 
 class Fails(Tracker):
     package = "json"
@@ -134,6 +140,9 @@ class Fails(Tracker):
 
     def add(self, step, values):
         raise SystemExit("the server\nsays no")
+
+    def close(self):
+        pass
 
 
 @pytest.mark.parametrize("tracker, said", [(Hangs, "did not end in 0.2 s"), (Fails, "SystemExit: the server says no")])
