@@ -97,7 +97,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     with together():
         check_files(config)
         task_class(config.task)
-        on_first_process(lambda: _fetch(config.checkpoint.mirror, workdir))
+        _fetch(config.checkpoint.mirror, workdir)
         source = inherit(config, workdir)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
@@ -127,9 +127,9 @@ def check_folders(config: ConfigDict, workdir: Path) -> None:
 def _fetch(mirror: str, workdir: Path) -> None:
     """Copies what the mirror of a run has and its workdir lacks, before anything is read from the workdir."""
     if mirror:
-        check_writable(workdir)
+        on_first_process(lambda: check_writable(workdir))
         with alone_in(workdir):
-            Mirror(mirror, workdir).fetch()
+            on_first_process(lambda: Mirror(mirror, workdir).fetch())
 
 
 def check_files(config: ConfigDict) -> None:

@@ -27,7 +27,7 @@ from bert_jax.config import UserError
 from bert_jax.data.text.buckets import Bucket, is_inside, is_whole
 from bert_jax.files import write_atomically
 from bert_jax.training.checkpoint import HIDDEN, steps
-from bert_jax.training.processes import on_first_process
+from bert_jax.training.processes import on_first_process, together
 
 FILES = ("config.json", "metrics.jsonl", "environment.json")  # of a workdir, besides its checkpoints
 _OWNER = "owner.json"  # also what a mirror is recognised by
@@ -40,7 +40,10 @@ def mirrored(url: str, workdir: Path) -> Iterator[Callable[[], None]]:
     """Keeps the copy of a run in a bucket inside `with`, if there is a URL, and gives what to call before a checkpoint
     is saved: it raises UserError if another run has taken the mirror over. The first process of a run copies."""
     with contextlib.ExitStack() as held:
-        mirror = held.enter_context(Mirror(url, workdir)) if url and jax.process_index() == 0 else None
+        mirror = None
+        if url:
+            with together():
+                mirror = held.enter_context(Mirror(url, workdir)) if jax.process_index() == 0 else None
         yield (lambda: None) if not url else lambda: on_first_process(mirror.check if mirror else lambda: None)
 
 
