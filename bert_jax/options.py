@@ -209,6 +209,8 @@ _OPTIONS = (
     _number("train.epochs", None, "(0, 1000000]", "passes over the examples, in place of steps; None = steps count"),
     _integer("train.batch_size", 256, "[1, 2^24]", "sequences per step, over all devices and micro-batches"),
     _integer("train.accumulation", 1, "[1, 2^24]", "micro-batches per step"),
+    _text("train.phases", "", "'0.25: batch_size=64 sequence_length=32 mask_rate=0.3; 1: …': shares of train.steps at "
+        "which phases end, and what replaces the config's values in each; empty = one phase"),
     _integer("train.log_every", 100, "[1, 2^31)", "steps", "restart"),
     _integer("train.patience", 0, "[0, 2^31)", "evaluations without a better best_metric that end the run; 0 = off"),
     _integer("train.max_rollbacks", 0, "[0, 1000]", "bad batches left out, each after going back; 0 = end", "restart"),
