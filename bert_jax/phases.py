@@ -65,7 +65,7 @@ def phase_ends(config: ConfigDict) -> list[tuple[int, ConfigDict]]:
 def check_phases(config: ConfigDict, model: BertConfig, num_devices: int, *, is_possible: bool) -> None:
     """Raises UserError for phases that cannot be trained; `is_possible` says whether those of the task can."""
     phases = phase_configs(config)
-    if len(phases) == 1 and phases[0].config is config:
+    if phases[0].config is config:
         return
     if not is_possible:
         raise UserError(f"train.phases is for pretraining, not for task={config.task}; leave it empty")
