@@ -161,6 +161,8 @@ _OPTIONS = (
     _number("data.keep_share", 0.1, "[0, 1]", "share of the predicted tokens that are shown unchanged"),
     _integer("data.max_predictions_per_sequence", 20, "[1, 2^20]", "predicted tokens per row, at most"),
     _integer("data.dupe_factor", 10, "[1, 100000]", "static masking only: passes over the corpus"),
+    _choice("data.clean", "none", "none | prose", "prose = without lines that are no sentences: docs/pretraining.md"),
+    _switch("data.deduplicate", False, "True = without documents, and lines of 60 characters, that occurred before"),
     _integer("data.seed", 12_345, "[0, 2^32)", "of the split into train, validation and test; of static instances"),
     _number("data.validation_share", 0.01, "[0, 1)", "share of the documents"),
     _number("data.test_share", 0.01, "[0, 1)", "share of the documents"),
