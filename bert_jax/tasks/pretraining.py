@@ -91,13 +91,8 @@ class Pretraining(Task):
 
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
-        prepared = prepared_corpus(config, source)
-        known = Source(prepared.tokenizer, config.task, {})
-        corpora = {config.data.sequence_length: prepared}
-        for _, phase in phase_configs(config):
-            if (length := phase.data.sequence_length) not in corpora:
-                corpora[length] = prepared_corpus(phase, known)
-        return cls.over(config, prepared, corpora)
+        corpora = prepared_corpora(config, source)
+        return cls.over(config, corpora[config.data.sequence_length], corpora)
 
     @classmethod
     def over(
@@ -297,6 +292,17 @@ class Pretraining(Task):
         ):
             own = share.of(len(batch["text_ids"]))
             yield {name: x[own] for name, x in batch.items()}
+
+
+def prepared_corpora(config: ConfigDict, source: Source | None) -> dict[int, PreparedCorpus]:
+    """Returns the corpora of a run, by the length of their rows: that of the config, and those of phases with other
+    rows, which have its vocabulary."""
+    prepared = prepared_corpus(config, source)
+    found, known = {config.data.sequence_length: prepared}, Source(prepared.tokenizer, config.task, {})
+    for _, phase in phase_configs(config):
+        if (length := phase.data.sequence_length) not in found:
+            found[length] = prepared_corpus(phase, known)
+    return found
 
 
 def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus:

@@ -221,7 +221,7 @@ def plan_parts(folder: epath.Path, parts: Sequence[Part], splitter: Splitter[Ref
 
 def _duplicates(before: Duplicates, index: Mapping[str, np.ndarray]) -> dict[int, tuple[int, ...] | None]:
     """Returns what occurred before of a part, by the position of the document, and adds the part to `before`."""
-    lines = np.split(index["lines"], np.cumsum(index["counts"].astype(np.int64))[:-1])
+    lines = np.split(index["lines"], np.cumsum(index["counts"].astype(np.int64)))[:-1]
     found = {}
     for position, (value, own) in enumerate(zip(index["hashes"].tolist(), lines, strict=True)):
         if (numbers := before.add(value, own.tolist())) != ():
