@@ -29,7 +29,9 @@ class MuonState(NamedTuple):
     adam: Any
 
 
-def scale_by_muon(optimizer: ConfigDict, adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+def scale_by_muon(
+    optimizer: ConfigDict, adam: optax.GradientTransformation, dtype: str
+) -> optax.GradientTransformation:
     """Returns the orthogonalised Nesterov momentum of the matrices, and what `adam` returns for the other parameters.
 
     Neither mean nor momentum is corrected for its start at 0: only the direction of a matrix counts.
@@ -98,7 +100,8 @@ def _wide(x: Float[Array, "*N I O"]) -> Float[Array, "M S T"]:
 
 
 def _newton_schulz(x: Float[Array, "M S T"], dtype: str) -> Float[Array, "M S T"]:
-    """Iterates x ← a x + (b x xᵀ + c (x xᵀ)²) x, which moves every singular value towards 1. x xᵀ is small if S <= T."""
+    """Iterates x ← a x + (b x xᵀ + c (x xᵀ)²) x, which moves every singular value towards 1. Expects S <= T: the
+    products with x xᵀ are the cheaper ones then."""
     a, b, c = _COEFFICIENTS
     x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True)) + 1e-8)
     for _ in range(_STEPS):
