@@ -23,7 +23,7 @@ from experiments.studies.common import METRICS, SEEDS, data_folder, fine_tuning,
 
 TASKS = ("sst2_500", "sst2_5000", "trec")
 # Half as long as before, at half the rate
-FURTHER = Point({}, dict.fromkeys(("train.steps", "eval.every", "checkpoint.every"), 500))
+FURTHER = Point({}, dict.fromkeys(("train.steps", "eval.every", "checkpoint.every"), 750))
 RATE = Point({}, {"optimizer.learning_rate": 2.5e-3, "optimizer.warmup_steps": 50})
 SENTENCES = (Point({}, {"data.pairing": "none"}),)  # a text of SST-2 has no second sentence
 
