@@ -134,11 +134,6 @@ def _results(
     """Returns the records and statistics of the whole corpus. Their order within a split does not depend on who makes
     them."""
     fields = record_fields(data.masking, tokenizer.vocab_size)
-    cleaning = Cleaning.from_config(data)
-    work = BlockWork(tokenizer, data.sequence_length, np.dtype(fields["tokens"]), cleaning)
-    if preparation is not None:
-        yield from preparation.results(work)
-        return
     documents, whole = corpus.documents(), Statistics()
     if data.deduplicate:
         documents = marked(documents, seed, whole.removed)
@@ -146,8 +141,11 @@ def _results(
     if data.masking == "static":
         yield from _static_results(data, seed, tokenizer, fields, split)
     else:
+        dtype, cleaning = np.dtype(fields["tokens"]), Cleaning.from_config(data)
+        work = BlockWork(tokenizer, data.sequence_length, dtype, cleaning)
         small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
-        yield from in_order(work, blocks(split), data.workers or (1 if small else os.cpu_count() or 1))
+        workers = data.workers or (1 if small else os.cpu_count() or 1)
+        yield from in_order(work, blocks(split), workers) if preparation is None else preparation.results(work)
     yield BlockResult(0, {}, {"train": whole})  # the report shows what was left out of all splits together
 
 
