@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     def take() -> None:
         for _ in range(options.steps):
-            held[0], _ = programs.launch(held[0], programs.constants, batch, programs.key)
+            held[0], _ = programs.phases[0].launch(held[0], programs.constants, batch, programs.key)
         jax.block_until_ready(held[0])
 
     def take_with_save() -> None:

@@ -99,7 +99,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             "freeze what must not change by optimizer.freeze"
         )
     _check_labels(data.labels)
-    _check_batches(config, num_devices)
+    check_batch("train.batch_size", config.train.batch_size, num_devices, config)
+    check_batch("eval.batch_size", config.eval.batch_size, num_devices, config)
     if optimizer.decay_steps or config.train.epochs is None:  # else the steps are known once the data has been read
         _check_warmup(config)
 
@@ -171,15 +172,12 @@ def row_parts(config: ConfigDict, num_devices: int) -> int:
     return data * fsdp
 
 
-def _check_batches(config: ConfigDict, num_devices: int) -> None:
-    devices = row_parts(config, num_devices)
-    for name, size, parts in (
-        ("train.batch_size", config.train.batch_size, config.train.accumulation),
-        ("eval.batch_size", config.eval.batch_size, 1),
-    ):
-        if size % (devices * parts):
-            micro_batches = f" × {parts} micro-batches (train.accumulation)" if parts > 1 else ""
-            raise UserError(f"{name} {size} is not a multiple of {devices} devices{micro_batches}")
+def check_batch(name: str, size: int, num_devices: int, config: ConfigDict) -> None:
+    """Raises UserError unless the devices, and in training the micro-batches, divide a batch of so many rows."""
+    devices, parts = row_parts(config, num_devices), config.train.accumulation if name.startswith("train.") else 1
+    if size % (devices * parts):
+        micro_batches = f" × {parts} micro-batches (train.accumulation)" if parts > 1 else ""
+        raise UserError(f"{name} {size} is not a multiple of {devices} devices{micro_batches}")
 
 
 def from_json_dict(saved: object) -> ConfigDict:
@@ -217,12 +215,14 @@ def read_config(path: Path) -> ConfigDict:
 def write_or_compare(config: ConfigDict, path: Path) -> None:
     """Writes a workdir's `config.json`; if the workdir has checkpoints, raises UserError naming every key that differs.
 
-    `train.steps` may grow if `optimizer.decay_steps` is given: the steps already taken stay the same then.
+    `train.steps` may grow if `optimizer.decay_steps` is given and `train.phases` is not: the steps already taken stay
+    the same then.
     """
     kept = (path.parent / name for name in ("checkpoints", "damaged"))
     if path.exists() and any(child.name[0].isdigit() for folder in kept for child in folder.glob("*")):
         saved = read_config(path).to_dict()
-        free = (*RESTART, "train.steps") if config.optimizer.decay_steps else RESTART
+        may_grow = config.optimizer.decay_steps and not config.train.phases
+        free = (*RESTART, "train.steps") if may_grow else RESTART
         differing = [
             f"{key} was {old!r}, is {new!r}"
             for key, old, new in differences(saved, config.to_dict())

@@ -19,9 +19,10 @@ from bert_jax.options import Value
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
     from bert_jax.run import start_run
-    from bert_jax.tasks.pretraining import prepared_corpus
+    from bert_jax.tasks.pretraining import prepared_corpora
 
-    logging.info("prepared: %s", prepared_corpus(config, start_run(config, workdir)).directory)
+    for prepared in prepared_corpora(config, start_run(config, workdir)).values():
+        logging.info("prepared: %s", prepared.directory)
     return 0
 
 

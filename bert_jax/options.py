@@ -161,6 +161,8 @@ _OPTIONS = (
     _number("data.keep_share", 0.1, "[0, 1]", "share of the predicted tokens that are shown unchanged"),
     _integer("data.max_predictions_per_sequence", 20, "[1, 2^20]", "predicted tokens per row, at most"),
     _integer("data.dupe_factor", 10, "[1, 100000]", "static masking only: passes over the corpus"),
+    _choice("data.clean", "none", "none | prose", "prose = without lines that are no sentences: docs/pretraining.md"),
+    _switch("data.deduplicate", False, "True = without documents, and lines of 60 characters, that occurred before"),
     _integer("data.seed", 12_345, "[0, 2^32)", "of the split into train, validation and test; of static instances"),
     _number("data.validation_share", 0.01, "[0, 1)", "share of the documents"),
     _number("data.test_share", 0.01, "[0, 1)", "share of the documents"),
@@ -213,6 +215,8 @@ _OPTIONS = (
     _number("train.epochs", None, "(0, 1000000]", "passes over the examples, in place of steps; None = steps count"),
     _integer("train.batch_size", 256, "[1, 2^24]", "sequences per step, over all devices and micro-batches"),
     _integer("train.accumulation", 1, "[1, 2^24]", "micro-batches per step"),
+    _text("train.phases", "", "'0.25: batch_size=64 sequence_length=32 mask_rate=0.3; 1: …': shares of train.steps at "
+        "which phases end, and what replaces the config's values in each; empty = one phase"),
     _integer("train.log_every", 100, "[1, 2^31)", "steps", "restart"),
     _integer("train.patience", 0, "[0, 2^31)", "evaluations without a better best_metric that end the run; 0 = off"),
     _integer("train.max_rollbacks", 0, "[0, 1000]", "bad batches left out, each after going back; 0 = end", "restart"),

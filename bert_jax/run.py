@@ -25,6 +25,7 @@ from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
 from bert_jax.options import Value
+from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Description, Evaluation, Source, Task
@@ -110,6 +111,7 @@ def check_run(config: ConfigDict, vocab_size: int) -> None:
     config.model.update({key: getattr(model, key) for key in SHAPE})
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
+    check_phases(config, model, jax.device_count(), is_possible=task_class(config.task).has_phases)
     check_heads(make_mesh(config.mesh), model.num_attention_heads)
 
 

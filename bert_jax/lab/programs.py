@@ -29,6 +29,7 @@ from bert_jax.lab.collectives import by_kind, collectives
 from bert_jax.lab.compile import EVALUATION, TRAINING
 from bert_jax.lab.topology import GIB, Topology
 from bert_jax.models.config import SHAPE, bert_config, check_length
+from bert_jax.phases import check_phases
 from bert_jax.run import inherit
 from bert_jax.sharding import Mesh, check_heads, make_mesh, tree_shardings
 from bert_jax.tasks import task_class
@@ -55,21 +56,23 @@ def compile_programs(
     "refused"      in their place, what the compiler says
     "seconds"      that tracing and compiling took
 
-    Raises UserError for a config that cannot run there.
+    The training step is that of the phase with most tokens. Raises UserError for a config that cannot run there.
     """
     devices = topology.devices()
     task = _task(config, workdir, len(devices))
     mesh = make_mesh(config.mesh, devices)
     check_heads(mesh, task.bert_config.num_attention_heads)
-    lower = {TRAINING: _lower_training, EVALUATION: _lower_evaluation}
+    largest = max((phase.task for phase in task.phases()), key=lambda one: one.tokens_per_step)
+    lower = {TRAINING: (_lower_training, largest), EVALUATION: (_lower_evaluation, task)}
     for name in names:
         yield {"program": name, "devices": mesh.size, "kind": devices[0].device_kind}
         start = time.perf_counter()
         try:
-            program = lower[name](task, mesh).compile()
+            make, of_task = lower[name]
+            program = make(of_task, mesh).compile()
             found = _needs(program, mesh, topology)
             if name == TRAINING:
-                found["limits"] = _limits(program, task, mesh, topology)
+                found["limits"] = _limits(program, of_task, mesh, topology)
         except jax.errors.JaxRuntimeError as error:
             found = _refused(str(error), topology)
         yield found | {"program": name, "seconds": time.perf_counter() - start}
@@ -84,6 +87,7 @@ def _task(config: ConfigDict, workdir: Path, num_devices: int) -> Task:
     check_length(model, config.data.sequence_length)
     configs.resolve_steps(config, _STEPS_PER_EPOCH)
     configs.validate(config, num_devices)
+    check_phases(config, model, num_devices, is_possible=task_class(config.task).has_phases)
     is_same = source is not None and source.task == config.task and not config.train.new_head
     description = source.description if source is not None and is_same else None
     return task_class(config.task).without_data(config, tokenizer, description)

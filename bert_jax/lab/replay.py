@@ -15,7 +15,6 @@ from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
 from bert_jax.training.checkpoint_format import checksums
 from bert_jax.training.guard import batch_number
-from bert_jax.training.loop import train_batches
 from bert_jax.training.observer import Observer
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import alone_in
@@ -64,13 +63,16 @@ def _repeat(programs: Programs, task: Task, folder: Path, end: int, left_out: li
     state = restored_state(saved, mesh)
     step = int(saved.run["step"])
     number = batch_number(step, left_out)
-    batches = train_batches(task, number, mesh)
+    phase, batches = programs.enter(step, number)
     try:
         while step < end:
+            if phase is not programs.phase(step):
+                batches.close()
+                phase, batches = programs.enter(step, number)
             for _ in range(number, batch_number(step, left_out)):
                 next(batches)
             number = batch_number(step, left_out) + 1
-            state, _ = programs.launch(state, programs.constants, to_mesh(mesh, next(batches)), programs.key)
+            state, _ = phase.launch(state, programs.constants, to_mesh(mesh, next(batches)), programs.key)
             step += 1
     finally:
         batches.close()

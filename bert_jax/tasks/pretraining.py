@@ -4,8 +4,10 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import jax
@@ -31,6 +33,7 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
+from bert_jax.phases import phase_configs, phase_ends
 from bert_jax.tasks.likelihood import (
     EncodedPairs,
     hidden_token_batches,
@@ -40,7 +43,18 @@ from bert_jax.tasks.likelihood import (
 )
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.task import Batch, Description, Evaluation, Rows, Source, Sums, Task, mean_of_each, shapes_of
+from bert_jax.tasks.task import (
+    Batch,
+    Description,
+    Evaluation,
+    Phase,
+    Rows,
+    Source,
+    Sums,
+    Task,
+    mean_of_each,
+    shapes_of,
+)
 
 
 class Pretraining(Task):
@@ -48,12 +62,15 @@ class Pretraining(Task):
 
     objectives: ClassVar = {"mlm_loss": 1.0, "nsp_loss": 1.0}
     makes_vocabulary = True
+    has_phases = True
     makes_predictions = False
     new_parameters = "heads/mlm/|heads/nsp/|pooler/"
     dropped_parameters = "heads/"
     renewed_parameters = ""
     final_splits = ()
     prepared: PreparedCorpus  # only of a task with data
+    corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})  # by length of rows, where phases have other rows
+    origin = 0  # position of the row that batch 0 would begin with; of a phase
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
@@ -74,18 +91,20 @@ class Pretraining(Task):
 
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
-        return cls.over(config, prepared_corpus(config, source))
+        corpora = prepared_corpora(config, source)
+        return cls.over(config, corpora[config.data.sequence_length], corpora)
 
     @classmethod
-    def over(cls, config: ConfigDict, prepared: PreparedCorpus) -> Self:
-        """Returns the task over a corpus that is prepared already."""
+    def over(
+        cls, config: ConfigDict, prepared: PreparedCorpus, corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})
+    ) -> Self:
+        """Returns the task over a corpus that is prepared already, with `corpora` for the lengths of rows of phases."""
         task = cls(config, prepared.tokenizer, None)
-        task.prepared = prepared
+        task.prepared, task.corpora = prepared, {config.data.sequence_length: prepared} | dict(corpora)
         if config.eval.blimp:
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
-        pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
-        task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
+        task.steps_per_epoch = math.ceil(task._steps_of_an_epoch())
         return task
 
     @classmethod
@@ -112,15 +131,38 @@ class Pretraining(Task):
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
 
     def fingerprints(self) -> dict[str, str]:
-        shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in self.prepared.manifest["shards"]]
-        found = {"prepared corpus": self.prepared.directory.name, "prepared shards": str(shards)}
+        found = {}
+        for length, prepared in self.corpora.items():
+            rows = "" if prepared is self.prepared else f" for rows of {length}"
+            shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in prepared.manifest["shards"]]
+            found |= {f"prepared corpus{rows}": prepared.directory.name, f"prepared shards{rows}": str(shards)}
         if self.minimal_pairs is not None:
             found["minimal pairs"] = hashlib.blake2b(repr(self.minimal_pairs.pairs).encode()).hexdigest()
         return found
 
+    def phases(self) -> list[Phase]:
+        """Phases whose rows have the same length read one after the other what the ones before have left; other rows
+        are those of another dataset, which is read from its beginning."""
+        found: list[Phase] = []
+        read: dict[int, tuple[ConfigDict, int]] = {}  # by length of rows: the last phase's config, rows read until then
+        for end, config in phase_ends(self.config):
+            if config is self.config:
+                return [Phase(end, self)]
+            task, start = type(self)(config, self.tokenizer, None), found[-1].end if found else 0
+            length, row = config.data.sequence_length, 0
+            if self.corpora:
+                task.prepared = self.corpora[length]
+                task.corpora = {length: task.prepared}
+                if length in read:
+                    row = pipeline.following_row(task.prepared, *read[length], config)
+            task.origin = row - start * config.train.batch_size
+            read[length] = config, task.origin + end * config.train.batch_size
+            found.append(Phase(end, task))
+        return found
+
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
-        return pipeline.train_batches(self.prepared, self.config, **position)
+        return pipeline.train_batches(self.prepared, self.config, **position, origin=self.origin)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         """Yields the records; then, with the validation split, the sentences of eval.blimp, a row per token."""
@@ -230,6 +272,16 @@ class Pretraining(Task):
             names += ("nsp_loss", "nsp_accuracy", "nsp_accuracy_low", "nsp_accuracy_high")
         return (*names, "real_tokens", *blimp)
 
+    def _steps_of_an_epoch(self) -> Fraction:
+        """Returns the steps per epoch, exactly; of a run in phases, their mean over all of its steps."""
+        epochs_per_step, before = Fraction(0), 0.0
+        for share, config in phase_configs(self.config):
+            prepared = self.corpora[config.data.sequence_length]
+            pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
+            epochs_per_step += Fraction(share - before) * Fraction(pairs) / prepared.num_records("train")
+            before = share
+        return 1 / epochs_per_step
+
     def _pair_batches(self, pairs: EncodedPairs, **process: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of batches that have about as many tokens as one of records."""
         size, length = self.config.eval.batch_size, self.config.data.sequence_length
@@ -240,6 +292,17 @@ class Pretraining(Task):
         ):
             own = share.of(len(batch["text_ids"]))
             yield {name: x[own] for name, x in batch.items()}
+
+
+def prepared_corpora(config: ConfigDict, source: Source | None) -> dict[int, PreparedCorpus]:
+    """Returns the corpora of a run, by the length of their rows: that of the config, and those of phases with other
+    rows, which have its vocabulary."""
+    prepared = prepared_corpus(config, source)
+    found, known = {config.data.sequence_length: prepared}, Source(prepared.tokenizer, config.task, {})
+    for _, phase in phase_configs(config):
+        if (length := phase.data.sequence_length) not in found:
+            found[length] = prepared_corpus(phase, known)
+    return found
 
 
 def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus:

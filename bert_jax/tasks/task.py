@@ -60,6 +60,13 @@ class TrainBatches(Protocol):
     def close(self) -> None: ...
 
 
+class Phase(NamedTuple):
+    """Consecutive steps of a run: batches, features and sums of those before step `end` are of `task`."""
+
+    end: int
+    task: "Task"
+
+
 class Task(Protocol):
     """All that the rest of the program knows about what is learned.
 
@@ -75,6 +82,7 @@ class Task(Protocol):
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of those rows of `evaluate` that have one entry per token
     makes_vocabulary: ClassVar[bool] = False  # whether `with_data` learns one from the data where none is given
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
+    has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
 
     config: ConfigDict
     tokenizer: Tokenizer
@@ -140,6 +148,11 @@ class Task(Protocol):
     def constants(self) -> Constants:
         """Returns arrays that `sums` and `evaluate` need but that are not trained, such as a teacher's parameters."""
         return {}
+
+    def phases(self) -> list[Phase]:
+        """Returns the phases of training, in order: tasks over the same model that differ in what a step sees. Steps
+        are counted through all of them. Evaluation is this task's. train.steps must be known."""
+        return [Phase(self.config.train.steps, self)]
 
     def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
         """Returns this process's part of every global batch from `start_step` on."""

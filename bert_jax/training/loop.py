@@ -5,7 +5,6 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from bert_jax import config as configs
 from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, to_mesh
-from bert_jax.tasks.task import Description, Evaluation, Sums, Task, TrainBatches
+from bert_jax.tasks.task import Batch, Description, Evaluation, Sums, Task
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
@@ -30,7 +29,7 @@ from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.mirror import mirrored
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
 from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over
-from bert_jax.training.processes import SeveralParts, check_same, ends_with_the_others, on_first_process, parts_of_batch
+from bert_jax.training.processes import check_same, ends_with_the_others, on_first_process
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.step import Diverged, TrainState, check_finite
@@ -83,7 +82,11 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
     programs = make_programs(task, config, watch)
     mesh, graphdef, key, constants = programs.mesh, programs.graphdef, programs.key, programs.constants
     evaluate = make_evaluation(task, graphdef, config, mesh, constants, watch)
-    explain = partial(first_not_finite, task, graphdef, constants, key, mesh, programs.frozen)
+
+    def explain(state: TrainState, batch: Batch) -> str:
+        its = programs.phase(int(state.step)).task
+        return first_not_finite(its, graphdef, constants, key, mesh, programs.frozen, state, batch)
+
     guard = Guard(task, config.train, workdir, explain)
     with contextlib.ExitStack() as resources:  # whatever happens below, threads and files are closed
         resources.enter_context(out_of_memory_explained())
@@ -119,11 +122,14 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         record = _Record.of(resumed, task)
         guard.resume(record.guard)
         number = guard.first_batch(first)  # of the next batch that is read
-        batches = train_batches(task, number, mesh)
-        resources.callback(batches.close)
+        phase, batches = programs.enter(first, number)
+        resources.callback(lambda: batches.close())  # those of the phase that the run is in by then
+        watch.enter_phase(phase.task)
         if resumed is not None:
             _check_data(resumed["data"], batches.state(), run.workdir)
-        log = MetricsLog(run.workdir, first, train.steps, forget_after=first if resumed else -1, config=config)
+        costs = [(phase.end, phase.task.flops_per_step) for phase in programs.phases]
+        since = first if resumed else -1
+        log = MetricsLog(run.workdir, first, train.steps, forget_after=since, config=config, costs=costs)
         resources.callback(log.close)
         evaluation = Evaluation("validation")
         if not resumed and config.eval.at_start:
@@ -149,7 +155,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
                     position = batches.state() if guard.is_on else {}
                     batch = to_mesh(mesh, next(batches))
                 watch.before_step(batch)
-                state, sums = programs.launch(state, constants, batch, key)
+                state, sums = phase.launch(state, constants, batch, key)
                 guard.watch(Taken(step, guard.batch_number(step), position, batch, sums))
                 number = guard.batch_number(step) + 1
                 if report_due:
@@ -164,12 +170,17 @@ def _train_from_checkpoint(run: _Run) -> Finished:
                 eval_due = step % config.eval.every == 0 or step == train.steps
                 save_due = step % saving.every == 0 or step == train.steps
                 save_due |= eval_due and train.patience > 0  # the last evaluation may turn out to be this one
+                phase_ends = step == phase.end < train.steps
                 extra_due = not save_due and (stopped_by is not None or checkpoints.are_due_by_time(step, train))
-                if eval_due or save_due or extra_due:
+                if eval_due or save_due or extra_due or phase_ends:
                     guard.settle()
-                    if report_due or save_due:  # a report ends at every checkpoint that was planned
+                    if report_due or save_due or phase_ends:  # also ends at every checkpoint that was planned
                         log.record(step, "train", steps.means(task, pending, step) | watch.report())
                         pending, report_due = [], False
+                if phase_ends:
+                    batches.close()
+                    phase, batches = programs.enter(step, number)
+                    watch.enter_phase(phase.task)
                 if eval_due:
                     watch.pause(EVALUATION)
                     evaluation = run.evaluate(state.parameters, "validation", record.description)
@@ -186,7 +197,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
                     metrics = evaluation.metrics if eval_due else {}
                     checkpoints.save(state, saved, task.tokenizer, metrics, temporary=extra_due)
                     log.record(step, LEDGER, watch.account())
-                if eval_due or save_due or extra_due:
+                if eval_due or save_due or extra_due or phase_ends:
                     watch.restart_clock()
 
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
@@ -205,13 +216,6 @@ def _train_from_checkpoint(run: _Run) -> Finished:
             log.record(step, LEDGER, watch.account())
     ended = "done" if step >= train.steps else "patience"
     return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
-
-
-def train_batches(task: Task, first: int, mesh: Mesh) -> TrainBatches:
-    """Returns this process's rows of every batch from number `first` on."""
-    numbers, count = parts_of_batch(mesh.rows())
-    readers = [task.train_batches(first, number, count) for number in numbers]
-    return readers[0] if len(readers) == 1 else SeveralParts(readers)
 
 
 @dataclass

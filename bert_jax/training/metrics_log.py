@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,13 @@ class MetricsLog:
         *,
         forget_after: int | None = None,
         config: ConfigDict | None = None,
+        costs: Sequence[tuple[int, float]] = (),
     ):
+        """`costs` are of a step in each phase, in any unit, with the number of the step before which the phase ends;
+        without them all steps cost the same."""
         self.writes = jax.process_index() == 0
         self.first, self.step, self.total = first_step, first_step, total_steps
-        self.started = time.perf_counter()
+        self.started, self.costs = time.perf_counter(), costs or [(total_steps, 1.0)]
         self.path = workdir / "metrics.jsonl"
         if not self.writes:
             return
@@ -58,6 +61,8 @@ class MetricsLog:
         self.events = EventFile(workdir / "tensorboard", first_step + 1)
         self.trackers = None if config is None else Trackers(config, workdir)
         look: dict[str, Any] = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+        if len(self.costs) > 1:  # the bar itself would take all steps to last as long as the latest
+            look["bar_format"] = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self.bar = tqdm(total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), **look)
 
     def record(self, step: int, split: str, metrics: dict[str, Any]) -> None:
@@ -77,7 +82,7 @@ class MetricsLog:
         if self.bar.disable:
             logging.info("step %d/%d %s: %s%s", step, self.total, split, line, self._left())
         elif split == "train":
-            self.bar.set_postfix_str(line)
+            self.bar.set_postfix_str(line + (self._left() if len(self.costs) > 1 else ""))
         else:
             self.bar.write(f"step {step} {split}: {line}", file=sys.stderr)
 
@@ -109,8 +114,14 @@ class MetricsLog:
     def _left(self) -> str:
         if self.step == self.first:
             return ""
-        seconds = (time.perf_counter() - self.started) * (self.total - self.step) / (self.step - self.first)
-        return f", ETA {tqdm.format_interval(seconds)}"
+        seconds = (time.perf_counter() - self.started) * self._cost(self.step, self.total)
+        return f", ETA {tqdm.format_interval(seconds / self._cost(self.first, self.step))}"
+
+    def _cost(self, first: int, last: int) -> float:
+        """Returns the cost of the steps from number `first` to `last`, end not included."""
+        starts = [0, *(end for end, _ in self.costs)]
+        parts = ((cost, start, end) for start, (end, cost) in zip(starts, self.costs, strict=False))
+        return sum(cost * max(0, min(end, last) - max(start, first)) for cost, start, end in parts)
 
 
 def read_metrics(path: Path) -> list[Record]:

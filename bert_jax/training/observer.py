@@ -25,6 +25,9 @@ class Observer:
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
         """The state exists; nothing is compiled yet. Called again when the run goes back to a checkpoint."""
 
+    def enter_phase(self, task: Task) -> None:
+        """The steps from here on are those of this task, a phase of the run's; called at the beginning too."""
+
     def before_batch(self) -> None:
         """The loop asks for the next batch."""
 
@@ -64,8 +67,8 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]):
         self.observers = observers
-        told = ("begin", "before_batch", "before_step", "compiled", "pause", "before_evaluation_batch", "restart_clock")
-        for name in (*told, "end"):
+        told = ("begin", "enter_phase", "before_batch", "before_step", "compiled", "pause", "before_evaluation_batch")
+        for name in (*told, "restart_clock", "end"):
             setattr(self, name, partial(self._tell_all, name))
 
     def _tell_all(self, name: str, *arguments: Any) -> None:

@@ -1,6 +1,11 @@
-"""The training step of a config with everything that belongs to it: for the loop, and for whoever takes steps again."""
+"""The training steps of a config with everything that belongs to them: for the loop, and for whoever takes them again.
+
+Each phase of a run has a program and batches of its own. Batches are counted through all phases, by updates and those
+left out (`guard.py`), so that an update takes a batch that depends on its number alone.
+"""
 
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,17 +15,26 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from bert_jax.sharding import Mesh, make_mesh, place
-from bert_jax.tasks.task import Constants, Task
+from bert_jax.tasks.task import Constants, Task, TrainBatches
 from bert_jax.training import step as steps
 from bert_jax.training.memory import check_fits
 from bert_jax.training.muon import matrices
 from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import structure
+from bert_jax.training.processes import SeveralParts, parts_of_batch
+
+
+class PhaseSteps(NamedTuple):
+    """The steps before number `end`: their task and their program, which is compiled when it is first launched."""
+
+    end: int
+    task: Task
+    launch: steps.TrainStep
 
 
 class Programs(NamedTuple):
-    """The training step, and what belongs to it."""
+    """The training steps, and what belongs to them."""
 
     mesh: Mesh
     graphdef: nnx.GraphDef
@@ -29,12 +43,23 @@ class Programs(NamedTuple):
     frozen: frozenset[str]
     constants: Constants
     key: Key[Array, ""]  # of the seed
-    launch: steps.TrainStep
+    phases: tuple[PhaseSteps, ...]
+
+    def phase(self, step: int) -> PhaseSteps:
+        """Returns the phase of the step after `step` updates; steps after the last phase belong to it."""
+        return next((phase for phase in self.phases if step < phase.end), self.phases[-1])
+
+    def enter(self, step: int, number: int) -> tuple[PhaseSteps, TrainBatches]:
+        """Returns the phase of the step after `step` updates, and this process's rows of its batches from `number`
+        on."""
+        phase = self.phase(step)
+        numbers, count = parts_of_batch(self.mesh.rows())
+        readers = [phase.task.train_batches(number, part, count) for part in numbers]
+        return phase, readers[0] if len(readers) == 1 else SeveralParts(readers)
 
 
 def make_programs(task: Task, config: ConfigDict, watch: Observer) -> Programs:
-    """Returns the training step of a config, which is compiled when it is first launched. Raises UserError if it cannot
-    fit the memory."""
+    """Returns the training steps of a config. Raises UserError if they cannot fit the memory."""
     mesh = make_mesh(config.mesh)
     graphdef, shapes = structure(task.init)
     multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
@@ -44,9 +69,14 @@ def make_programs(task: Task, config: ConfigDict, watch: Observer) -> Programs:
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, multipliers, config.model.dtype)
     abstract = steps.abstract_state(task, optimizer)[1]
-    check_fits(task, abstract, mesh)
+    phases = task.phases()
+    for phase in phases:
+        check_fits(phase.task, abstract, mesh)
     key, constants = jax.random.key(config.seed), place(mesh, task.constants())
     accumulation, frozen = config.train.accumulation, frozen_names(multipliers)
-    train_step = steps.make_train_step(task, graphdef, optimizer, schedule, mesh, accumulation, frozen)
-    launch = steps.TrainStep(train_step, mesh, watch)
-    return Programs(mesh, graphdef, optimizer, abstract, frozen, constants, key, launch)
+    make_step = partial(steps.make_train_step, accumulation=accumulation, frozen=frozen)
+    made = (
+        PhaseSteps(end, one, steps.TrainStep(make_step(one, graphdef, optimizer, schedule, mesh), mesh, watch))
+        for end, one in phases
+    )
+    return Programs(mesh, graphdef, optimizer, abstract, frozen, constants, key, tuple(made))

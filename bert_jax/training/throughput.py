@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
@@ -38,11 +38,16 @@ class Throughput(Observer):
     """
 
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
-        self.task, self.device = task, mesh.local_devices[0]
+        self.task, self.device, self.is_new = task, mesh.local_devices[0], True
         self.roofline = roofline(task, state, mesh)
         self.peaks: dict[frozenset, int] = {}  # by shape of a batch, where the back end says
         self.used: list[int] = []  # peaks of the steps since the last report
         self.restart_clock()
+
+    def enter_phase(self, task: Task) -> None:
+        moved = self.roofline.bytes + task.bytes_per_step - self.task.bytes_per_step
+        self.roofline = replace(self.roofline, flops=task.flops_per_step, bytes=moved)
+        self.task, self.is_new = task, True
 
     def before_batch(self) -> None:
         self.asked = time.perf_counter()
@@ -53,8 +58,9 @@ class Throughput(Observer):
 
     def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
         self.started += seconds
-        if not self.peaks:
+        if self.is_new:
             logging.info("%s", self.roofline)
+            self.is_new = False
         largest, peak = max(self.peaks.values(), default=0), peak_bytes(program)
         if peak is not None:
             self.peaks[batch_shape(batch)] = peak

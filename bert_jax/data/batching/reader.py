@@ -66,18 +66,23 @@ def each_once(batches: Callable[[int], Batch], data: ConfigDict, count: int) -> 
 
 
 class Share:
-    """The rows of a global batch that one process makes. Raises UserError if the processes do not divide the batch."""
+    """The rows of a global batch that one process makes. `origin` is the position of the first row of batch 0, which
+    may be one that is never made. Raises UserError if the processes do not divide the batch."""
 
-    def __init__(self, batch_size: int, process_index: int, process_count: int, key: str):
+    def __init__(self, batch_size: int, process_index: int, process_count: int, key: str, origin: int = 0):
         if rest := batch_size % process_count:
             fitting = batch_size + process_count - rest
             raise UserError(f"{key} = {batch_size} is not a multiple of the {process_count} processes: use {fitting}")
         self._batch_size, self.size = batch_size, batch_size // process_count
-        self._process_index, self._process_count = process_index, process_count
+        self._process_index, self._process_count, self._origin = process_index, process_count, origin
+
+    def first(self, batch: int) -> int:
+        """Returns the position of the first row of a batch, of all processes."""
+        return self._origin + batch * self._batch_size
 
     def positions(self, batch: int) -> range:
         """Returns the positions of this process's rows in the endless sequence of rows."""
-        start = batch * self._batch_size + self._process_index * self.size
+        start = self.first(batch) + self._process_index * self.size
         return range(start, start + self.size)
 
     def of(self, rows: int) -> slice:

@@ -92,7 +92,7 @@ class Preparation:
         self._parts = cut_parts(corpus)
         self._options = _pipeline_options(data)
         self._limit = data.vocab_sample_megabytes * 1_000_000 if learns else 0
-        self._stage("index", self._parts, IndexPart(str(folder), seed, self._limit))
+        self._stage("index", self._parts, IndexPart(str(folder), seed, self._limit, data.deduplicate))
 
     def tokenizer(self) -> Tokenizer:
         """Learns the vocabulary that the local runner learns, or finds the one that an earlier start has learned."""

@@ -11,6 +11,7 @@ from itertools import accumulate, chain
 import numpy as np
 from jaxtyping import Integer
 
+from bert_jax.data.pretraining.cleaning import Cleaning
 from bert_jax.data.pretraining.records import encode_record
 from bert_jax.data.pretraining.report import Statistics
 from bert_jax.data.text.corpus import Document, split_sentences
@@ -48,6 +49,7 @@ class BlockWork:
     tokenizer: Tokenizer
     sequence_length: int
     token_dtype: np.dtype
+    cleaning: Cleaning = field(default_factory=Cleaning)
 
     def __call__(self, block: Block) -> BlockResult:
         result = BlockResult(block.num_bytes, {}, {})
@@ -63,8 +65,11 @@ class BlockWork:
         characters = 0
         last = block.first_document + len(block.documents) - 1
         for number, (split, document) in enumerate(block.documents, block.first_document):
+            document, removed = self.cleaning(document)
             sentences = split_sentences(document)
-            statistics.setdefault(split, Statistics()).add_lines(sentences)
+            own_statistics = statistics.setdefault(split, Statistics())
+            own_statistics.add_lines(sentences)
+            own_statistics.removed.update(removed)
             waiting.append((number, split, sentences))
             characters += len(document.text)
             if characters >= _BATCH_CHARACTERS or number == last:

@@ -14,8 +14,9 @@ import io
 import json
 import uuid
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -24,6 +25,7 @@ from etils import epath
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks
+from bert_jax.data.pretraining.cleaning import Duplicates, count_duplicate, line_hashes
 from bert_jax.data.pretraining.report import Statistics
 from bert_jax.data.pretraining.splits import SPLITS, Splitter, hash_of
 from bert_jax.data.text.corpus import Corpus, Document, Source
@@ -56,6 +58,8 @@ class PlannedPart:
     first_document: int
     num_documents: int
     is_last: bool
+    # Where data.deduplicate: of a document, by its position, the lines that occurred before; None: the whole document.
+    duplicates: Mapping[int, tuple[int, ...] | None]
 
 
 def cut_parts(corpus: Corpus) -> list[Part]:
@@ -91,19 +95,26 @@ def raise_error(folder: epath.Path) -> None:
 
 @dataclass(frozen=True)
 class IndexPart:
-    """Stores the hash of each document of a part, and its bytes in the sample that a vocabulary is learned from."""
+    """Stores the hash of each document of a part, its bytes in the sample that a vocabulary is learned from, and with
+    `deduplicates` the hashes of its lines."""
 
     folder: str
     seed: int
     sample_limit: int  # bytes; 0 = no vocabulary is learned
+    deduplicates: bool = False
 
     def __call__(self, part: Part) -> None:
         with _message_kept(self.folder, part):
-            hashes, sizes = [], []
+            hashes, sizes, lines, counts = [], [], [], []
             for document in part.documents():
                 hashes.append(hash_of(document, self.seed))
                 sizes.append(len(document.text[: self.sample_limit].encode("utf-8", "replace")))
+                found = line_hashes(document) if self.deduplicates else []
+                lines += found
+                counts.append(len(found))
             arrays = {"hashes": np.asarray(hashes, np.uint64), "sizes": np.asarray(sizes, np.uint32)}
+            if self.deduplicates:
+                arrays |= {"lines": np.asarray(lines, np.uint64), "counts": np.asarray(counts, np.uint32)}
             store(_file(self.folder, part.number, "index"), arrays)
 
 
@@ -135,7 +146,7 @@ class PreparePart:
             sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
             statistics = {split: Statistics() for split in SPLITS}
             size = 0
-            for block in blocks(self._split(planned), planned.first_document):
+            for block in blocks(self._split(planned, statistics["train"].removed), planned.first_document):
                 result = self.work(block)
                 size += result.num_bytes
                 for split, records in result.records.items():
@@ -150,10 +161,14 @@ class PreparePart:
         arrays |= {"statistics": np.frombuffer(content, np.uint8), "num_bytes": np.asarray(size)}
         store(_file(self.folder, part.number, "done"), arrays)
 
-    def _split(self, planned: PlannedPart) -> Iterator[tuple[str, Document]]:
+    def _split(self, planned: PlannedPart, removed: Counter[str]) -> Iterator[tuple[str, Document]]:
         splitter, count = copy.deepcopy(planned.splitter), 0  # the runner may call again with the same part
-        for count, document in enumerate(planned.part.documents(), 1):  # noqa: B007
-            yield from splitter.add(hash_of(document, self.seed), document)
+        for count, document in enumerate(planned.part.documents(), 1):
+            lines = planned.duplicates.get(count - 1, ())
+            if lines is None:
+                count_duplicate(removed, document)
+            else:
+                yield from splitter.add(hash_of(document, self.seed), replace(document, duplicates=lines))
         if count != planned.num_documents:
             raise UserError(f"{_names(planned.part)}: changed during preparation: start again")
         if planned.is_last:
@@ -176,23 +191,42 @@ def sample_stride(folder: epath.Path, parts: Sequence[Part], limit: int) -> tupl
 def plan_parts(folder: epath.Path, parts: Sequence[Part], splitter: Splitter[Ref]) -> list[PlannedPart]:
     """Returns the parts as `PreparePart` takes them. All must be indexed."""
     starts: list[tuple[Splitter[Ref], int, int]] = []
+    before = Duplicates()
+    duplicates: list[dict[int, tuple[int, ...] | None]] = []
     carried: list[set[Ref]] = []  # documents of earlier parts that come out in this one
     number = 0
     for part in parts:
-        hashes = load(_file(folder, part.number, "index"))["hashes"].tolist()
+        found = load(_file(folder, part.number, "index"))
+        hashes = found["hashes"].tolist()
+        duplicates.append(_duplicates(before, found) if "lines" in found else {})
         starts.append((copy.deepcopy(splitter), number, len(hashes)))
         carried.append(set())
         for index, value in enumerate(hashes):
+            if duplicates[-1].get(index, ()) is None:
+                continue
             for _, ref in splitter.add(value, (part.number, index)):
                 number += 1
                 if ref[0] != part.number:
                     carried[-1].add(ref)
     carried[-1] |= {ref for ref, _ in splitter.reserve.values() if ref[0] != parts[-1].number}
-    texts = _fetched(parts, set().union(*carried))
+    texts = {
+        (part, index): replace(document, duplicates=duplicates[part].get(index) or ())
+        for (part, index), document in _fetched(parts, set().union(*carried)).items()
+    }
     return [
-        PlannedPart(part, _with_texts(state, texts, wanted), first, count, part is parts[-1])
-        for part, (state, first, count), wanted in zip(parts, starts, carried, strict=True)
+        PlannedPart(part, _with_texts(state, texts, wanted), first, count, part is parts[-1], lines)
+        for part, (state, first, count), wanted, lines in zip(parts, starts, carried, duplicates, strict=True)
     ]
+
+
+def _duplicates(before: Duplicates, index: Mapping[str, np.ndarray]) -> dict[int, tuple[int, ...] | None]:
+    """Returns what occurred before of a part, by the position of the document, and adds the part to `before`."""
+    lines = np.split(index["lines"], np.cumsum(index["counts"].astype(np.int64)))[:-1]
+    found = {}
+    for position, (value, own) in enumerate(zip(index["hashes"].tolist(), lines, strict=True)):
+        if (numbers := before.add(value, own.tolist())) != ():
+            found[position] = numbers
+    return found
 
 
 def read_results(folder: epath.Path, parts: Sequence[Part]) -> Iterator[BlockResult]:

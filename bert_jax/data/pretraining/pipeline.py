@@ -20,17 +20,23 @@ from bert_jax.data.tokenizers.encoding import Tokenizer
 
 
 def train_batches(
-    prepared: PreparedCorpus, config: ConfigDict, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    prepared: PreparedCorpus,
+    config: ConfigDict,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    origin: int = 0,
 ) -> TrainBatches:
-    """Returns an endless iterator over a process's share of the global batches, from `start_step` on.
+    """Returns an endless iterator over a process's share of the global batches, from `start_step` on, where batch 0
+    would begin with row `origin`.
 
     A batch maps the keys of `PairRows` to arrays with a leading axis of batch_size / process_count; static masking adds
     masked_positions and masked_labels int32[B, P] and masked_weights float32[B, P]. Raises UserError.
     """
-    batch_size = config.train.batch_size
     rows = _packed_rows(prepared, config) if config.data.packing else _rows(prepared, config, "train", config.seed)
-    share = Share(batch_size, process_index, process_count, "train.batch_size")
-    position = lambda step: divmod(rows.first_pair(step * batch_size), len(rows.source))  # noqa: E731
+    share = Share(config.train.batch_size, process_index, process_count, "train.batch_size", origin)
+    position = lambda step: divmod(rows.first_pair(share.first(step)), len(rows.source))  # noqa: E731
     dataset = prepared.directory.name
     return TrainBatches(
         partial(_batch, rows, share, None), config.data, position, dataset=dataset, start_step=start_step
@@ -76,6 +82,16 @@ def padding_batch(config: ConfigDict, tokenizer: Tokenizer, *, training: bool) -
 def pairs_per_row(prepared: PreparedCorpus, config: ConfigDict) -> float:
     """Returns how many pairs share a row of training: 1, or with data.packing about the number that fit."""
     return _packed_rows(prepared, config).pairs_together / ROWS_TOGETHER if config.data.packing else 1.0
+
+
+def following_row(prepared: PreparedCorpus, before: ConfigDict, rows: int, config: ConfigDict) -> int:
+    """Returns the row with which training continues that has read so many rows of the same dataset with the config
+    `before`. Rows that pairs share hold others at another mask rate; then it begins ROWS_TOGETHER rows with the first
+    pair that may not have been read."""
+    if not config.data.packing or config.data.mask_rate == before.data.mask_rate:
+        return rows
+    pairs = _packed_rows(prepared, before).first_pair(rows)
+    return -(-pairs // _packed_rows(prepared, config).pairs_together) * ROWS_TOGETHER
 
 
 def num_eval_examples(prepared: PreparedCorpus, config: ConfigDict, *, split: str = "validation") -> int:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.beam import Preparation, beam_preparation, check_beam
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks, num_bytes
+from bert_jax.data.pretraining.cleaning import Cleaning, marked
 from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
 from bert_jax.data.pretraining.prepared import FORMAT_VERSION, MANIFEST, Incomplete, PreparedCorpus, open_prepared
 from bert_jax.data.pretraining.records import DATASET_NAME, ShardWriter, encode_record, record_fields, tfds_features
@@ -107,6 +108,7 @@ def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer 
     if data.masking == "static":
         names += ["mask_unit", "mask_rate", "mask_share", "random_share", "keep_share", "dupe_factor"]
         names += ["max_predictions_per_sequence", "random_next_rate", "short_sequence_rate"]
+    names += [name for name in ("clean", "deduplicate") if data[name] not in ("none", False)]
     settings = {name: data[name] for name in names}
     settings |= {"format": FORMAT_VERSION, "seed": seed, "fingerprint": corpus.fingerprint}
     return settings | {"tokenizer_hash": tokenizer.content_hash if tokenizer else None}
@@ -116,7 +118,8 @@ def _checked(prepared: PreparedCorpus, data: ConfigDict) -> PreparedCorpus:
     """Returns the dataset. Raises UserError if this config cannot train on it."""
     documents = prepared.manifest["splits"]["train"]["documents"]
     if prepared.num_records("train") == 0:
-        raise UserError(f"corpus {data.corpus} {data.files!r} has no text to train on: check data.files")
+        rules = "" if data.clean == "none" else f", or data.clean={data.clean}, which leaves out what report.txt says"
+        raise UserError(f"corpus {data.corpus} {data.files!r} has no text to train on: check data.files{rules}")
     if data.pairing == "nsp" and documents < 2:
         raise UserError(
             f"corpus {data.corpus} {data.files!r} has {documents} training document: nsp draws random sentences from "
@@ -131,15 +134,19 @@ def _results(
     """Returns the records and statistics of the whole corpus. Their order within a split does not depend on who makes
     them."""
     fields = record_fields(data.masking, tokenizer.vocab_size)
+    documents, whole = corpus.documents(), Statistics()
+    if data.deduplicate:
+        documents = marked(documents, seed, whole.removed)
+    split = split_documents(documents, seed, data.validation_share, data.test_share)
     if data.masking == "static":
-        split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
-        return _static_results(data, seed, tokenizer, fields, split)
-    work = BlockWork(tokenizer, data.sequence_length, np.dtype(fields["tokens"]))
-    if preparation is not None:
-        return preparation.results(work)
-    split = split_documents(corpus.documents(), seed, data.validation_share, data.test_share)
-    small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
-    return in_order(work, blocks(split), data.workers or (1 if small else os.cpu_count() or 1))
+        yield from _static_results(data, seed, tokenizer, fields, split)
+    else:
+        dtype, cleaning = np.dtype(fields["tokens"]), Cleaning.from_config(data)
+        work = BlockWork(tokenizer, data.sequence_length, dtype, cleaning)
+        small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
+        workers = data.workers or (1 if small else os.cpu_count() or 1)
+        yield from in_order(work, blocks(split), workers) if preparation is None else preparation.results(work)
+    yield BlockResult(0, {}, {"train": whole})  # the report shows what was left out of all splits together
 
 
 def _build(
@@ -194,15 +201,18 @@ def _static_results(
     """Yields the statistics of each document, then the original script's instances of each split: with both shares 0,
     exactly its output for this seed."""
     vocabulary = [tokenizer.token(index) for index in range(tokenizer.vocab_size)]
+    cleaning = Cleaning.from_config(data)
     documents: dict[str, list[list[list[str]]]] = {name: [] for name in SPLITS}
-    for name, document in split:
-        sentences, statistics = split_sentences(document), Statistics()
+    for name, original in split:
+        statistics = Statistics()
+        document, statistics.removed = cleaning(original)
+        sentences = split_sentences(document)
         statistics.add_lines(sentences)
         ids = [sentence for sentence in tokenizer.encode_words(sentences) if sentence]
         if ids:
             statistics.add_document([len(s) for s in ids], [], sum(s.count(tokenizer.unk_id) for s in ids))
             documents[name].append([[vocabulary[token] for token in sentence] for sentence in ids])
-        yield BlockResult(num_bytes(document), {}, {name: statistics})
+        yield BlockResult(num_bytes(original), {}, {name: statistics})
 
     def encode(instance: Instance) -> bytes:
         tokens, labels = (list(map(tokenizer.id, names)) for names in (instance.tokens, instance.labels))

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bert_jax.data.pretraining.cleaning import shares
+
 _SAMPLE_LINES = 1 << 17
 _UNKNOWN_LIMIT = 0.01  # share of tokens
 _REPEATED_LIMIT = 0.05  # share of sentences
@@ -22,6 +24,7 @@ class Statistics:
         self.counts = Counter(documents=0, sentences=0, tokens=0, unknown_tokens=0, chunks=0)
         # Bit lengths of the numbers of tokens, of tokens and of chunks, and how often each occurs.
         self.sentence_lengths, self.chunk_lengths, self.document_chunks = Counter[int](), Counter[int](), Counter[int]()
+        self.removed = Counter[str]()  # what `cleaning.py` has left out
         self._lines: dict[int, int] = {}
         self._line_mask = 0  # a sentence is in the sample if its hash has none of these bits
 
@@ -39,6 +42,7 @@ class Statistics:
 
     def merge(self, other: "Statistics") -> None:
         self.counts.update(other.counts)
+        self.removed.update(other.removed)
         self.sentence_lengths.update(other.sentence_lengths)
         self.chunk_lengths.update(other.chunk_lengths)
         self.document_chunks.update(other.document_chunks)
@@ -49,13 +53,15 @@ class Statistics:
     def to_json(self) -> dict[str, Any]:
         """Returns everything as JSON, for `from_json`."""
         bins = [self.sentence_lengths, self.chunk_lengths, self.document_chunks]
-        content: dict[str, Any] = {"counts": dict(self.counts), "bins": [list(found.items()) for found in bins]}
+        counts = {"counts": dict(self.counts), "removed": dict(self.removed)}
+        content: dict[str, Any] = counts | {"bins": [list(found.items()) for found in bins]}
         return content | {"lines": list(self._lines.items()), "line_mask": self._line_mask}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Statistics":
         made = cls()
         made.counts.update(content["counts"])
+        made.removed.update(content["removed"])
         bins = [made.sentence_lengths, made.chunk_lengths, made.document_chunks]
         for found, items in zip(bins, content["bins"], strict=True):
             found.update(dict(items))
@@ -93,6 +99,8 @@ def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:
         "tokens_per_chunk": _histogram(total.chunk_lengths),
         "chunks_per_document": _histogram(total.document_chunks),
     }
+    if total.removed:
+        report["removed"] = shares(total.removed)
     report["warnings"] = _warnings(report, total.counts["documents"])
     return report
 
@@ -105,6 +113,11 @@ def report_text(report: dict[str, Any]) -> str:
         lines.append(f"{name:<12}" + "".join(f"{counts[column]:>14,}" for column in columns))
     unknown, repeated = report["unknown_share"], report["repeated_line_share"]
     lines.append(f"[UNK] {unknown:.3%} of tokens, repeated {repeated:.2%} of lines")
+    if "removed" in report:
+        lines.append(f"{'left out':<24}{'lines':>12}{'of lines':>12}{'of characters':>16}")
+        for rule, taken in report["removed"].items():
+            parts = f"{taken['line_share']:>12.2%}{taken['character_share']:>16.2%}"
+            lines.append(f"  {rule:<22}{taken['lines']:>12,}{parts}")
     for title in ("tokens_per_sentence", "tokens_per_chunk", "chunks_per_document"):
         if histogram := report[title]:
             largest = max(histogram.values())

@@ -26,7 +26,7 @@ _HEAD = 1 << 18  # characters that the layout of a text file is read from
 _MAX_DOCUMENT = 1_000_000  # characters; a book is 0.2 to 1 million
 _SAMPLE_BYTES = 1_750_000  # about
 _TFDS_BYTES = 1 << 24  # of the examples that are one source
-_ENDS_SENTENCE = re.compile(r"[.!?…。！？｡؟۔।][\"'”’»)\]」』）】》〉\s]*$")
+ENDS_SENTENCE = re.compile(r"[.!?…。！？｡؟۔।][\"'”’»)\]」』）】》〉\s]*$")
 _TITLE = re.compile(r' title="(.*?)">')
 
 
@@ -35,6 +35,7 @@ class Document:
     source: str  # where it came from: "path:line", module, topic or example name, for messages
     text: str  # sentences on lines if one_sentence_per_line, else paragraphs on lines
     one_sentence_per_line: bool
+    duplicates: tuple[int, ...] = ()  # numbers of its lines that occurred before in the corpus, if looked for
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _layout(head: str) -> tuple[str, bool]:
     pairs = [pair for block in blocks for pair in pairwise(block)]
     lengths = sorted(map(len, lines))
     ninetieth, margin = (lengths[int(share * (len(lines) - 1))] for share in (0.9, 0.99))
-    ends = sum(bool(_ENDS_SENTENCE.search(line)) for line in lines) / len(lines)
+    ends = sum(bool(ENDS_SENTENCE.search(line)) for line in lines) / len(lines)
     continued = sum(line[0].islower() for _, line in pairs) / max(1, len(pairs))
     filled = sum(len(a) + 1 + len(b.split(maxsplit=1)[0]) > margin for a, b in pairs) / max(1, len(pairs))
     blank_ends_document = len(lines) >= 1.5 * len(blocks)

@@ -9,6 +9,7 @@ from bert_jax.config import UserError, read_config
 from bert_jax.lab.records import RunRecord
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.cost import training_flops
+from bert_jax.phases import phase_ends
 from bert_jax.tasks import TASKS, task_class
 from bert_jax.training.metrics_log import Record, read_metrics
 
@@ -56,16 +57,26 @@ def cost_of(run: RunRecord, starts: list[dict[str, Any]]) -> Cost:
 def _work(run: RunRecord) -> tuple[float, float]:
     """Returns tokens and operations of a run's training steps, (0, 0) before its first report."""
     lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if line["split"] == "train"]
-    speed = next((line for line in reversed(lines) if _has_speed(line)), None)
-    if speed is None or not (run.folder / "config.json").is_file():
+    measured = {line["step"]: line["tokens_per_second"] * line["step_seconds"] for line in lines if _has_speed(line)}
+    if not measured or not (run.folder / "config.json").is_file():
         return 0.0, 0.0
-    steps, per_step = max(line["step"] for line in lines), speed["tokens_per_second"] * speed["step_seconds"]
+    steps = max(line["step"] for line in lines)
     try:
         config = read_config(run.folder / "config.json")
         model = bert_config(config.model, config.model.vocab_size or config.data.vocab_size)
+        phases = phase_ends(config)
     except UserError:  # of another version; the tokens are known all the same
-        return steps * per_step, 0.0
-    return steps * per_step, steps * _flops(model, config, per_step)
+        return steps * measured[max(measured)], 0.0
+    tokens = flops = 0.0
+    start = 0
+    for end, one in phases:  # whose steps have as many tokens each
+        inside = [step for step in measured if start < step <= end]
+        if inside:
+            per_step = measured[max(inside)]
+            taken = min(end, steps) - start
+            tokens, flops = tokens + taken * per_step, flops + taken * _flops(model, one, per_step)
+        start = end
+    return tokens, flops
 
 
 def _has_speed(line: Record) -> bool:

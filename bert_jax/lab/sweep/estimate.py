@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from bert_jax import backend
@@ -147,17 +148,20 @@ def _estimate(config: ConfigDict, vocab_size: int, peak: float | None) -> Estima
     steps = _steps(config, task)
     checkpoint = 12.0 * parameters  # parameters and two moments in float32
     kept = min(config.checkpoint.keep, 1 + (steps or 1 << 30) // (config.checkpoint.every or 1 << 30)) + 1
-    activations = task.bytes_per_step / 3 / config.train.accumulation
-    flops = None if steps is None else steps * task.flops_per_step
+    phases = task.phases()
+    activations = max(phase.task.bytes_per_step for phase in phases) / 3 / config.train.accumulation
+    counts = np.diff([0, *(phase.end for phase in phases[:-1]), steps or 0]).tolist()
+    tokens = sum(count * float(phase.task.tokens_per_step) for count, phase in zip(counts, phases, strict=True))
+    flops = sum(count * phase.task.flops_per_step for count, phase in zip(counts, phases, strict=True))
     return Estimate(
         parameters,
         checkpoint,
         kept * checkpoint,
         _PROCESS + 16.0 * parameters + activations,
         steps,
-        None if steps is None else float(steps) * task.tokens_per_step,
-        flops,
-        None if flops is None or peak is None else flops / (peak * _USUAL_MFU),
+        None if steps is None else tokens,
+        None if steps is None else flops,
+        None if steps is None or peak is None else flops / (peak * _USUAL_MFU),
     )
 
 

@@ -64,7 +64,7 @@ def digests(folder: Path) -> dict[str, str]:
     "changes",
     [
         {},  # the vocabulary is learned on half of the corpus
-        {"tokenizer": "unigram", "validation_share": 0.0},
+        {"tokenizer": "unigram", "validation_share": 0.0, "clean": "prose", "deduplicate": True},
         pytest.param(
             {"beam_options": "--direct_num_workers=2 --direct_running_mode=multi_processing"}, marks=pytest.mark.slow
         ),

@@ -1,5 +1,6 @@
 """A corpus prepared part by part: the same documents, splits, records and statistics as in one stream."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining import parts
+from bert_jax.data.pretraining import cleaning, parts
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks
+from bert_jax.data.pretraining.cleaning import Cleaning
 from bert_jax.data.pretraining.report import Statistics, make_report
 from bert_jax.data.pretraining.splits import SPLITS, Splitter, split_documents
 from bert_jax.data.text.corpus import Corpus, Document, Source
@@ -52,12 +54,14 @@ def by_split(results: list[BlockResult]) -> tuple[dict[str, list[bytes]], dict]:
     return records, make_report(statistics)
 
 
-def prepared(corpus: Corpus, folder: epath.Path, shares: tuple[float, float]) -> list[BlockResult]:
+def prepared(
+    corpus: Corpus, folder: epath.Path, shares: tuple[float, float], work: BlockWork = WORK
+) -> list[BlockResult]:
     cut = parts.cut_parts(corpus)
     for part in cut:
-        parts.IndexPart(str(folder), 3, 0)(part)
+        parts.IndexPart(str(folder), 3, 0, work.cleaning.deduplicates)(part)
     for planned in reversed(parts.plan_parts(folder, cut, Splitter(*shares))):  # in any order
-        parts.PreparePart(str(folder), 3, WORK)(planned)
+        parts.PreparePart(str(folder), 3, work)(planned)
     parts.raise_error(folder)
     return list(parts.read_results(folder, cut))
 
@@ -76,6 +80,23 @@ def test_the_parts_give_the_records_of_one_stream(tmp_path_factory, monkeypatch,
     records, report = by_split(prepared(corpus, folder, shares))
     assert (records, report) == by_split(expected)
     assert len(parts.cut_parts(corpus)) == 4
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), most=st.sampled_from([2, 4, 30]), share=st.sampled_from([0.0, 0.02, 0.3]))
+def test_the_parts_leave_out_what_one_stream_leaves_out(tmp_path_factory, monkeypatch, seed, most, share):
+    monkeypatch.setattr(parts, "_PART_BYTES", (2, 2))
+    monkeypatch.setattr(cleaning, "_LEAST_DUPLICATE", 4)  # of these lines; about a tenth recurs
+    corpus, removed = make_corpus(random_texts(seed, most=most)), Statistics()
+    folder, work = epath.Path(tmp_path_factory.mktemp("parts")), replace(WORK, cleaning=Cleaning(False, True))
+    documents = cleaning.marked(corpus.documents(), 3, removed.removed)
+    expected = list(map(work, blocks(split_documents(documents, 3, share, share))))
+    expected.append(BlockResult(0, {}, {"train": removed}))
+    assert by_split(prepared(corpus, folder, (share, share), work)) == by_split(expected)
+    lines = {line for document in corpus.documents() for line in document.text.split("\n") if len(line) >= 4}
+    kept = by_split(expected)[1]["splits"]
+    short = sum(len(line) < 4 for text in {d.text for d in corpus.documents()} for line in text.split("\n"))
+    assert sum(counts["sentences"] for counts in kept.values()) == len(lines) + short  # every other line once
 
 
 @pytest.mark.parametrize("limit", [1, 300, 5_000, 10**6])
@@ -105,7 +126,7 @@ def test_a_part_that_fails_leaves_its_message_and_no_records(tmp_path: Path):
     corpus, folder = Corpus("test", None, "", [Source(1, documents)]), epath.Path(tmp_path)
     (part,) = parts.cut_parts(corpus)
     parts.IndexPart(str(folder), 0, 0)(part)
-    planned = parts.PlannedPart(part, Splitter(0.0, 0.0), 0, 1, True)
+    planned = parts.PlannedPart(part, Splitter(0.0, 0.0), 0, 1, True, {})
     parts.PreparePart(str(folder), 0, WORK)(planned)
     assert [path.name for path in tmp_path.iterdir()] == ["000000.error"]
     with pytest.raises(UserError, match=r"^b\.txt:3: not UTF-8$"):
