@@ -9,9 +9,8 @@ Initialisation (source: google-research/bert, modeling.py):
 σ is model.initializer_range; with another model.initializer than fixed, that of kernels in the trunk and of the MLM
 head's transform is
 
-    width         initializer_range · √(768 / inputs): the variance is proportional to 1 / inputs (Yang et al. 2022,
-                  table 3, which leaves tables as they are), and 0.02 becomes 0.55 / √inputs; Nguyen and Salazar (2019)
-                  have 0.63 / √inputs, LeCun et al. (1998) 1 / √inputs
+    width         initializer_range · √(768 / inputs): the variance is proportional to 1 / inputs, and tables stay as
+                  they are (Yang et al. 2022). By default 0.55 / √inputs; Nguyen and Salazar (2019) have 0.63 / √inputs
     width_depth   the same, ÷ √(2 · layers) for the output kernels of attention and feed-forward parts, of which the
                   residual stream is the sum (Radford et al. 2019, section 2.3)
 """
