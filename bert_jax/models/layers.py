@@ -72,7 +72,7 @@ GELU = {"gelu_tanh": partial(gelu, approximate=True), "gelu": partial(gelu, appr
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def geglu(gate: Float[Array, "..."], x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
     """Returns gelu(gate) · x (Shazeer 2020), computed in float32. The backward pass needs the two arrays alone."""
-    return (gelu(gate.astype(jnp.float32), approximate) * x.astype(jnp.float32)).astype(x.dtype)
+    return (cast(Array, gelu(gate.astype(jnp.float32), approximate)) * x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _geglu_forward(gate, x, approximate):
