@@ -14,7 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.files import write_atomically
-from bert_jax.options import OPTIONS, RESTART, can_be, default_config, nearest
+from bert_jax.option import can_be
+from bert_jax.options import OPTIONS, RESTART, default_config, nearest
 
 
 class UserError(Exception):

@@ -24,7 +24,7 @@ from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
 from bert_jax.models.config import SHAPE, bert_config, check_length, check_structure, inherit_shape
-from bert_jax.options import Value
+from bert_jax.option import Value
 from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Description, Evaluation, Source, Task
