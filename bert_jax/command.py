@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bert_jax.config import UserError
-from bert_jax.options import Option, Value
+from bert_jax.option import Option, Value
 
 # Terminals obey control characters, escape sequences and marks of the writing direction; no terminal can show a
 # surrogate, which stands for an undecodable byte.

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, check_options
-from bert_jax.options import OPTIONS, Option, Value, nearest
+from bert_jax.option import Option, Value
+from bert_jax.options import OPTIONS, nearest
 
 _MAX_BYTES = 1 << 20  # an experiment is a page of Python; anything longer is another kind of file
 _MAX_CAUSE = 300  # characters

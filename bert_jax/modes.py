@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.command import say
 from bert_jax.config import UserError
-from bert_jax.options import Value
+from bert_jax.option import Value
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:

@@ -8,82 +8,13 @@ means that the value comes from elsewhere; the meaning says from where.
 
 import difflib
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-Value = bool | int | float | str | None
-
-MARKS = {
-    "optional": "None is a value; it is of every option whose default is None",
-    "needed": "an empty text is not a value",
-    "pattern": "a regular expression",
-    "shape": "belongs to the parameters: a run that starts from a checkpoint takes it from there",
-    "restart": "may differ between two starts of one run: it changes nothing of what is learned",
-    "inference": "may differ between a run and a command that uses its checkpoint",
-}
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One key of the config, e.g. `train.steps`, with everything that the code and the docs need to know about it."""
-
-    name: str
-    type: type
-    default: Value
-    meaning: str
-    choices: tuple[str, ...] = ()
-    range: str = ""  # an interval of numbers: [ ] include the end, ( ) exclude it
-    marks: tuple[str, ...] = ()  # of MARKS
-
-    def problem(self, value: Any) -> str | None:
-        """Returns what is wrong with a value, as a sentence that names the option, or None."""
-        if value is None:
-            return None if self.is_optional else f"{self.name} is None; it needs a value ({self.allowed})"
-        if not self.has_type(value) or (self.range and not _contains(self.range, value)):
-            return f"{self.name} is {_short(value)}; it must be {self.allowed}"
-        if self.choices and value not in self.choices:
-            return f"{self.name} is {_short(value)}; {can_be(value, self.choices)}"
-        if self.type is str and "\0" in value:
-            return f"{self.name} contains a NUL character; it must be {self.allowed}"
-        if "needed" in self.marks and not value.strip(" "):
-            return f"{self.name} is empty; it needs a value"
-        return None
-
-    def has_type(self, value: object) -> bool:
-        """Returns whether a value that is not None has the option's type; whole numbers are numbers as well."""
-        kinds = (int, float) if self.type is float else (self.type,)
-        return isinstance(value, kinds) and (self.type is bool or not isinstance(value, bool))
-
-    def parse(self, text: str) -> Value:
-        """Returns the value that a text on the command line stands for. Raises ValueError with a sentence."""
-        if self.is_optional and text == "None":
-            return None
-        try:
-            value = _BOOLEANS[text.lower()] if self.type is bool else self.type(text)
-        except (ValueError, KeyError):
-            raise ValueError(f"{self.name} is {_short(text)}; it must be {self.allowed}") from None
-        if problem := self.problem(value):
-            raise ValueError(problem)
-        return value
-
-    @property
-    def is_optional(self) -> bool:
-        return self.default is None or "optional" in self.marks
-
-    @property
-    def allowed(self) -> str:
-        """A phrase for the values that the option accepts."""
-        if self.choices:
-            return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
-        kind = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}[self.type]
-        return f"{kind} {_in_words(self.range)}" if self.range else kind
+from bert_jax.option import Option
 
 
 def _text(name: str, default: str | bool | None, meaning: str, *marks: str, kind: type = str) -> Option:
@@ -117,7 +48,10 @@ _OPTIONS = (
     _integer("model.type_vocab_size", None, "[1, 65536]", "None = 2", "shape"),
     _choice("model.hidden_act", None, "gelu_tanh | gelu", "gelu: erf; None = gelu_tanh, the original", "shape"),
     _number("model.layer_norm_eps", None, "(0, 1]", "None = 1e-12", "shape"),
-    _choice("model.position_embedding", None, "learned | sinusoidal", "None = learned", "shape"),
+    _choice("model.position_embedding", None, "learned | sinusoidal | rotary", "None = learned", "shape"),
+    _switch("model.gated", None, "True = feed-forward parts with a gate (GEGLU, Shazeer 2020); None = False", "shape"),
+    _switch("model.use_bias", None, "False = no biases in the trunk and the MLM head; None = True", "shape"),
+    _switch("model.tie_embeddings", None, "False = the MLM output has a table of its own; None = True", "shape"),
     _choice("model.norm", None, "post | pre", "LayerNorm after or before a sub-layer; None = post", "shape"),
     _switch("model.causal", None, "True = left-to-right attention, the paper's ablation; None = False", "shape"),
     _integer("model.vocab_size", None, "[1, 2^24]", "None = the tokenizer's; if given, the two must agree"),
@@ -125,6 +59,8 @@ _OPTIONS = (
     _number("model.hidden_dropout", 0.1, "[0, 1)", "share of activations that dropout zeroes", "inference"),
     _number("model.attention_dropout", 0.1, "[0, 1)", "share of probabilities that dropout zeroes", "inference"),
     _number("model.initializer_range", 0.02, "[0, 100]", "standard deviation of initial parameters"),
+    _choice("model.initializer", "fixed", "fixed | width | width_depth", "width: × √(768 / inputs of a kernel); depth: "
+        "also ÷ √(2 × layers) where a kernel adds to the residual stream"),
     _choice("model.attention", "auto", "auto | xla | cudnn", "implementation of attention", "inference"),
     _choice("model.layers", "auto", "auto | scan | unroll", "auto = unroll on a CPU, scan elsewhere", "inference"),
     _choice("model.remat", "none", "none | dots | full", "recomputed activations; dots keeps products", "inference"),
@@ -281,13 +217,6 @@ def nearest(name: str) -> str:
     return (close + difflib.get_close_matches(name, OPTIONS, 1, 0))[0]
 
 
-def can_be(text: str, choices: Iterable[str]) -> str:
-    """Returns the end of a message about a text that is none of the choices: what it can be, the most similar last."""
-    names = [name for name in choices if name]
-    close = difflib.get_close_matches(text, names, 1)
-    return f"it can be {', '.join(names)}" + (f" (did you mean {close[0]}?)" if close else "")
-
-
 def table() -> str:
     """Returns docs/options.md: one line per option, in the groups of the config."""
     lines = [_INTRODUCTION]
@@ -315,29 +244,6 @@ type and a value out of range are errors. The letters after a name say when its 
 
 Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, and `--allow` of `bert_jax.convert`)
 match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
-
-
-def _contains(interval: str, value: float) -> bool:
-    least, most = _ends(interval)
-    excluded = (least if interval[0] == "(" else None, most if interval[-1] == ")" else None)
-    return least <= value <= most and value not in excluded
-
-
-def _in_words(interval: str) -> str:
-    least, most = (f"{end:g}" if abs(end) < 1e6 else str(end).removesuffix(".0") for end in _ends(interval))
-    lower = f"above {least}" if interval[0] == "(" else f"from {least}"
-    upper = f"below {most}" if interval[-1] == ")" else most
-    return f"{lower} to {upper}"
-
-
-def _ends(interval: str) -> tuple[float, float]:
-    least, most = (2.0 ** int(end[2:]) if end.startswith("2^") else float(end) for end in interval[1:-1].split(", "))
-    return least, most
 
 
 def main(argv: list[str]) -> int:

@@ -23,8 +23,8 @@ from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
-from bert_jax.models.config import SHAPE, bert_config, check_length, inherit_shape
-from bert_jax.options import Value
+from bert_jax.models.config import SHAPE, bert_config, check_length, check_structure, inherit_shape
+from bert_jax.option import Value
 from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
@@ -204,7 +204,9 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     has_own = checkpoint.has_checkpoint(str(workdir))
     if has_own and (workdir / "config.json").is_file():
         model = read_config(workdir / "config.json").model
-        inherit_shape(config.model, bert_config(model, model.vocab_size or config.data.vocab_size))
+        own = bert_config(model, model.vocab_size or config.data.vocab_size)
+        check_structure(config.model, own, workdir)
+        inherit_shape(config.model, own)
     if not config.init_from:
         return None
     if not has_own and not checkpoint.has_checkpoint(config.init_from):
@@ -217,7 +219,9 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
             raise
         item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(config.init_from))
     saved = from_json_dict(item["config"])
-    inherit_shape(config.model, bert_config(saved.model, tokenizer.vocab_size))
+    shape = bert_config(saved.model, tokenizer.vocab_size)
+    check_structure(config.model, shape, config.init_from)
+    inherit_shape(config.model, shape)
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
 

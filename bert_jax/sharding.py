@@ -36,15 +36,15 @@ Rule = tuple[str, Axes]  # a pattern of names, and the mesh axes of the last dim
 
 ROWS = ("data", "fsdp")
 LAYERS = "encoder/layers/"
-TABLE = "embeddings/word/embedding"
+TABLES = ("embeddings/word/embedding", "heads/mlm/decoder/embedding")  # one row per entry of the vocabulary
 
 # The first rule that matches counts. A layer has two products after each other, of which the first splits its columns
 # and the second its rows: one sum over `tensor` is enough for both (Shoeybi et al. 2019, Megatron-LM, section 3).
 RULES: tuple[Rule, ...] = (
-    (rf"{LAYERS}(\w*attention/(query|key|value)|intermediate)/kernel$", ("fsdp", "tensor")),
-    (rf"{LAYERS}(\w*attention/(query|key|value)|intermediate)/bias$", ("tensor",)),
+    (rf"{LAYERS}(\w*attention/(query|key|value)|gate|intermediate)/kernel$", ("fsdp", "tensor")),
+    (rf"{LAYERS}(\w*attention/(query|key|value)|gate|intermediate)/bias$", ("tensor",)),
     (rf"{LAYERS}(\w*attention/)?output/kernel$", ("tensor", "fsdp")),
-    (f"{TABLE}$", (("fsdp", "tensor"),)),
+    (f"({'|'.join(TABLES)})$", (("fsdp", "tensor"),)),
     (r"embedding$", ("fsdp",)),
     (r"kernel$", ("fsdp", None)),
 )
@@ -269,14 +269,14 @@ def by_slices(x: Array) -> Array:
 def gathered(mesh: Mesh, parameters: Mapping[str, Array]) -> dict[str, Array]:
     """Returns the parameters as a step uses them: whole along `fsdp`, with gradients that are scattered.
 
-    Stacked layers are left as they are, since each layer gathers its own (`gathered_layer`). Of the word embeddings
-    every part of the rows gets a copy (`_copies`).
+    Stacked layers are left as they are, since each layer gathers its own (`gathered_layer`). Of the tables of the
+    vocabulary every part of the rows gets a copy (`_copies`).
     """
     if mesh.size == 1:
         return dict(parameters)
     found = {}
     for name, x in parameters.items():
-        found[name] = x if name.startswith(LAYERS) else _copies(mesh, x) if name == TABLE else _gathered(mesh, name, x)
+        found[name] = x if name.startswith(LAYERS) else _copies(mesh, x) if name in TABLES else _gathered(mesh, name, x)
     return found
 
 
@@ -329,9 +329,9 @@ def _without_fsdp(axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
 def _copies(mesh: Mesh, table: Float[Array, "V E"]) -> Float[Array, "N W E"]:
     """Returns a copy of the table for each of the N parts of a batch's rows, with its W rows split along `tensor`.
 
-    The table is used twice, by the lookup and by the MLM product. Each device adds up the two gradients of its own
-    copy, so that the sum over the devices is taken once. V is padded to a multiple of `tensor` and of what the backend
-    wants.
+    The table of the words is used twice, by the lookup and, if it is tied, by the MLM product. Each device adds up the
+    gradients of its own copy, so that the sum over the devices is taken once. V is padded to a multiple of `tensor` and
+    of what the backend wants.
     """
     multiple = math.lcm(mesh.backend.vocabulary_multiple, mesh.axis("tensor"))
     table = jnp.pad(table, ((0, -table.shape[0] % multiple), (0, 0)))

@@ -122,7 +122,7 @@ def _foreign(model: Loaded, name: str) -> Source:
     if model.task in ("tagging", "span_qa") and "pooler/kernel" not in model.parameters:
         model.report.notes.append("a pooler was added, as initialised: this head does not use it")
         size = model.config.hidden_size
-        pooler = Linear(size, size, stddev=model.config.initializer_range, rngs=nnx.Rngs(params=0))
+        pooler = Linear(size, size, stddev=model.config.kernel_stddev(size), rngs=nnx.Rngs(params=0))
         model.parameters |= {f"pooler/{name}": np.asarray(value) for name, value in flatten(pooler).items()}
     config = default_config()
     config.task = model.task

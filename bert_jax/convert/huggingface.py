@@ -279,13 +279,16 @@ def _written_names(architecture: str) -> list[Name]:
 
 
 def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
-    config, task = model.config, ARCHITECTURES[architecture][0]
+    config, (task, parts) = model.config, ARCHITECTURES[architecture]
     needed = {"norm": "post", "position_embedding": "learned", "embedding_size": config.hidden_size}
+    needed |= {"gated": False, "use_bias": True}
+    if "mlm" in parts:
+        needed["tie_embeddings"] = True
     if task in ("classification", "multiple_choice"):
         needed["pooling"] = "cls"
-    for name, value in needed.items():
-        if getattr(config, name) != value:
-            raise UserError(f"model.{name} is {getattr(config, name)}; a {architecture} has {value} only")
+    if differing := {name: value for name, value in needed.items() if getattr(config, name) != value}:
+        ours = ", ".join(f"model.{name} is {getattr(config, name)}" for name in differing)
+        raise UserError(f"{ours}; a {architecture} has {', '.join(map(str, differing.values()))} only")
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
     settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}

@@ -16,6 +16,7 @@ from bert_jax.convert.mapping import Arrays
 from bert_jax.data.text.text_files import read_bytes
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
+from bert_jax.sharding import TABLES
 
 SLOT = re.compile(r"\[unused\d+\]$")  # left free in published vocabularies
 
@@ -126,7 +127,7 @@ def _with_rows(parameters: Arrays, pieces: list[list[int]], ids: list[int]) -> A
     """Returns the parameters with a row for each of `ids`: the mean of the rows of its pieces, as often as they occur
     in it."""
     extended = dict(parameters)
-    for name in {"embeddings/word/embedding", "heads/mlm/bias"} & parameters.keys():
+    for name in {*TABLES, "heads/mlm/bias"} & parameters.keys():
         old = parameters[name]
         added = max(max(ids, default=-1) + 1 - len(old), 0)
         new = np.concatenate([old, np.zeros((added, *old.shape[1:]), old.dtype)])

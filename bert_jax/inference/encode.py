@@ -15,8 +15,9 @@ from bert_jax.data.batching.items import Item
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened
-from bert_jax.models.attention import attention_mask
+from bert_jax.models.attention import Angles, attention_mask
 from bert_jax.models.bert import Model, TrunkInputs
+from bert_jax.models.encoder import rotary_angles
 from bert_jax.models.layers import accumulator, dot
 
 
@@ -151,17 +152,19 @@ def trunk_outputs(
             outputs[f"hidden {i}"] = state.astype(jnp.float32)
     if attentions:
         mask = attention_mask(inputs.sequence_ids, config.causal)
+        angles = rotary_angles(config, inputs.position_ids)
         for i, layer in enumerate(trunk.encoder.unstacked()):
             x = layer.attention_layer_norm(states[i], config.dtype) if config.norm == "pre" else states[i]
-            outputs[f"attention {i}"] = _attention_weights(layer.attention, x, mask)
+            outputs[f"attention {i}"] = _attention_weights(layer.attention, x, mask, angles)
     return outputs
 
 
 def _attention_weights(
-    attention: Any, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"]
+    attention: Any, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], angles: Float[Array, "B L K"] | None
 ) -> Float32[Array, "B H L L"]:
     """Returns the softmax of a layer again: its own attention may be fused and never holds it as an array."""
     dtype = attention.config.dtype
-    query, key = (part.swapaxes(1, 2) for part in attention.project(x, x)[:2])
+    of_both = None if angles is None else Angles(angles, angles)
+    query, key = (part.swapaxes(1, 2) for part in attention.project(x, x, of_both)[:2])
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)

@@ -44,9 +44,10 @@ class FusedAttention(Attention):
         parts = (attention.query, attention.key, attention.value)
         self.config, self.output, self.projection = attention.config, attention.output, attention.query
         self.projection.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=-1))
-        self.projection.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts], axis=-1))
+        biases = [part.bias[...] for part in parts if part.bias is not None]
+        self.projection.bias = nnx.Param(jnp.concatenate(biases, axis=-1)) if biases else None
 
-    def project(self, query_source, key_value_source):
+    def _projected(self, query_source, key_value_source):
         if query_source is key_value_source:
             parts = jnp.split(self.projection(query_source, self.config.dtype), 3, axis=-1)
         else:  # the last layer, of which few tokens are asked for
@@ -63,9 +64,9 @@ class FusedAttention(Attention):
 
     def _columns(self, x, columns: slice):
         """Returns those columns of the projection."""
-        dtype, bias = self.config.dtype, self.projection.bias[...][columns]
+        dtype, bias = self.config.dtype, self.projection.bias
         y = dot(x, self.projection.kernel[...][:, columns], dtype, accumulator(dtype)).astype(jnp.float32)
-        return (y + along_last(bias, y)).astype(dtype)
+        return (y if bias is None else y + along_last(bias[...][columns], y)).astype(dtype)
 
 
 def attend_on_cpu(
@@ -96,7 +97,8 @@ def _prepared(model: nnx.Module) -> nnx.Module:
     config, layers = model.trunk.config, model.trunk.encoder.layers
     if config.dtype == "bfloat16" and isinstance(layers, Layer):  # not a list, which only this function makes
         layers.attention = FusedAttention(layers.attention)
-        for linear in (layers.attention.projection, layers.attention.output, layers.intermediate, layers.output):
+        of_layer = [layers.attention.projection, layers.attention.output, layers.intermediate, layers.output]
+        for linear in [*of_layer, layers.gate] if config.gated else of_layer:
             _round(linear)
     if not is_scanned(config):
         model.trunk.encoder.layers = nnx.List(model.trunk.encoder.unstacked())

@@ -18,7 +18,7 @@ from bert_jax.config import UserError
 from bert_jax.files import is_locked, write_atomically
 from bert_jax.lab.space import Distribution, Search
 from bert_jax.lab.study import PlannedRun, Point, Published, Stage, Study
-from bert_jax.options import Value
+from bert_jax.option import Value
 
 STUDY, RECORD = "study.json", "sweep.json"
 

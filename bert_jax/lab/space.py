@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from bert_jax.config import UserError
-from bert_jax.options import Value, can_be
+from bert_jax.option import Value, can_be
 
 SAMPLERS, PRUNERS, DIRECTIONS = ("tpe", "random"), ("median", "asha", "none"), ("min", "max")
 SPLITS = ("eval", "last", "test")  # of a metric: the best checkpoint on validation, the last one there, test

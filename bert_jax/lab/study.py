@@ -18,7 +18,7 @@ from random import Random
 
 from bert_jax.config import UserError
 from bert_jax.lab.space import Distribution, Search, check_metric, label
-from bert_jax.options import Value, can_be
+from bert_jax.option import Value, can_be
 
 Levels = Mapping[str, str]  # {name of an axis: label}
 Overrides = Mapping[str, Value]  # {option: value}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
-from bert_jax.options import can_be
+from bert_jax.option import can_be
 
 GIB = 1 << 30
 

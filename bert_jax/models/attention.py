@@ -39,8 +39,16 @@ class Cache(NamedTuple):
         return Cache(keys, values, self.length + key.shape[1])
 
 
+class Angles(NamedTuple):
+    """The sines and cosines of rotary positions, of the queries and of the keys (`rotated`). The keys in a cache have
+    been rotated already: with one, both are of the new tokens."""
+
+    query: Float[Array, "B P K"]
+    key: Float[Array, "B L K"]
+
+
 class Attention(nnx.Module):
-    """Multi-head scaled dot-product attention with biases on all four projections.
+    """Multi-head scaled dot-product attention, in BERT with biases on all four projections.
 
     Query, key and value are three parameters and three products: to join the kernels at each call costs about what
     one larger product saves. inference/prepared.py joins them once.
@@ -48,11 +56,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.config = config
-        size, options = config.hidden_size, {"stddev": config.initializer_range, "rngs": rngs, "stack": stack}
-        self.query = Linear(size, size, **options)
-        self.key = Linear(size, size, **options)
-        self.value = Linear(size, size, **options)
-        self.output = Linear(size, size, **options)
+        size, options = config.hidden_size, {"rngs": rngs, "stack": stack, "use_bias": config.use_bias}
+        self.query = Linear(size, size, stddev=config.kernel_stddev(size), **options)
+        self.key = Linear(size, size, stddev=config.kernel_stddev(size), **options)
+        self.value = Linear(size, size, stddev=config.kernel_stddev(size), **options)
+        self.output = Linear(size, size, stddev=config.kernel_stddev(size, is_residual=True), **options)
 
     def __call__(
         self,
@@ -62,6 +70,7 @@ class Attention(nnx.Module):
         cache: Cache | None = None,
         *,
         seed: UInt32[Array, "2"] | None = None,
+        angles: Angles | None = None,
     ) -> tuple[Float[Array, "B P D"], Cache | None]:
         """Returns what each query reads from the keys that it may look at, and the extended cache if one was given.
 
@@ -70,7 +79,7 @@ class Attention(nnx.Module):
         query then sees the tokens before it and itself only, whatever else the mask allows. Without a `seed` nothing
         is dropped out.
         """
-        query, key, value = self.project(query_source, key_value_source)
+        query, key, value = self.project(query_source, key_value_source, angles)
         if cache is not None:
             if query.shape != key.shape:
                 raise ValueError(f"{query.shape[1]} queries and {key.shape[1]} keys: with a cache, both are new tokens")
@@ -83,9 +92,18 @@ class Attention(nnx.Module):
         return self.output(context.reshape(*context.shape[:2], -1), self.config.dtype), cache
 
     def project(
-        self, query_source: Float[Array, "B P D"], key_value_source: Float[Array, "B L D"]
+        self,
+        query_source: Float[Array, "B P D"],
+        key_value_source: Float[Array, "B L D"],
+        angles: Angles | None = None,
     ) -> tuple[Float[Array, "B P H K"], Float[Array, "B L H K"], Float[Array, "B L H K"]]:
-        """Returns queries, keys and values, split into heads."""
+        """Returns queries, keys and values, split into heads; with `angles`, queries and keys are rotated."""
+        query, key, value = self._projected(query_source, key_value_source)
+        if angles is not None:
+            query, key = rotated(query, angles.query), rotated(key, angles.key)
+        return query, key, value
+
+    def _projected(self, query_source, key_value_source):
         dtype = self.config.dtype
         query, key = self.query(query_source, dtype), self.key(key_value_source, dtype)
         return self._heads(query), self._heads(key), self._heads(self.value(key_value_source, dtype))
@@ -98,6 +116,19 @@ class Attention(nnx.Module):
         if query.shape == key.shape and use_cudnn(config, training=seed is not None):
             return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
         return attend(query, key, value, mask, config.attention_dropout, seed, config.dtype)
+
+
+def rotated(x: Float[Array, "B L H K"], angles: Float[Array, "B L K"]) -> Float[Array, "B L H K"]:
+    """Rotates each pair of columns by its angle (Su et al. 2021, RoFormer): products of queries and keys then depend on
+    the distance of the two tokens.
+
+    `angles` has the sines in its first K/2 columns and the cosines in the others. Column i is paired with column
+    i + K/2, as in GPT-NeoX; RoFormer pairs neighbours, which is the same model with the columns in another order.
+    Computed in float32.
+    """
+    sin, cos = jnp.split(angles[:, :, None], 2, axis=-1)
+    one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([one * cos - other * sin, one * sin + other * cos], axis=-1).astype(x.dtype)
 
 
 def take_places(x: Float[Array, "B L D"], places: Int[Array, "B P"]) -> Float[Array, "B P D"]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.models.attention import attention_mask, take_places
 from bert_jax.models.config import BertConfig
-from bert_jax.models.encoder import Embeddings, Encoded, Encoder, Layer
+from bert_jax.models.encoder import Embeddings, Encoded, Encoder, Layer, rotary_angles
 from bert_jax.models.layers import Linear, dropout_seeds
 
 
@@ -38,7 +38,8 @@ class Bert(nnx.Module):
         self.config = config
         self.embeddings = Embeddings(config, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
-        self.pooler = Linear(config.hidden_size, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
+        size, stddev = config.hidden_size, config.kernel_stddev(config.hidden_size)
+        self.pooler = Linear(size, size, stddev=stddev, rngs=rngs, use_bias=config.use_bias)
 
     def encode(
         self,
@@ -59,8 +60,9 @@ class Bert(nnx.Module):
         first_seed = None if seeds is None else seeds[0]
         x = self.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=first_seed)
         mask = attention_mask(inputs.sequence_ids, self.config.causal)
+        angles = rotary_angles(self.config, inputs.position_ids)
         seeds = None if seeds is None else seeds[1:]
-        return self.encoder(x, mask, seeds=seeds, places=places, all_layers=all_layers)
+        return self.encoder(x, mask, angles=angles, seeds=seeds, places=places, all_layers=all_layers)
 
     def pool(
         self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None

@@ -1,5 +1,6 @@
 """The shape of a BERT, and the sizes that have names."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +19,7 @@ SIZES = {
     "large": (1024, 24, 16),
 }
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
+_STRUCTURE = ("position_embedding", "norm", "gated", "use_bias", "tie_embeddings")
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,13 @@ class BertConfig:
     hidden_act: str = "gelu_tanh"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    initializer: str = "fixed"
     position_embedding: str = "learned"
     norm: str = "post"
     causal: bool = False
+    gated: bool = False
+    use_bias: bool = True
+    tie_embeddings: bool = True
     pooling: str = "cls"
     attention: str = "auto"
     layers: str = "auto"
@@ -54,12 +60,28 @@ class BertConfig:
                 f"model.hidden_size {self.hidden_size} is not a multiple of "
                 f"model.num_attention_heads {self.num_attention_heads}"
             )
+        if self.position_embedding == "rotary" and self.head_size % 2:
+            raise UserError(
+                f"model.position_embedding=rotary turns pairs of columns, and the head size is {self.head_size} "
+                f"(model.hidden_size {self.hidden_size} / model.num_attention_heads {self.num_attention_heads}); "
+                "choose sizes that make it even"
+            )
         if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.attention_dropout > 0):
             raise UserError("model.attention=cudnn needs model.dtype=bfloat16 and model.attention_dropout=0")
 
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    def kernel_stddev(self, inputs: int, *, is_residual: bool = False) -> float:
+        """Returns the standard deviation of an initial kernel with so many inputs, by `initializer` (the table is in
+        `layers.py`). The output of a residual one is added to the residual stream."""
+        stddev = self.initializer_range
+        if self.initializer != "fixed":
+            stddev *= math.sqrt(SIZES["base"][0] / inputs)
+        if self.initializer == "width_depth" and is_residual:
+            stddev /= math.sqrt(2 * self.num_hidden_layers)
+        return stddev
 
 
 def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
@@ -87,6 +109,18 @@ def inherit_shape(model: ConfigDict, source: BertConfig) -> None:
     for key in SHAPE:
         if model[key] is None and not (model.size and key in _SIZE_KEYS):
             model[key] = getattr(source, key)
+
+
+def check_structure(model: ConfigDict, source: BertConfig, origin: object) -> None:
+    """Raises UserError if `config.model` asks for another structure than that of the parameters in `origin`, before
+    names and sizes of parameters are compared: some structures differ in no name, such as two kinds of positions."""
+    for key in _STRUCTURE:
+        asked, own = model[key], getattr(source, key)
+        if asked not in (None, own):
+            raise UserError(
+                f"model.{key} is {asked}, and {origin} was trained with {own}: leave model.{key} out, or start from "
+                "scratch"
+            )
 
 
 def check_length(config: BertConfig, length: int) -> None:

@@ -10,9 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import backend
-from bert_jax.models.attention import Attention, Cache, take_places
+from bert_jax.models.attention import Angles, Attention, Cache, take_places
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dropout
+from bert_jax.models.layers import GEGLU, GELU, Embedding, LayerNorm, Linear, dropout
 from bert_jax.sharding import by_rows, gathered_layer, gathers_layers
 
 T = TypeVar("T")
@@ -27,7 +27,8 @@ class Encoded(NamedTuple):
 
 
 class Embeddings(nnx.Module):
-    """The normalised sum of word, position and token type embeddings; a projection follows if factorised (ALBERT)."""
+    """The normalised sum of word, position and token type embeddings; a projection follows if factorised (ALBERT).
+    Rotary positions are not part of it (`rotary_angles`)."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         self.config, size = config, config.embedding_size
@@ -36,9 +37,10 @@ class Embeddings(nnx.Module):
         if config.position_embedding == "learned":
             self.position = Embedding(config.max_position_embeddings, size, **options)
         self.token_type = Embedding(config.type_vocab_size, size, **options)
-        self.layer_norm = LayerNorm(size, eps=config.layer_norm_eps)
+        self.layer_norm = LayerNorm(size, eps=config.layer_norm_eps, use_bias=config.use_bias)
         if size != config.hidden_size:
-            self.projection = Linear(size, config.hidden_size, **options)
+            stddev = config.kernel_stddev(size)
+            self.projection = Linear(size, config.hidden_size, stddev=stddev, rngs=rngs, use_bias=config.use_bias)
 
     def __call__(
         self,
@@ -50,16 +52,17 @@ class Embeddings(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """Returns the vectors that the first layer reads. `words` are the word embeddings of the tokens."""
         config = self.config
+        positions = None
         if config.position_embedding == "learned":
             positions = self.position(position_ids)
-        else:
+        elif config.position_embedding == "sinusoidal":
             table = sinusoids(config.max_position_embeddings, config.embedding_size)
             positions = jnp.take(table, position_ids, axis=0)
         # A gather of so few rows saves nothing, and its gradient is a slow scatter. The original also multiplies by a
         # one-hot matrix.
         types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
         types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
-        x = self.layer_norm(words + positions + types, config.dtype)
+        x = self.layer_norm((words if positions is None else words + positions) + types, config.dtype)
         x = dropout(x, config.hidden_dropout, seed)
         return self.projection(x, config.dtype) if config.embedding_size != config.hidden_size else x
 
@@ -74,14 +77,22 @@ class Encoder(nnx.Module):
         self.config = config
         self.layers: Layer | Sequence[Layer] = Layer(config, rngs=rngs, stack=(config.num_hidden_layers,))
         if config.norm == "pre":
-            self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, use_bias=config.use_bias)
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], *, seeds=None, places=None, all_layers=False
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L L"],
+        *,
+        angles: Float[Array, "B L K"] | None = None,
+        seeds=None,
+        places=None,
+        all_layers=False,
     ) -> Encoded:
         """Returns the hidden states of every token, or of those at `places` alone.
 
-        `seeds` are for dropout, `Layer.DROPOUTS` for each layer; without them nothing is dropped out.
+        `angles` are those of `rotary_angles`. `seeds` are for dropout, `Layer.DROPOUTS` for each layer; without them
+        nothing is dropped out.
         """
         config = self.config
         if seeds is not None:
@@ -94,7 +105,7 @@ class Encoder(nnx.Module):
         if is_loop:
 
             def step(x, layer_and_seeds):
-                x = layer(layer_and_seeds[0], x, mask, layer_and_seeds[1])
+                x = layer(layer_and_seeds[0], x, mask, layer_and_seeds[1], angles=angles)
                 return x, (x if all_layers else None)
 
             x, stacked = jax.lax.scan(step, x, (self.layers, seeds))
@@ -103,7 +114,7 @@ class Encoder(nnx.Module):
             outputs = []
             for i, parameters in enumerate(self.unstacked()):
                 asked = places if saves_places and i == config.num_hidden_layers - 1 else None
-                x = layer(parameters, x, mask, None if seeds is None else seeds[i], asked)
+                x = layer(parameters, x, mask, None if seeds is None else seeds[i], asked, angles)
                 outputs.append(x)
         if places is not None and not saves_places:
             x = take_places(x, places)
@@ -133,15 +144,18 @@ class Layer(nnx.Module):
         self.config = config
         self.has_cross_attention = has_cross_attention
         size, inner = config.hidden_size, config.intermediate_size
-        options = {"stddev": config.initializer_range, "rngs": rngs, "stack": stack}
+        options = {"rngs": rngs, "stack": stack, "use_bias": config.use_bias}
+        of_norms = {"eps": config.layer_norm_eps, "stack": stack, "use_bias": config.use_bias}
         self.attention = Attention(config, rngs=rngs, stack=stack)
-        self.attention_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
+        self.attention_layer_norm = LayerNorm(size, **of_norms)
         if has_cross_attention:
             self.cross_attention = Attention(config, rngs=rngs, stack=stack)
-            self.cross_attention_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
-        self.intermediate = Linear(size, inner, **options)
-        self.output = Linear(inner, size, **options)
-        self.output_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, stack=stack)
+            self.cross_attention_layer_norm = LayerNorm(size, **of_norms)
+        if config.gated:
+            self.gate = Linear(size, inner, stddev=config.kernel_stddev(size), **options)
+        self.intermediate = Linear(size, inner, stddev=config.kernel_stddev(size), **options)
+        self.output = Linear(inner, size, stddev=config.kernel_stddev(inner, is_residual=True), **options)
+        self.output_layer_norm = LayerNorm(size, **of_norms)
 
     def __call__(
         self,
@@ -150,6 +164,7 @@ class Layer(nnx.Module):
         seeds=None,
         places: Int[Array, "B P"] | None = None,
         *,
+        angles: Float[Array, "B L K"] | None = None,
         source: Float[Array, "B R D"] | None = None,
         source_mask: Bool[Array, "B 1 Q R"] | None = None,
         cache: Cache | None = None,
@@ -158,8 +173,11 @@ class Layer(nnx.Module):
 
         With `places`, and without a cache, only the tokens there are computed, which still look at all tokens. A layer
         with cross-attention also reads the R tokens of `source`, and raises ValueError without one; its mask has a row
-        for each token that is computed.
+        for each token that is computed. `angles` are those of `rotary_angles` for the L tokens, which rotary positions
+        need (ValueError).
         """
+        if (self.config.position_embedding == "rotary") != (angles is not None):
+            raise ValueError("a layer needs angles with rotary positions, and only then")
         if seeds is None:
             seeds = (None,) * (self.DROPOUTS + 2)
         dtype, rate = self.config.dtype, self.config.hidden_dropout
@@ -170,7 +188,10 @@ class Layer(nnx.Module):
         if places is not None:
             queries = take_places(keys, places)
             mask = jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
-        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0])
+        of_both = None
+        if angles is not None:
+            of_both = Angles(angles if places is None else take_places(angles, places), angles)
+        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both)
         x = self._after(self.attention_layer_norm, kept + dropout(attended, rate, seeds[1]))
         if self.has_cross_attention:
             if source is None or source_mask is None:
@@ -178,9 +199,16 @@ class Layer(nnx.Module):
             queries = self._before(self.cross_attention_layer_norm, x)
             attended, _ = self.cross_attention(queries, source, source_mask, seed=seeds[3])
             x = self._after(self.cross_attention_layer_norm, x + dropout(attended, rate, seeds[4]))
-        inner = GELU[self.config.hidden_act](self.intermediate(self._before(self.output_layer_norm, x), dtype))
+        inner = self._inner(self._before(self.output_layer_norm, x))
         x = x + dropout(self.output(inner, dtype), rate, seeds[2])
         return self._after(self.output_layer_norm, x), cache
+
+    def _inner(self, x):
+        """Returns what the second product of the feed-forward part takes."""
+        act, dtype = self.config.hidden_act, self.config.dtype
+        if self.config.gated:
+            return GEGLU[act](self.gate(x, dtype), self.intermediate(x, dtype))
+        return GELU[act](self.intermediate(x, dtype))
 
     def _before(self, norm: LayerNorm, x):
         return norm(x, self.config.dtype) if self.config.norm == "pre" else x
@@ -193,6 +221,16 @@ def is_scanned(config: BertConfig) -> bool:
     """Returns whether the program has a loop over the layers instead of one layer after the other. All layers of a
     loop are alike: also the last one then computes every token, whichever are asked for."""
     return config.layers == "scan" or (config.layers == "auto" and not backend.current().unrolls_layers)
+
+
+def rotary_angles(config: BertConfig, position_ids: Int[Array, "B L"]) -> Float[Array, "B L K"] | None:
+    """Returns the sines, in the first K/2 columns, and the cosines of p / 10,000^(2i/K), by which the columns i and
+    i + K/2 of a query or key at position p are rotated (`models/attention.py: rotated`); None if the model's positions
+    are not rotary. They are the sinusoids of a head's size."""
+    if config.position_embedding != "rotary":
+        return None
+    table = sinusoids(config.max_position_embeddings, config.head_size)
+    return jnp.take(np.concatenate([table[:, 0::2], table[:, 1::2]], axis=1), position_ids, axis=0)
 
 
 def sinusoids(length: int, size: int) -> Float[np.ndarray, "L E"]:
@@ -223,9 +261,9 @@ def _rematerialised(policy: str):
     Parameters that were gathered for a layer are not kept: those of all layers would be the whole model.
     """
 
-    def layer(parameters, x, mask, seeds, places=None):
+    def layer(parameters, x, mask, seeds, places=None, angles=None):
         parameters = gathered_layer(parameters, parameters.config.dtype)
-        return by_rows(parameters(by_rows(x), mask, seeds, places)[0])
+        return by_rows(parameters(by_rows(x), mask, seeds, places, angles=angles)[0])
 
     if policy == "none" and not gathers_layers():
         return jax.jit(layer)

@@ -6,21 +6,43 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.models.config import BertConfig
-from bert_jax.models.layers import GELU, LayerNorm, Linear, along_last, dot_transposed, dropout, dropout_seeds
+from bert_jax.models.layers import (
+    GELU,
+    Embedding,
+    LayerNorm,
+    Linear,
+    along_last,
+    dot_transposed,
+    dropout,
+    dropout_seeds,
+)
 
 
 class MaskedLMHead(nnx.Module):
-    """linear → GELU → LayerNorm → product with the word embeddings, which are passed in, not held → + bias."""
+    """linear → GELU → LayerNorm → product with the word embeddings, which are passed in, not held → + bias.
+
+    Without model.tie_embeddings the product is with a table of the head's own.
+    """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.transform = Linear(config.hidden_size, config.embedding_size, stddev=config.initializer_range, rngs=rngs)
-        self.layer_norm = LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
-        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+        self.config, size = config, config.embedding_size
+        stddev = config.kernel_stddev(config.hidden_size)
+        self.transform = Linear(config.hidden_size, size, stddev=stddev, rngs=rngs, use_bias=config.use_bias)
+        self.layer_norm = LayerNorm(size, eps=config.layer_norm_eps, use_bias=config.use_bias)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.use_bias else None
+        if not config.tie_embeddings:
+            self.decoder = Embedding(config.vocab_size, size, stddev=config.initializer_range, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "B P D"], table: Float[Array, "V E"]) -> Float[Array, "B P V"]:
-        """Returns logits for hidden states of the predicted positions only: never for all B × L positions."""
-        return vocabulary_logits(self.vectors(hidden), table, self.bias[...], self.config.dtype)
+    def __call__(self, hidden: Float[Array, "B P D"], words: Float[Array, "V E"]) -> Float[Array, "B P V"]:
+        """Returns logits for hidden states of the predicted positions only: never for all B × L positions. `words` are
+        the word embeddings."""
+        return vocabulary_logits(self.vectors(hidden), *self.table_and_bias(words), self.config.dtype)
+
+    def table_and_bias(self, words: Float[Array, "*N U E"]) -> tuple[Float[Array, "*N U E"], Float[Array, " V"]]:
+        """Returns the table of the product, which is `words` unless the head has its own, and the bias of the logits,
+        which is 0 if the head has none."""
+        table = words if self.config.tie_embeddings else self.decoder.embedding[...]
+        return table, jnp.zeros((self.config.vocab_size,)) if self.bias is None else self.bias[...]
 
     def vectors(self, hidden: Float[Array, "B P D"]) -> Float[Array, "B P E"]:
         """Returns what the product with the word embeddings takes, in `dtype`."""

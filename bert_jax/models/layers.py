@@ -2,9 +2,17 @@
 
 Initialisation (source: google-research/bert, modeling.py):
 
-    kernels, embeddings   normal(0, initializer_range), truncated at ±2σ and not rescaled: the effective σ is 0.88 of it
+    kernels, embeddings   normal(0, σ), truncated at ±2σ and not rescaled: the effective σ is 0.88 of it
     biases                0
     LayerNorm             scale 1, bias 0
+
+σ is model.initializer_range; with another model.initializer than fixed, that of kernels in the trunk and of the MLM
+head's transform is
+
+    width         initializer_range · √(768 / inputs): the variance is proportional to 1 / inputs, and tables stay as
+                  they are (Yang et al. 2022). By default 0.55 / √inputs; Nguyen and Salazar (2019) have 0.63 / √inputs
+    width_depth   the same, ÷ √(2 · layers) for the output kernels of attention and feed-forward parts, of which the
+                  residual stream is the sum (Radford et al. 2019, section 2.3)
 """
 
 import math
@@ -40,14 +48,16 @@ def _gelu_forward(x, approximate):
 
 def _gelu_backward(approximate, saved, g):
     x, g = saved.astype(jnp.float32), g.astype(jnp.float32)
+    return ((g * _gelu_slope(x, approximate)).astype(saved.dtype),)
+
+
+def _gelu_slope(x, approximate):
     if approximate:
         tanh = jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
         slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * jnp.square(x))
-        dx = g * (0.5 * (1 + tanh) + 0.5 * x * (1 - jnp.square(tanh)) * slope)
-    else:
-        density = jnp.exp(-0.5 * jnp.square(x)) * (2 * math.pi) ** -0.5
-        dx = g * (_normal_cdf(x) + x * density)
-    return (dx.astype(saved.dtype),)
+        return 0.5 * (1 + tanh) + 0.5 * x * (1 - jnp.square(tanh)) * slope
+    density = jnp.exp(-0.5 * jnp.square(x)) * (2 * math.pi) ** -0.5
+    return _normal_cdf(x) + x * density
 
 
 def _normal_cdf(x):
@@ -57,6 +67,27 @@ def _normal_cdf(x):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 GELU = {"gelu_tanh": partial(gelu, approximate=True), "gelu": partial(gelu, approximate=False)}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def geglu(gate: Float[Array, "..."], x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
+    """Returns gelu(gate) · x (Shazeer 2020), computed in float32. The backward pass needs the two arrays alone."""
+    return (cast(Array, gelu(gate.astype(jnp.float32), approximate)) * x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _geglu_forward(gate, x, approximate):
+    return geglu(gate, x, approximate), (gate, x)
+
+
+def _geglu_backward(approximate, saved, g):
+    gate, x, g = (y.astype(jnp.float32) for y in (*saved, g))
+    d_gate, d_x = g * x * _gelu_slope(gate, approximate), g * gelu(gate, approximate)
+    return d_gate.astype(saved[0].dtype), d_x.astype(saved[1].dtype)
+
+
+geglu.defvjp(_geglu_forward, _geglu_backward)
+
+GEGLU = {"gelu_tanh": partial(geglu, approximate=True), "gelu": partial(geglu, approximate=False)}
 
 
 def dot(
@@ -164,27 +195,37 @@ row_major.def_partition(
 class Linear(nnx.Module):
     """The affine map `x @ kernel + bias`. `stack` gives both parameters leading axes: one slice per layer."""
 
-    def __init__(self, in_size: int, out_size: int, *, stddev: float, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        stddev: float,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...] = (),
+        use_bias: bool = True,
+    ):
         self.kernel = nnx.Param(_truncated_normal(rngs.params(), (*stack, in_size, out_size), stddev))
-        self.bias = nnx.Param(jnp.zeros((*stack, out_size)))
+        self.bias = nnx.Param(jnp.zeros((*stack, out_size))) if use_bias else None
 
     def __call__(self, x: Float[Array, "... I"], dtype: str) -> Float[Array, "... O"]:
         # The bias is added in float32 so that its gradient, a sum over all rows, is computed in float32 too.
         y = dot(x, self.kernel[...], dtype, accumulator(dtype)).astype(jnp.float32)
-        return (y + along_last(self.bias[...], y)).astype(dtype)
+        return (y if self.bias is None else y + along_last(self.bias[...], y)).astype(dtype)
 
 
 class LayerNorm(nnx.Module):
     """Normalisation over the last axis (Ba et al. 2016), with mean and variance in float32 and a result in `dtype`."""
 
-    def __init__(self, size: int, *, eps: float, stack: tuple[int, ...] = ()):
+    def __init__(self, size: int, *, eps: float, stack: tuple[int, ...] = (), use_bias: bool = True):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones((*stack, size)))
-        self.bias = nnx.Param(jnp.zeros((*stack, size)))
+        self.bias = nnx.Param(jnp.zeros((*stack, size))) if use_bias else None
 
     def __call__(self, x: Float[Array, "... D"], dtype: str) -> Float[Array, "... D"]:
         y = cast(Array, _normalised(x.astype(jnp.float32), self.eps))
-        return (y * along_last(self.scale[...], y) + along_last(self.bias[...], y)).astype(dtype)
+        y = y * along_last(self.scale[...], y)
+        return (y if self.bias is None else y + along_last(self.bias[...], y)).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -47,8 +47,9 @@ def hidden_token_batches(
 def token_log_probabilities(model: Model, batch: dict[str, Array]) -> Float[Array, " B"]:
     """Returns log p(label) at each row's one masked position, in float32."""
     hidden = model.trunk.encode(TrunkInputs.from_batch(batch), places=batch["masked_positions"]).hidden
-    mlm, table = model.heads["mlm"], model.trunk.embeddings.word.embedding[...]
-    decoder = padded_decoder(table, mlm.bias[...], backend.current().vocabulary_multiple)
+    mlm = model.heads["mlm"]
+    table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
+    decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
     logits = vocabulary_logits(mlm.vectors(hidden), *decoder, model.trunk.config.dtype)[:, 0]
     of_label = jnp.take_along_axis(logits, batch["masked_labels"], axis=-1)[:, 0]
     return of_label - jax.nn.logsumexp(logits, axis=-1)

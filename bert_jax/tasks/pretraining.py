@@ -211,8 +211,8 @@ class Pretraining(Task):
         # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
         vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
         nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
-        table = model.trunk.embeddings.word.embedding[...]  # the decoder is tied to the embeddings
-        decoder = padded_decoder(table, mlm.bias[...], backend.current().vocabulary_multiple)
+        table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
+        decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
         mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
         sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])

@@ -22,7 +22,7 @@ Flags = dict[str, Bool[Array, ""]]  # what it is → whether it is finite
 
 # From the loss to the input, the order in which gradients are computed: parts of a model, and of its layers.
 _ROOMS = ("heads", "pooler", "encoder", "embeddings")
-_BACKWARDS = ("output_layer_norm", "output", "intermediate", "attention_layer_norm", "attention")
+_BACKWARDS = ("output_layer_norm", "output", "intermediate", "gate", "attention_layer_norm", "attention")
 
 
 def first_not_finite(

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, flatten
 from bert_jax.files import write_atomically
-from bert_jax.options import can_be
+from bert_jax.option import can_be
 
 IDS = "trackers.json"
 PROJECT = "bert_jax"  # the name of the project or experiment, unless the tracker's own variable says another

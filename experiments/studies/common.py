@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bert_jax.config import UserError
 from bert_jax.lab.study import Axis, Points, Published, Stage, Study, choice, grid, seeds
-from bert_jax.options import Value
+from bert_jax.option import Value
 
 SEEDS = seeds(5)
 METRICS = {

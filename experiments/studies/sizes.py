@@ -22,7 +22,7 @@ It has 150 runs, which take about 1.4 hours on two cores.
 """
 
 from bert_jax.lab.study import Published, Study
-from bert_jax.options import Value
+from bert_jax.option import Value
 from experiments.studies.common import one_factor
 
 SIZES = ((2, 128, 4), (1, 128, 4), (4, 128, 4), (2, 64, 2), (2, 256, 8))  # layers, width, heads

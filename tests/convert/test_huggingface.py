@@ -356,6 +356,12 @@ def test_a_config_that_cannot_be_honoured_is_refused(tmp_path, make_loaded, chan
         ({"norm": "pre"}, "BertForPreTraining", "norm is pre; a BertForPreTraining has post only"),
         ({"embedding_size": 16}, "BertModel", "embedding_size is 16; a BertModel has 32 only"),
         ({"position_embedding": "sinusoidal"}, "BertModel", "position_embedding is sinusoidal"),
+        (
+            {"position_embedding": "rotary", "gated": True, "use_bias": False, "tie_embeddings": False},
+            "BertForMaskedLM",
+            "model.position_embedding is rotary, model.gated is True, model.use_bias is False, model.tie_embeddings is "
+            "False; a BertForMaskedLM has learned, False, True, True only",
+        ),
         ({}, "BertForSequenceClassification", "needs heads/classifier/kernel, which is not among the parameters"),
         ({}, "BertForEverything", "cannot write a BertForEverything; it can be BertForPreTraining, "),
     ],
@@ -364,6 +370,11 @@ def test_what_is_no_bert_of_theirs_is_not_written(tmp_path, make_loaded, change,
     with pytest.raises(UserError, match=message):
         huggingface.write(tmp_path / "new", make_loaded(**change), architecture=architecture)
     assert not (tmp_path / "new").exists()
+
+
+def test_an_untied_output_is_left_out_of_a_trunk(tmp_path, make_loaded):
+    report = huggingface.write(tmp_path, make_loaded(tie_embeddings=False), architecture="BertModel")
+    assert "heads/mlm/decoder/embedding" in report.left_out
 
 
 def test_pooling_and_windows_of_a_classifier_have_no_place_there(tmp_path, make_loaded):

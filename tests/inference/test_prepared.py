@@ -25,11 +25,17 @@ def tagger(config: BertConfig) -> Model:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("norm", "layers"), [("post", "unroll"), ("pre", "unroll"), ("post", "scan")])
-def test_equals_the_model_it_was_made_of(dtype, norm, layers):
-    config = BertConfig(
-        vocab_size=50, embedding_size=32, initializer_range=0.5, dtype=dtype, norm=norm, layers=layers, **SHAPE
-    )
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": "unroll"},
+        {"layers": "unroll", "norm": "pre", "position_embedding": "rotary", "gated": True, "use_bias": False},
+        {"layers": "scan"},
+    ],
+    ids=["unroll", "other", "scan"],
+)
+def test_equals_the_model_it_was_made_of(dtype, options):
+    config = BertConfig(vocab_size=50, embedding_size=32, initializer_range=0.5, dtype=dtype, **SHAPE, **options)
     model = tagger(config)
     layers = model.trunk.encoder.layers
     ids = np.random.default_rng(0).integers(1, 50, (3, 24)).astype(np.int32)

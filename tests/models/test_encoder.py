@@ -13,12 +13,14 @@ from bert_jax.models.attention import Cache, attention_mask
 from bert_jax.models.bert import Bert, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.cost import training_flops
-from bert_jax.models.encoder import Layer, sinusoids
+from bert_jax.models.encoder import Layer, rotary_angles, sinusoids
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
 # The same program with fewer optimizations: what is tested here holds with any, and compiling is all the time it takes.
 QUICK = {"xla_backend_optimization_level": 0}
 # Scanned layers compile in a third of the time; unrolled ones are compared with them.
+# The options that a layer knows beyond BERT's.
+OTHER = {"norm": "pre", "position_embedding": "rotary", "gated": True, "use_bias": False}
 SMALL = {"vocab_size": 100, "hidden_size": 32, "embedding_size": 32, "dtype": "float32", "layers": "scan"} | SIZES
 
 
@@ -61,14 +63,16 @@ def test_left_to_right_looks_at_nothing_to_the_right(random_model, causal):
     assert (above == 0).all() if causal else (above > 1e-6).all()
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-def test_scan_and_remat_change_neither_values_nor_gradients(random_model, norm):
-    options = SMALL | {"norm": norm, "remat": "none"}
-    # For "pre" one comparison, without dropout: what differs from "post" is inside the layer, which all share.
+@pytest.mark.parametrize("other", [{}, OTHER], ids=["BERT", "other"])
+def test_scan_and_remat_change_neither_values_nor_gradients(random_model, other):
+    options = SMALL | other | {"remat": "none"}
+    # With the other options one comparison, without dropout: what differs is inside the layer, which all share.
     changes = (
-        ({"layers": "unroll"}, {"remat": "dots"}, {"remat": "full"}) if norm == "post" else ({"layers": "unroll"},)
+        ({"layers": "unroll", "remat": "dots"},)
+        if other
+        else ({"layers": "unroll"}, {"remat": "dots"}, {"remat": "full"})
     )
-    key = jax.random.key(3) if norm == "post" else None
+    key = None if other else jax.random.key(3)
     value, gradient = _value_and_gradient(_bert(random_model, BertConfig(**options)), key)
     for change in changes:
         changed = _bert(random_model, BertConfig(**(options | change)))
@@ -120,10 +124,10 @@ def test_all_layers_are_the_outputs_of_shorter_models(random_model, norm, layers
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])
-@pytest.mark.parametrize(("norm", "causal"), [("post", False), ("pre", True)])
-def test_hidden_states_of_some_places_are_those_of_all(random_model, layers, norm, causal):
+@pytest.mark.parametrize("other", [{}, OTHER | {"causal": True}], ids=["BERT", "other"])
+def test_hidden_states_of_some_places_are_those_of_all(random_model, layers, other):
     """And so are the gradients; a place may be asked for twice, and rows may hold two sequences and padding."""
-    model = _bert(random_model, BertConfig(**(SMALL | {"layers": layers}), norm=norm, causal=causal, remat="full"))
+    model = _bert(random_model, BertConfig(**(SMALL | other | {"layers": layers}), remat="full"))
     ids, places = _ids(3, 12), jnp.asarray([[0, 5, 5, 11], [0, 1, 2, 3], [7, 0, 11, 6]])
     sequences = jnp.asarray([[1] * 12, [1] * 5 + [2] * 7, [1] * 8 + [0] * 4])
 
@@ -152,21 +156,23 @@ def test_the_last_layer_computes_no_more_than_is_asked_for(random_model):
     assert flops[0] - flops[1] == pytest.approx(saved, rel=0.1)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, norm):
-    """Two layers of a decoder, with and without a cache; and each token depends on the source."""
-    config = BertConfig(**SMALL, norm=norm)
-    one, other = (random_model(lambda: Layer(config, rngs=nnx.Rngs(0), has_cross_attention=True)) for _ in range(2))
-    other.cross_attention.query.kernel[...] = -other.cross_attention.query.kernel[...]
+@pytest.mark.parametrize("other", [{}, OTHER], ids=["BERT", "other"])
+def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, other):
+    """Two layers of a decoder, with and without a cache; and each token depends on the source. Rotary positions go on
+    where the cache ends."""
+    config = BertConfig(**SMALL, **other)
+    one, another = (random_model(lambda: Layer(config, rngs=nnx.Rngs(0), has_cross_attention=True)) for _ in range(2))
+    another.cross_attention.query.kernel[...] = -another.cross_attention.query.kernel[...]
     x, source = (jax.random.normal(jax.random.key(length), (2, length, 32)) for length in (6, 4))
     source_mask = jnp.asarray([[True] * 4, [True, True, False, False]])[:, None, None]
 
     @partial(jax.jit, compiler_options=QUICK)
-    def decode(x, source, mask, caches):
+    def decode(x, source, mask, caches, first=0):
         cross = jnp.broadcast_to(source_mask, (2, 1, x.shape[1], 4))
+        angles = rotary_angles(config, jnp.broadcast_to(first + jnp.arange(x.shape[1])[None], x.shape[:2]))
         after = []
-        for layer, cache in zip((one, other), caches, strict=True):
-            x, cache = layer(x, mask, source=source, source_mask=cross, cache=cache)
+        for layer, cache in zip((one, another), caches, strict=True):
+            x, cache = layer(x, mask, angles=angles, source=source, source_mask=cross, cache=cache)
             after.append(cache)
         return x, after
 
@@ -174,7 +180,7 @@ def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, no
     expected, _ = decode(x, source, causal, [None, None])
     caches, found = [Cache.empty(config, 2, 6)] * 2, []
     for i in range(6):
-        y, caches = decode(x[:, i : i + 1], source, jnp.ones((2, 1, 1, 6), bool), caches)
+        y, caches = decode(x[:, i : i + 1], source, jnp.ones((2, 1, 1, 6), bool), caches, i)
         found.append(y)
     np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, atol=1e-5)
     changed = np.abs(np.asarray(decode(x, source.at[:, 1].add(1), causal, [None, None])[0] - expected)).max(-1)
@@ -183,7 +189,7 @@ def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, no
     hidden = decode(x, source.at[1, 2:].add(1), causal, [None, None])[0]
     np.testing.assert_array_equal(hidden, expected)
     with pytest.raises(ValueError, match="needs a source"):
-        one(x, causal)
+        one(x, causal, angles=rotary_angles(config, _positions(x)))
 
 
 def test_sinusoids_are_those_of_the_paper(random_model):
@@ -247,6 +253,10 @@ def test_token_types_and_positions_are_looked_up(random_model):
     ("change", "message"),
     [
         ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of model.num_attention_heads 5"),
+        (
+            {"position_embedding": "rotary", "hidden_size": 10},
+            r"the head size is 5 \(model.hidden_size 10 / model.num_attention_heads 2\)",
+        ),
         ({"hidden_act": "relu"}, "model.hidden_act is 'relu'; it can be gelu_tanh, gelu"),
         ({"attention_dropout": 1.0}, "model.attention_dropout is 1.0; it must be a number from 0 to below 1"),
         ({"num_hidden_layers": 0}, "model.num_hidden_layers is 0; it must be a whole number from 1 to 4096"),
@@ -304,4 +314,4 @@ def _ids(rows, length, seed=0):
 
 
 def _positions(ids):
-    return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape[:2])

@@ -7,7 +7,17 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bert_jax.models.layers import GELU, Embedding, LayerNorm, Linear, dot, dot_transposed, dropout, dropout_seeds
+from bert_jax.models.layers import (
+    GEGLU,
+    GELU,
+    Embedding,
+    LayerNorm,
+    Linear,
+    dot,
+    dot_transposed,
+    dropout,
+    dropout_seeds,
+)
 
 # (x, w): shared and batched second operands, sides of 1 and 2, odd sides, sides around the CPU limit of 16.
 SHAPES = [
@@ -165,6 +175,15 @@ def test_gelu_has_the_gradient_that_autodiff_finds(name):
     x = jnp.linspace(-12, 12, 1001)
     plain = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=name == "gelu_tanh")))(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(GELU[name]))(x), plain, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_a_gates_gradients_are_those_that_autodiff_finds(name):
+    gate, x = jnp.linspace(-6, 6, 201), jnp.cos(jnp.arange(201.0))
+    plain = lambda gate, x: jax.nn.gelu(gate, approximate=name == "gelu_tanh") * x  # noqa: E731
+    np.testing.assert_allclose(GEGLU[name](gate, x), plain(gate, x), atol=2e-6)
+    own, expected = (jax.vmap(jax.grad(f, (0, 1)))(gate, x) for f in (GEGLU[name], plain))
+    np.testing.assert_allclose(own, expected, atol=2e-6)
 
 
 def test_initialisation_is_the_table():

@@ -26,6 +26,7 @@ from experiments import classify, multiple_choice, ner, squad
 FACTORISATIONS = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
 BASIC = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 WORDS = ["red", "green", "blue", "warm", "cold"]
+OTHER_SHAPE = {"position_embedding": "rotary", "gated": True, "use_bias": False, "tie_embeddings": False}
 
 
 def small(config):
@@ -66,12 +67,23 @@ def assert_alike(found, expected):
 
 
 @pytest.fixture(scope="module")
-def task(topics, prepared_folder):
+def make_task(topics, prepared_folder):
+    """make_task(**options of the model) → the task of pretraining over the same small corpus."""
+    return lambda **model: pretraining(topics, prepared_folder, model)
+
+
+def pretraining(topics, prepared_folder, model):
     config = small(default_config())
+    config.model.update(model)
     config.data.update(corpus="text", files=str(topics), prepared=str(prepared_folder), vocab_size=603, workers=1)
     config.data.update(sequence_length=32, max_predictions_per_sequence=5, validation_share=0.15, test_share=0.1)
     config.train.batch_size = 16
     return Pretraining.over(config, prepare(config.data, config.data.seed, progress=False))
+
+
+@pytest.fixture(scope="module")
+def task(make_task):
+    return make_task()
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +103,24 @@ def on(task):
 def test_pretraining_is_the_same_on_every_mesh(on, axes):
     """Dropout included. The vocabulary of 603 does not split evenly."""
     assert_alike(on(axes), on((1, 1, 1)))
+
+
+def test_pretraining_of_another_shape_is_the_same_on_a_mesh_of_all_axes(make_task):
+    task = make_task(**OTHER_SHAPE)
+    assert_alike(one_step(task, 8, (2, 2, 2)), one_step(task, 1))
+
+
+def test_another_shape_is_split_like_its_likes(make_task):
+    """A gate like the product beside it, the table of an untied output like that of the words."""
+    mesh = default_config().mesh
+    mesh.update(data=2, fsdp=2, tensor=2, smallest=0)
+    split = {
+        name: tuple(x.spec)
+        for name, x in tree_shardings(make_mesh(mesh), structure(make_task(**OTHER_SHAPE).init)[1]).items()
+    }
+    assert split["encoder/layers/gate/kernel"] == split["encoder/layers/intermediate/kernel"]
+    assert split["encoder/layers/gate/kernel"] == (None, ("fsdp",), ("tensor",))
+    assert split["heads/mlm/decoder/embedding"] == split["embeddings/word/embedding"] == (None, ("fsdp", "tensor"))
 
 
 def rows(folder, name, rows):
@@ -151,8 +181,9 @@ def choices(folder):
 FAMILIES = (classification, tagging, span_qa, choices, pytest.param(with_lstm, marks=pytest.mark.slow))
 
 
-def compared(folder, family, meshes):
+def compared(folder, family, meshes, shape):
     config = small(family(folder))
+    config.model.update(shape)
     config.data.update(vocab_file=str(folder / "vocab.txt"), sequence_length=16, buckets=1, packing=None)
     config.train.batch_size = config.eval.batch_size = 16
     config.mesh.data = 8  # for the number of rows
@@ -164,13 +195,14 @@ def compared(folder, family, meshes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fine_tuning_is_the_same_on_a_mesh_of_all_axes(folder, family):
-    compared(folder, family, [(2, 2, 2)])
+    """Every second family with another shape of the model."""
+    compared(folder, family, [(2, 2, 2)], OTHER_SHAPE if family in (tagging, choices) else {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fine_tuning_is_the_same_on_every_mesh(folder, family):
-    compared(folder, family, [axes for axes in FACTORISATIONS if axes != (2, 2, 2)])
+    compared(folder, family, [axes for axes in FACTORISATIONS if axes != (2, 2, 2)], {})
 
 
 def traffic(program):

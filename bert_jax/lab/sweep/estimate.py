@@ -17,7 +17,7 @@ from bert_jax.config import UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.lab.programs import stand_in_tokenizer
 from bert_jax.lab.study import PlannedRun
-from bert_jax.models.config import BertConfig, bert_config, inherit_shape
+from bert_jax.models.config import BertConfig, bert_config, check_structure, inherit_shape
 from bert_jax.options import default_config
 from bert_jax.sharding import make_mesh
 from bert_jax.tasks import TASKS, task_class
@@ -116,6 +116,7 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
     vocab_size = config.data.vocab_size
     if one.after:
         parent = shapes[one.after]
+        check_structure(config.model, parent, one.after)
         inherit_shape(config.model, parent)
         vocab_size, config.init_from = parent.vocab_size, ""
     elif not is_done and (source := runs.inherit(config, workdir / one.key)) is not None:
