@@ -4,9 +4,10 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +41,27 @@ from bert_jax.tasks.likelihood import (
 )
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.task import Batch, Description, Evaluation, Rows, Source, Sums, Task, mean_of_each, shapes_of
+from bert_jax.tasks.sampled_softmax import cumulative_shares, draw_negatives, sampled_logits, token_counts
+from bert_jax.tasks.task import (
+    Batch,
+    Constants,
+    Description,
+    Evaluation,
+    Rows,
+    Source,
+    Sums,
+    Task,
+    mean_of_each,
+    shapes_of,
+)
+
+_NEGATIVES = 1  # what a key folded from that of the features is for: the negatives of train.sampled_softmax
 
 
 class Pretraining(Task):
     """Both objectives of BERT over a prepared corpus. With data.pairing=none the second one has weight 0 everywhere."""
 
-    objectives: ClassVar = {"mlm_loss": 1.0, "nsp_loss": 1.0}
+    objectives: Mapping[str, float] = {"mlm_loss": 1.0, "nsp_loss": 1.0}
     makes_vocabulary = True
     makes_predictions = False
     new_parameters = "heads/mlm/|heads/nsp/|pooler/"
@@ -55,6 +70,7 @@ class Pretraining(Task):
     final_splits = ()
     prepared: PreparedCorpus  # only of a task with data
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
+    cumulative: np.ndarray | None = None  # shares of the vocabulary, for train.sampled_softmax; None = all alike
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
         self.config = config
@@ -62,6 +78,13 @@ class Pretraining(Task):
         self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         data = config.data
         check_length(self.bert_config, data.sequence_length)
+        if config.train.z_loss:
+            self.objectives = {**self.objectives, "mlm_z_loss": config.train.z_loss}
+        if config.train.sampled_softmax >= tokenizer.vocab_size:
+            raise UserError(
+                f"train.sampled_softmax is {config.train.sampled_softmax}; it must be less than the vocabulary of "
+                f"{tokenizer.vocab_size} entries, or 0 for all of them"
+            )
         self.packing = Packing.from_config(data) if data.packing else None
         pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
         if self.packing is not None:
@@ -69,7 +92,9 @@ class Pretraining(Task):
         model, rows, length = self.bert_config, config.train.batch_size, data.sequence_length
         self.tokens_per_step = rows * length
         positions = None if is_scanned(model) else predictions + pairs_a_row
-        self.flops_per_step = training_flops(model, rows, length, predictions, positions)
+        sampled = config.train.sampled_softmax
+        of_step = replace(model, vocab_size=1 + sampled) if sampled else model
+        self.flops_per_step = training_flops(of_step, rows, length, predictions, positions)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
     @classmethod
@@ -84,6 +109,8 @@ class Pretraining(Task):
         if config.eval.blimp:
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
+        if config.train.sampled_softmax:
+            task.cumulative = cumulative_shares(token_counts(prepared))
         pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
         task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         return task
@@ -111,6 +138,12 @@ class Pretraining(Task):
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
 
+    def constants(self) -> Constants:
+        if not self.config.train.sampled_softmax:
+            return {}
+        alike = cumulative_shares(np.zeros(self.bert_config.vocab_size))
+        return {"cumulative_shares": alike if self.cumulative is None else self.cumulative}
+
     def fingerprints(self) -> dict[str, str]:
         shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in self.prepared.manifest["shards"]]
         found = {"prepared corpus": self.prepared.directory.name, "prepared shards": str(shards)}
@@ -136,23 +169,31 @@ class Pretraining(Task):
         In an evaluation every record has a key of its own, so that its masks depend on (eval.seed, record) alone and
         not on which other records share its batch.
         """
-        if "masked_positions" in batch:
-            return batch
+        if "masked_positions" not in batch:
+            batch = batch | self._masked(batch, key)
+        if self.config.train.sampled_softmax:  # one seed for the step, in every row, since micro-batches take rows
+            seed = jax.random.key_data(jax.random.fold_in(key, _NEGATIVES))
+            batch = batch | {"negatives_seed": jnp.broadcast_to(seed[None], (len(batch["input_ids"]), *seed.shape))}
+        return batch
+
+    def _masked(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         mask = partial(mask_tokens, data=self.config.data, tokenizer=self.tokenizer)
         if "records" not in batch:
             packing = self.packing if batch["first_tokens"].shape[1] > 1 else None
-            return batch | mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
+            return mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
 
         def mask_record(ids, sequences, record):
             masked = mask(ids[None], sequences[None], key=jax.random.fold_in(key, record))
             return {name: value[0] for name, value in masked.items()}
 
-        return batch | jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
+        return jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         # The 1e-5 is the original's: it avoids a division by zero where nothing is masked.
+        masked = jnp.sum(batch["masked_weights"]) + 1e-5
         return {
-            "mlm_loss": jnp.sum(batch["masked_weights"]) + 1e-5,
+            "mlm_loss": masked,
+            "mlm_z_loss": masked,
             "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
         }
 
@@ -169,10 +210,14 @@ class Pretraining(Task):
         # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
         vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
         nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
-        table = model.trunk.embeddings.word.embedding[...]  # the decoder is tied to the embeddings
-        decoder = padded_decoder(table, mlm.bias[...], backend.current().vocabulary_multiple)
-        mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
-        sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
+        decoder = model.trunk.embeddings.word.embedding[...], mlm.bias[...]  # tied to the embeddings
+        if key is not None and self.config.train.sampled_softmax:
+            sums = self._sampled_sums(vectors, decoder, batch, constants)
+        else:
+            decoder = padded_decoder(*decoder, backend.current().vocabulary_multiple)
+            logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
+            with_z = key is not None and self.config.train.z_loss > 0
+            sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"], z_loss=with_z)
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
@@ -180,6 +225,17 @@ class Pretraining(Task):
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
+
+    def _sampled_sums(
+        self, vectors: Float[Array, "B P E"], decoder: tuple[Array, Array], batch: Batch, constants: Constants
+    ) -> Sums:
+        """Returns the MLM loss of a training step, estimated. There is no accuracy, which needs all logits."""
+        train, key = self.config.train, jax.random.wrap_key_data(batch["negatives_seed"][0])
+        negatives = draw_negatives(constants["cumulative_shares"], train.sampled_softmax, key)
+        logits = sampled_logits(vectors, *decoder, batch["masked_labels"], *negatives, self.bert_config.dtype)
+        first = jnp.zeros_like(batch["masked_labels"])
+        sums = cross_entropy_sums("mlm", logits, first, batch["masked_weights"], z_loss=train.z_loss > 0)
+        return {name: value for name, value in sums.items() if name != "mlm_accuracy"}
 
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         if "text_ids" in batch:  # of minimal pairs

@@ -50,7 +50,7 @@ def scale_by_muon(
         momentum = optax.tree.update_moment(grads, state.momentum, optimizer.muon_momentum, 1)
         ahead = optax.tree.update_moment(grads, momentum, optimizer.muon_momentum, 1)
         adams, adam_state = adam.update(rest, state.adam, None if params is None else split(params)[1])
-        return orthogonalised(ahead, dtype) | adams, MuonState(momentum, adam_state)
+        return orthogonalised(ahead, dtype) | cast(Parameters, adams), MuonState(momentum, adam_state)
 
     return optax.GradientTransformation(init, update)
 
