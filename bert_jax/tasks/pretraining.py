@@ -55,7 +55,7 @@ from bert_jax.tasks.task import (
     shapes_of,
 )
 
-_NEGATIVES = 1  # what a key folded from that of the features is for: the negatives of train.sampled_softmax
+_NEGATIVES = 3  # folded into the key of the features for train.sampled_softmax; masking splits off 0 to 2
 
 
 class Pretraining(Task):
@@ -164,7 +164,7 @@ class Pretraining(Task):
             yield from self._pair_batches(self.minimal_pairs, **process)
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Masks tokens, unless the corpus was prepared with static masks.
+        """Masks tokens, unless the corpus was prepared with static masks, and adds the seed of train.sampled_softmax.
 
         In an evaluation every record has a key of its own, so that its masks depend on (eval.seed, record) alone and
         not on which other records share its batch.
