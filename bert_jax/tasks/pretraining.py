@@ -32,6 +32,7 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
+from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import (
     EncodedPairs,
     hidden_token_batches,
@@ -41,7 +42,6 @@ from bert_jax.tasks.likelihood import (
 )
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.sampled_softmax import cumulative_shares, draw_negatives, sampled_logits, token_counts
 from bert_jax.tasks.task import (
     Batch,
     Constants,
@@ -54,8 +54,6 @@ from bert_jax.tasks.task import (
     mean_of_each,
     shapes_of,
 )
-
-_NEGATIVES = 3  # folded into the key of the features for train.sampled_softmax; masking splits off 0 to 2
 
 
 class Pretraining(Task):
@@ -80,11 +78,7 @@ class Pretraining(Task):
         check_length(self.bert_config, data.sequence_length)
         if config.train.z_loss:
             self.objectives = {**self.objectives, "mlm_z_loss": config.train.z_loss}
-        if config.train.sampled_softmax >= tokenizer.vocab_size:
-            raise UserError(
-                f"train.sampled_softmax is {config.train.sampled_softmax}; it must be less than the vocabulary of "
-                f"{tokenizer.vocab_size} entries, or 0 for all of them"
-            )
+        sampled_softmax.check(config.train.sampled_softmax, tokenizer.vocab_size)
         self.packing = Packing.from_config(data) if data.packing else None
         pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
         if self.packing is not None:
@@ -110,7 +104,7 @@ class Pretraining(Task):
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
         if config.train.sampled_softmax:
-            task.cumulative = cumulative_shares(token_counts(prepared))
+            task.cumulative = sampled_softmax.cumulative_shares(sampled_softmax.token_counts(prepared))
         pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
         task.steps_per_epoch = math.ceil(prepared.num_records("train") / pairs)
         return task
@@ -141,7 +135,7 @@ class Pretraining(Task):
     def constants(self) -> Constants:
         if not self.config.train.sampled_softmax:
             return {}
-        alike = cumulative_shares(np.zeros(self.bert_config.vocab_size))
+        alike = sampled_softmax.cumulative_shares(np.zeros(self.bert_config.vocab_size))
         return {"cumulative_shares": alike if self.cumulative is None else self.cumulative}
 
     def fingerprints(self) -> dict[str, str]:
@@ -171,9 +165,8 @@ class Pretraining(Task):
         """
         if "masked_positions" not in batch:
             batch = batch | self._masked(batch, key)
-        if self.config.train.sampled_softmax:  # one seed for the step, in every row, since micro-batches take rows
-            seed = jax.random.key_data(jax.random.fold_in(key, _NEGATIVES))
-            batch = batch | {"negatives_seed": jnp.broadcast_to(seed[None], (len(batch["input_ids"]), *seed.shape))}
+        if self.config.train.sampled_softmax:
+            batch = batch | sampled_softmax.seeds(key, len(batch["input_ids"]))
         return batch
 
     def _masked(self, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -212,7 +205,7 @@ class Pretraining(Task):
         nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
         decoder = model.trunk.embeddings.word.embedding[...], mlm.bias[...]  # tied to the embeddings
         if key is not None and self.config.train.sampled_softmax:
-            sums = self._sampled_sums(vectors, decoder, batch, constants)
+            sums = sampled_softmax.loss_sums(vectors, decoder, batch, constants, self.config)
         else:
             decoder = padded_decoder(*decoder, backend.current().vocabulary_multiple)
             logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
@@ -225,17 +218,6 @@ class Pretraining(Task):
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
-
-    def _sampled_sums(
-        self, vectors: Float[Array, "B P E"], decoder: tuple[Array, Array], batch: Batch, constants: Constants
-    ) -> Sums:
-        """Returns the MLM loss of a training step, estimated. There is no accuracy, which needs all logits."""
-        train, key = self.config.train, jax.random.wrap_key_data(batch["negatives_seed"][0])
-        negatives = draw_negatives(constants["cumulative_shares"], train.sampled_softmax, key)
-        logits = sampled_logits(vectors, *decoder, batch["masked_labels"], *negatives, self.bert_config.dtype)
-        first = jnp.zeros_like(batch["masked_labels"])
-        sums = cross_entropy_sums("mlm", logits, first, batch["masked_weights"], z_loss=train.z_loss > 0)
-        return {name: value for name, value in sums.items() if name != "mlm_accuracy"}
 
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         if "text_ids" in batch:  # of minimal pairs

@@ -9,12 +9,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
+from ml_collections import ConfigDict
 
+from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.models.heads import vocabulary_logits
+from bert_jax.tasks.losses import cross_entropy_sums
+from bert_jax.tasks.task import Batch, Constants, Sums
 
 _RECORDS = 20_000  # that the probabilities are counted in
 _WHOLE = 2**32 - 1
+_SEEDS = 3  # folded into the key of a batch's features, of which masking splits off 0 to 2
+
+
+def check(count: int, vocab_size: int) -> None:
+    """Raises UserError for as many negatives as there are entries."""
+    if count >= vocab_size:
+        raise UserError(
+            f"train.sampled_softmax is {count}; it must be less than the vocabulary of {vocab_size} entries, or 0 for "
+            "all of them"
+        )
+
+
+def seeds(key: Key[Array, ""], rows: int) -> Batch:
+    """Returns the seed of a step's negatives, in every row of the batch: micro-batches and devices take rows."""
+    seed = jax.random.key_data(jax.random.fold_in(key, _SEEDS))
+    return {"negatives_seed": jnp.broadcast_to(seed[None], (rows, *seed.shape))}
+
+
+def loss_sums(
+    vectors: Float[Array, "B P E"], decoder: tuple[Array, Array], batch: Batch, constants: Constants, config: ConfigDict
+) -> Sums:
+    """Returns the MLM loss of a training step, estimated. There is no accuracy, which needs all logits. `decoder` are
+    table and bias of the MLM head."""
+    train, key = config.train, jax.random.wrap_key_data(batch["negatives_seed"][0])
+    negatives = draw_negatives(constants["cumulative_shares"], train.sampled_softmax, key)
+    logits = sampled_logits(vectors, *decoder, batch["masked_labels"], *negatives, config.model.dtype)
+    first = jnp.zeros_like(batch["masked_labels"])
+    sums = cross_entropy_sums("mlm", logits, first, batch["masked_weights"], z_loss=train.z_loss > 0)
+    return {name: value for name, value in sums.items() if name != "mlm_accuracy"}
 
 
 def cumulative_shares(counts: Float[np.ndarray, " V"]) -> UInt32[np.ndarray, " V"]:
