@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, check_batch
 from bert_jax.models.config import BertConfig, check_length
-from bert_jax.options import OPTIONS, Value, can_be
+from bert_jax.option import Value, can_be
+from bert_jax.options import OPTIONS
 
 # What a phase may name, and the option whose value it replaces.
 KEYS = {"batch_size": "train.batch_size", "sequence_length": "data.sequence_length", "mask_rate": "data.mask_rate"}

@@ -258,11 +258,10 @@ def by_slices(x: Array) -> Array:
     mesh = current()
     if mesh is None or mesh.size == 1:
         return x
-    axes, left = [], x.shape[0]
-    for name in ("tensor", "fsdp", "data"):
-        if left % mesh.axis(name) == 0:
-            axes.append(name)
-            left //= mesh.axis(name)
+    axes, left = (), x.shape[0]
+    for name, size in mesh.of_jax.shape.items():
+        if left % size == 0:
+            axes, left = (*axes, name), left // size
     return jax.lax.with_sharding_constraint(x, mesh.sharding(axes))
 
 

@@ -19,6 +19,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("data.random_share", "data.keep_share", "data.validation_share", "data.test_share", "data.read_workers"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.warmup_share", "optimizer.decay_steps"),
     *("optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.layer_decay"),
+    *("optimizer.muon_momentum", "train.ema_decay", "train.z_loss", "train.sampled_softmax"),
     *("train.max_rollbacks", "train.spike_factor", "checkpoint.minutes"),
     *(
         "train.watchdog_seconds",

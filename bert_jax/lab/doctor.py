@@ -96,14 +96,15 @@ def _checkpoint(folder: Path) -> str:
                 config.optimizer, make_schedule(config.optimizer, config.train.steps), multipliers
             )
             step = jax.ShapeDtypeStruct((), np.int32)
-            expected = TrainState(step, shapes, jax.eval_shape(optimizer.init, shapes))  # type: ignore[arg-type]
+            average = shapes if config.train.ema_decay else None
+            expected = TrainState(step, shapes, jax.eval_shape(optimizer.init, shapes), average)  # type: ignore[arg-type]
             saved = read_checkpoint(folder, expected=expected)
             kinds.append("optimizer")
-            if names := not_finite(saved.optimizer):
+            if names := not_finite((saved.optimizer, saved.trained)):
                 raise Damaged(f"checkpoint {folder}: {names[0]} of the optimizer is not finite")
     except Damaged as damage:
         raise UserError(f"{damage}; the next start sets it aside in damaged/ and takes the one before") from None
-    number = len(jax.tree.leaves((saved.parameters, saved.optimizer)))
+    number = len(jax.tree.leaves((saved.parameters, saved.optimizer, saved.trained)))
     kind = "temporary, " if run["temporary"] else ""
     return f"{kind}{' and '.join(kinds)} are as saved and finite ({number} arrays, {_megabytes(_size(folder))})"
 

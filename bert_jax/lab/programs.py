@@ -159,7 +159,9 @@ def _limits(program: Compiled, task: Task, mesh: Mesh, topology: Topology) -> di
         limits["products"] = task.flops_per_step / (peak * 1e12 * mesh.size)
     if chip.bandwidth is not None:
         state = steps.abstract_state(task, _optimizer(task)[1])[1]
-        parameters, optimizer = (_bytes_held(mesh, part) for part in (state.parameters, state.optimizer))
+        parameters, optimizer = (
+            _bytes_held(mesh, part) for part in (state.parameters, (state.optimizer, state.average))
+        )
         moved = state_traffic(parameters, optimizer, task.config.train.accumulation)
         limits["memory"] = (task.bytes_per_step / mesh.size + moved) / chip.bandwidth
     if chip.network is not None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.sharding import to_mesh
 from bert_jax.tasks.task import Task
-from bert_jax.training.checkpoint import describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
+from bert_jax.training.checkpoint import arrays_of, describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
 from bert_jax.training.checkpoint_format import checksums
 from bert_jax.training.guard import batch_number
 from bert_jax.training.observer import Observer
@@ -43,7 +43,7 @@ def replay(task: Task, config: ConfigDict, workdir: Path, count: int) -> str:
         start, end = pairs[-1]
         run = describe_checkpoint(folder / str(end))[0]
         left_out = run["guard"].get("left_out", [])
-        recorded = {item: run["checksums"][item] for item in ("parameters", "optimizer")}
+        recorded = {item: sums for item, sums in run["checksums"].items() if isinstance(sums, dict)}
         found = _repeat(programs, task, folder / str(start), end, left_out)
         if name := _difference(found, recorded):
             if other := _difference(found, _repeat(programs, task, folder / str(start), end, left_out)):
@@ -76,7 +76,7 @@ def _repeat(programs: Programs, task: Task, folder: Path, end: int, left_out: li
             step += 1
     finally:
         batches.close()
-    return {"parameters": checksums(state.parameters), "optimizer": checksums(state.optimizer)}
+    return {item: checksums(tree) for item, tree in arrays_of(state).items()}
 
 
 def _difference(one: Bits, other: dict[str, Any]) -> str:

@@ -210,7 +210,7 @@ def _changed_bits(folder: Path, again: Path, end: int) -> tuple[list[str], list[
         sums = [describe_checkpoint(path / "checkpoints" / str(step))[0]["checksums"] for path in (folder, again)]
         names = [
             f"{item}{name} of checkpoint {step}"
-            for item in ("parameters", "optimizer")
+            for item in ("parameters", "trained", "optimizer")
             for name, number in sums[0].get(item, {}).items()
             if sums[1].get(item, {}).get(name) != number
         ]

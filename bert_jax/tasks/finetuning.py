@@ -43,7 +43,7 @@ Outputs = dict[str, Array]
 class FineTuning(Task, ABC):
     """A task over labelled examples in memory."""
 
-    objectives: ClassVar = {"loss": 1.0}
+    objectives: Mapping[str, float] = {"loss": 1.0}
     makes_predictions = True
     head: ClassVar[str]  # regular expression of the head's parameters
     described: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps, such as names of labels
@@ -97,8 +97,9 @@ class FineTuning(Task, ABC):
     def check(self) -> None:
         """Raises UserError for options that the family cannot follow."""
         config = self.config
-        if config.eval.blimp:
-            raise UserError(f"eval.blimp needs the MLM head, which task={config.task} lacks: leave it out")
+        for group, key in (("eval", "blimp"), ("train", "z_loss"), ("train", "sampled_softmax")):
+            if config[group][key]:
+                raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)

@@ -18,8 +18,10 @@ def cross_entropy_sums(
     weights: Float[Array, "*N"],
     *,
     smoothing: float = 0.0,
+    z_loss: bool = False,
 ) -> Sums:
-    """Returns `{name}_loss` (in nats) and `{name}_accuracy` as (weighted sum, weight), in float32.
+    """Returns `{name}_loss` (in nats) and `{name}_accuracy` as (weighted sum, weight), in float32. With `z_loss`, also
+    `{name}_z_loss`: the square of the logarithm of the softmax's denominator (Chowdhery et al. 2022, section 5).
 
     With label smoothing a share of the target is spread evenly over all classes (Szegedy et al. 2016, section 7).
     XLA writes the gradient over the logits: a step holds one array of their size.
@@ -33,7 +35,8 @@ def cross_entropy_sums(
     # logsumexp knows the largest logit already; argmax would read all logits again, a fifth of a small model's step.
     correct = (correct_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
     weight = jnp.sum(weights)
-    return {f"{name}_loss": (loss, weight), f"{name}_accuracy": (jnp.sum(correct * weights), weight)}
+    sums = {f"{name}_loss": (loss, weight), f"{name}_accuracy": (jnp.sum(correct * weights), weight)}
+    return sums | ({f"{name}_z_loss": (jnp.sum(jnp.square(total) * weights), weight)} if z_loss else {})
 
 
 def balanced_weights(labels: Sequence[int], count: int) -> Float[np.ndarray, " C"]:

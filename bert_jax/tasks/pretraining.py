@@ -4,11 +4,12 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.phases import phase_configs, phase_ends
+from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import (
     EncodedPairs,
     hidden_token_batches,
@@ -45,6 +47,7 @@ from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
 from bert_jax.tasks.task import (
     Batch,
+    Constants,
     Description,
     Evaluation,
     Phase,
@@ -60,7 +63,7 @@ from bert_jax.tasks.task import (
 class Pretraining(Task):
     """Both objectives of BERT over a prepared corpus. With data.pairing=none the second one has weight 0 everywhere."""
 
-    objectives: ClassVar = {"mlm_loss": 1.0, "nsp_loss": 1.0}
+    objectives: Mapping[str, float] = {"mlm_loss": 1.0, "nsp_loss": 1.0}
     makes_vocabulary = True
     has_phases = True
     makes_predictions = False
@@ -72,6 +75,7 @@ class Pretraining(Task):
     corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})  # by length of rows, where phases have other rows
     origin = 0  # position of the row that batch 0 would begin with; of a phase
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
+    cumulative: np.ndarray | None = None  # shares of the vocabulary, for train.sampled_softmax; None = all alike
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
         self.config = config
@@ -79,6 +83,9 @@ class Pretraining(Task):
         self.bert_config = bert_config(config.model, tokenizer.vocab_size)
         data = config.data
         check_length(self.bert_config, data.sequence_length)
+        if config.train.z_loss:
+            self.objectives = {**self.objectives, "mlm_z_loss": config.train.z_loss}
+        sampled_softmax.check(config.train.sampled_softmax, tokenizer.vocab_size)
         self.packing = Packing.from_config(data) if data.packing else None
         pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
         if self.packing is not None:
@@ -86,7 +93,9 @@ class Pretraining(Task):
         model, rows, length = self.bert_config, config.train.batch_size, data.sequence_length
         self.tokens_per_step = rows * length
         positions = None if is_scanned(model) else predictions + pairs_a_row
-        self.flops_per_step = training_flops(model, rows, length, predictions, positions)
+        sampled = config.train.sampled_softmax
+        of_step = replace(model, vocab_size=1 + sampled) if sampled else model
+        self.flops_per_step = training_flops(of_step, rows, length, predictions, positions)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
     @classmethod
@@ -104,6 +113,8 @@ class Pretraining(Task):
         if config.eval.blimp:
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
+        if config.train.sampled_softmax:
+            task.cumulative = sampled_softmax.cumulative_shares(sampled_softmax.token_counts(prepared))
         task.steps_per_epoch = math.ceil(task._steps_of_an_epoch())
         return task
 
@@ -129,6 +140,12 @@ class Pretraining(Task):
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
         return Model(trunk, {"mlm": MaskedLMHead(config, rngs=rngs), "nsp": LinearHead(config, 2, rngs=rngs)})
+
+    def constants(self) -> Constants:
+        if not self.config.train.sampled_softmax:
+            return {}
+        alike = sampled_softmax.cumulative_shares(np.zeros(self.bert_config.vocab_size))
+        return {"cumulative_shares": alike if self.cumulative is None else self.cumulative}
 
     def fingerprints(self) -> dict[str, str]:
         found = {}
@@ -173,28 +190,35 @@ class Pretraining(Task):
             yield from self._pair_batches(self.minimal_pairs, **process)
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Masks tokens, unless the corpus was prepared with static masks.
+        """Masks tokens, unless the corpus was prepared with static masks, and adds the seed of train.sampled_softmax.
 
         In an evaluation every record has a key of its own, so that its masks depend on (eval.seed, record) alone and
         not on which other records share its batch.
         """
-        if "masked_positions" in batch:
-            return batch
+        if "masked_positions" not in batch:
+            batch = batch | self._masked(batch, key)
+        if self.config.train.sampled_softmax:
+            batch = batch | sampled_softmax.seeds(key, len(batch["input_ids"]))
+        return batch
+
+    def _masked(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         mask = partial(mask_tokens, data=self.config.data, tokenizer=self.tokenizer)
         if "records" not in batch:
             packing = self.packing if batch["first_tokens"].shape[1] > 1 else None
-            return batch | mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
+            return mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
 
         def mask_record(ids, sequences, record):
             masked = mask(ids[None], sequences[None], key=jax.random.fold_in(key, record))
             return {name: value[0] for name, value in masked.items()}
 
-        return batch | jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
+        return jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         # The 1e-5 is the original's: it avoids a division by zero where nothing is masked.
+        masked = jnp.sum(batch["masked_weights"]) + 1e-5
         return {
-            "mlm_loss": jnp.sum(batch["masked_weights"]) + 1e-5,
+            "mlm_loss": masked,
+            "mlm_z_loss": masked,
             "nsp_loss": jnp.maximum(jnp.sum(batch["next_sentence_weights"]), 1.0),
         }
 
@@ -211,10 +235,14 @@ class Pretraining(Task):
         # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
         vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
         nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
-        table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
-        decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
-        mlm_logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
-        sums = cross_entropy_sums("mlm", mlm_logits, batch["masked_labels"], batch["masked_weights"])
+        decoder = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
+        if key is not None and self.config.train.sampled_softmax:
+            sums = sampled_softmax.loss_sums(vectors, decoder, batch, constants, self.config)
+        else:
+            decoder = padded_decoder(*decoder, backend.current().vocabulary_multiple)
+            logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
+            with_z = key is not None and self.config.train.z_loss > 0
+            sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"], z_loss=with_z)
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))

@@ -77,7 +77,7 @@ class Task(Protocol):
     all devices, micro-batches and processes have been added up.
     """
 
-    objectives: ClassVar[Mapping[str, float]]  # names in `sums` → weights; the weighted means add up to the loss
+    objectives: Mapping[str, float]  # names in `sums` → weights; the weighted means add up to the loss
     makes_predictions: ClassVar[bool]  # whether it has predictions for single examples
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of those rows of `evaluate` that have one entry per token
     makes_vocabulary: ClassVar[bool] = False  # whether `with_data` learns one from the data where none is given

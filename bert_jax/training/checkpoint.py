@@ -2,7 +2,9 @@
 
 A checkpoint is a folder `checkpoints/<step>` with the items `parameters` and `optimizer` (arrays under flat names),
 `run` (step, data position, config, what the task learned, checksums) and `tokenizer` (its files): alone it is enough to
-predict, fine-tune or export. A converted one has no optimizer. `checkpoint_format.py` has the details.
+predict, fine-tune or export. A converted one has no optimizer. If a run averages its parameters (`train.ema_decay`),
+`parameters` is the average, and a further item, `trained`, has those that training continues from.
+`checkpoint_format.py` has the details.
 """
 
 import contextlib
@@ -39,11 +41,12 @@ _MOST_COMPRESSED = 64  # bytes of parameters per byte of their files, beyond tha
 
 @dataclass(frozen=True)
 class Saved:
-    """The content of a checkpoint. `optimizer` is None unless it was asked for; `run` has its config over today's
-    defaults."""
+    """The content of a checkpoint. `optimizer` is None unless it was asked for, and so is `trained`, which only a run
+    that averages its parameters has; `run` has its config over today's defaults."""
 
     parameters: Parameters
     optimizer: Any
+    trained: Parameters | None
     run: dict[str, Any]
     tokenizer: Tokenizer
 
@@ -62,7 +65,16 @@ def on_mesh(mesh: Mesh) -> Shardings:
 def restored_state(saved: Saved, mesh: Mesh) -> TrainState:
     """Returns the state of a checkpoint that was read onto the mesh, placed as `init_state` places a fresh one: a step
     that was compiled for the one is found for the other."""
-    return TrainState(place(mesh, np.int32(saved.run["step"])), saved.parameters, saved.optimizer)
+    step = place(mesh, np.int32(saved.run["step"]))
+    if saved.trained is None:
+        return TrainState(step, saved.parameters, saved.optimizer)
+    return TrainState(step, saved.trained, saved.optimizer, saved.parameters)
+
+
+def arrays_of(state: TrainState) -> dict[str, Any]:
+    """Returns the items of a checkpoint that hold arrays."""
+    arrays = {"parameters": state.learned, "optimizer": state.optimizer}
+    return arrays if state.average is None else arrays | {"trained": state.parameters}
 
 
 def read_checkpoint(
@@ -91,6 +103,7 @@ def read_checkpoint(
     if expected is not None:
         _check_structure(expected, trees["parameters"], run, directory, as_saved)
         trees["optimizer"] = expected.optimizer
+        trees |= {"trained": expected.parameters} if expected.average is not None else {}
     targets = {item: rename(jax.tree.map(_target, tree, shardings(tree)), as_saved) for item, tree in trees.items()}
     restored = _agreed(directory, targets)
     for item, tree in restored.items():
@@ -100,7 +113,7 @@ def read_checkpoint(
     if names := checkpoint_format.not_finite(restored["parameters"]):
         raise Damaged(f"checkpoint {directory}: {len(names)} parameters are not finite, among them {names[0]}")
     restored = rename(restored, name_since_format_2)
-    return Saved(restored["parameters"], restored.get("optimizer"), run, tokenizer)
+    return Saved(restored["parameters"], restored.get("optimizer"), restored.get("trained"), run, tokenizer)
 
 
 def describe_checkpoint(directory: Path) -> tuple[dict[str, Any], Tokenizer]:
@@ -244,6 +257,9 @@ def _check_structure(
     sums = run["checksums"].get("optimizer")
     if sums is None:
         raise UserError(f"{directory} has no optimizer state; {remedy}")
+    if ("trained" in run["checksums"]) != (expected.average is not None):
+        was = run["config"]["train"]["ema_decay"]
+        raise UserError(f"{directory} was trained with train.ema_decay={was}: restore it, or {remedy}")
     leaves = jax.tree_util.tree_flatten_with_path(rename(expected.optimizer, as_saved))[0]
     paths = {jax.tree_util.keystr(path) for path, _ in leaves}
     changes = [f"it lacks {path}" for path in sorted(paths - sums.keys())]

@@ -133,7 +133,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         resources.callback(log.close)
         evaluation = Evaluation("validation")
         if not resumed and config.eval.at_start:
-            evaluation = run.evaluate(state.parameters, "validation", record.description)
+            evaluation = run.evaluate(state.learned, "validation", record.description)
             record.description |= evaluation.learned
             if evaluation:
                 check_finite(evaluation.metrics, first)
@@ -183,7 +183,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
                     watch.enter_phase(phase.task)
                 if eval_due:
                     watch.pause(EVALUATION)
-                    evaluation = run.evaluate(state.parameters, "validation", record.description)
+                    evaluation = run.evaluate(state.learned, "validation", record.description)
                     record.description |= evaluation.learned
                     if evaluation:
                         check_finite(evaluation.metrics, step)
@@ -191,7 +191,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
                         log.record(step, "eval", evaluation.metrics)
                 if save_due or extra_due:
                     watch.pause(SAVING)
-                    if names := not_finite((state.parameters, state.optimizer)):
+                    if names := not_finite((state.parameters, state.optimizer, state.average)):
                         raise Diverged(f"{names[0]} is no longer finite after step {step}")
                     saved = record.json(batches.state(), config, guard, pending)
                     metrics = evaluation.metrics if eval_due else {}
@@ -207,7 +207,7 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         if stopped_by is None and task.final_splits:
             watch.pause(EVALUATION)
             best = checkpoints.best(mesh)  # None if no checkpoint was evaluated
-            parameters = state.parameters if best is None else best[0]
+            parameters = state.learned if best is None else best[0]
             description = record.description if best is None else record.description | best[1]["task"]
             for split in task.final_splits:
                 final[split] = run.evaluate(parameters, split, description)

@@ -23,12 +23,12 @@ ADVICE = (
 def check_fits(task: Task, state: Any, mesh: Mesh) -> None:
     """Raises UserError if a step cannot fit a device's memory; `state` is a TrainState of shapes.
 
-    Counted are parameters, their gradients, the optimizer's state, and of the activations only the input of each layer,
-    which even model.remat=full keeps: a step that passes may still need more.
+    Counted are parameters, their gradients and average, the optimizer's state, and of the activations only the input
+    of each layer, which even model.remat=full keeps: a step that passes may still need more.
     """
     config, shape = task.config, task.bert_config
-    arrays = jax.tree.leaves((state.parameters, state.parameters, state.optimizer))
-    places = jax.tree.leaves(tree_shardings(mesh, (state.parameters, state.parameters, state.optimizer)))
+    counted = (state.parameters, state.parameters, state.optimizer, state.average)
+    arrays, places = jax.tree.leaves(counted), jax.tree.leaves(tree_shardings(mesh, counted))
     held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(arrays, places, strict=True))
     tokens = task.tokens_per_step / mesh.row_parts / config.train.accumulation
     width = shape.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)

@@ -34,7 +34,7 @@ def scale_by_muon(
 ) -> optax.GradientTransformation:
     """Returns the orthogonalised Nesterov momentum of the matrices, and what `adam` returns for the other parameters.
 
-    Neither mean nor momentum is corrected for its start at 0: only the direction of a matrix counts.
+    The momentum is not corrected for its start at 0, since only the direction of a matrix counts.
     """
 
     def split(tree: Parameters) -> tuple[Parameters, Parameters]:
@@ -46,11 +46,12 @@ def scale_by_muon(
         return MuonState(cast(Parameters, optax.tree.zeros_like(of_muon)), adam.init(rest))
 
     def update(updates, state, params=None):
+        del params  # which decay and the rest of the chain look at
         grads, rest = split(updates)
         momentum = optax.tree.update_moment(grads, state.momentum, optimizer.muon_momentum, 1)
         ahead = optax.tree.update_moment(grads, momentum, optimizer.muon_momentum, 1)
-        adams, adam_state = adam.update(rest, state.adam, None if params is None else split(params)[1])
-        return orthogonalised(ahead, dtype) | adams, MuonState(momentum, adam_state)
+        adams, adam_state = adam.update(rest, state.adam)
+        return orthogonalised(ahead, dtype) | cast(Parameters, adams), MuonState(momentum, adam_state)
 
     return optax.GradientTransformation(init, update)
 

@@ -17,7 +17,17 @@ from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.files import LOCK, only_writer
 from bert_jax.sharding import Mesh
-from bert_jax.training.checkpoint import HIDDEN, best_of, items, on_mesh, read_checkpoint, restored_state, scores, steps
+from bert_jax.training.checkpoint import (
+    HIDDEN,
+    arrays_of,
+    best_of,
+    items,
+    on_mesh,
+    read_checkpoint,
+    restored_state,
+    scores,
+    steps,
+)
 from bert_jax.training.checkpoint_format import Damaged, first_line, is_outside
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.processes import as_on_first_process, on_first_process
@@ -74,8 +84,7 @@ class Checkpoints:
         if (self.directory / str(step)).exists():
             return
         score = {self.metric: float(metrics[self.metric])} if self.metric in metrics and not temporary else {}
-        arrays = {"parameters": state.parameters, "optimizer": state.optimizer}
-        args = items(arrays, {"step": step, "score": score, "temporary": temporary} | run, tokenizer)
+        args = items(arrays_of(state), {"step": step, "score": score, "temporary": temporary} | run, tokenizer)
         with self._explained():
             self._check_workdir()
             self._writer.save(self.directory / str(step), args=args)

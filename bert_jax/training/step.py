@@ -29,11 +29,18 @@ MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes. `step` counts finished updates; `optimizer` is the state of an optax chain."""
+    """Everything that a step changes. `step` counts finished updates; `optimizer` is the state of an optax chain;
+    `average` is the moving average of the parameters, None without `train.ema_decay`."""
 
     step: Array  # an integer
     parameters: Parameters
     optimizer: PyTree[Array]
+    average: Parameters | None = None
+
+    @property
+    def learned(self) -> Parameters:
+        """The parameters that are evaluated and used."""
+        return self.parameters if self.average is None else self.average
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
@@ -66,7 +73,11 @@ def make_train_step(
     share it. Gradients of `accumulation` micro-batches are added up; because every objective is divided by the weight
     of the whole batch, their sum is the gradient of the whole batch. For the `frozen` parameters no gradient is
     computed, and the optimizer does not see them.
+
+    With `train.ema_decay` d an update, the t-th from 0, ends with average ← average + (1 − dₜ) (parameters − average),
+    where dₜ = min(d, (1 + t) / (10 + t)): the average begins as the initial parameters, which it soon forgets.
     """
+    decay = task.config.train.ema_decay
 
     def step(state: TrainState, constants: Constants, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(key, state.step)
@@ -85,7 +96,11 @@ def make_train_step(
         parameters = state.parameters | cast(Parameters, optax.apply_updates(trained, updates))
         observed = {"grad_norm": global_norm(cast(Parameters, grads)), "learning_rate": schedule(state.step)}
         sums |= {name: (value, jnp.float32(1)) for name, value in observed.items()}
-        return as_placed(mesh, TrainState(state.step + 1, parameters, optimizer_state)), sums
+        average = None
+        if state.average is not None:
+            share = jnp.maximum(1 - decay, 9 / (10 + state.step))  # 1 − dₜ
+            average = {name: x + share * (parameters[name] - x) for name, x in state.average.items()}
+        return as_placed(mesh, TrainState(state.step + 1, parameters, optimizer_state, average)), sums
 
     return jax.jit(mesh.traced(step), donate_argnums=0, compiler_options=dict(mesh.backend.compiler_options))
 
@@ -171,7 +186,9 @@ def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, 
     for name, value in known.items():  # a drawn value that is replaced is dead code
         drawn = parameters[name]
         parameters[name] = value if value.shape == drawn.shape else drawn.at[: value.shape[0]].set(value)
-    return TrainState(jnp.int32(0), parameters, optimizer.init(parameters))
+    # A copy, because a step gives the memory of both away.
+    average = jax.tree.map(jnp.copy, parameters) if task.config.train.ema_decay else None
+    return TrainState(jnp.int32(0), parameters, optimizer.init(parameters), average)
 
 
 def _gradients(

@@ -128,7 +128,7 @@ def roofline(task: Task, state: TrainState, mesh: Mesh) -> Roofline:
     peak, source = peak_flops(train.peak_tflops, mesh)
     bandwidth = copy_bandwidth(mesh)
     logging.info("peak: %s; memory %.3g GB/s (measured copy)", source, bandwidth / 1e9)
-    parts = (state.parameters, state.optimizer)
+    parts = (state.parameters, (state.optimizer, state.average))  # which are both read and written once
     parameters, optimizer = (sum(x.nbytes for x in jax.tree.leaves(part)) for part in parts)
     moved = state_traffic(parameters, optimizer, train.accumulation) * mesh.size
     return Roofline(task.flops_per_step, task.bytes_per_step + moved, peak, bandwidth)

@@ -365,3 +365,13 @@ def test_labels_follow_the_thresholds_that_validation_finds():
     assert [prediction["labels"] for prediction in task.decide(predictions, learned)] == [["a"], ["b"]]
     assert task.score(examples, predictions, learned)["tuned_micro_f1"] == 1.0
     assert task.score(examples, predictions, task.description())["tuned_micro_f1"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("train.z_loss", 1e-4), ("train.sampled_softmax", 8), ("eval.blimp", "x")]
+)
+def test_what_belongs_to_pretraining_is_refused(option, value):
+    config = make_config()
+    config.update_from_flattened_dict({option: value})
+    with pytest.raises(UserError, match=f"{option} needs the MLM head, which task=classification lacks: leave it out"):
+        Classification(config, TOKENIZER, None)
