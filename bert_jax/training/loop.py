@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.sharding import Mesh, to_mesh
-from bert_jax.tasks.task import Description, Evaluation, Sums, Task, TrainBatches
+from bert_jax.sharding import Mesh, to_mesh, tree_shardings
+from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Sums, Task, TrainBatches
 from bert_jax.training import step as steps
 from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
@@ -112,6 +113,9 @@ def _train_from_checkpoint(run: _Run) -> Finished:
     mesh, key, constants = programs.mesh, programs.key, programs.constants
     with contextlib.ExitStack() as resources:
         # Phase 3: state and data, from where the checkpoint left off
+        if jax.process_count() == 1 and (checkpoints.latest or 0) < train.steps:  # several compile together
+            programs.launch.compile_ahead(*_shapes_of_a_step(run))
+            resources.callback(programs.launch.close)
         state, resumed = _first_state(run)
         resources.callback(watch.end)
         watch.begin(task, state, mesh)
@@ -252,6 +256,23 @@ def _first_state(run: _Run) -> tuple[TrainState, dict[str, Any] | None]:
         return restored
     known = _warm_start(abstract.parameters, task, config, mesh) if config.init_from else {}
     return steps.init_state(task, optimizer, config.seed, mesh, known), None
+
+
+def _shapes_of_a_step(run: _Run) -> tuple[Callable[[], Batch], TrainState, Constants, Key[Array, ""]]:
+    """Returns the arguments of the first step with shapes in place of what is not there yet. The batch is a function:
+    it takes time to read one."""
+    programs, mesh = run.programs, run.programs.mesh
+
+    def batch() -> Batch:
+        batches = train_batches(run.task, run.checkpoints.latest or 0, mesh)
+        try:
+            return to_mesh(mesh, next(batches))
+        finally:
+            batches.close()
+
+    shardings = tree_shardings(mesh, programs.abstract)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), programs.abstract, shardings)
+    return batch, state, programs.constants, programs.key
 
 
 def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) -> Parameters:

@@ -39,7 +39,8 @@ class Throughput(Observer):
 
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
         self.task, self.device = task, mesh.local_devices[0]
-        self.roofline = roofline(task, state, mesh)
+        self.sizes, self.mesh = jax.eval_shape(lambda x: x, state), mesh
+        self.roofline: Roofline | None = None
         self.peaks: dict[frozenset, int] = {}  # by shape of a batch, where the back end says
         self.used: list[int] = []  # peaks of the steps since the last report
         self.restart_clock()
@@ -51,16 +52,20 @@ class Throughput(Observer):
         self.waited += time.perf_counter() - self.asked
         self.shape = batch_shape(batch)
 
-    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
-        self.started += seconds
-        if not self.peaks:
+    def compiled(self, batch: Batch, program: Compiled, waited: float) -> None:
+        if self.roofline is None:  # nothing else runs now that would make the machine look slower than it is
+            start = time.perf_counter()
+            self.roofline = roofline(self.task, self.sizes, self.mesh)
             logging.info("%s", self.roofline)
+            self.started += time.perf_counter() - start
+        self.started += waited
         largest, peak = max(self.peaks.values(), default=0), peak_bytes(program)
         if peak is not None:
             self.peaks[batch_shape(batch)] = peak
             if peak > largest:
                 rows = "×".join(map(str, batch["input_ids"].shape))
-                logging.info("batches of %s: compiled in %.1f s, peak %.3g GB per device", rows, seconds, peak / 1e9)
+                text = "batches of %s: waited %.1f s for the compiler, peak %.3g GB per device"
+                logging.info(text, rows, waited, peak / 1e9)
 
     def after_step(self, sums: Sums) -> bool:
         self.steps += 1
@@ -123,7 +128,7 @@ def roofline(task: Task, state: TrainState, mesh: Mesh) -> Roofline:
     bandwidth = copy_bandwidth(mesh)
     logging.info("peak: %s; memory %.3g GB/s (measured copy)", source, bandwidth / 1e9)
     parts = (state.parameters, state.optimizer)
-    parameters, optimizer = (sum(x.nbytes for x in jax.tree.leaves(part)) for part in parts)
+    parameters, optimizer = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) for part in parts)
     moved = state_traffic(parameters, optimizer, train.accumulation) * mesh.size
     return Roofline(task.flops_per_step, task.bytes_per_step + moved, peak, bandwidth)
 
