@@ -30,7 +30,7 @@ from bert_jax.config import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 _FIRST_STEP = re.compile(r" step 1/\d+ train: ")
 _ANY_STEP = re.compile(r" step \d+/\d+ train: ")
-_COMPILED = re.compile(r": compiled in ([0-9.]+) s")
+_COMPILED = re.compile(r": waited ([0-9.]+) s for the compiler")
 AFTER_KILL = "first step, after a kill"
 LAUNCH = "its launch less compiling"
 IMPORTS = ("jax", "flax.nnx", "orbax.checkpoint", "bert_jax.main", "bert_jax.training.loop")

@@ -1,8 +1,10 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
+import importlib
 import os
 import re
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -185,6 +187,7 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
             raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
         task = task_class(config.task).with_data(config, source)
     observers: list[Observer] = [Throughput(), ledger, Provenance(workdir, source.parameters if source else "")]
+    observers.append(_ImportsForTheEnd())
     observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
     finished = train(task, config, workdir, observers)
     on_first_process(lambda: plot_run(workdir))
@@ -192,6 +195,31 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
     if finished.signal is None and task.makes_predictions and finished.evaluation:
         _report(task, config, workdir, finished, best, overrides)
     return _result(workdir, finished, best)
+
+
+class _ImportsForTheEnd(Observer):
+    """Imports, while the compiler works on the first step, what metrics and curves need: seconds that would else be
+    spent when nothing else runs."""
+
+    def __init__(self):
+        self._modules = ["matplotlib.figure"]
+        self._thread: threading.Thread | None = None
+
+    def begin(self, task, state, mesh) -> None:
+        self._modules += ["sklearn.metrics"] if task.makes_predictions else []
+
+    def compiling(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._load, name="imports", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _load(self) -> None:
+        for module in self._modules:
+            importlib.import_module(module)
 
 
 def inherit(config: ConfigDict, workdir: Path) -> Source | None:

@@ -70,7 +70,7 @@ class Profiler(Observer):
             jax.profiler.start_trace(self.folder, profiler_options=options)
             self.tracing = True
 
-    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
+    def compiled(self, batch: Batch, program: Compiled, waited: float) -> None:
         self.programs.append(program)
 
     def after_step(self, sums: Sums) -> bool:

@@ -115,6 +115,8 @@ def _train_from_checkpoint(run: _Run) -> Finished:
     mesh, key, constants = programs.mesh, programs.key, programs.constants
     with contextlib.ExitStack() as resources:
         # Phase 3: state and data, from where the checkpoint left off
+        if jax.process_count() == 1 and (checkpoints.latest or 0) < train.steps:  # several compile together
+            resources.callback(programs.compile_ahead(checkpoints.latest or 0))
         state, resumed = _first_state(run)
         resources.callback(watch.end)
         watch.begin(task, state, mesh)

@@ -34,8 +34,11 @@ class Observer:
     def before_step(self, batch: Batch) -> None:
         """The loop has the batch and launches its step."""
 
-    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
-        """The step was compiled for the shape of this batch, which took `seconds`."""
+    def compiling(self) -> None:
+        """A step is traced for a new shape, and the compiler works on it: the host is idle for seconds."""
+
+    def compiled(self, batch: Batch, program: Compiled, waited: float) -> None:
+        """The step was compiled for the shape of this batch, for which the loop waited so many seconds."""
 
     def after_step(self, sums: Sums) -> bool:
         """The step is launched. Returns True if this call took time that should not count as training time."""
@@ -67,8 +70,8 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]):
         self.observers = observers
-        told = ("begin", "enter_phase", "before_batch", "before_step", "compiled", "pause", "before_evaluation_batch")
-        for name in (*told, "restart_clock", "end"):
+        told = ("begin", "enter_phase", "before_batch", "before_step", "compiling", "compiled", "pause")
+        for name in (*told, "before_evaluation_batch", "restart_clock", "end"):
             setattr(self, name, partial(self._tell_all, name))
 
     def _tell_all(self, name: str, *arguments: Any) -> None:

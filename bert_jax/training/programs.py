@@ -5,6 +5,7 @@ left out (`guard.py`), so that an update takes a batch that depends on its numbe
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from bert_jax.sharding import Mesh, make_mesh, place
-from bert_jax.tasks.task import Constants, Task, TrainBatches
+from bert_jax.sharding import Mesh, make_mesh, place, to_mesh, tree_shardings
+from bert_jax.tasks.task import Batch, Constants, Task, TrainBatches
 from bert_jax.training import step as steps
 from bert_jax.training.memory import check_fits
 from bert_jax.training.muon import matrices
@@ -56,6 +57,22 @@ class Programs(NamedTuple):
         numbers, count = parts_of_batch(self.mesh.rows())
         readers = [phase.task.train_batches(number, part, count) for part in numbers]
         return phase, readers[0] if len(readers) == 1 else SeveralParts(readers)
+
+    def compile_ahead(self, step: int) -> Callable[[], None]:
+        """Begins to compile the program of the step after about `step` updates, in a thread that reads a batch for its
+        shapes. Returns a function that waits for it, without which no process may end."""
+
+        def batch() -> Batch:
+            batches = self.enter(step, step)[1]
+            try:
+                return to_mesh(self.mesh, next(batches))
+            finally:
+                batches.close()
+
+        shardings, launch = tree_shardings(self.mesh, self.abstract), self.phase(step).launch
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, shardings)
+        launch.compile_ahead(batch, state, self.constants, self.key)
+        return launch.close
 
 
 def make_programs(task: Task, config: ConfigDict, watch: Observer) -> Programs:

@@ -1,5 +1,7 @@
 """One training step and one evaluation step, compiled once per shape of a batch."""
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -117,6 +119,24 @@ class TrainStep:
         self.shapes: set[frozenset] = set()
         self.since_compiled = 0  # steps
         self.running: Sums = {}
+        self.ahead: threading.Thread | None = None
+
+    def compile_ahead(self, batch: Callable[[], Batch], state: TrainState, constants: Constants, key: Key[Array, ""]):
+        """Begins to compile in a thread, for a state and a batch that may be shapes with shardings; the first launch
+        waits for it. What goes wrong there shows at that launch, which compiles what is not there."""
+
+        def compile_it() -> None:
+            with contextlib.suppress(Exception):
+                self.step.lower(state, constants, batch(), key).compile()
+
+        if self.ahead is None:
+            self.ahead = threading.Thread(target=compile_it, name="compiler", daemon=True)
+            self.ahead.start()
+
+    def close(self) -> None:
+        """Waits for the compiler."""
+        if self.ahead is not None:
+            self.ahead.join()
 
     def __call__(
         self, state: TrainState, constants: Constants, batch: Batch, key: Key[Array, ""]
@@ -127,7 +147,12 @@ class TrainStep:
             jax.block_until_ready(self.running)
         if is_new:
             start = time.perf_counter()
-            program = self.step.lower(state, constants, batch, key).compile()
+            if self.ahead is not None:
+                self.watch.compiling()
+                self.ahead.join()  # jax finds its program below
+            lowered = self.step.lower(state, constants, batch, key)
+            self.watch.compiling()
+            program = lowered.compile()
             check_program_fits(program, self.mesh)
             self.watch.compiled(batch, program, time.perf_counter() - start)
             self.shapes.add(shape)

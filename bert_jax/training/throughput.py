@@ -39,14 +39,16 @@ class Throughput(Observer):
 
     def begin(self, task: Task, state: TrainState, mesh: Mesh) -> None:
         self.task, self.device, self.is_new = task, mesh.local_devices[0], True
-        self.roofline = roofline(task, state, mesh)
+        self.sizes, self.mesh = jax.eval_shape(lambda x: x, state), mesh
+        self.roofline: Roofline | None = None
         self.peaks: dict[frozenset, int] = {}  # by shape of a batch, where the back end says
         self.used: list[int] = []  # peaks of the steps since the last report
         self.restart_clock()
 
     def enter_phase(self, task: Task) -> None:
-        moved = self.roofline.bytes + task.bytes_per_step - self.task.bytes_per_step
-        self.roofline = replace(self.roofline, flops=task.flops_per_step, bytes=moved)
+        if self.roofline is not None:
+            moved = self.roofline.bytes + task.bytes_per_step - self.task.bytes_per_step
+            self.roofline = replace(self.roofline, flops=task.flops_per_step, bytes=moved)
         self.task, self.is_new = task, True
 
     def before_batch(self) -> None:
@@ -56,8 +58,12 @@ class Throughput(Observer):
         self.waited += time.perf_counter() - self.asked
         self.shape = batch_shape(batch)
 
-    def compiled(self, batch: Batch, program: Compiled, seconds: float) -> None:
-        self.started += seconds
+    def compiled(self, batch: Batch, program: Compiled, waited: float) -> None:
+        if self.roofline is None:  # nothing else runs now that would make the machine look slower than it is
+            start = time.perf_counter()
+            self.roofline = roofline(self.task, self.sizes, self.mesh)
+            self.started += time.perf_counter() - start
+        self.started += waited
         if self.is_new:
             logging.info("%s", self.roofline)
             self.is_new = False
@@ -66,7 +72,8 @@ class Throughput(Observer):
             self.peaks[batch_shape(batch)] = peak
             if peak > largest:
                 rows = "×".join(map(str, batch["input_ids"].shape))
-                logging.info("batches of %s: compiled in %.1f s, peak %.3g GB per device", rows, seconds, peak / 1e9)
+                text = "batches of %s: waited %.1f s for the compiler, peak %.3g GB per device"
+                logging.info(text, rows, waited, peak / 1e9)
 
     def after_step(self, sums: Sums) -> bool:
         self.steps += 1
@@ -129,7 +136,7 @@ def roofline(task: Task, state: TrainState, mesh: Mesh) -> Roofline:
     bandwidth = copy_bandwidth(mesh)
     logging.info("peak: %s; memory %.3g GB/s (measured copy)", source, bandwidth / 1e9)
     parts = (state.parameters, (state.optimizer, state.average))  # which are both read and written once
-    parameters, optimizer = (sum(x.nbytes for x in jax.tree.leaves(part)) for part in parts)
+    parameters, optimizer = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) for part in parts)
     moved = state_traffic(parameters, optimizer, train.accumulation) * mesh.size
     return Roofline(task.flops_per_step, task.bytes_per_step + moved, peak, bandwidth)
 

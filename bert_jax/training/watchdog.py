@@ -65,7 +65,7 @@ class Watchdog(Observer):
     def before_step(self, batch) -> None:
         self._enter_program("it takes a step", batch)
 
-    def compiled(self, batch, program, seconds) -> None:
+    def compiled(self, batch, program, waited) -> None:
         self._enter("it takes a step")
 
     def after_step(self, sums) -> bool:

@@ -44,8 +44,9 @@ def test_every_second_is_of_one_kind(tmp_path, clock):
     ledger.begin(None, state(0), None)
     ledger.before_batch()
     ledger.before_step({})
-    clock(5)
-    ledger.compiled({}, None, 4.0)
+    clock(4)
+    ledger.compiled({}, None, 3.0)  # the fourth second was another observer's
+    clock(1)
     ledger.after_step({})
     take(ledger, clock, 3)
     ledger.pause(EVALUATION)

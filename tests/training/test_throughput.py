@@ -219,4 +219,4 @@ def test_a_run_logs_its_peak_and_its_limit(small_config, tmp_path, caplog):
     held = 3 * sum(x.nbytes for x in parameters.values())  # with Adam's two moments
     assert held < train_line["peak_bytes"] < 100 * held
     assert any("the limit is" in message for message in caplog.messages)
-    assert any("batches of 16×32: compiled in" in message for message in caplog.messages)
+    assert any("batches of 16×32: waited" in message for message in caplog.messages)
