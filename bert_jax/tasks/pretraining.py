@@ -45,6 +45,7 @@ from bert_jax.tasks.likelihood import (
 )
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
+from bert_jax.tasks.scores import wilson_interval
 from bert_jax.tasks.task import (
     Batch,
     Constants,
@@ -235,11 +236,11 @@ class Pretraining(Task):
         # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
         vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
         nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
-        decoder = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
+        table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
         if key is not None and self.config.train.sampled_softmax:
-            sums = sampled_softmax.loss_sums(vectors, decoder, batch, constants, self.config)
+            sums = sampled_softmax.loss_sums(vectors, (table, bias), batch, constants, self.config)
         else:
-            decoder = padded_decoder(*decoder, backend.current().vocabulary_multiple)
+            decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
             logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
             with_z = key is not None and self.config.train.z_loss > 0
             sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"], z_loss=with_z)
@@ -352,11 +353,3 @@ def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus
     finally:
         if jax.process_index() == 0 and jax.process_count() > 1:
             multihost_utils.sync_global_devices("prepared")
-
-
-def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of a proportion (Wilson 1927), which stays inside [0, 1] and holds for small
-    n."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return float(centre - half), float(centre + half)

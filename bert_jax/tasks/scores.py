@@ -217,3 +217,11 @@ def _check(gold: Any, predicted: Any, labels: Sequence[str] | None = None) -> No
 def _table(names: Sequence[str], columns: Any) -> Table:
     lines = zip(names, np.transpose(columns).tolist(), strict=True)
     return {name: dict(zip(("precision", "recall", "f1", "support"), line, strict=True)) for name, line in lines}
+
+
+def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of a proportion (Wilson 1927), which stays inside [0, 1] and holds for small
+    n."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return float(centre - half), float(centre + half)

@@ -89,7 +89,7 @@ class Throughput(Observer):
         report; `device_peak_bytes`, of the whole process, where the back end counts it."""
         metrics = {"peak_bytes": float(max(self.used))} if self.used else {}
         seconds = time.perf_counter() - self.started
-        if self.steps:
+        if self.steps and self.roofline is not None:
             metrics |= {
                 "tokens_per_second": self.steps * self.task.tokens_per_step / seconds,
                 "sequences_per_second": self.steps * self.task.config.train.batch_size / seconds,
