@@ -132,6 +132,8 @@ def test_phases_of_one_dataset_read_on_where_the_ones_before_stopped(phased):
     plain, state = rows_of(Pretraining.with_data(phased, None), 0, 8)
     np.testing.assert_array_equal(np.concatenate(found), plain)
     assert other.shape == (16, 16)
+    parts = [next(task.phases()[1].task.train_batches(4, part, 2))["input_ids"] for part in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), other[:8])  # of two processes
     assert other_state["dataset"] != state["dataset"] and (other_state["epoch"], other_state["step"]) == (0, 6)
 
 
@@ -161,11 +163,14 @@ def test_batches_that_were_left_out_are_not_read_in_the_next_phase(phased, tmp_p
     assert (guard.first_batch(4), guard.batch_number(4)) == (6, 7)
 
 
-def test_the_time_that_is_left_counts_what_steps_cost(tmp_path, monkeypatch):
+def test_the_time_that_is_left_counts_what_steps_cost(tmp_path, monkeypatch, caplog):
+    clock, said = iter((100.0, 130.0, 150.0)), caplog.at_level("INFO")
+    monkeypatch.setattr("bert_jax.training.metrics_log.time.perf_counter", lambda: next(clock))
     log = MetricsLog(tmp_path, 0, 10, costs=[(5, 1.0), (10, 3.0)])
-    monkeypatch.setattr("bert_jax.training.metrics_log.time.perf_counter", lambda: log.started + 50)
-    log.step = 5  # 5 units of work took 50 s, 15 are left
-    assert log._left() == ", ETA 02:30"
-    log.step = 6
-    assert log._left() == ", ETA 01:15"
+    with said:
+        for step in (2, 5, 6):
+            log.advance(step)
+            log.record(step, "train", {"loss": 1.0})
     log.close()
+    # From step 2, where the programs are compiled: 3 units of work take 30 s and 15 are left; then 6 take 50 s.
+    assert [text.partition("ETA ")[2] for text in caplog.messages] == ["", "02:30", "01:40"]
