@@ -128,11 +128,12 @@ def test_phases_of_one_dataset_read_on_where_the_ones_before_stopped(phased):
     task = Pretraining.with_data(phased, None)
     found = [rows_of(task, 0, 4)[0], rows_of(task, 6, 2)[0]]
     other, other_state = rows_of(task, 4, 2)
+    second = task.phases()[1].task
     phased.train.update(phases="", batch_size=8)
     plain, state = rows_of(Pretraining.with_data(phased, None), 0, 8)
     np.testing.assert_array_equal(np.concatenate(found), plain)
     assert other.shape == (16, 16)
-    parts = [next(task.phases()[1].task.train_batches(4, part, 2))["input_ids"] for part in range(2)]
+    parts = [next(second.train_batches(4, part, 2))["input_ids"] for part in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts), other[:8])  # of two processes
     assert other_state["dataset"] != state["dataset"] and (other_state["epoch"], other_state["step"]) == (0, 6)
 
