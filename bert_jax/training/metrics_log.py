@@ -49,7 +49,7 @@ class MetricsLog:
         without them all steps cost the same."""
         self.writes = jax.process_index() == 0
         self.first, self.step, self.total = first_step, first_step, total_steps
-        self.started, self.costs = time.perf_counter(), costs or [(total_steps, 1.0)]
+        self.started, self.costs = 0.0, costs or [(total_steps, 1.0)]
         self.path = workdir / "metrics.jsonl"
         if not self.writes:
             return
@@ -76,6 +76,8 @@ class MetricsLog:
         self.events.add(step, scalars)
         if self.trackers:
             self.trackers.add(step, scalars)
+        if split == "train" and not self.started:  # what is left is estimated without the first steps, which compile
+            self.first, self.started = step, time.perf_counter()
         line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
         if not line:
             return
@@ -112,7 +114,7 @@ class MetricsLog:
             ) from problem
 
     def _left(self) -> str:
-        if self.step == self.first:
+        if not self.started or self.step <= self.first:
             return ""
         seconds = (time.perf_counter() - self.started) * self._cost(self.step, self.total)
         return f", ETA {tqdm.format_interval(seconds / self._cost(self.first, self.step))}"

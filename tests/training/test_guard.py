@@ -127,6 +127,19 @@ def test_stopped_between_and_resumed_leaves_out_the_same(run, tmp_path):
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
+@pytest.mark.slow
+def test_a_bad_batch_at_the_beginning_of_a_phase(run, tmp_path, caplog):
+    """The last checkpoint is of the phase before. Update 4 has the rows of the plain run's batch 2, which is marked."""
+    run.config.train.update(max_rollbacks=2, phases="0.5: batch_size=8 mask_rate=0.3; 1:")
+    assert run(tmp_path / "run", [2]).step == 8
+    assert "arises in the head or its loss (mlm_loss); batch 4 is left out" in caplog.text
+    _, lines, record = content(tmp_path / "run")
+    assert record["guard"]["left_out"] == [4] and record["data"]["step"] == 9
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 3, 4, 6, 8]
+    with np.load(tmp_path / "run" / "bad_batches" / "batch_4.npz", allow_pickle=False) as file:
+        assert file["input_ids"].shape == (16, 32) and int(file["update"]) == 4
+
+
 def test_the_last_allowed_batch_is_followed_by_a_diagnosis(run, tmp_path):
     run.config.train.max_rollbacks = 1
     found = (

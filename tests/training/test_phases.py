@@ -1,12 +1,18 @@
 """Phases of one run: other batches, rows and masks, one schedule, and the same bits however often it is interrupted."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from bert_jax.config import read_config
 from bert_jax.lab.replay import replay
+from bert_jax.lab.report import cost
+from bert_jax.models.config import bert_config
+from bert_jax.models.cost import training_flops
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.guard import Guard
@@ -69,6 +75,15 @@ def test_each_phase_reports_its_own_tokens_under_one_schedule(phased, uninterrup
     np.testing.assert_allclose(rates[2:], [1e-3 * (1 - step / 100) for step in (3, 4.5, 6.5)], rtol=1e-4)
 
 
+def test_the_cost_of_a_run_is_that_of_its_phases(phased, uninterrupted):
+    tokens, flops = cost._work(SimpleNamespace(folder=uninterrupted(phased)))
+    assert tokens == pytest.approx(2 * 8 * 16 + 4 * 8 * 32 + 2 * 16 * 32, rel=1e-4)
+    config = read_config(uninterrupted(phased) / "config.json")
+    model = bert_config(config.model, config.data.vocab_size)
+    shapes = (2, 8, 16, 5), (4, 8, 32, 5), (2, 16, 32, 5)  # 5 × 16/32 × 0.3/0.15 predictions are 5 again
+    assert flops == pytest.approx(sum(count * training_flops(model, *shape) for count, *shape in shapes), rel=1e-4)
+
+
 class Stopped(Exception):
     pass
 
@@ -95,9 +110,9 @@ def test_a_run_in_phases_resumes_to_the_same_bits(phased, uninterrupted, tmp_pat
             train(task, phased, tmp_path, [StopAfter(step)])
     assert train(Pretraining.with_data(phased, None), phased, tmp_path).step == 8
     assert_same_run(tmp_path, uninterrupted(phased))
-    assert "gave the bits of the checkpoint of step 8" in replay(
-        Pretraining.with_data(phased, None), phased, tmp_path, 2
-    )
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    found = replay(Pretraining.with_data(phased, None), phased, tmp_path, 4)
+    assert found == "steps 5 to 8 gave the bits of the checkpoint of step 8"
 
 
 def test_a_phase_that_changes_nothing_has_the_program_of_the_plain_run(small_config):
@@ -128,10 +143,13 @@ def test_phases_of_one_dataset_read_on_where_the_ones_before_stopped(phased):
     task = Pretraining.with_data(phased, None)
     found = [rows_of(task, 0, 4)[0], rows_of(task, 6, 2)[0]]
     other, other_state = rows_of(task, 4, 2)
+    second = task.phases()[1].task
     phased.train.update(phases="", batch_size=8)
     plain, state = rows_of(Pretraining.with_data(phased, None), 0, 8)
     np.testing.assert_array_equal(np.concatenate(found), plain)
     assert other.shape == (16, 16)
+    parts = [next(second.train_batches(4, part, 2))["input_ids"] for part in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), other[:8])  # of two processes
     assert other_state["dataset"] != state["dataset"] and (other_state["epoch"], other_state["step"]) == (0, 6)
 
 
@@ -161,11 +179,14 @@ def test_batches_that_were_left_out_are_not_read_in_the_next_phase(phased, tmp_p
     assert (guard.first_batch(4), guard.batch_number(4)) == (6, 7)
 
 
-def test_the_time_that_is_left_counts_what_steps_cost(tmp_path, monkeypatch):
+def test_the_time_that_is_left_counts_what_steps_cost(tmp_path, monkeypatch, caplog):
+    clock, said = iter((100.0, 130.0, 150.0)), caplog.at_level("INFO")
+    monkeypatch.setattr("bert_jax.training.metrics_log.time.perf_counter", lambda: next(clock))
     log = MetricsLog(tmp_path, 0, 10, costs=[(5, 1.0), (10, 3.0)])
-    monkeypatch.setattr("bert_jax.training.metrics_log.time.perf_counter", lambda: log.started + 50)
-    log.step = 5  # 5 units of work took 50 s, 15 are left
-    assert log._left() == ", ETA 02:30"
-    log.step = 6
-    assert log._left() == ", ETA 01:15"
+    with said:
+        for step in (2, 5, 6):
+            log.advance(step)
+            log.record(step, "train", {"loss": 1.0})
     log.close()
+    # From step 2, where the programs are compiled: 3 units of work take 30 s and 15 are left; then 6 take 50 s.
+    assert [text.partition("ETA ")[2] for text in caplog.messages] == ["", "02:30", "01:40"]

@@ -35,7 +35,7 @@ _MARKUP = re.compile(r"\{\{|\}\}|\{\||\|\}|\|\||#if:|</?[A-Za-z][^<>]*>|-{4}|_{4
 _BEGINS_BOOK = re.compile(r"\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG")
 _ENDS_BOOK = re.compile(r"\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG")
 _LICENCE = re.compile(
-    r"Project Gutenberg(?:-tm|™|\(TM\)|'s| (?:e?book|e?text|licen[cs]e|literary))|gutenberg\.(?:org|net)|pgdp\.net"
+    r"Project Gutenberg(?:-tm|™|\(TM\)| (?:e?book|e?text|licen[cs]e|literary))|gutenberg\.(?:org|net)|pgdp\.net"
     "|Distributed Proofread",
     re.IGNORECASE,
 )
