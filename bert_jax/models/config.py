@@ -62,7 +62,7 @@ class BertConfig:
             )
         if self.position_embedding == "rotary" and self.head_size % 2:
             raise UserError(
-                f"model.position_embedding=rotary turns pairs of columns, and the head size is {self.head_size} "
+                f"model.position_embedding=rotary rotates pairs of columns, and the head size is {self.head_size} "
                 f"(model.hidden_size {self.hidden_size} / model.num_attention_heads {self.num_attention_heads}); "
                 "choose sizes that make it even"
             )

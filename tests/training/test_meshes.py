@@ -119,7 +119,7 @@ def test_another_shape_is_split_like_its_likes(make_task):
         for name, x in tree_shardings(make_mesh(mesh), structure(make_task(**OTHER_SHAPE).init)[1]).items()
     }
     assert split["encoder/layers/gate/kernel"] == split["encoder/layers/intermediate/kernel"]
-    assert split["encoder/layers/gate/kernel"] == (None, ("fsdp",), ("tensor",))
+    assert split["encoder/layers/gate/kernel"] == (None, "fsdp", "tensor")
     assert split["heads/mlm/decoder/embedding"] == split["embeddings/word/embedding"] == (None, ("fsdp", "tensor"))
 
 
