@@ -96,12 +96,15 @@ def test_orthogonalised_against_optax(dtype, alike):
         assert values.min() > 0.3 and values.max() < 1.3
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_every_mesh_gives_the_same_updates_and_splits_the_state(axes):
+@pytest.mark.parametrize(
+    ("axes", "dtype"),
+    [((8, 1, 1), "float32"), ((1, 8, 1), "float32"), ((2, 2, 2), "float32"), ((2, 2, 2), "bfloat16")],
+)
+def test_every_mesh_gives_the_same_updates_and_splits_the_state(axes, dtype):
     config = default_config()
     config.mesh.update(dict(zip(("data", "fsdp", "tensor"), axes, strict=True)), smallest=0)
     mesh = make_mesh(config.mesh, jax.devices()[:8])
-    optimizer = make_optimizer(muon_config(), lambda _: jnp.float32(0.1))
+    optimizer = make_optimizer(muon_config(), lambda _: jnp.float32(0.1), None, dtype)
     gradients = {name: jnp.asarray(x) for name, x in arrays(1).items()}
     expected: Any = optimizer.update(gradients, optimizer.init(arrays(0)), arrays(0))[0]
     parameters = place(mesh, arrays(0))
@@ -110,7 +113,8 @@ def test_every_mesh_gives_the_same_updates_and_splits_the_state(axes):
     kernel = as_placed(mesh, state)[2].momentum["encoder/layers/output/kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // (axes[1] * axes[2])
     for name, update in found.items():
-        np.testing.assert_allclose(update, expected[name], atol=2e-6, err_msg=name)
+        alike = 2e-6 if dtype == "float32" else 2e-3  # of updates of about 0.02; both round
+        np.testing.assert_allclose(update, expected[name], atol=alike, err_msg=name)
 
 
 @pytest.mark.parametrize(

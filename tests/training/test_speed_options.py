@@ -13,7 +13,7 @@ from bert_jax.inference.open import open_model
 from bert_jax.lab import doctor
 from bert_jax.run import evaluate_checkpoint
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.training.checkpoint import describe_checkpoint, on_one_device, read_checkpoint
+from bert_jax.training.checkpoint import describe_checkpoint, read_checkpoint
 from bert_jax.training.loop import train
 from bert_jax.training.observer import Observer
 from bert_jax.training.programs import make_programs
@@ -38,70 +38,75 @@ def lines(workdir, split):
     return [line for line in found if line["split"] == split]
 
 
-@pytest.fixture
-def whole(config, tmp_path):
-    """The workdir of a run with a checkpoint of every step."""
-    config.checkpoint.update(every=1, keep=10)
-    train(over(config), config, tmp_path / "whole")
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """whole(config) → the workdir of a run with a checkpoint of every step, made once by the first test that asks."""
+    made = []
+
+    def run(config):
+        if not made:
+            made.append(tmp_path_factory.mktemp("whole"))
+            config = config.copy_and_resolve_references()
+            config.checkpoint.update(every=1, keep=10)
+            train(over(config), config, made[0])
+        return made[0]
+
+    return run
 
 
-def items(workdir, step):
-    """Returns the parameters of a checkpoint that are used, and those that training continues from."""
-    folder, task = workdir / "checkpoints" / str(step), over(open_model(workdir).config)
-    abstract = make_programs(task, task.config, Observer()).abstract
-    saved = read_checkpoint(folder, shardings=on_one_device, expected=abstract)
-    return jax.device_get((saved.parameters, saved.trained))
-
-
-def test_the_average_is_saved_evaluated_and_resumed(config, whole, tmp_path):
-    steps = [items(whole, step) for step in range(1, 7)]
+def test_the_average_against_numpy(config, whole):
+    workdir, task = whole(config), over(config)
+    abstract, states = make_programs(task, config, Observer()).abstract, []
+    for step in range(1, 7):
+        saved = read_checkpoint(workdir / "checkpoints" / str(step), expected=abstract)
+        states.append(jax.device_get((saved.parameters, saved.trained)))
     # The first update is made at learning rate 0: what it leaves is what the run began with.
-    average = {name: x.astype(np.float64) for name, x in steps[0][1].items()}
-    for t, (learned, trained) in enumerate(steps):
+    average = {name: x.astype(np.float64) for name, x in states[0][1].items()}
+    for t, (learned, trained) in enumerate(states):
         decay = min(0.6, (1 + t) / (10 + t))
-        average = {name: decay * average[name] + (1 - decay) * trained[name] for name in average}
-        for name, x in average.items():
-            np.testing.assert_allclose(learned[name], x, atol=2e-6, err_msg=name)
-    assert any(np.abs(steps[5][0][name] - steps[5][1][name]).max() > 1e-3 for name in average)
+        for name in average:
+            average[name] = decay * average[name] + (1 - decay) * trained[name]
+            np.testing.assert_allclose(learned[name], average[name], atol=2e-6, err_msg=name)
+    assert any(np.abs(states[5][0][name] - states[5][1][name]).max() > 1e-3 for name in average)
+    for name, x in open_model(workdir / "checkpoints" / "6").parameters.items():
+        np.testing.assert_array_equal(x, states[5][0][name])
+    assert "are as saved and finite" in doctor._checkpoint(workdir / "checkpoints" / "6")
 
-    opened = open_model(whole / "checkpoints" / "6")
-    for name, x in opened.parameters.items():
-        np.testing.assert_array_equal(x, steps[5][0][name])
-    evaluation = evaluate_checkpoint(over(config), config, str(whole / "checkpoints" / "6"), "newest")[0]["validation"]
-    logged = lines(whole, "eval")[-1]
-    assert logged["step"] == 6 and logged["mlm_loss"] == pytest.approx(evaluation.metrics["mlm_loss"], rel=1e-5)
-    assert "mlm_z_loss" not in logged and "mlm_accuracy" in logged
-    at_work = lines(whole, "train")[-1]
-    assert at_work["loss"] == pytest.approx(
-        sum(at_work[f"{x}_loss"] for x in ("mlm", "nsp")) + 1e-3 * at_work["mlm_z_loss"], rel=1e-5
+
+def test_what_the_metrics_are_of(config, whole):
+    """Evaluations are of the average, over the whole vocabulary and without z-loss; the loss of a step has it."""
+    workdir = whole(config)
+    found = evaluate_checkpoint(over(config), config, str(workdir / "checkpoints" / "6"), "newest")[0]["validation"]
+    logged = lines(workdir, "eval")[-1]
+    assert logged["step"] == 6 and logged["mlm_loss"] == pytest.approx(found.metrics["mlm_loss"], rel=1e-5)
+    assert logged["loss"] == pytest.approx(logged["mlm_loss"] + logged["nsp_loss"], rel=1e-5)
+    assert "mlm_accuracy" in logged and "mlm_z_loss" not in logged
+    step = lines(workdir, "train")[-1]
+    expected = step["mlm_loss"] + step["nsp_loss"] + 1e-3 * step["mlm_z_loss"]
+    assert step["loss"] == pytest.approx(expected, rel=1e-5) and "mlm_accuracy" not in step
+
+
+def test_resumed_to_the_bit(config, whole, tmp_path):
+    for steps in (3, 6):
+        config.train.steps = steps
+        train(over(config), config, tmp_path)
+    expected, found = (
+        describe_checkpoint(workdir / "checkpoints" / "6")[0]["checksums"] for workdir in (whole(config), tmp_path)
     )
-    assert "mlm_accuracy" not in at_work
-
-    config.train.steps = 3
-    train(over(config), config, tmp_path / "halves")
-    config.train.steps = 6
-    train(over(config), config, tmp_path / "halves")
-    sums = [
-        describe_checkpoint(folder / "checkpoints" / "6")[0]["checksums"] for folder in (whole, tmp_path / "halves")
-    ]
+    assert "trained" in found
     for item in ("parameters", "trained", "optimizer"):
-        assert sums[0][item] == sums[1][item]
-    assert "are as saved and finite" in doctor._checkpoint(whole / "checkpoints" / "6")
-
+        assert found[item] == expected[item]
     config.train.ema_decay = 0.0
     with pytest.raises(UserError, match=r"train\.ema_decay was 0\.6, is 0\.0"):
-        train(over(config), config, whole)
+        train(over(config), config, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.smallest": 0}, {"train.accumulation": 4}]
-)
-def test_meshes_and_micro_batches_learn_the_same(config, tmp_path, changes):
-    losses = []
-    for name, changed in (("plain", {}), ("changed", changes)):
-        config.update_from_flattened_dict(changed)
-        train(over(config), config, tmp_path / name)
-        losses.append([[line["loss"], line["mlm_z_loss"]] for line in lines(tmp_path / name, "train")])
-        losses[-1] += [[line["loss"], line["mlm_loss"]] for line in lines(tmp_path / name, "eval")]
-    np.testing.assert_allclose(*losses, rtol=2e-5)
+@pytest.mark.slow
+def test_a_mesh_and_micro_batches_learn_the_same(config, whole, tmp_path):
+    expected = whole(config)
+    config.mesh.update(data=2, fsdp=2, tensor=2, smallest=0)
+    config.train.accumulation = 4
+    train(over(config), config, tmp_path)
+    for split, names in (("train", ("loss", "mlm_z_loss")), ("eval", ("loss", "mlm_loss"))):
+        found, wanted = ([[x[name] for name in names] for x in lines(y, split)] for y in (tmp_path, expected))
+        np.testing.assert_allclose(found, wanted, rtol=2e-5)
