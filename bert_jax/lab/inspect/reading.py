@@ -48,6 +48,12 @@ class Insides:
     """The programs of an opened model, compiled once for each length: a tool of `LoadedModel.tool`."""
 
     def __init__(self, opened: Opened, batch_size: int):
+        """Raises UserError for the model of a user's own task that is no BERT inside."""
+        if not (opened.has("embeddings/") and opened.has("encoder/")):
+            task = opened.config.task
+            raise UserError(
+                f"{opened.path}: the model of task={task} has no BERT inside to look at; name another model"
+            )
         self.opened, self.batch_size = opened, batch_size
         program = opened.at_work.program
         self.states = program(partial(trunk_outputs, hidden=True, attentions=True))

@@ -1,5 +1,7 @@
 """Attributions are derivatives and add up; losses of tokens are those of filling masks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -9,7 +11,7 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.tables import Row
-from bert_jax.lab.inspect.reading import batch_of, insides, read_text
+from bert_jax.lab.inspect.reading import Insides, batch_of, insides, read_text
 from bert_jax.lab.inspect.tokens import gradient_times_input, integrated_gradients, token_losses
 from bert_jax.models.bert import TrunkInputs
 from experiments import classify
@@ -36,6 +38,12 @@ def class_logit(model, text, label):
     [example] = task.prediction_examples([Row("x", {model.config.data.text: text})])
     batch = collate(task.encode([example]), [[0]], Shape(1, 1, 24))
     return lambda whole, _, batch: task.outputs(whole, batch, None)["logits"][0, 0, task.labels.index(label)], batch
+
+
+def test_a_model_that_is_no_bert_inside_is_refused_in_one_line(classifier):
+    others = replace(insides(classifier).opened, parameters={"network/kernel": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match="the model of task=classification has no BERT inside to look at"):
+        Insides(others, 8)
 
 
 def test_gradient_times_input_is_a_derivative(classifier):
