@@ -1,14 +1,15 @@
 """What every test runs under: eight virtual CPU devices, strict ranks and dtypes, checked shapes, and shared data where
 it is at hand."""
 
+import gc
 import os
 from importlib.metadata import version
 
 # Most of the time of a test is compiling. The same program without LLVM's optimizations, and with XLA's older emitters
-# of loops, which jaxlib 0.11 no longer has, takes a fifth of it: what is tested holds of any machine code. Tests marked
+# of loops, which jaxlib 0.12 no longer has, takes a fifth of it: what is tested holds of any machine code. Tests marked
 # slow run in CI with BERT_JAX_TEST_CODE=optimized: what a user's machine runs.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if int(version("jaxlib").split(".")[1]) < 11:
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 # Before the first import of jax, which reads both once.
 if os.environ.get("BERT_JAX_TEST_CODE") != "optimized" and QUICK[0] not in os.environ.get("XLA_FLAGS", ""):
@@ -32,6 +33,8 @@ _RUN = os.environ.setdefault("BERT_JAX_TEST_RUN", str(os.getpid()))
 _CACHE = os.environ.get("BERT_JAX_TEST_CACHE") or os.path.join(tempfile.gettempdir(), f"bert_jax_tests_{_RUN}")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+gc.set_threshold(50_000)  # as main.py, and for its reason
 
 import hypothesis
 import jax
