@@ -56,6 +56,13 @@ class Backend:
         return hidden_size**2 / (self.attention_share * heads)
 
 
+def _unless_in_xla_flags(options: Mapping[str, int | bool | str]) -> Mapping[str, int | bool | str]:
+    """Returns the options that the user does not set: options of a program would win over those of XLA_FLAGS, which
+    XLA too reads once."""
+    given = {word.removeprefix("--").partition("=")[0] for word in os.environ.get("XLA_FLAGS", "").split()}
+    return MappingProxyType({name: value for name, value in options.items() if name not in given})
+
+
 # 2-core x86 CPUs with AMX, November 2026: oneDNN's bfloat16 kernels are reached only by row-major operands and float32
 # results, and gain nothing under 16. A padded table costs more than it gains. LLVM's higher optimisation levels take a
 # quarter of the compile time and gain nothing. A batch of 2,048 tokens stays in the caches (MiniLM: 64 rows of 128
@@ -72,7 +79,7 @@ CPU = Backend(
     steps_in_flight=1,
     tokens_per_batch=2048,
     flops=4e11,
-    compiler_options=MappingProxyType({"xla_backend_optimization_level": 1}),
+    compiler_options=_unless_in_xla_flags({"xla_backend_optimization_level": 1}),
 )
 GPU = Backend("gpu")
 TPU = Backend("tpu")

@@ -1,9 +1,19 @@
 """What every test runs under: eight virtual CPU devices, strict ranks and dtypes, checked shapes, and shared data where
 it is at hand."""
 
+import gc
 import os
+from importlib.metadata import version
 
+# Most of the time of a test is compiling. The same program without LLVM's optimizations, and with XLA's older emitters
+# of loops, which jaxlib 0.12 no longer has, takes a fifth of it: what is tested holds of any machine code. Tests marked
+# slow run in CI with BERT_JAX_TEST_CODE=optimized: what a user's machine runs.
+QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
 # Before the first import of jax, which reads both once.
+if os.environ.get("BERT_JAX_TEST_CODE") != "optimized" and QUICK[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK]).strip()
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -23,6 +33,8 @@ _RUN = os.environ.setdefault("BERT_JAX_TEST_RUN", str(os.getpid()))
 _CACHE = os.environ.get("BERT_JAX_TEST_CACHE") or os.path.join(tempfile.gettempdir(), f"bert_jax_tests_{_RUN}")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+gc.set_threshold(50_000)  # as main.py, and for its reason
 
 import hypothesis
 import jax
@@ -147,6 +159,16 @@ def command_line() -> Callable[..., list[str]]:
         ]
 
     return words
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows are packed 64 at a time instead of 1,024, which takes a second whenever rows are read; returns 64."""
+    from bert_jax.data.pretraining import packing, pipeline
+
+    for module in (packing, pipeline):
+        monkeypatch.setattr(module, "ROWS_TOGETHER", 64)
+    return 64
 
 
 @pytest.fixture

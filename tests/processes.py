@@ -29,7 +29,8 @@ class Processes:
         self.logs = [Path(f"{logs}.{number}.log") for number in range(count)]
         self.started = []
         for number, log in enumerate(self.logs):
-            environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}"}
+            devices = f"--xla_force_host_platform_device_count={devices_each}"  # the last of two is meant
+            environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
             if variables is not None:
                 environment |= variables(number)
             elif count > 1:

@@ -41,3 +41,11 @@ def test_the_backend_is_that_of_the_mesh_or_of_whoever_traces(small_config):
     assert backend.current() is CPU is make_mesh(small_config.mesh).backend
     asked = backend.traced_for(GPU, lambda: backend.current())
     assert asked() is GPU and backend.current() is CPU
+
+
+def test_options_that_the_user_sets_in_xla_flags_win_over_ours(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3 --xla_dump_to=/dumps")
+    ours = {"xla_backend_optimization_level": 1, "xla_dump_hlo_as_text": True}
+    assert backend._unless_in_xla_flags(ours) == {"xla_dump_hlo_as_text": True}
+    monkeypatch.delenv("XLA_FLAGS")
+    assert backend._unless_in_xla_flags(ours) == ours

@@ -82,7 +82,8 @@ def two_processes(environment: dict[str, str], tmp_path: Path) -> dict[str, str]
     fake(tmp_path / "venv" / "bin" / "srun", SRUN)
     fake(tmp_path / "venv" / "bin" / "sbatch", SBATCH)
     del environment["JAX_COORDINATOR_ADDRESS"]
-    return environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": str(ROOT)}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last of two is meant
+    return environment | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

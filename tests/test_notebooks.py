@@ -172,7 +172,8 @@ def execute(name: str, folder: Path, stop_after: Path | None = None, **settings:
     notebook = read(name)
     settings = {"expected": "cpu", "folder": str(folder)} | settings
     code_cells(notebook)[0].source += "\n" + "\n".join(f"{key} = {value!r}" for key, value in settings.items())
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last of two is meant
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     client = nbclient.NotebookClient(notebook, timeout=400, kernel_name="python3")
     has_ended = threading.Event()
 

@@ -27,7 +27,7 @@ from bert_jax.training.observer import LEDGER
 
 
 @pytest.fixture
-def packed_config(small_config, tmp_path):
+def packed_config(small_config, tmp_path, short_stretches):
     """Documents of a few short sentences: most pairs are shorter than a row."""
     random, words = (
         Random(0),

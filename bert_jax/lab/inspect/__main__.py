@@ -39,10 +39,10 @@ def main(argv: list[str]) -> int:
     parser = Parser("bert_jax.lab.inspect MODEL", __doc__ or "")
     flag = parser.flag
     flag("text", "", "text to look at; [MASK] in it is a masked token")
-    flag("text_pair", "", "second text, for a model of pairs")
+    flag("text_pair", "", "second text, for a model of pairs; context of the question; choices with | between them")
     flag("what", "", f"parts of the page, comma-separated: {', '.join(PARTS)} [all that can be made]", metavar="PARTS")
     flag("output", "inspect.html", "the page", metavar="FILE.html")
-    flag("target", "", "class, tag or masked word whose logit gradient explains [the likeliest]")
+    flag("target", "", "class, tag, choice, start of the answer or masked word that gradient explains [the likeliest]")
     flag("max_length", 0, f"tokens of the text that are read [{_MOST_TOKENS} or what the model takes]", least=0)
     flag(
         "sentences",

@@ -48,6 +48,12 @@ class Insides:
     """The programs of an opened model, compiled once for each length: a tool of `LoadedModel.tool`."""
 
     def __init__(self, opened: Opened, batch_size: int):
+        """Raises UserError for the model of a user's own task that is no BERT inside."""
+        if not (opened.has("embeddings/") and opened.has("encoder/")):
+            task = opened.config.task
+            raise UserError(
+                f"{opened.path}: the model of task={task} has no BERT inside to look at; name another model"
+            )
         self.opened, self.batch_size = opened, batch_size
         program = opened.at_work.program
         self.states = program(partial(trunk_outputs, hidden=True, attentions=True))
@@ -178,7 +184,8 @@ def _gradient_of_class(
         changed = jax.tree.map(lambda leaf: leaf, model)  # a copy, which may be changed under this trace
         changed.trunk.embeddings.word.embedding = nnx.Param(x.reshape(-1, x.shape[-1]))
         ids = jnp.arange(x.shape[0] * x.shape[1], dtype=jnp.int32).reshape(x.shape[:2])
-        logits = task.outputs(changed, batch | {"input_ids": ids}, None)["logits"][0]
+        outputs = task.outputs(changed, batch | {"input_ids": ids}, None)
+        logits = outputs["start_logits" if task.makes_answers else "logits"][0]
         return logits[place, number], logits
 
     (value, logits), gradient = jax.value_and_grad(logit, has_aux=True)(x)

@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64
 from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
+from bert_jax.data.labelled.columns import names_of
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Part
 from bert_jax.inference.loaded import LoadedModel
@@ -68,8 +69,10 @@ def token_losses(
 def gradient_times_input(model: LoadedModel, text: str, pair: str | None = None, *, target: str = "") -> Attribution:
     """Returns for each token the dot product of its word embedding with the gradient of a logit.
 
-    Of a fine-tuned model the logit is that of the class `target`, or of this tag at the word where it is highest; of a
-    model with an MLM head that of the token `target` at the first [MASK] of the text. By default it is the highest.
+    Of a fine-tuned model the logit is that of the class `target`, or of this tag at the word where it is highest. If
+    the model chooses, `pair` has the choices with | between them, and `target` is one of them. If it answers questions,
+    `pair` is the context, and the logit is that of an answer that starts at the token `target` of it. Of a model with
+    an MLM head the logit is that of the token `target` at the first [MASK] of the text. By default it is the highest.
     Raises UserError for an unknown target, a text without [MASK], and a model without such a head.
     """
     logit = _chosen_logit(model, text, pair, target)
@@ -140,25 +143,23 @@ def _chosen_logit(model: LoadedModel, text: str, pair: str | None, target: str) 
 
 
 def _logit_of_class(inside: Insides, task: FineTuning, text: str, pair: str | None, target: str) -> _Logit:
-    path, data, labels = inside.opened.path, task.config.data, task.description().get("labels")
-    if labels is None:
-        raise UserError(f"{path}: task={task.config.task} has neither classes of texts nor tags of words to explain")
-    if target and target not in labels:
-        known = f"is not among {listed(labels)}" if labels else "names a class; this model predicts a number"
+    values, names = _asked(inside, task, text, pair)
+    if names is not None and target and target not in names:
+        known = f"is not among {listed(names)}" if names else "names a class; this model predicts a number"
         raise UserError(f"the target '{target}' {known}; correct it, or leave it out")
-    if (pair is None) != (not data.text_pair):
-        wrong = "pairs: give --text_pair" if data.text_pair else "single texts: leave out --text_pair"
-        raise UserError(f"{path} was trained on {wrong}")
-    values = {data.text: text} | ({data.text_pair: pair} if pair is not None else {})
     example = next(task.prediction_examples([Row("the text", values)]))
     if isinstance(example, UserError):
         raise example
     [item, *_] = task.encode([example])
     length = max(len(part.ids) for part in item.parts)
-    batch = collate([item], [[0]], Shape(1, len(item.parts), min(-(-length // STEP) * STEP, data.sequence_length)))
+    length = min(-(-length // STEP) * STEP, task.config.data.sequence_length)
+    batch = collate([item], [[0]], Shape(1, len(item.parts), length))
     whole = Part(*(np.concatenate(arrays) for arrays in zip(*item.parts, strict=True)))
     logit = _Logit(inside, reading_of(whole, inside.opened.tokenizer), batch, inside.class_gradient)
-    logits, names = logit.all(), labels or ["the number"]
+    if names is None:
+        _choose_token(logit, target)
+        return logit
+    logits, names = logit.all(), names or ["the number"]
     if "logits" in task.token_outputs:
         words = np.flatnonzero(logit.reading.is_word)
         columns = [names.index(target)] if target else [i for i, name in enumerate(names) if name != "O"]
@@ -169,6 +170,46 @@ def _logit_of_class(inside: Insides, task: FineTuning, text: str, pair: str | No
         number = names.index(target) if target else int(np.argmax(logits[0]))
         logit.choose(names[number], number)
     return logit
+
+
+def _asked(inside: Insides, task: FineTuning, text: str, pair: str | None) -> tuple[dict[str, Any], list[str] | None]:
+    """Returns the row of the text, and the names of the classes, tags or choices whose logits there are; [] for a
+    number, None for the tokens of a context, at which an answer may start."""
+    path, data, labels = inside.opened.path, task.config.data, task.description().get("labels")
+    if task.makes_answers:
+        if pair is None:
+            raise UserError(f"{path} answers questions: give the context as --text_pair")
+        return {"question": text, "context": pair}, None
+    if labels is None and data.choices:
+        choices = [choice.strip() for choice in (pair or "").split("|")]
+        columns = names_of("data.choices", data.choices)
+        if len(choices) < 2 or not all(choices) or len(columns) not in (1, len(choices)):
+            count = len(columns) if len(columns) > 1 else "the"
+            raise UserError(f"{path} chooses: give {count} choices as --text_pair='first | second'")
+        given = {columns[0]: choices} if len(columns) == 1 else dict(zip(columns, choices, strict=True))
+        return {data.text: text, **({data.text_pair: ""} if data.text_pair else {}), **given}, choices
+    if labels is None:
+        raise UserError(f"{path}: task={task.config.task} has neither classes, tags, choices nor answers to explain")
+    if (pair is None) != (not data.text_pair):
+        wrong = "pairs: give --text_pair" if data.text_pair else "single texts: leave out --text_pair"
+        raise UserError(f"{path} was trained on {wrong}")
+    return {data.text: text} | ({data.text_pair: pair} if pair is not None else {}), labels
+
+
+def _choose_token(logit: _Logit, target: str) -> None:
+    """Makes it the logit of an answer's start at the token `target` of the context, or at the likeliest one there."""
+    reading = logit.reading
+    of_context = np.asarray(reading.is_word) & (reading.part.type_ids == 1)
+    if target:
+        of_context &= np.asarray([token == target for token in reading.tokens])
+    places = np.flatnonzero(of_context)
+    if not len(places):
+        what = f"token '{target}'" if target else "token"
+        raise UserError(
+            f"the context has no {what} that the model reads; name one of them as --target, or another text"
+        )
+    place = int(places[np.argmax(logit.all()[0, places])])
+    logit.choose(f"answer from {reading.tokens[place]}", place, 0, place)
 
 
 def _logit_of_word(model: LoadedModel, text: str, pair: str | None, target: str) -> _Logit:

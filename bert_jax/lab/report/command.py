@@ -10,6 +10,7 @@ status is 0 when the work is done and 2 for a mistake that you can correct (one 
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bert_jax.tasks.sections import Report
 
 FORMATS = (".html", ".md", ".csv", ".tex")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _OURS = ("study.json", "sweep.json", "config.json", "metrics.jsonl", "log.txt", "seeds.json")
 
 
@@ -160,6 +162,14 @@ def _as_csv(rows: "Sequence[Mapping[str, object]]") -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: _harmless(name) for name in names})
+    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _harmless(value: object) -> object:
+    """Returns a cell that no spreadsheet takes for a formula: a text that starts like one gets an apostrophe, as OWASP
+    advises (CSV injection); numbers stay."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    return value if _NUMBER.fullmatch(value) else f"'{value}"

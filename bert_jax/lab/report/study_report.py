@@ -17,12 +17,15 @@ from bert_jax.lab.statistics.differences import BETTER as IS_BETTER
 from bert_jax.lab.statistics.differences import UNKNOWN, Difference, Verdict, holm, summary, verdict, welch
 from bert_jax.lab.statistics.differences import WORSE as IS_WORSE
 from bert_jax.lab.statistics.levels import Comparison, Level, compare_levels
+from bert_jax.lab.statistics.resampling import expected_best
 from bert_jax.tasks.sections import BEST, BETTER, PROBLEM, UNCLEAR, WORSE, Cell, Table
 from bert_jax.training.evaluation import LOWER_IS_BETTER
 
 MINUS, NOTHING = "−", "–"
 _IN_BRACKETS = "In brackets: the difference of the means ± half of its 95 % interval, in the units of the table below."
 _MOST_TRIALS = 20  # of a search, the best ones
+_RESAMPLED = "seeds × examples"
+_BUDGETS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)  # numbers of trials
 _KINDS = {IS_BETTER: BETTER, IS_WORSE: WORSE, UNKNOWN: UNCLEAR}
 
 
@@ -128,13 +131,13 @@ def _shift(level: Level, scale: Scale) -> str:
 
 def _open(level: Level, scale: Scale) -> str:
     """Returns what is known of a difference that cannot be told from chance."""
-    reason = reason_of(level.verdict)
+    reason = "" if level.verdict is None else _reason(level.verdict, scale)
     return reason if level.difference is None else f"{_shift(level, scale)}, {reason}"
 
 
-def reason_of(said: Verdict | None) -> str:
-    # The part behind the semicolon is in the metric's own unit, not in that of the table.
-    return said.reason.partition(";")[0] if said else ""
+def _reason(said: Verdict, scale: Scale) -> str:
+    visible = "" if said.visible is None else f", those at hand show {number(said.visible, scale)} or more"
+    return said.reason + visible
 
 
 def _listed(labels: Iterable[str]) -> str:
@@ -154,6 +157,7 @@ def _results(record: StudyRecord, comparisons: Sequence[Comparison], scales: Seq
     """Returns the table of means, beside the source's own, and the picture of their intervals."""
     published, found = record.study.published, _table(comparisons, scales) if comparisons else _plain_table(record)
     blocks: list[Block] = [Titled("This study", found) if published else found] if found else []
+    blocks += _expected_best(record)
     if published:
         rows = [[label, *(NOTHING if x is None else f"{x:g}" for x in row)] for label, row in published.rows.items()]
         columns = range(1, 1 + len(published.columns))
@@ -197,6 +201,32 @@ def _plain_row(stage: str, label: str, runs: Sequence[RunRecord], metric: str, s
     return [found.mean, stage, label, scale.name, Cell(with_half(found.mean, found.half, scale), "", note)]
 
 
+def _expected_best(record: StudyRecord) -> list[Block]:
+    """Returns what the best of n trials of a random search is expected to reach. A sampler that learns from earlier
+    trials makes up none that could stand for others."""
+    search = record.study.search
+    if search is None or search.sampler != "random":
+        return []
+    ended = [run for run in record.of(record.study.stages[0].name) if run.status in (COMPLETE, FAILED, PRUNED)]
+    chosen_by = [finite(run, search.metric) for run in ended]
+    worst = (min if search.direction == "max" else max)((x for x in chosen_by if x is not None), default=None)
+    if worst is None:
+        return []
+    values, direction = [worst if x is None else x for x in chosen_by], search.direction
+    columns = {
+        "": expected_best(values, mode=direction),
+        ", biased": expected_best(values, mode=direction, replacement=True),
+    }
+    scale = scale_of(search.metric, values)
+    budgets = [n for n in _BUDGETS if n < len(values)] + [len(values)]
+    rows = [[str(n), *(number(float(column[n - 1]), scale) for column in columns.values())] for n in budgets]
+    table = Table(["trials", *(f"{scale.name}{kind}" for kind in columns)], rows, range(3))
+    replaced = sum(x is None for x in chosen_by)
+    note = "The best of so many trials, chosen and measured by the same metric; “biased” draws trials with replacement."
+    note += f" {replaced} failed or pruned trials count as the worst complete one." if replaced else ""
+    return [Titled("Expected best of n trials", table), Text(note, "note")]
+
+
 def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
 
@@ -231,7 +261,9 @@ def _mean(level: Level | None, comparison: Comparison, scale: Scale) -> Cell:
 
 def _differences(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> list[Block]:
     """Returns the table of tests: a row per level and column of the results."""
-    header = ["column", "level", "difference", "effect (sd)", "p", "p (Holm)", "p (study)", "ASO", "verdict"]
+    header = ["column", "level", "difference", "effect (sd)", "p", "p (Holm)", "p (study)", "ASO"]
+    has_examples = any(level.multibootstrap for one in comparisons for level in one.levels)
+    header += [_RESAMPLED, "verdict"] if has_examples else ["verdict"]
     rows = []
     for comparison, scale in zip(comparisons, scales, strict=True):
         for level in comparison.levels:
@@ -243,9 +275,18 @@ def _differences(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> 
                 numbers = (found.p, level.p_holm, level.p_study)
                 shown = [with_half(found.mean, found.half, scale, signed=True), number(found.effect, Scale(1, 1, ""))]
                 shown += [*map(_p, numbers), NOTHING if level.aso is None else f"{level.aso:.2f}"]
-            last = Cell(said.word, _KINDS[said.word], reason_of(said) if said.word == UNKNOWN else "")
+            shown += [_resampled(level, scale)] if has_examples else []
+            last = Cell(said.word, _KINDS[said.word], _reason(said, scale) if said.word == UNKNOWN else "")
             rows.append([column_title(comparison), level.label, *shown, last])
-    return [Table(header, rows, range(2, 8))] if rows else []
+    return [Table(header, rows, range(2, len(header) - 1))] if rows else []
+
+
+def _resampled(level: Level, scale: Scale) -> str | Cell:
+    """Returns the difference by the multibootstrap with its p-value."""
+    found = level.multibootstrap
+    if found is None:
+        return NOTHING
+    return Cell(with_half(found.mean, (found.high - found.low) / 2, scale, signed=True), "", f"p {_p(found.p)}")
 
 
 def _p(value: float) -> str:
@@ -258,11 +299,13 @@ def _how_tested(comparisons: Sequence[Comparison]) -> str:
     tests = sorted({level.difference.test for one in comparisons for level in one.levels if level.difference})
     by = {"Welch": "Welch’s t test", "paired t": "the paired t test over common starting runs"}
     named = _listed(by.get(test, test) for test in tests) if tests else "nothing"
+    resampled = f" “{_RESAMPLED}” is the multibootstrap: the interval if other examples had been drawn as well."
+    has_examples = any(level.multibootstrap for one in comparisons for level in one.levels)
     return (
         f"Tested by {named}; the interval is that of the difference. Holm’s correction counts the levels of a column, "
         "“study” those of all columns; the verdict is by the first. ASO, almost stochastic order, is a second opinion "
         "that decides nothing: below 0.5 it speaks for the level, with few seeds only weakly."
-    )
+    ) + (resampled if has_examples else "")
 
 
 def _orderings(record: StudyRecord, comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> list[Block]:
@@ -280,7 +323,7 @@ def _orderings(record: StudyRecord, comparisons: Sequence[Comparison], scales: S
         if found is not None:
             said = verdict(found, p, comparison.higher_is_better, len(tested))
             shown = with_half(found.mean, found.half, scale, signed=True)
-            cell = Cell(*words.get(said.word, (UNKNOWN, UNCLEAR)), reason_of(said))
+            cell = Cell(*words.get(said.word, (UNKNOWN, UNCLEAR)), _reason(said, scale))
         rows.append([f"{better} better than {worse}", column_title(comparison), shown, cell])
     if not rows:
         return []

@@ -68,15 +68,20 @@ class Verdict:
 
     `more_seeds` per level would show a true difference as large as the observed one in four of five cases, the spread
     being as observed; `least_seeds` one as large as the far end of its interval. None: nothing to say, or over 100.
+    Then `visible` is the smallest difference that the seeds at hand show, in the metric's unit.
     """
 
     word: str  # BETTER, WORSE or UNKNOWN
     reason: str
     more_seeds: int | None = None
     least_seeds: int | None = None
+    visible: float | None = None
 
     def __str__(self) -> str:
-        return self.word if self.word != UNKNOWN else f"{self.word}, {self.reason}"
+        if self.word != UNKNOWN:
+            return self.word
+        visible = "" if self.visible is None else f"; those at hand show {self.visible:.2g} or more"
+        return f"{self.word}, {self.reason}{visible}"
 
 
 def summary(values: Sequence[float], confidence: float = 1 - ALPHA) -> Summary:
@@ -146,9 +151,7 @@ def verdict(difference: Difference, p: float, higher_is_better: bool, comparison
     more, least = (_more_seeds(x / difference.sd, n, comparisons, is_paired) for x in (abs(difference.mean), farthest))
     if more is None:
         visible = detectable_difference(n, comparisons=comparisons, paired=is_paired) * difference.sd
-        return Verdict(
-            UNKNOWN, f"over {_MOST_MORE} more seeds per level needed; {n} show {visible:.2g} or more", None, least
-        )
+        return Verdict(UNKNOWN, f"over {_MOST_MORE} more seeds per level needed", None, least, visible)
     bound = f" (at least {least})" if least and least < more else ""
     return Verdict(
         UNKNOWN, f"about {more} more {'seed' if more == 1 else 'seeds'} per level needed{bound}", more, least

@@ -83,16 +83,16 @@ def sweep(
     rerun: str = "",
 ) -> int:
     """Makes the runs of a study, or with `dry_run` says what they need. Returns the exit status."""
-    if study.search is not None and (only or rerun):
-        raise UserError("--only and --rerun are for runs that a study names; a search makes up its own")
+    if study.search is not None and (only or rerun not in ("", FAILED)):
+        raise UserError("--only and --rerun are for runs that a study names; of a search only --rerun=failed")
     planned = plan(study) if study.search is None else probes(study.search, study.stages[0])
-    configs = planning.resolve(study, planned, workdir)
+    configs = planning.resolve(study, planned, workdir, file)
     before = planning.read_before(workdir, name)
     devices = visible_gpus() if gpus else []
     jobs = 1 if slurm else max(jobs, len(devices))
     wanted = planning.with_parents(planned, planning.matching(planned, only, "--only")) if only else None
     with contextlib.nullcontext() if dry_run else _alone_in(workdir):
-        again = planning.to_make_again(planned, workdir, rerun)
+        again = planning.to_make_again(planned, workdir, rerun)  # of a search none yet
         changed = planning.changed_keys(workdir, planned, configs)
         _refuse_changes(changed, again)
         requests = _requests(study, planned, configs, workdir, again)
@@ -114,7 +114,10 @@ def sweep(
                     planning.reset(workdir, one, from_scratch=rerun != FAILED or one.key in changed)
         else:
             planned = trials.planned()
-            configs = planning.resolve(study, planned, workdir)
+            for one in planned:
+                if rerun and read_run(workdir, one).status == FAILED:
+                    planning.reset(workdir, one, from_scratch=False)
+            configs = planning.resolve(study, planned, workdir, file)
         writer.write(planned, configs)
         runner = _runner(workdir, planned, slurm, jobs, devices)
         schedule = Schedule(workdir, planned, runner, Progress(study, jobs), wanted, trials)
@@ -164,7 +167,8 @@ class _Writer:
     def admit(self, one: PlannedRun) -> None:
         """Adds a run to the study."""
         if one.key not in {other.key for other in self.planned}:
-            self.write([*self.planned, one], planning.resolve(self.study, [*self.planned, one], self.workdir))
+            planned = [*self.planned, one]
+            self.write(planned, planning.resolve(self.study, planned, self.workdir, self.file))
 
     def _metric(self, stage: str) -> str:
         return self.study.metrics.get(stage, "" if self.study.search is None else self.study.search.metric)

@@ -1,5 +1,6 @@
 """From a study to the configs of its runs, and what of them a workdir already holds."""
 
+import contextlib
 import fnmatch
 import json
 import logging
@@ -11,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, differences, from_json_dict
-from bert_jax.experiment import load_experiment, set_options
+from bert_jax.experiment import load_experiment, set_options, split_argument
 from bert_jax.files import write_atomically
 from bert_jax.lab.records import (
     COMPLETE,
@@ -33,15 +34,27 @@ REQUEST = "request.json"  # in the folder of a run: its config as planned, and t
 Configs = Mapping[str, ConfigDict]  # by the key of a run
 
 
-def resolve(study: Study, planned: Sequence[PlannedRun], workdir: Path) -> dict[str, ConfigDict]:
-    """Returns the config of every run, by its key. Raises UserError naming the stage and the run."""
+def resolve(study: Study, planned: Sequence[PlannedRun], workdir: Path, file: str = "") -> dict[str, ConfigDict]:
+    """Returns the config of every run, by its key. `file` is FILE[:ARGUMENT] of the study. Raises UserError naming the
+    stage and the run."""
     bases: dict[str, ConfigDict] = {}
     for stage in study.stages:
         try:
-            bases[stage.name] = load_experiment(stage.base)
+            bases[stage.name] = load_experiment(_found_from(file, stage.base) if file else stage.base)
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from None
     return {one.key: _resolved(bases[one.stage], one, workdir) for one in planned}
+
+
+def _found_from(file: str, base: str) -> str:
+    """Returns a base experiment with the path at which it is: 1. as it is, if absolute; 2. relative to the folder of
+    the study, or to the nearest folder above it that has such a file; 3. relative to the current folder."""
+    path, argument = split_argument(base)
+    folders = split_argument(file)[0].absolute().parents
+    found = next((folder / path for folder in folders if (folder / path).is_file()), path)
+    with contextlib.suppress(ValueError):  # elsewhere
+        found = found.relative_to(Path.cwd())
+    return str(found) if argument is None else f"{found}:{argument}"
 
 
 def _resolved(base: ConfigDict, one: PlannedRun, workdir: Path) -> ConfigDict:

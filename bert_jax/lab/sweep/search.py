@@ -85,6 +85,10 @@ class OptunaTrials:
         return given_up
 
     def tell(self, planned: PlannedRun, record: RunRecord) -> None:
+        """Tells Optuna how a run has ended. The trial of one that failed stays open, since what Optuna calls failed is
+        final, and `--rerun=failed` continues it; until then no sampler learns from it."""
+        if record.status == FAILED:
+            return
         trial, states = self.trials.pop(planned.key, None), self.optuna.trial.TrialState
         if trial is None:
             return

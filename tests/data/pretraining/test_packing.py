@@ -89,9 +89,9 @@ def test_hardly_a_place_is_padding():
     assert means.max() < 1.5 * means.min()
 
 
-def test_a_row_is_a_function_of_its_number():
+def test_a_row_is_a_function_of_its_number(short_stretches: int):
     rows = packed()
-    numbers = [0, 5 * ROWS_TOGETHER, 1, ROWS_TOGETHER, 2 * ROWS_TOGETHER, 3 * ROWS_TOGETHER, 10**9, 1]
+    numbers = [0, 5 * short_stretches, 1, short_stretches, 2 * short_stretches, 3 * short_stretches, 10**9, 1]
     first = [rows(number) for number in numbers]  # more stretches than are kept
     fresh = pickle.loads(pickle.dumps(rows))
     assert pickle.dumps([fresh(number) for number in reversed(numbers)][::-1]) == pickle.dumps(first)

@@ -129,19 +129,21 @@ def test_state_says_where_to_go_on(prepared: PreparedCorpus, config: ConfigDict)
     assert_same(read(prepared, config, 1, start_step=state["step"]), [following])
 
 
-def test_packed_rows_resume_and_are_shared_like_the_others(prepared: PreparedCorpus, config: ConfigDict):
+def test_packed_rows_resume_and_are_shared_like_the_others(
+    prepared: PreparedCorpus, config: ConfigDict, short_stretches: int
+):
     config.data.update(packing=True, pairing="sop", short_sequence_rate=1.0)
-    whole = read(prepared, config, 95)  # 1,140 rows: into the second stretch
+    whole = read(prepared, config, 8)  # 96 rows: into the second stretch
     assert set(whole[0]) == KEYS and whole[0]["next_sentence_labels"].shape == (12, 2)
-    assert_same(read(prepared, config, 2, start_step=93), whole[93:])
-    shares = [read(prepared, config, 2, start_step=84, process_index=p, process_count=3) for p in range(3)]
+    assert_same(read(prepared, config, 2, start_step=6), whole[6:])
+    shares = [read(prepared, config, 2, start_step=4, process_index=p, process_count=3) for p in range(3)]
     joined = [{key: np.concatenate([s[step][key] for s in shares]) for key in whole[0]} for step in range(2)]
-    assert_same(joined, whole[84:86])  # rows 1,008 to 1,031, of both stretches
-    batches = train_batches(prepared, config, start_step=86)
+    assert_same(joined, whole[4:6])  # rows 48 to 71, of both stretches
+    batches = train_batches(prepared, config, start_step=6)
     epoch, position = batches.state()["epoch"], batches.state()["position"]
     batches.close()
     size, per_row = prepared.num_records("train"), pairs_per_row(prepared, config)
-    assert epoch * size + position == 1024 * per_row and per_row > 1
+    assert epoch * size + position == short_stretches * per_row and per_row > 1
     config.data.packing = False
     assert pairs_per_row(prepared, config) == 1.0
     assert next(eval_batches(prepared, config))["next_sentence_labels"].shape == (8, 1)

@@ -1,5 +1,7 @@
 """Attributions are derivatives and add up; losses of tokens are those of filling masks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -9,10 +11,10 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.tables import Row
-from bert_jax.lab.inspect.reading import batch_of, insides, read_text
+from bert_jax.lab.inspect.reading import Insides, batch_of, insides, read_text
 from bert_jax.lab.inspect.tokens import gradient_times_input, integrated_gradients, token_losses
 from bert_jax.models.bert import TrunkInputs
-from experiments import classify
+from experiments import classify, multiple_choice, squad
 
 from .conftest import fine_tuned
 
@@ -36,6 +38,12 @@ def class_logit(model, text, label):
     [example] = task.prediction_examples([Row("x", {model.config.data.text: text})])
     batch = collate(task.encode([example]), [[0]], Shape(1, 1, 24))
     return lambda whole, _, batch: task.outputs(whole, batch, None)["logits"][0, 0, task.labels.index(label)], batch
+
+
+def test_a_model_that_is_no_bert_inside_is_refused_in_one_line(classifier):
+    others = replace(insides(classifier).opened, parameters={"network/kernel": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match="the model of task=classification has no BERT inside to look at"):
+        Insides(others, 8)
 
 
 def test_gradient_times_input_is_a_derivative(classifier):
@@ -86,6 +94,54 @@ def test_a_tag_is_explained_where_it_is_likeliest(tagger):
     assert found.reading.is_word[found.place]
     best = gradient_times_input(tagger, text)
     assert best.target != "O" and best.logit == max(found.logit, logits[1])
+
+
+def asked_of(model, name, place, **values):
+    """The logit at a place, as a function of the whole model, and the batch of one example."""
+    task = insides(model).opened.task
+    [example] = task.prediction_examples([Row("x", values)])
+    [item] = task.encode([example])
+    batch = collate([item], [[0]], Shape(1, len(item.parts), 24))
+    return lambda whole, _, batch: task.outputs(whole, batch, None)[name][0, 0, place], batch
+
+
+def test_the_start_of_an_answer_is_explained(tmp_path):
+    config = squad.get_config()
+    config.data.update(max_query_length=8, window_stride=4)
+    model = fine_tuned(tmp_path / "5", config, {"may_have_no_answer": False, "threshold": 0.0})
+    question, context = "a good b", "c bad d e"
+    found = gradient_times_input(model, question, context, target="bad")
+    tokens = ("[CLS]", "a", "good", "b", "[SEP]", "c", "bad", "d", "e", "[SEP]")
+    assert (found.reading.tokens, found.place, found.target) == (tokens, 6, "answer from bad")
+    logit, batch = asked_of(model, "start_logits", 6, question=question, context=context)
+    expected = slopes(model, logit, tokens, batch)
+    once = [tokens.index(token) == i and tokens.count(token) == 1 for i, token in enumerate(tokens)]
+    np.testing.assert_allclose(found.scores[once], expected[once], rtol=0.03, atol=0.02)
+    starts = {word: gradient_times_input(model, question, context, target=word).logit for word in context.split()}
+    assert gradient_times_input(model, question, context).target == f"answer from {max(starts, key=starts.get)}"
+    for pair, target, problem in ((None, "", "give the context as --text_pair"), (context, "good", "no token 'good'")):
+        with pytest.raises(UserError, match=problem):
+            gradient_times_input(model, question, pair, target=target)
+
+
+def test_a_choice_is_explained_by_the_words_of_all_choices(tmp_path):
+    config = multiple_choice.get_config()
+    config.data.update(text="context", text_pair="", choices="choices")
+    model = fine_tuned(tmp_path / "5", config, {})
+    found = gradient_times_input(model, "a good", "b bad | c", target="c")
+    assert " ".join(found.reading.tokens) == "[CLS] a good [SEP] b bad [SEP] [CLS] a good [SEP] c [SEP]"
+    assert (found.scores[:7] == 0).all() and found.scores[8:].any()  # a choice's logit is of its own words
+    logit, batch = asked_of(model, "logits", 1, context="a good", choices=["b bad", "c"])
+    assert found.scores[11] == pytest.approx(slopes(model, logit, ["c"], batch)[0], rel=0.03, abs=0.02)
+    other = gradient_times_input(model, "a good", "b bad | c", target="b bad").logit
+    likeliest = gradient_times_input(model, "a good", "b bad | c").target
+    assert likeliest == ("c" if found.logit > other else "b bad")
+    for pair, target, problem in (
+        ("b", "", r"choices as --text_pair='first \| second'"),
+        ("b | c", "d", "not among b, c"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            gradient_times_input(model, "a good", pair, target=target)
 
 
 @pytest.mark.parametrize(("name", "text"), [("classifier", "a good c"), ("masked", "a [MASK] c"), ("tagger", "a bad")])

@@ -211,7 +211,8 @@ def test_labels_from_anywhere_are_text_everywhere(tmp_path, look):
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows if "script" in row} <= {3, 4, 5, 10}
     write(tmp_path / "evil", tmp_path / "evil.csv")
     with (tmp_path / "evil.csv").open(encoding="utf-8", newline="") as file:
-        assert {row["level.objective"] for row in csv.DictReader(file)} == set(objectives)
+        rows = list(csv.DictReader(file))
+    assert {row["level.objective"] for row in rows} == {EVIL, "'=2+2"}  # no formula
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, such as Debian's texlive-latex-base")
@@ -269,6 +270,40 @@ def test_a_study_without_a_factor_and_a_search(tmp_path):
     [table] = tables(describe_study(read_study(tmp_path / "plain")))["Results"]
     found = [float(row[3]) for row in table[1:]]
     assert found == sorted(found, reverse=True)
+    write_study(
+        tmp_path / "plain", "search", "search.py", replace(study, search=replace(search, sampler="random")), runs
+    )
+    _, best = tables(describe_study(read_study(tmp_path / "plain")))["Results"]
+    high, middle, low = (100 * run["result"]["eval"]["accuracy"] for run in sorted(
+        (json.loads(path.read_text()) for path in (tmp_path / "plain").glob(f"train/*/{RECORD}")),
+        key=lambda run: -run["result"]["eval"]["accuracy"],
+    ))  # fmt: skip
+    pairs = [(high + middle + low) / 3, (2 * high + middle) / 3, high]  # the best of 1, of 2 and of all
+    drawn_twice = [pairs[0], (5 * high + 3 * middle + low) / 9, (19 * high + 7 * middle + low) / 27]
+    assert best[1:] == [[str(n + 1), f"{pairs[n]:.1f}", f"{drawn_twice[n]:.1f}"] for n in range(3)]
+    study_folders.fail(tmp_path / "plain", runs[0], "failed", "no memory")
+    text = documents.to_text(describe_study(read_study(tmp_path / "plain")))
+    assert "1 failed or pruned trials count as the worst complete one" in text
+
+
+def test_with_ten_seeds_and_kept_predictions_the_examples_are_resampled_too(tmp_path):
+    objectives = {name: study_folders.OBJECTIVES[name] for name in ("MLM + NSP", "MLM")}
+    study = study_folders.make_study(objectives, 10, published=None, expected=(), metrics={"mrpc": "eval.accuracy"})
+    runs = study_folders.make_folder(tmp_path / "s", study, with_curves=False)
+    assert "seeds × examples" not in documents.to_text(describe_study(read_study(tmp_path / "s")))
+    right = np.random.default_rng(0).random((len(runs), 200)) < 0.75
+    for run, row in zip(runs, right, strict=True):
+        if run.stage == "mrpc":
+            folder = tmp_path / "s" / run.key / "predictions"
+            folder.mkdir(parents=True)
+            lines = [json.dumps({"label": "1", "prediction": {"label": str(int(is_right))}}) for is_right in row]
+            (folder / "validation.jsonl").write_text("\n".join(lines) + "\n")
+            study_folders.complete(tmp_path / "s", run, {"eval": {"accuracy": float(row.mean())}})
+    document = describe_study(read_study(tmp_path / "s"))
+    [[header, row]] = tables(document)["Differences from the baseline"]
+    of_seeds, of_both = (row[header.index(name)].split(" ± ") for name in ("difference", "seeds × examples"))
+    assert of_both[0] == of_seeds[0] and float(of_both[1]) > float(of_seeds[1])  # examples add noise of their own
+    assert "the multibootstrap" in documents.to_text(document)
 
 
 def test_losses_keep_their_unit_and_scores_are_times_100():

@@ -87,6 +87,27 @@ def test_a_base_that_fails_names_its_stage(tmp_path: Path):
         sweep(Study("?", (Stage("s", "experiments/tinny.py"),)), "w", "w.py", tmp_path)
 
 
+def test_a_base_is_found_from_the_study_wherever_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beside the study, then in the folders above it, then in the current folder."""
+    experiment = "from bert_jax.options import default_config\ndef get_config(seed='1'):\n"
+    experiment += "    config = default_config()\n    config.seed = int(seed) + %d\n    return config\n"
+    for number, folder in enumerate(("", "lab", "lab/studies", "elsewhere")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "other.py").write_text(experiment % (10 * number))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    of = Study("?", (Stage("s", "other.py:4"),))
+
+    def seed(file: str) -> int:
+        [config] = planning.resolve(of, plan(of), tmp_path, file).values()
+        return config.seed
+
+    assert seed(f"{tmp_path}/lab/studies/study.py:argument") == 24 and seed("../lab/deeper/study.py") == 14
+    (tmp_path / "lab" / "other.py").unlink()
+    assert seed("../lab/study.py") == 4
+    (tmp_path / "other.py").unlink()
+    assert seed("../lab/study.py") == 34
+
+
 def test_a_changed_study_keeps_its_runs_and_leaves_stale_ones_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     made(tmp_path, study("a", "b"))
     changed = study("a", "c")

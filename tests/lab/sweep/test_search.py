@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("optuna", reason="needs the extra lab")
 
-from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, read_run, write_record
+from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, WAITING, read_run, write_record
 from bert_jax.lab.space import Search, integers, log_uniform, one_of
 from bert_jax.lab.study import PlannedRun, Stage, Study
+from bert_jax.lab.sweep import planning
 from bert_jax.lab.sweep.search import STORAGE, OptunaTrials
 
 SPACE = {"optimizer.learning_rate": log_uniform(1e-5, 1e-3), "train.batch_size": integers(8, 64)}
@@ -134,5 +135,18 @@ def test_the_best_of_none_is_said(tmp_path: Path):
     assert one is not None
     write_record(replace(read_run(tmp_path, one), status=FAILED, error="a mistake"))
     trials.tell(one, read_run(tmp_path, one))
-    assert trials.best() == "no trial is complete" and states(trials) == ["FAIL"]
-    assert (tmp_path / STORAGE).is_file()
+    assert trials.best() == "no trial is complete" and (tmp_path / STORAGE).is_file()
+
+
+def test_a_failed_trial_can_be_made_again(tmp_path: Path):
+    trials = opened(tmp_path, trials=2)
+    one = trials.ask()
+    assert one is not None
+    ended(trials, one, 1.0, FAILED)
+    again = opened(tmp_path, trials=2)
+    assert again.planned() == [one] and states(again) == ["RUNNING"]  # open, whatever the record says
+    planning.reset(tmp_path, one, from_scratch=False)  # as --rerun=failed does
+    assert read_run(tmp_path, one).status == WAITING
+    ended(again, one, 2.0)
+    assert states(again) == ["COMPLETE"] and "trial 0, 2 (" in again.best()
+    assert again.ask() is not None and again.ask() is None
