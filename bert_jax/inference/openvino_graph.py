@@ -1,9 +1,9 @@
 """A JAX function as a graph of OpenVINO's operations.
 
-JAX traces the function with symbolic sizes, and each equation of its jaxpr becomes operations of opset 15. So every head,
-option and layer that prediction needs has one definition, that in `models/` and `tasks/`. Three functions of the models
-are one operation each, for which OpenVINO has kernels: `layers.gelu`, the normalisation of `layers.LayerNorm`, and in
-`attention.attend` the softmax with the products before and after it.
+JAX traces the function with symbolic sizes, and each equation of its jaxpr becomes operations of opset 15. So every
+head, option and layer that prediction needs has one definition, that in `models/` and `tasks/`. Three functions of the
+models are one operation each, for which OpenVINO has kernels: `layers.gelu`, the normalisation of `layers.LayerNorm`,
+and in `attention.attend` the softmax with the products before and after it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
