@@ -65,7 +65,7 @@ class OpenVinoModel(PredictionModel):
         with backend.use_backend(_BACKEND):
             try:
                 return graph_of(traced, self._leaves, shapes)
-            except jax.core.InconclusiveDimensionOperation as error:
+            except jax.errors.InconclusiveDimensionOperation as error:
                 raise UserError(
                     "predict.backend=openvino needs a task whose outputs are computed alike for every length "
                     f"({str(error).splitlines()[0]}); set predict.backend=jax"
