@@ -90,12 +90,13 @@ def _translated(equation: Any, operands: list[Any], sizes: Sizes) -> list[Value]
         inner = next(parameters[key] for key in ("jaxpr", "call_jaxpr") if key in parameters)
         closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
         # A function with a derivative of its own keeps its name only here.
-        if fused := FUSED.get(closed.jaxpr.debug_info.func_name.partition(" ")[0]):
-            return [Value(fused(sizes, closed.jaxpr, *operands).output(0), shapes[0])]
+        fused = FUSED.get(closed.jaxpr.debug_info.func_name.partition(" ")[0])
+        if fused and (node := fused(sizes, closed.jaxpr, *operands)):
+            return [Value(node.output(0), shapes[0])]
         return _run(closed, operands, sizes)
     if name not in OPERATIONS:
         raise UserError(
-            f"predict.backend=openvino has no counterpart of JAX's operation {name}, which this model needs; "
+            f"predict.backend=openvino has no counterpart of JAX's {name} operation, which this model needs; "
             "set predict.backend=jax"
         )
     found = OPERATIONS[name](sizes, equation, *operands)

@@ -122,6 +122,11 @@ def _concatenate(sizes: Sizes, equation: Any, *parts: Value) -> Node:
     return ops.concat([sizes.whole(part) for part in parts], equation.params["dimension"])
 
 
+def _stack(sizes: Sizes, equation: Any, *parts: Value) -> Node:
+    axis = equation.params["axis"]
+    return ops.concat([ops.unsqueeze(sizes.whole(part), integers(axis)) for part in parts], axis)
+
+
 def _slice(sizes: Sizes, equation: Any, x: Value) -> Node:
     start, stop, step = (equation.params[key] for key in ("start_indices", "limit_indices", "strides"))
     return ops.slice(sizes.whole(x), sizes.shape(start), sizes.shape(stop), integers(*(step or [1] * len(start))))
@@ -140,6 +145,11 @@ def _iota(sizes: Sizes, equation: Any, *_: Any) -> Value:
     return Value(node.output(0), shape, all(size == 1 for axis, size in enumerate(shape) if axis != along))
 
 
+def _dim_as_value(sizes: Sizes, equation: Any) -> Node:
+    dtype = equation.outvars[0].aval.dtype
+    return ops.convert(ops.squeeze(sizes.size(equation.params["dim"]), integers(0)), _type(dtype))
+
+
 def _argmax(sizes: Sizes, equation: Any, x: Value) -> Node:
     [axis] = equation.params["axes"]
     found = ops.topk(sizes.whole(x), integer(1), axis, "max", "value", "i32", True)
@@ -153,7 +163,9 @@ def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:
     is_plain = len(axes) == 1 and numbers.collapsed_slice_dims == axes and batch == tuple(range(len(batch)))
     others = [axis for axis in range(len(table.shape)) if axis not in (*axes, *batch)]
     if not is_plain or any(taken[axis] != table.shape[axis] for axis in others):
-        raise UserError("predict.backend=openvino has no counterpart of this gather of JAX's; set predict.backend=jax")
+        raise UserError(
+            "predict.backend=openvino has no counterpart of JAX's gather as this model needs it; set predict.backend=jax"
+        )
     indices = ops.squeeze(sizes.whole(places), integers(len(places.shape) - 1))
     node = ops.gather(sizes.whole(table), indices, integer(axes[0]), len(batch))
     # The axes of the indices stand in the place of the gathered one; JAX has them where offset_dims leave room.
@@ -186,9 +198,12 @@ def _reduced(operation: Callable[..., Node]) -> Callable[..., Node]:
     return lambda sizes, equation, x: operation(sizes.whole(x), integers(*equation.params["axes"]))
 
 
-def _attention(sizes: Sizes, inner: Jaxpr, scores: Value, mask: Value, value: Value) -> Node:
-    """Translates `attention.attend`: the scores are a product of queries, scaled already, with transposed keys."""
+def _attention(sizes: Sizes, inner: Jaxpr, scores: Value, mask: Value, value: Value) -> Node | None:
+    """Translates `attention.attend`, whose scores are a product of queries, scaled already, with transposed keys; None
+    for other scores."""
     product = scores.node.get_node()
+    if product.get_type_name() != "MatMul":
+        return None
     query, key = (product.input_value(i) for i in (0, 1))
     key = ops.transpose(key, integers(0, 1, 3, 2))
     one = ops.constant(np.asarray(1, np.float32))
@@ -255,9 +270,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "squeeze": _squeeze,
     "transpose": _transpose,
     "concatenate": _concatenate,
+    "stack": _stack,
     "slice": _slice,
     "split": _split,
     "iota": _iota,
+    "dim_as_value": _dim_as_value,
     "argmax": _argmax,
     "gather": _gather,
     "dot_general": _dot_general,
