@@ -164,7 +164,7 @@ def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:
     others = [axis for axis in range(len(table.shape)) if axis not in (*axes, *batch)]
     if not is_plain or any(taken[axis] != table.shape[axis] for axis in others):
         raise UserError(
-            "predict.backend=openvino has no counterpart of JAX's gather as this model needs it; set predict.backend=jax"
+            "predict.backend=openvino has no counterpart of JAX's gather in this model; set predict.backend=jax"
         )
     indices = ops.squeeze(sizes.whole(places), integers(len(places.shape) - 1))
     node = ops.gather(sizes.whole(table), indices, integer(axes[0]), len(batch))
