@@ -127,7 +127,8 @@ def write_model(model: str, checkpoint: str, scratch: Path) -> tuple[Path, Path]
     config.data.sequence_length = LENGTH
     config.model.update({key: getattr(source.config, key) for key in SHAPE} if model == "minilm" else {"size": "base"})
     config.model.update(pooling="cls", hidden_act="gelu")  # as Transformers has it
-    task = Classification(config, source.tokenizer, {"labels": LABELS, "thresholds": []})
+    description = {"labels": LABELS, "thresholds": [], "label_kind": "single"}
+    task = Classification(config, source.tokenizer, description)
     parameters = flatten(jax.jit(lambda: task.init(nnx.Rngs(params=0)))())
     if model == "minilm":
         parameters |= {name: value for name, value in source.parameters.items() if name in parameters}
