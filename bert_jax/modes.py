@@ -68,14 +68,23 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
     return 0
 
 
-def fill_mask(config: ConfigDict, workdir: Path, *, text: list[str], top_k: int, checkpoint: str = "best", **_) -> int:
+def fill_mask(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    text: list[str],
+    top_k: int,
+    overrides: Mapping[str, Value] | None = None,
+    checkpoint: str = "best",
+    **_,
+) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text."""
     if not text:
         raise UserError("--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.'")
     from bert_jax.inference.fill_mask import FillMask
     from bert_jax.inference.open import meant
 
-    fill = FillMask(meant(workdir, config.init_from), which=checkpoint)
+    fill = FillMask(meant(workdir, config.init_from), which=checkpoint, overrides=overrides)
     for one in text:
         say(one)
         for number, candidates in enumerate(fill(one, top_k), start=1):

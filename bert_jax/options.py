@@ -183,6 +183,9 @@ _OPTIONS = (
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 
+    _choice("predict.backend", "jax", "jax | openvino", "who runs predictions; openvino: CPUs only, needs its extra",
+        "restart", "inference"),
+
     _choice("mesh.preset", "data", "data | fsdp | fsdp_tensor", "the axes that are None: all devices along data, all "
         "along fsdp, or half along fsdp and 2 along tensor", "restart"),
     _integer("mesh.data", None, "[-1, 2^20]", "devices that split the rows; -1 = those left", "restart"),

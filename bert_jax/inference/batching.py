@@ -3,6 +3,9 @@
 A program is compiled for one row and for a batch, each for at most 8 lengths. Those of one row are the same for all
 texts; those of batches follow the texts: a new one is made where it saves enough padding. Declared lengths (`fix`) take
 the place of both.
+
+A program that takes any shape (`prepared.py`: OpenVINO's) gets batches that are as long as their longest item, cut
+where that saves time.
 """
 
 import itertools
@@ -22,6 +25,7 @@ from bert_jax.data.batching.shapes import Shape
 _MOST_LENGTHS = 8
 _SHORTEST = 16  # tokens
 _FEW = 4  # items that are run one by one, since a batch of so few is mostly padding
+_LAUNCH = 32  # tokens that one more batch costs: every batch reads all parameters once
 
 
 _Program = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
@@ -30,8 +34,8 @@ _Program = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 class Batching:
     """The lengths that there are programs for, and the choice of batches. Threads may share it."""
 
-    def __init__(self, max_length: int, batch_size: int):
-        self._max_length, self._batch_size = max_length, batch_size
+    def __init__(self, max_length: int, batch_size: int, *, any_shape: bool = False):
+        self._max_length, self._batch_size, self._any_shape = max_length, batch_size, any_shape
         self._alone = ladder(max_length)
         self._candidates = _candidates(max_length)
         self.lengths: list[int] = []  # of batches, in order
@@ -87,6 +91,9 @@ class Batching:
             by_parts[1 << (len(item.parts) - 1).bit_length()].append(number)
         for parts, numbers in sorted(by_parts.items(), reverse=True):
             numbers.sort(key=lambda i: -items[i].length)
+            if self._any_shape:
+                yield from self._cheapest(items, numbers, parts)
+                continue
             few = _FEW if self._batch_size > 1 else len(numbers)
             if len(numbers) > few and not self._is_fixed:
                 self._choose([items[i].length for i in numbers], parts)
@@ -96,6 +103,23 @@ class Batching:
                 rows = 1 if is_alone else self.rows(parts, length)
                 yield numbers[:rows], Shape(rows, parts, length)
                 numbers = numbers[rows:]
+
+    def _cheapest(self, items: Sequence[Item], numbers: Sequence[int], parts: int) -> Iterator[tuple[list[int], Shape]]:
+        """Yields the batches of all `numbers`, in falling order of length, that cost least: tokens with padding, and
+        `_LAUNCH` for each batch."""
+        count, lengths = len(numbers), [items[i].length for i in numbers]
+        cost, best = np.zeros(count + 1), np.zeros(count, np.int64)  # of the items from each one on
+        for start in range(count - 1, -1, -1):
+            rows = min(self.rows(parts, lengths[start]), count - start)
+            tokens = np.arange(1, rows + 1) * (parts * lengths[start])
+            total = tokens + _LAUNCH + cost[start + 1 : start + rows + 1]
+            best[start] = 1 + np.argmin(total)
+            cost[start] = total[best[start] - 1]
+        start = 0
+        while start < count:
+            rows = int(best[start])
+            yield list(numbers[start : start + rows]), Shape(rows, parts, lengths[start])
+            start += rows
 
     def _choose(self, lengths: Sequence[int], parts: int) -> None:
         """Adds the length that a batch of the longest needs, then those that save most padding for these `lengths`,

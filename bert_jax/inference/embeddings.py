@@ -69,8 +69,8 @@ class Embedder:
         self._concatenates = layer == "last4_concat"
         self._pooling, self._normalize, self._long_texts = pooling, normalize, long_texts
         self._hidden_size = config.hidden_size
-        self._batching = Batching(self.max_length, batch_size)
         prepared = opened.at_work
+        self._batching = Batching(self.max_length, batch_size, any_shape=prepared.takes_any_shape)
         self._sentences, self._tokens = prepared.program(self._of_sentences), prepared.program(self._of_tokens)
 
     def warm_up(self, lengths: Sequence[int]) -> None:

@@ -42,7 +42,8 @@ class TextEncoder:
     def __init__(self, opened: Opened, batch_size: int):
         self._tokenizer, self._config = opened.tokenizer, opened.bert_config
         self._has_pooler = opened.has("pooler/")
-        self._batching = Batching(self._config.max_position_embeddings, batch_size)
+        longest, any_shape = self._config.max_position_embeddings, opened.at_work.takes_any_shape
+        self._batching = Batching(longest, batch_size, any_shape=any_shape)
         self._programs = {
             (hidden, attentions): opened.at_work.program(partial(trunk_outputs, hidden=hidden, attentions=attentions))
             for hidden in (False, True)

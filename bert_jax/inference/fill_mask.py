@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.models.attention import take_places
-from bert_jax.models.bert import TrunkInputs
+from bert_jax.models.bert import Model, TrunkInputs
 
 
 class FillMask:
@@ -25,14 +25,15 @@ class FillMask:
         if not opened.has("heads/mlm/"):
             raise UserError(f"{opened.path} has no MLM head, which fills masks; it was made without one")
         # Neither the pooler nor the head of sentence pairs takes part: a saved BertForMaskedLM has none.
-        self._logits = opened.at_work.program(_logits)
+        self._logits, self._any_shape = opened.at_work.program(_logits), opened.at_work.takes_any_shape
         self._lengths = list(range(64, self.config.max_position_embeddings, 64))
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Declares the lengths of rows, besides the longest that is allowed, and compiles for one [MASK] in a row."""
         self._lengths = sorted({*lengths})
         for length in self._lengths:
-            jax.block_until_ready(self._logits(*np.zeros((2, 1, length), np.int32), np.zeros((1, 1), np.int32)))
+            ids, real = np.zeros((2, 1, length), np.int32)
+            jax.block_until_ready(self._logits(_batch(ids, real, np.zeros((1, 1), np.int32))))
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
@@ -45,14 +46,16 @@ class FillMask:
         positions = np.flatnonzero(ids == self.tokenizer.mask_id)
         if len(ids) > self.config.max_position_embeddings:
             raise UserError(f"the text has {len(ids)} tokens; the model takes {self.config.max_position_embeddings}")
-        # One compiled program serves texts of like length and like number of masks.
-        length = next((x for x in self._lengths if x >= len(ids)), self.config.max_position_embeddings)
-        masks = np.zeros(1 << (len(positions) - 1).bit_length(), np.int32)
+        length, count = len(ids), len(positions)
+        if not self._any_shape:  # one compiled program serves texts of like length and like number of masks
+            length = next((x for x in self._lengths if x >= length), self.config.max_position_embeddings)
+            count = 1 << (count - 1).bit_length()
+        masks = np.zeros(count, np.int32)
         masks[: len(positions)] = positions
         row = np.zeros((1, length), np.int32)
         row[0, : len(ids)] = ids
         real = (np.arange(length)[None] < len(ids)).astype(np.int32)
-        logits = self._logits(row, real, masks[None])[:, : len(positions)]
+        logits = self._logits(_batch(row, real, masks[None]))["logits"][:, : len(positions)]
         probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))
         best = np.argsort(-probabilities, axis=-1)[:, :top_k]
         return [
@@ -70,8 +73,14 @@ def ids_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids[:-1]
 
 
-def _logits(model, input_ids, sequence_ids, positions):
-    places = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
-    inputs = TrunkInputs(input_ids, jnp.zeros_like(input_ids), places, sequence_ids)
-    hidden = take_places(model.trunk.encode(inputs).hidden, positions)
-    return model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])
+def _batch(
+    input_ids: Int32[np.ndarray, "1 L"], sequence_ids: Int32[np.ndarray, "1 L"], positions: Int32[np.ndarray, "1 P"]
+) -> dict[str, np.ndarray]:
+    places = np.arange(input_ids.shape[1], dtype=np.int32)[None]
+    row = {"input_ids": input_ids, "token_type_ids": np.zeros_like(input_ids), "position_ids": places}
+    return row | {"sequence_ids": sequence_ids, "masked_positions": positions}
+
+
+def _logits(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B P V"]]:
+    hidden = take_places(model.trunk.encode(TrunkInputs.from_batch(batch)).hidden, batch["masked_positions"])
+    return {"logits": model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])}

@@ -3,6 +3,8 @@
 Whoever wants a trained model goes through `open_model`: evaluation, Predictor, Embedder, FillMask, `bert_jax.load`.
 """
 
+import copy
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from bert_jax import backend
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -57,8 +60,21 @@ class Opened:
         """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
         the embeddings and layers, which must be whole. If the task is a class that may not be imported, the trunk and
         the MLM head, which need no class."""
-        build = self.task.init if may_import(self.config.task, self.users_task) else self._without_task
-        return PredictionModel(unflatten(*self.fit(build, absent="^(?!embeddings/|encoder/)", dropped="^heads/")))
+        dtype = self.bert_config.dtype if backend.current().bfloat16_is_fast else "float32"
+        if self.config.predict.backend == "openvino":
+            # An optional package, which takes a second to import.
+            from bert_jax.inference.openvino_model import OpenVinoModel
+
+            return OpenVinoModel(self._whole_model("float32"), dtype)
+        return PredictionModel(self._whole_model(dtype))
+
+    def _whole_model(self, dtype: str) -> nnx.Module:
+        """Returns the model with `dtype` in place of its own."""
+        config = copy.deepcopy(self.config)
+        config.model.dtype = dtype
+        other = replace(self, config=config)
+        build = other.task.init if may_import(self.config.task, self.users_task) else other._without_task
+        return unflatten(*other.fit(build, absent="^(?!embeddings/|encoder/)", dropped="^heads/"))
 
     def _without_task(self, rngs: nnx.Rngs) -> Model:
         trunk = Bert(self.bert_config, rngs=rngs)
@@ -119,6 +135,8 @@ def open_model(
             group, _, name = key.partition(".")
             opened.config[group][name] = overrides[key]
     del vars(opened)["bert_config"]  # it was made from the config as it was
+    if opened.config.predict.backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise UserError("predict.backend=openvino needs the extra openvino: pip install -e '.[openvino]'")
     return opened
 
 

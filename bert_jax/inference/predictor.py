@@ -30,8 +30,9 @@ class Predictor:
         if not self.task.makes_predictions:
             raise UserError(f"{opened.path} was not fine-tuned and predicts nothing; fine-tune it, or use --mode=embed")
         opened.fit(self.task.init)  # raises if a parameter of the task is missing
-        self._rows = opened.at_work.program(self._kept_rows)
-        self._batching = Batching(self.config.data.sequence_length, batch_size)
+        at_work, longest = opened.at_work, self.config.data.sequence_length
+        self._rows = at_work.program(self._kept_rows)
+        self._batching = Batching(longest, batch_size, any_shape=at_work.takes_any_shape)
 
     def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
         """Texts, or objects with the columns of the task. Raises UserError for the first one that is wrong."""

@@ -26,6 +26,8 @@ _ONES = 16  # columns: a product with a side under 16 would not run on the fast 
 class PredictionModel:
     """The prepared parameters of `model`, which itself is no longer needed."""
 
+    takes_any_shape = False  # whether a program costs nothing to run with a new shape
+
     def __init__(self, model: nnx.Module):
         # A list, since a walk through the modules of a small model takes longer than running it on a short text.
         self._leaves, self._tree = jax.tree.flatten(jax.jit(_prepared)(model))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float64, Int32
+from jaxtyping import Array, Float, Float64, Int32
 
 from bert_jax import backend
 from bert_jax.config import UserError, result_or_error
@@ -22,6 +22,7 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.inference.output import whole_file
 from bert_jax.inference.predictor import in_place_of_good, windows
+from bert_jax.models.bert import Model
 from bert_jax.tasks.likelihood import (
     EncodedPairs,
     hidden_token_batches,
@@ -44,7 +45,7 @@ class Scorer:
             raise UserError(f"{opened.path} has no MLM head, which scores texts; it was made without one")
         self.path, self.step, self.tokenizer = opened.path, opened.step, opened.tokenizer
         self.max_length = opened.bert_config.max_position_embeddings
-        self._program = opened.at_work.program(token_log_probabilities)
+        self._program = opened.at_work.program(_log_probabilities)
         self._tokens = backend.current().tokens_per_batch or batch_size * self.max_length
         self._lengths = row_lengths(self.max_length)
 
@@ -97,10 +98,14 @@ class Scorer:
             text_ids = batch.pop("text_ids")
             launched = text_ids, self._program(batch)
             if running is not None:
-                yield running[0], jax.device_get(running[1])
+                yield running[0], jax.device_get(running[1])["log_probabilities"]
             running = launched
         if running is not None:
-            yield running[0], jax.device_get(running[1])
+            yield running[0], jax.device_get(running[1])["log_probabilities"]
+
+
+def _log_probabilities(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, " B"]]:
+    return {"log_probabilities": token_log_probabilities(model, batch)}
 
 
 def table(found: Accuracies, pairs: Sequence[MinimalPair]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.backend import GPU, use_backend
@@ -138,3 +138,22 @@ def test_threads_share_the_lengths():
     assert not wrong and len(texts.lengths) <= 8
     shapes = {shape for program in programs for shape in program.shapes if shape[0] > 1}
     assert {length for _, _, length in shapes} <= set(texts.lengths)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_batches_of_any_shape_cost_least(lengths):
+    """Against every way to cut the sorted texts: a batch costs its places, and 32 for itself."""
+    program, texts = Program(), Batching(64, 4, any_shape=True)
+    found = texts.run(program, items_of(lengths))["total"]
+    assert [int(x) for x in found] == [(i + 1) * n for i, n in enumerate(lengths)]
+    assert all(rows <= 4 for rows, _, _ in program.shapes)
+    falling = sorted(lengths, reverse=True)
+
+    def least(start):
+        if start == len(falling):
+            return 0
+        ends = range(start + 1, min(start + 4, len(falling)) + 1)
+        return min((end - start) * falling[start] + 32 + least(end) for end in ends)
+
+    assert program.places + 32 * len(program.shapes) == least(0)

@@ -1,0 +1,108 @@
+"""Prediction by OpenVINO (predict.backend=openvino): the programs of `prepared.py`, compiled by another compiler.
+
+A program is compiled once for every number of rows and tokens, which takes about a second, and not once for each shape.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import openvino as ov
+from flax import nnx
+from jax import export
+
+from bert_jax import backend
+from bert_jax.config import UserError
+from bert_jax.inference.openvino_graph import graph_of
+from bert_jax.inference.prepared import PredictionModel
+
+# What a program is traced for: no device of JAX's, whose kernels some decisions are about.
+_BACKEND = backend.Backend("openvino", unrolls_layers=True, vocabulary_multiple=1)
+_Arrays = Mapping[str, np.ndarray]
+
+
+class OpenVinoModel(PredictionModel):
+    """A model whose programs OpenVINO runs. The model itself is one in float32; `dtype` is that of OpenVINO's
+    products."""
+
+    takes_any_shape = True
+
+    def __init__(self, model: nnx.Module, dtype: str):
+        with backend.use_backend(_BACKEND):
+            super().__init__(model)
+        self._options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+
+    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `function(model, batch)` as a function of the batch, a dictionary of arrays with `input_ids`; the
+        result is a dictionary of NumPy arrays. Any number of threads may call it."""
+        compiled: dict[Any, _Program] = {}
+        lock = threading.Lock()
+
+        def run(*arrays: Any) -> dict[str, np.ndarray]:
+            if len(arrays) != 1 or "input_ids" not in arrays[0]:
+                raise UserError("predict.backend=openvino only predicts; to look inside, set predict.backend=jax")
+            [batch] = arrays
+            shapes = _symbolic(batch)
+            key = tuple((name, str(one)) for name, one in sorted(shapes.items()))
+            with lock:
+                if key not in compiled:
+                    compiled[key] = _Program(self.graph(function, shapes), self._options)
+            return compiled[key](batch)
+
+        return run
+
+    def graph(self, function: Callable[..., Any], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> ov.Model:
+        """Returns `function(model, batch)` as a graph for batches of these shapes, which may be symbolic."""
+
+        def traced(leaves: list[Any], batch: dict[str, Any]) -> dict[str, Any]:
+            return function(jax.tree.unflatten(self._tree, leaves), batch)
+
+        with backend.use_backend(_BACKEND):
+            try:
+                return graph_of(traced, self._leaves, shapes)
+            except jax.errors.InconclusiveDimensionOperation as error:
+                raise UserError(
+                    "predict.backend=openvino needs a task whose outputs are computed alike for every length "
+                    f"({str(error).splitlines()[0]}); set predict.backend=jax"
+                ) from error
+
+
+class _Program:
+    """A compiled graph. A request holds the memory of one call: there are as many as calls at the same time."""
+
+    def __init__(self, graph: ov.Model, options: Mapping[str, str]):
+        self._compiled = ov.Core().compile_model(graph, "CPU", dict(options))
+        self._inputs = [one.get_any_name() for one in self._compiled.inputs]
+        self._outputs = [(output, output.get_any_name()) for output in self._compiled.outputs]
+        self._free: list[Any] = []
+
+    def __call__(self, batch: _Arrays) -> dict[str, np.ndarray]:
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        found = request.infer({name: batch[name] for name in self._inputs}, share_inputs=True)
+        results = {name: found[output] for output, name in self._outputs}
+        self._free.append(request)
+        return results
+
+
+def _symbolic(batch: _Arrays) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch (`data/batching/batches.py`) with symbols for the number of groups of rows, g, for
+    the tokens of a row, l, and for the places that are asked for in a row, p."""
+    rows, length = batch["input_ids"].shape
+    groups = len(batch["part_weights"]) if "part_weights" in batch else rows
+    groups_size, tokens, places = export.symbolic_shape("g, l, p")
+    all_rows = rows // groups * groups_size
+
+    def shape(name: str, x: np.ndarray) -> tuple[Any, ...]:
+        if x.shape[:2] == (rows, length):
+            return all_rows, tokens, *x.shape[2:]
+        return (all_rows, places) if name.startswith("masked_") else (groups_size, *x.shape[1:])
+
+    return {name: jax.ShapeDtypeStruct(shape(name, x), x.dtype) for name, x in batch.items()}
