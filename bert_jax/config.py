@@ -93,6 +93,11 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
     if not data.isolated and not data.packing:
         raise UserError("data.isolated=False is for sequences that share rows: it needs data.packing=True")
+    if optimizer.name == "muon" and optimizer.muon_learning_rate and not optimizer.learning_rate:
+        raise UserError(
+            "optimizer.learning_rate is 0, of which optimizer.muon_learning_rate is a multiple: set it above 0, and "
+            "freeze what must not change by optimizer.freeze"
+        )
     _check_labels(data.labels)
     _check_batches(config, num_devices)
     if optimizer.decay_steps or config.train.epochs is None:  # else the steps are known once the data has been read

@@ -189,8 +189,12 @@ _OPTIONS = (
     _switch("data.repair_tags", True, "invalid BIO tags: True = repaired and counted, False = an error"),
     _integer("data.buckets", 6, "[1, 1024]", "number of batch shapes"),
 
-    _choice("optimizer.name", "adamw", "adamw | lamb", "LAMB: You et al. 2020"),
+    _choice("optimizer.name", "adamw", "adamw | lamb | muon", "LAMB: You et al. 2020; muon: Jordan et al. 2024"),
     _number("optimizer.learning_rate", 1e-4, "[0, 1000]", "at its peak"),
+    _text("optimizer.muon", r"^encoder/layers/.*kernel$", "names of the matrices that muon takes; Adam takes the rest",
+        "pattern"),
+    _number("optimizer.muon_learning_rate", None, "(0, 1000]", "of these matrices, at its peak; None = learning_rate"),
+    _number("optimizer.muon_momentum", 0.95, "[0, 1)", "decay rate of muon's average of gradients (Nesterov)"),
     _choice("optimizer.schedule", "bert", "bert | hf | electra | cosine | constant", "formulas: training/optimizer.py"),
     _integer("optimizer.warmup_steps", 10_000, "[0, 2^31)", "steps in which the learning rate rises to its peak"),
     _number("optimizer.warmup_share", None, "[0, 1)", "share of all steps; None = warmup_steps counts"),

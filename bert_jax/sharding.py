@@ -253,6 +253,19 @@ def by_rows(x: Array) -> Array:
     return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, mesh.rows())
 
 
+def by_slices(x: Array) -> Array:
+    """Constrains an array to be split along its first axis alone, over as many devices as divide it."""
+    mesh = current()
+    if mesh is None or mesh.size == 1:
+        return x
+    axes, left = [], x.shape[0]
+    for name in ("tensor", "fsdp", "data"):
+        if left % mesh.axis(name) == 0:
+            axes.append(name)
+            left //= mesh.axis(name)
+    return jax.lax.with_sharding_constraint(x, mesh.sharding(axes))
+
+
 def gathered(mesh: Mesh, parameters: Mapping[str, Array]) -> dict[str, Array]:
     """Returns the parameters as a step uses them: whole along `fsdp`, with gradients that are scattered.
 

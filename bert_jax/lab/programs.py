@@ -116,7 +116,8 @@ def _optimizer(task: Task) -> tuple[Any, Any, Any]:
     config, (_, shapes) = task.config, structure(task.init)
     multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
     schedule = make_schedule(config.optimizer, config.train.steps)
-    return schedule, make_optimizer(config.optimizer, schedule, multipliers), frozen_names(multipliers)
+    optimizer = make_optimizer(config.optimizer, schedule, multipliers, config.model.dtype)
+    return schedule, optimizer, frozen_names(multipliers)
 
 
 def _lower_evaluation(task: Task, mesh: Mesh) -> Lowered:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, pattern
+from bert_jax.training.muon import matrices, scale_by_muon
 from bert_jax.training.parameters import LAYERS, global_norm, is_stacked, matching
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -22,14 +23,15 @@ Multipliers = Mapping[str, np.ndarray]  # parameter → [1], or [layers] where l
 
 
 def make_optimizer(
-    optimizer: ConfigDict, schedule: Schedule, multipliers: Multipliers | None = None
+    optimizer: ConfigDict, schedule: Schedule, multipliers: Multipliers | None = None, dtype: str = "float32"
 ) -> optax.GradientTransformation:
-    """Returns: clip by global norm → Adam moments → decoupled weight decay → (LAMB: trust ratio) → −learning rate.
+    """Returns: clip by global norm → Adam moments (Muon: of what it does not take) → decoupled weight decay → (LAMB:
+    trust ratio) → −learning rate.
 
     The original clips on each TPU replica before the gradients are added up; here the norm is the global batch's,
     so that the number of devices does not change the result. `multipliers` are those of `learning_rate_multipliers`
     (None: 1 for every parameter). Frozen parameters have no state, no gradient and no part in the norm: `init` leaves
-    them out, and `update` must be called without them.
+    them out, and `update` must be called without them. `dtype` is that of Muon's products.
     """
     no_decay = pattern("optimizer.no_decay", optimizer.no_decay)
     multipliers = multipliers or {}
@@ -38,10 +40,13 @@ def make_optimizer(
     def decays(params):
         return {name: no_decay.search(name) is None for name in params}
 
+    scaled = scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction)
+    if optimizer.name == "muon":
+        scaled = scale_by_muon(optimizer, scaled, dtype)
     chain = optax.chain(
         _per_layer({name: np.sign(values) for name, values in multipliers.items()}),  # nor has a frozen layer
         clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
-        scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.bias_correction),
+        scaled,
         optax.add_decayed_weights(optimizer.weight_decay, mask=decays),
         scale_by_layer_trust_ratio(decays) if optimizer.name == "lamb" else optax.identity(),
         optax.scale_by_schedule(lambda count: -schedule(jnp.asarray(count))),
@@ -59,8 +64,11 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
 
     optimizer.layer_decay d (Clark et al. 2020, section 3.1, appendix B): heads and pooler 1, the top layer d, the one
     under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it is found in a name, in which a layer has its
-    number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none.
+    number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none. The matrices that
+    Muon takes: times optimizer.muon_learning_rate ÷ optimizer.learning_rate.
     """
+    by_muon = matrices(optimizer, shapes) if optimizer.name == "muon" else ()
+    ratio = optimizer.muon_learning_rate / optimizer.learning_rate if optimizer.muon_learning_rate else 1.0
     depth = next((shape[0] for name, shape in shapes.items() if is_stacked(name)), 0)
     multipliers, frozen = {}, 0
     for name, shape in shapes.items():
@@ -73,6 +81,7 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
         thawed = np.asarray([each not in matched for each in names])
         frozen += len(matched)
         multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
+        multipliers[name] *= np.float32(ratio if name in by_muon else 1)
     if optimizer.freeze and not frozen:
         some = ", ".join(list(shapes)[:3])
         raise UserError(f"optimizer.freeze={optimizer.freeze} matches no parameter; names are {some}, …")

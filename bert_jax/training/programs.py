@@ -1,5 +1,6 @@
 """The training step of a config with everything that belongs to it: for the loop, and for whoever takes steps again."""
 
+import logging
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from bert_jax.sharding import Mesh, make_mesh, place
 from bert_jax.tasks.task import Constants, Task
 from bert_jax.training import step as steps
 from bert_jax.training.memory import check_fits
+from bert_jax.training.muon import matrices
 from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import frozen_names, learning_rate_multipliers, make_optimizer, make_schedule
 from bert_jax.training.parameters import structure
@@ -36,8 +38,11 @@ def make_programs(task: Task, config: ConfigDict, watch: Observer) -> Programs:
     mesh = make_mesh(config.mesh)
     graphdef, shapes = structure(task.init)
     multipliers = learning_rate_multipliers(config.optimizer, {name: x.shape for name, x in shapes.items()})
+    if config.optimizer.name == "muon":
+        taken = matrices(config.optimizer, {name: x.shape for name, x in shapes.items()})
+        logging.info("Muon takes %s; Adam the other %d parameters", ", ".join(taken), len(shapes) - len(taken))
     schedule = make_schedule(config.optimizer, config.train.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, multipliers)
+    optimizer = make_optimizer(config.optimizer, schedule, multipliers, config.model.dtype)
     abstract = steps.abstract_state(task, optimizer)[1]
     check_fits(task, abstract, mesh)
     key, constants = jax.random.key(config.seed), place(mesh, task.constants())

@@ -16,6 +16,7 @@ METRICS = {
     "trec": "test.accuracy",
     "wnut17": "test.entity_f1",
 }
+ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3}  # study_pretraining.py has Muon
 TASKS = tuple(name for name in METRICS if name != "pretrain")
 
 

@@ -21,8 +21,8 @@ LENGTHS = {
     "64 tokens": LONG,
     "16 tokens, then 64": {"data.sequence_length": 16, "data.max_predictions_per_sequence": 3},
 }
-SECOND = Point({}, LONG | dict.fromkeys(("train.steps", "eval.every", "checkpoint.every"), 400))
-RATE = Point({}, {"optimizer.learning_rate": 2e-4, "optimizer.warmup_steps": 40})
+SECOND = Point({}, LONG | dict.fromkeys(("train.steps", "eval.every", "checkpoint.every"), 100))
+RATE = Point({}, {"optimizer.learning_rate": 5e-4, "optimizer.warmup_steps": 10})
 
 
 def get_study(argument: str = "") -> Study:
