@@ -2,16 +2,15 @@
 
     python -m bert_jax.lab.first_look runs/quickstart
 
-The lines are sentences of held-out documents in which one word is hidden. A rule chooses them, before anybody looks:
-sentences of 8 to 16 plain words, one per document, and a word of at least four letters that the vocabulary has as one
-piece; of all candidates those whose text has the smallest hash.
+The lines are sentences of documents of the test split in which one word is hidden. A rule chooses them, before anybody
+looks: sentences of 8 to 16 plain words, one per document, and in them a word of at least four letters that is one piece
+of the vocabulary; of all candidates those whose text has the smallest hash.
 """
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError, read_config
@@ -19,10 +18,8 @@ from bert_jax.config import UserError, read_config
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from bert_jax.data.text.corpus import Document
     from bert_jax.data.tokenizers.tokenizer import Tokenizer
 
-_SENTENCE = re.compile(r"[A-Z][a-z]*(?:,? [A-Za-z][a-z]*)+\.")
 _WORDS = range(8, 17)  # of a sentence
 _SHORTEST = 4  # letters of a hidden word
 _NEXT = """Next, on text of your own (docs/pretraining.md), and then on labels of your own (docs/finetuning.md):
@@ -77,52 +74,56 @@ def describe_loss(folder: Path) -> str:
     )
 
 
-def hidden_words(documents: Sequence["Document"], tokenizer: "Tokenizer", count: int) -> list[HiddenWord]:
-    """Returns up to `count` sentences, at most one of each document, chosen by the rule at the top of this file."""
-    from bert_jax.data.text.corpus import split_sentences
+def hidden_words(records: Iterable[Mapping[str, Any]], tokenizer: "Tokenizer", count: int) -> list[HiddenWord]:
+    """Returns up to `count` sentences of prepared records, at most one of each document, chosen by the rule at the top
+    of this file."""
+    best: dict[int, HiddenWord] = {}  # by document
+    for record in records:
+        start = 0
+        for length in record["sentence_lengths"].tolist():
+            sentence = record["tokens"][start : start + length].tolist()
+            start += length
+            candidates = [*_candidates(sentence, tokenizer), *filter(None, [best.get(record["document"])])]
+            if candidates:
+                best[record["document"]] = min(candidates, key=_hash)
+    return sorted(set(best.values()), key=_hash)[:count]
 
-    chosen = []
-    for document in documents:
-        candidates = {one for sentence in split_sentences(document) for one in _candidates(sentence, tokenizer)}
-        chosen += sorted(candidates, key=_hash)[:1]
-    return sorted(set(chosen), key=_hash)[:count]
 
-
-def _candidates(sentence: str, tokenizer: "Tokenizer") -> Iterator[HiddenWord]:
-    words = sentence.split()
-    if len(words) not in _WORDS or not _SENTENCE.fullmatch(sentence):
+def _candidates(ids: list[int], tokenizer: "Tokenizer") -> Iterator[HiddenWord]:
+    tokens = [tokenizer.token(i) for i in ids]
+    continues = [bool(tokenizer.is_continuation[i]) for i in ids] + [False]
+    whole = [token.removeprefix("##").removeprefix("▁") for token in tokens]
+    number = sum(token.isalpha() and not more for token, more in zip(whole, continues, strict=False))
+    if number not in _WORDS or whole[-1] != "." or not all(x.isalpha() or x == "," for x in whole[:-1]):
         return
-    for match in re.finditer(r"(?<= )[a-z]+", sentence):
-        (ids,) = tokenizer.encode_words([match[0]])
-        if len(match[0]) >= _SHORTEST and len(ids) == 1 and ids[0] != tokenizer.unk_id:
-            yield HiddenWord(f"{sentence[: match.start()]}[MASK]{sentence[match.end() :]}", match[0])
+    for place in range(1, len(ids)):
+        is_whole = not continues[place] and not continues[place + 1]
+        if is_whole and whole[place].isalpha() and len(whole[place]) >= _SHORTEST:
+            before, after = tokenizer.decode(ids[:place]), tokenizer.decode(ids[place + 1 :])
+            yield HiddenWord(f"{before} [MASK] {after}".replace(" ,", ",").replace(" .", "."), whole[place])
 
 
 def _filled(folder: Path, config: "ConfigDict", count: int, top_k: int) -> str:
-    from bert_jax.data.pretraining.splits import split_documents
-    from bert_jax.data.text.corpus import open_corpus
     from bert_jax.inference.fill_mask import FillMask
+    from bert_jax.run import start_run
+    from bert_jax.tasks.pretraining import prepared_corpus
 
-    data = config.data
-    split = split_documents(open_corpus(data).documents(), data.seed, data.validation_share, data.test_share)
-    held_out = [document for name, document in split if name == "test"]
-    fill = FillMask(folder)
-    lines = hidden_words(held_out, fill.tokenizer, count)
-    if not lines:
-        return "No held-out document has a sentence for a hidden word."
-    shown = ["", "Hidden words of held-out documents, and what the model guesses:"]
-    places = []
+    if config.data.masking == "static":
+        return "The lines need data.masking=dynamic: prepared static instances have no sentences."
+    prepared = prepared_corpus(config, start_run(config, folder))
+    if not prepared.num_records("test"):
+        return "There are no lines: data.test_share leaves no document for them."
+    source, fill = prepared.source("test"), FillMask(folder)
+    lines = hidden_words((source[i] for i in range(len(source))), fill.tokenizer, count)
+    shown, places = ["", "Words hidden in held-out documents, and what the model guesses:"], []
     for line in lines:
         (guesses,) = fill(line.text, top_k)
         named = [token for token, _ in guesses]
         places.append(named.index(line.word) if line.word in named else top_k)
-        mark = "✓" if places[-1] == 0 else "·"
-        shown += [
-            f"{mark} {line.text}",
-            f"    hidden: {line.word}; guesses: {', '.join(f'{t} {p:.2f}' for t, p in guesses)}",
-        ]
+        shown.append(f"{'✓' if places[-1] == 0 else '·'} {line.text}")
+        shown.append(f"    was: {line.word}; guesses: {', '.join(f'{token} {p:.2f}' for token, p in guesses)}")
     first, found = sum(place == 0 for place in places), sum(place < top_k for place in places)
-    shown.append(f"{first} of {len(lines)} with the first guess, {found} among the first {top_k}")
+    shown.append(f"The hidden word is the first guess in {first} of {len(lines)} lines, and among {top_k} in {found}.")
     return "\n".join(shown)
 
 

@@ -95,11 +95,20 @@ def _docstrings(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
             return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             if text:
                 yield inspect.cleandoc(text)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yields a node and the statements in it, in their order. `ast.walk` also goes through all expressions, which takes
+    five times as long."""
+    yield node
+    for part in ("body", "handlers", "cases", "orelse", "finalbody"):
+        for inner in getattr(node, part, ()):
+            yield from _statements(inner)
 
 
 def _prose(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -99,9 +100,9 @@ def test_score_equals_a_loop_over_contexts(workdir: Path):
         ("[CLS] the [MASK] , the [MASK] [MASK] [SEP]", {5: "dog", 6: "##s"}),
     ]
     for row, labels in pieces:
-        ids = np.array([[TOKENIZER.id(token) for token in row.split()]], np.int32)
-        places = np.arange(ids.shape[1], dtype=np.int32)[None]
-        hidden = model.trunk.encode(TrunkInputs(ids, np.zeros_like(ids), places, np.ones_like(ids))).hidden
+        ids = jnp.array([[TOKENIZER.id(token) for token in row.split()]], jnp.int32)
+        places = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+        hidden = model.trunk.encode(TrunkInputs(ids, jnp.zeros_like(ids), places, jnp.ones_like(ids))).hidden
         logits = model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])
         log_p = np.asarray(jax.nn.log_softmax(logits[0]))
         total -= sum(float(log_p[place, TOKENIZER.id(label)]) for place, label in labels.items())
@@ -124,11 +125,12 @@ def test_a_model_with_short_rows_sees_halves_and_the_same_words_are_scored():
 
 def test_batches_hide_all_pieces_and_weigh_only_those_of_known_words():
     encoded = list(encode(CONTEXTS, TOKENIZER, 16))
-    (batch,) = [one for one in batches(encoded, TOKENIZER, 16, 16 * 3) if (one["input_ids"] != 0).sum() > 12]
-    masks = (batch["input_ids"] == TOKENIZER.mask_id).sum(axis=1)
-    assert masks.max() == 4 and batch["masked_weights"].sum(axis=1).max() == 4
-    total = sum(one["masked_weights"].sum() for one in batches(encoded, TOKENIZER, 16, 48))
-    assert total == 4 + 1 + 2
+    made = list(batches(encoded, TOKENIZER, 16, 48))
+    assert [batch["input_ids"].shape for batch in made] == [(12, 4), (6, 8), (4, 12)]  # 48 tokens, in four widths
+    last = made[-1]
+    assert (last["input_ids"] == TOKENIZER.mask_id).sum(axis=1).tolist() == [4, 0, 0, 0]
+    assert last["masked_weights"].sum(axis=1).tolist() == [4.0, 0.0, 0.0, 0.0]
+    assert (made[1]["input_ids"] == TOKENIZER.mask_id).sum() == 3 and made[1]["masked_weights"].sum() == 2  # zebra
     assert math.isclose(UNKNOWN_CHARACTER, math.log(65_536))
 
 
