@@ -27,6 +27,7 @@ _ITEM = re.compile(r"(?:[*•-]|\d+[.)])\s+")
 _MARKUP = re.compile(r":\w+:(?=`)|``?|\*\*|\|(?=\w)")
 _UNDERLINE = re.compile(r"([-=~^*])\1{2,}")
 _PARAMETER = re.compile(r"\*{0,2}\w[\w*, ]* ?: |\.\. ")  # its name and type in numpydoc; a directive of reST
+_CODE = re.compile(r">>>|-{3}")  # a doctest or a table inside of a paragraph
 _WORD = re.compile(r"[A-Za-z][a-z']*[,.;:!?)]*")
 
 
@@ -131,4 +132,4 @@ def _prose(text: str) -> list[str]:
     joined = (_MARKUP.sub("", " ".join(" ".join(lines).split())) for lines in paragraphs)
     split = ((paragraph, paragraph.split()) for paragraph in joined)
     english = ((p, words) for p, words in split if sum(map(bool, map(_WORD.fullmatch, words))) >= 0.6 * len(words))
-    return [paragraph for paragraph, words in english if len(words) >= 5]
+    return [paragraph for paragraph, words in english if len(words) >= 5 and not _CODE.search(paragraph)]
