@@ -3,14 +3,17 @@
     python -m bert_jax.lab.first_look runs/quickstart
 
 The lines are sentences of documents of the test split in which one word is hidden. A rule chooses them, before anybody
-looks: sentences of 8 to 16 plain words, one per document, and in them a word of at least four letters that is one piece
-of the vocabulary; of all candidates those whose text has the smallest hash.
+looks: sentences of 8 to 16 plain words, one per document, and in them one of the 100 most frequent words of these
+documents, which are what little training can teach; of all candidates those whose text has the smallest hash.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError, read_config
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from bert_jax.data.tokenizers.tokenizer import Tokenizer
 
 _WORDS = range(8, 17)  # of a sentence
-_SHORTEST = 4  # letters of a hidden word
+_FREQUENT = 100  # words, of two letters or more, that can be hidden
 _NEXT = """Next, on text of your own (docs/pretraining.md), and then on labels of your own (docs/finetuning.md):
   python -m bert_jax.main --config=experiments/small_en.py --config.data.files='corpus/*.txt' --workdir=runs/mine
   python -m bert_jax.main --config=experiments/classify.py --config.init_from=runs/mine --config.data.train=train.csv"""
@@ -74,33 +77,45 @@ def describe_loss(folder: Path) -> str:
     )
 
 
-def hidden_words(records: Iterable[Mapping[str, Any]], tokenizer: "Tokenizer", count: int) -> list[HiddenWord]:
+def hidden_words(records: Sequence[Mapping[str, Any]], tokenizer: "Tokenizer", count: int) -> list[HiddenWord]:
     """Returns up to `count` sentences of prepared records, at most one of each document, chosen by the rule at the top
     of this file."""
+    frequent = _frequent(records, tokenizer)
     best: dict[int, HiddenWord] = {}  # by document
     for record in records:
-        start = 0
-        for length in record["sentence_lengths"].tolist():
-            sentence = record["tokens"][start : start + length].tolist()
-            start += length
-            candidates = [*_candidates(sentence, tokenizer), *filter(None, [best.get(record["document"])])]
+        for sentence in np.split(record["tokens"], np.cumsum(record["sentence_lengths"])[:-1]):
+            candidates = [*_candidates(sentence.tolist(), tokenizer, frequent)]
+            candidates += [best[record["document"]]] if record["document"] in best else []
             if candidates:
                 best[record["document"]] = min(candidates, key=_hash)
     return sorted(set(best.values()), key=_hash)[:count]
 
 
-def _candidates(ids: list[int], tokenizer: "Tokenizer") -> Iterator[HiddenWord]:
-    tokens = [tokenizer.token(i) for i in ids]
+def _frequent(records: Iterable[Mapping[str, Any]], tokenizer: "Tokenizer") -> set[int]:
+    """Returns the most frequent pieces that are words."""
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for record in records:
+        counts += np.bincount(record["tokens"], minlength=tokenizer.vocab_size)
+    order = np.argsort(-counts, kind="stable")
+    words = (int(i) for i in order if not tokenizer.is_continuation[i] and _is_word(tokenizer.token(int(i))))
+    return set(islice(words, _FREQUENT))
+
+
+def _candidates(ids: list[int], tokenizer: "Tokenizer", frequent: Collection[int]) -> Iterator[HiddenWord]:
+    tokens = [tokenizer.token(i).removeprefix("##").removeprefix("▁") for i in ids]
     continues = [bool(tokenizer.is_continuation[i]) for i in ids] + [False]
-    whole = [token.removeprefix("##").removeprefix("▁") for token in tokens]
-    number = sum(token.isalpha() and not more for token, more in zip(whole, continues, strict=False))
-    if number not in _WORDS or whole[-1] != "." or not all(x.isalpha() or x == "," for x in whole[:-1]):
+    number = sum(token.isalpha() and not more for token, more in zip(tokens, continues, strict=False))
+    if number not in _WORDS or tokens[-1] != "." or not all(x.isalpha() or x == "," for x in tokens[:-1]):
         return
     for place in range(1, len(ids)):
-        is_whole = not continues[place] and not continues[place + 1]
-        if is_whole and whole[place].isalpha() and len(whole[place]) >= _SHORTEST:
+        if ids[place] in frequent and not continues[place + 1]:
             before, after = tokenizer.decode(ids[:place]), tokenizer.decode(ids[place + 1 :])
-            yield HiddenWord(f"{before} [MASK] {after}".replace(" ,", ",").replace(" .", "."), whole[place])
+            yield HiddenWord(f"{before} [MASK] {after}".replace(" ,", ",").replace(" .", "."), tokens[place])
+
+
+def _is_word(token: str) -> bool:
+    word = token.removeprefix("▁")
+    return word.isalpha() and len(word) > 1
 
 
 def _filled(folder: Path, config: "ConfigDict", count: int, top_k: int) -> str:
@@ -114,7 +129,7 @@ def _filled(folder: Path, config: "ConfigDict", count: int, top_k: int) -> str:
     if not prepared.num_records("test"):
         return "There are no lines: data.test_share leaves no document for them."
     source, fill = prepared.source("test"), FillMask(folder)
-    lines = hidden_words((source[i] for i in range(len(source))), fill.tokenizer, count)
+    lines = hidden_words([source[i] for i in range(len(source))], fill.tokenizer, count)
     shown, places = ["", "Words hidden in held-out documents, and what the model guesses:"], []
     for line in lines:
         (guesses,) = fill(line.text, top_k)

@@ -27,7 +27,8 @@ def digest(text: str, word: str) -> bytes:
     return hashlib.blake2b(f"{text} {word}".encode(), digest_size=8).digest()
 
 
-def test_lines_are_those_of_the_smallest_hashes_one_per_document():
+def test_lines_are_those_of_the_smallest_hashes_one_per_document(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bert_jax.lab.first_look._FREQUENT", 3)  # the, value, of
     good = "The value of the list is returned, a value of array."
     records = [
         record(7, "The list.", good, "12 value of the list is a value of the array."),  # too short; a number
@@ -36,20 +37,22 @@ def test_lines_are_those_of_the_smallest_hashes_one_per_document():
         record(9, "The value of a list is of a array."),
     ]
     lines = hidden_words(records, TOKENIZER, 4)
-    # Hidden are whole words of one piece and four letters or more: not `returned` and `lists`, nor the first word.
-    candidates = {
-        "the [MASK] of the list is returned, a value of array.": "value",
-        "the value of the [MASK] is returned, a value of array.": "list",
-        "the value of the list is returned, a [MASK] of array.": "value",
-        "the value of the list is returned, a value of [MASK].": "array",
-        "the [MASK] of the lists is a array of the list.": "value",
-        "the value of the lists is a [MASK] of the list.": "array",
-        "the value of the lists is a array of the [MASK].": "list",
-    }
-    of_seven = min(candidates.items(), key=lambda item: digest(*item))
-    of_nine = {"the [MASK] of a list is of a array.": "value", "the value of a [MASK] is of a array.": "list"}
-    of_nine |= {"the value of a list is of a [MASK].": "array"}
-    wanted = [of_seven, min(of_nine.items(), key=lambda item: digest(*item))]
+    # Hidden are frequent words of two letters or more and one piece: not `returned` and `lists`, nor the first word.
+    candidates = [
+        ("the [MASK] of the list is returned, a value of array.", "value"),
+        ("the value [MASK] the list is returned, a value of array.", "of"),
+        ("the value of [MASK] list is returned, a value of array.", "the"),
+        ("the value of the list is returned, a [MASK] of array.", "value"),
+        ("the value of the list is returned, a value [MASK] array.", "of"),
+        ("the [MASK] of the lists is a array of the list.", "value"),
+        ("the value [MASK] the lists is a array of the list.", "of"),
+        ("the value of [MASK] lists is a array of the list.", "the"),
+        ("the value of the lists is a array [MASK] the list.", "of"),
+        ("the value of the lists is a array of [MASK] list.", "the"),
+    ]
+    others = [("the [MASK] of a list is of a array.", "value"), ("the value [MASK] a list is of a array.", "of")]
+    others += [("the value of a list is [MASK] a array.", "of")]
+    wanted = [min(found, key=lambda item: digest(*item)) for found in (candidates, others)]
     assert [tuple(line) for line in lines] == sorted(wanted, key=lambda item: digest(*item))
     assert hidden_words(records[::-1], TOKENIZER, 1) == lines[:1]
 
