@@ -54,24 +54,31 @@ def add_record(path: Path, entry: LoadedEntry, runs: Measured, *, date: str, aga
     """
     held_out, records = read_records(path)
     if runs.held_out != held_out:
-        raise UserError(f"the runs were scored on other words ({runs.held_out}) than the records ({held_out}): score "
-                        "them on the whole corpus of the rules")  # fmt: skip
+        raise UserError(
+            f"the runs were scored on other words ({runs.held_out}) than the records ({held_out}): score "
+            "them on the whole corpus of the rules"
+        )
     check_runs(entry, runs)
     before = newest(records, entry.entry.track)
-    if against and against.environment["machine"] != runs.environment["machine"]:
+    if against and machine_of(against.environment) != machine_of(runs.environment):
         raise UserError("the runs of --against were made on another machine than those of the entry; make both on one")
     environment = {group: runs.environment[group] for group in ("machine", "devices", "packages")}
     record: Record = {
-        "track": entry.entry.track, "entry": entry.name, "date": date, "changed": entry.entry.changed,
-        "config": entry.config_hash, "commit": runs.environment["code"]["commit"],
-        **environment, "runs": [asdict(figures) for figures in runs.figures],
+        "track": entry.entry.track,
+        "entry": entry.name,
+        "date": date,
+        "changed": entry.entry.changed,
+        "config": entry.config_hash,
+        "commit": runs.environment["code"]["commit"],
+        **environment,
+        "runs": [asdict(figures) for figures in runs.figures],
         "before": before and before["hash"],
         "against": [asdict(figures) for figures in against.figures] if against else [],
-    }  # fmt: skip
-    if before is not None and before["machine"] != environment["machine"] and not against:
+    }
+    if before is not None and machine_of(before) != machine_of(record) and not against:
         raise UserError(
-            f"the record {before['entry']} was measured on another machine ({before['machine'].get('processor')}): run "
-            "its entry on this one, and give the runs as --against=WORKDIR"
+            f"the record {before['entry']} was measured on another machine ({machine_of(before)}): run its entry on "
+            f"this one ({machine_of(record)}), and give the runs as --against=WORKDIR"
         )
     record["statistics"] = _statistics(record, before)
     _check_better(record, before)
@@ -91,12 +98,22 @@ def values_of(record: Record, runs: str = "runs") -> list[float]:
     return [float(figures[TRACKS[record["track"]].compared]) for figures in record[runs]]
 
 
+def machine_of(environment: Mapping[str, Any]) -> str:
+    """Returns what the speed of a run depends on, from the groups machine and devices of its environment."""
+    machine, devices = environment["machine"], environment["devices"]
+    if devices.get("platform") == "cpu":
+        return f"{machine.get('processor')}, {machine.get('cores')} cores"
+    return f"{devices.get('count')} × {devices.get('kind')}"
+
+
 def check_runs(entry: LoadedEntry, runs: Measured) -> None:
     """Raises UserError if the runs of an entry are against the rules of its class."""
     track, count = entry.track, len(runs.figures)
     if count < FEWEST_SEEDS:
-        raise UserError(f"{entry.name} has {count} complete runs; a record needs {FEWEST_SEEDS} seeds: "
-                        f"run {entry.file} --seeds={FEWEST_SEEDS}")  # fmt: skip
+        raise UserError(
+            f"{entry.name} has {count} complete runs; a record needs {FEWEST_SEEDS} seeds: "
+            f"run {entry.file} --seeds={FEWEST_SEEDS}"
+        )
     for figures in runs.figures:
         if problem := _over(figures, track):
             raise UserError(f"{entry.name}, seed {figures.seed}: {problem}")
@@ -107,8 +124,10 @@ def check_runs(entry: LoadedEntry, runs: Measured) -> None:
         raise UserError("the runs were made with code that is not committed; commit it and make them again")
     units = machine.get("cores") if track.platform == "cpu" else devices.get("count")
     if (devices.get("platform"), units) != (track.platform, track.units):
-        raise UserError(f"the runs used {units} of {devices.get('platform')}; the class {entry.entry.track} is for "
-                        f"{track.units} ({track.title}): such as taskset -c 0,1 python …")  # fmt: skip
+        raise UserError(
+            f"the runs used {units} of {devices.get('platform')}; the class {entry.entry.track} is for "
+            f"{track.units} ({track.title}): such as taskset -c 0,1 python …"
+        )
 
 
 def _over(figures: Figures, track: Track) -> str:
@@ -156,8 +175,9 @@ def _edited(record: Record, earlier: Sequence[Record]) -> str:
     if problems := [text for run in record["runs"] if (text := _over(Figures(**run), TRACKS[record["track"]]))]:
         return f"{record['entry']}: {problems[0]}"
     computed = _statistics(record, before)
-    if record["statistics"].keys() != computed.keys() or not all(map(_alike, *zip(*(
-        (value, computed[name]) for name, value in record["statistics"].items()), strict=True))):  # fmt: skip
+    if record["statistics"].keys() != computed.keys() or not all(
+        map(_alike, *zip(*((value, computed[name]) for name, value in record["statistics"].items()), strict=True))
+    ):
         return f"the statistics of {record['entry']} are not those of its runs"
     try:
         _check_better(record, before)

@@ -128,9 +128,14 @@ def _figures(run: RunRecord, entry: str, entry_hash: str) -> Figures:
     seconds = {f"{kind}_seconds": float(ledger.get(kind, 0.0)) for kind in _APART}
     training = sum(float(ledger.get(kind, 0.0)) for kind in _TRAINING)
     return Figures(
-        int(config.seed), int(config.train.steps), training, **seconds, nats_per_character=float(scored[SCORE]),
-        mlm_loss=loss, model=str(scored["model"]),
-    )  # fmt: skip
+        int(config.seed),
+        int(config.train.steps),
+        training,
+        **seconds,
+        nats_per_character=float(scored[SCORE]),
+        mlm_loss=loss,
+        model=str(scored["model"]),
+    )
 
 
 def _config(folder: Path) -> "ConfigDict":

@@ -8,7 +8,7 @@ from bert_jax.config import UserError
 from bert_jax.files import write_atomically
 from bert_jax.lab.report.documents import Block, Document, Part, Text, to_markdown
 from bert_jax.lab.speedrun.entries import MLM_LOSS, SCORE, SECONDS, TRACKS
-from bert_jax.lab.speedrun.record_file import Record
+from bert_jax.lab.speedrun.record_file import Record, machine_of
 from bert_jax.lab.statistics.differences import summary
 from bert_jax.tasks.sections import Table
 
@@ -44,7 +44,6 @@ def put_into(path: Path, text: str) -> None:
 
 def _row(number: int, record: Record) -> list[str]:
     p, losses = record["statistics"]["p"], [run[MLM_LOSS] for run in record["runs"]]
-    machine = record["machine"]
     return [
         str(number),
         record["entry"],
@@ -54,7 +53,7 @@ def _row(number: int, record: Record) -> list[str]:
         _minutes([run[SECONDS] for run in record["runs"]]),
         f"{statistics.mean(run['compile_seconds'] for run in record['runs']):.0f} s",
         "–" if p is None else f"{p:.1g}",
-        f"{machine.get('processor')}, {machine.get('cores')} cores",
+        machine_of(record),
         record["date"],
         record["commit"][:7],
     ]

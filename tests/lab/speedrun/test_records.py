@@ -156,7 +156,9 @@ def test_a_target_has_to_be_reached_by_every_seed_and_seconds_are_compared(recor
 def test_another_machine_needs_the_record_s_runs_on_it(records: Path, entry: Callable):
     add(records, entry("one"), measured(FIRST))
     here = {"machine": {"processor": "a faster one", "cores": 2}}
-    with pytest.raises(UserError, match=r"one was measured on another machine \(a \| processor\): .*--against"):
+    with pytest.raises(
+        UserError, match=r"one was measured on another machine \(a \| processor, 2 cores\): .*--against"
+    ):
         add(records, entry("two"), measured(SECOND, **here))
     with pytest.raises(UserError, match="--against were made on another machine"):
         add(records, entry("two"), measured(SECOND, **here), against=measured(FIRST))
