@@ -57,7 +57,7 @@ def _score(names: list[str], flags: dict[str, Any]) -> int:
 
 def _run(names: list[str], flags: dict[str, Any]) -> int:
     from bert_jax.lab.speedrun.entries import load_entry
-    from bert_jax.lab.speedrun.runs import as_study, run_folders, score_runs
+    from bert_jax.lab.speedrun.runs import as_study, measure, run_folders, score_runs
     from bert_jax.lab.sweep.command import sweep
 
     entry = load_entry(names[0])
@@ -67,6 +67,11 @@ def _run(names: list[str], flags: dict[str, Any]) -> int:
     if status or flags["dry_run"]:
         return status
     score_runs(run_folders(workdir), say)  # the sweep has ended: jax may start in this process
+    for figures in measure(workdir, entry.file, entry.config_hash).figures:
+        loss = "" if figures.mlm_loss is None else f", MLM loss {figures.mlm_loss:.3f}"
+        minutes = f"{figures.training_seconds / 60:.1f} min of training, {figures.compile_seconds:.0f} s of compiling"
+        say(f"seed {figures.seed}: {figures.nats_per_character:.4f} nats per character{loss}; {minutes}")
+    say(f"next: python -m bert_jax.lab.speedrun record {entry.file}")
     return 0
 
 

@@ -47,6 +47,7 @@ def test_an_entry_is_made_scored_and_judged(topics: Path, tmp_path: Path):
     assert made.returncode == 0, made.stderr[-2000:]
     scores = [json.loads((runs / f"train/seed={seed}/speedrun.json").read_text()) for seed in range(2)]
     assert [f"{score['nats_per_character']:.4f} nats per character" in made.stdout for score in scores] == [True, True]
+    assert made.stdout.count("s of compiling") == 2 and f"record {entry}" in made.stdout.splitlines()[-1]
     assert scores[0]["model"] != scores[1]["model"] and scores[0]["held_out"] == scores[1]["held_out"]
     # The same command has nothing left to do, and scores nothing again.
     (runs / "train/seed=1/speedrun.json").unlink()
