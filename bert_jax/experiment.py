@@ -20,6 +20,7 @@ from bert_jax.options import OPTIONS, nearest
 _MAX_BYTES = 1 << 20  # an experiment is a page of Python; anything longer is another kind of file
 _MAX_CAUSE = 300  # characters
 _EXAMPLES = {"config": "experiments/base.py", "study": "experiments/studies/objectives.py"}
+_EXAMPLES |= {"entry": "experiments/speedrun/small_en.py"}
 
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")

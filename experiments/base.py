@@ -8,7 +8,7 @@ linear decay over 1,000,000 steps; the first 90 % of the steps at length 128 (th
 
 Hardware and time: published on 16 TPU chips, 4 days. Expect: not trained to its end with this code yet; the paper
 reports GLUE 79.6 (test) and SQuAD 1.1 F1 88.5 (development set) after fine-tuning. Without options it runs on the
-built-in sample of 2 MB: a trial, not a BERT.
+built-in sample of 7 MB: a trial, not a BERT.
 
 Every option is declared in `bert_jax/options.py`, with its default, its range and its meaning; docs/options.md is the
 same as a table. The other experiments start from these defaults and change a few of them. The config is locked, so that

@@ -44,25 +44,25 @@ def hidden_token_batches(
         yield from _cut((_copies(texts[i], i, tokenizer, length) for i in fitting), rows(length))
 
 
-def token_log_probabilities(model: Model, batch: dict[str, Array]) -> Float[Array, " B"]:
-    """Returns log p(label) at each row's one masked position, in float32."""
+def token_log_probabilities(model: Model, batch: dict[str, Array]) -> Float[Array, "B P"]:
+    """Returns log p(label) at each row's masked positions, in float32."""
     hidden = model.trunk.encode(TrunkInputs.from_batch(batch), places=batch["masked_positions"]).hidden
     mlm = model.heads["mlm"]
     table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
     decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
-    logits = vocabulary_logits(mlm.vectors(hidden), *decoder, model.trunk.config.dtype)[:, 0]
-    of_label = jnp.take_along_axis(logits, batch["masked_labels"], axis=-1)[:, 0]
+    logits = vocabulary_logits(mlm.vectors(hidden), *decoder, model.trunk.config.dtype)
+    of_label = jnp.take_along_axis(logits, batch["masked_labels"][..., None], axis=-1)[..., 0]
     return of_label - jax.nn.logsumexp(logits, axis=-1)
 
 
 def text_log_likelihoods(
-    found: Iterable[tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]], count: int
+    found: Iterable[tuple[Int[np.ndarray, " B"], Float[np.ndarray, "B P"]]], count: int
 ) -> Float64[np.ndarray, " N"]:
     """Returns the sum of the log-probabilities of each of `count` texts, from the `text_ids` and the log-probabilities
     of every batch."""
     totals = np.zeros(count + 1)
     for text_ids, log_probabilities in found:
-        np.add.at(totals, text_ids, log_probabilities.astype(np.float64))  # −1 is the last entry
+        np.add.at(totals, text_ids, log_probabilities.sum(axis=-1, dtype=np.float64))  # −1 is the last entry
     return totals[:-1]
 
 

@@ -27,6 +27,7 @@ from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.packing import Packing
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
+from bert_jax.data.text.sample import sample_versions
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model, TrunkInputs
@@ -338,8 +339,9 @@ def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus
     """Returns the corpus of the config, which is prepared first unless it was before."""
     if config.data.corpus == "sample" and not config.data.files:
         logging.warning(
-            "THE CORPUS IS THE BUILT-IN SAMPLE (2 MB of Python's own documentation). "
-            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'"
+            "THE CORPUS IS THE BUILT-IN SAMPLE (7 MB of the documentation of %s). "
+            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'",
+            sample_versions(),
         )
     if config.data.runner == "beam" and jax.process_count() > 1:
         remedy = "run --mode=prepare in one process first, then train with data.runner=local"

@@ -24,7 +24,7 @@ from bert_jax.data.text.tfds_names import download, find_builder
 _READING_RULES = "1"  # raise it when a reader gives other documents than before: prepared data is then rebuilt
 _HEAD = 1 << 18  # characters that the layout of a text file is read from
 _MAX_DOCUMENT = 1_000_000  # characters; a book is 0.2 to 1 million
-_SAMPLE_BYTES = 1_750_000  # about
+_SAMPLE_BYTES = 7_000_000  # about
 _TFDS_BYTES = 1 << 24  # of the examples that are one source
 ENDS_SENTENCE = re.compile(r"[.!?…。！？｡؟۔।][\"'”’»)\]」』）】》〉\s]*$")
 _TITLE = re.compile(r' title="(.*?)">')

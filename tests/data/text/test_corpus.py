@@ -182,10 +182,20 @@ def test_any_file_is_read_or_one_line(tmp_path, kind, suffix, content):
 def test_sample_is_english_prose():
     corpus = open_corpus(get_config().data)
     found = list(corpus.documents())
-    assert 500 <= len(found) <= 800 and 1_000_000 <= corpus.num_bytes <= 4_000_000
+    assert 1_200 <= len(found) <= 2_000 and 6_000_000 <= corpus.num_bytes <= 9_000_000
     assert len({document.source for document in found}) == len(found)
+    assert {document.source.partition(".")[0] for document in found} >= {
+        "json",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+    }
     text = "\n".join(document.text for document in found)
-    assert ">>>" not in text and text.count(" the ") > 10_000
+    assert abs(len(text) - corpus.num_bytes) < 1_000_000
+    assert ">>>" not in text and "-----" not in text and text.count(" the ") > 50_000
+    paragraphs = text.split("\n")
+    assert len(set(paragraphs)) == len(paragraphs)  # one that stands in several places is taken once
     assert corpus.fingerprint == open_corpus(get_config().data).fingerprint
 
 
