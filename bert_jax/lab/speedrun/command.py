@@ -21,7 +21,7 @@ from typing import Any
 from bert_jax.command import Parser, run_command, say
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
-from bert_jax.options import can_be
+from bert_jax.option import can_be
 
 
 def main(argv: list[str]) -> int:
