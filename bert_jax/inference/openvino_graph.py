@@ -52,7 +52,8 @@ def graph_of(function: Callable[..., Any], parameters: Any, inputs: Mapping[str,
     for name, value in zip(sorted(outputs), _run(closed, known, sizes), strict=True):
         results.append(ops.result(sizes.whole(value)))
         results[-1].output(0).get_tensor().set_names({name})
-    return ov.Model(results, nodes, "bert_jax")
+    make_model: Any = ov.Model  # its types name a private class
+    return make_model(results, nodes, "bert_jax")
 
 
 def _parameter(name: str, like: jax.ShapeDtypeStruct) -> Any:
@@ -70,7 +71,10 @@ def _run(closed: ClosedJaxpr, known: Sequence[Value | None], sizes: Sizes) -> li
     used = _used(jaxpr)
 
     def read(atom: Any) -> Any:
-        return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else values.get(atom)
+        if not isinstance(atom, Literal):
+            return values.get(atom)
+        aval: Any = atom.aval
+        return constant(np.asarray(atom.val, aval.dtype))
 
     for equation in jaxpr.eqns:
         if not used.isdisjoint(equation.outvars):
