@@ -50,7 +50,7 @@ _FIXED += ("train.patience",)
 # What decides which pieces the MLM loss of an evaluation is about, beside the vocabulary.
 _OF_MLM_LOSS = {"data.vocab_size": 8_000, "eval.max_examples": 4_000, "data.sequence_length": 128}
 _SAME = "data.tokenizer data.lowercase data.strip_accents data.split_cjk data.vocab_sample_megabytes data.mask_rate"
-_SAME += " data.mask_unit data.masking data.packing eval.seed"
+_SAME += " data.mask_unit data.masking data.packing data.clean data.deduplicate eval.seed"
 _OF_MLM_LOSS |= {name: OPTIONS[name].default for name in _SAME.split()}
 _ELSEWHERE = {*RESTART, "seed", "data.files"}  # may differ between machines, or between the runs of an entry
 _NAME = re.compile(r"[a-z0-9_]{1,64}")
