@@ -105,6 +105,7 @@ def test_resumed_to_the_bit(config, whole, tmp_path):
 def test_a_mesh_and_micro_batches_learn_the_same(config, whole, tmp_path):
     expected = whole(config)
     config.mesh.update(data=2, fsdp=2, tensor=2, smallest=0)
+    config.model.update(layers="scan", remat="full")
     config.train.accumulation = 4
     train(over(config), config, tmp_path)
     for split, names in (("train", ("loss", "mlm_z_loss")), ("eval", ("loss", "mlm_loss"))):
