@@ -52,7 +52,8 @@ def graph_of(function: Callable[..., Any], parameters: Any, inputs: Mapping[str,
     for name, value in zip(sorted(outputs), _run(closed, known, sizes), strict=True):
         results.append(ops.result(sizes.whole(value)))
         results[-1].output(0).get_tensor().set_names({name})
-    return ov.Model(results, nodes, "bert_jax")
+    model: Any = ov.Model  # whose declared types contradict each other
+    return model(results, nodes, "bert_jax")
 
 
 def _parameter(name: str, like: jax.ShapeDtypeStruct) -> Any:
@@ -70,7 +71,8 @@ def _run(closed: ClosedJaxpr, known: Sequence[Value | None], sizes: Sizes) -> li
     used = _used(jaxpr)
 
     def read(atom: Any) -> Any:
-        return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else values.get(atom)
+        is_literal: bool = isinstance(atom, Literal)
+        return constant(np.asarray(atom.val, atom.aval.dtype)) if is_literal else values.get(atom)
 
     for equation in jaxpr.eqns:
         if not used.isdisjoint(equation.outvars):
