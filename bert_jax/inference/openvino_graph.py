@@ -52,8 +52,8 @@ def graph_of(function: Callable[..., Any], parameters: Any, inputs: Mapping[str,
     for name, value in zip(sorted(outputs), _run(closed, known, sizes), strict=True):
         results.append(ops.result(sizes.whole(value)))
         results[-1].output(0).get_tensor().set_names({name})
-    make_model: Any = ov.Model  # its types name a private class
-    return make_model(results, nodes, "bert_jax")
+    model: Any = ov.Model  # whose declared types contradict each other
+    return model(results, nodes, "bert_jax")
 
 
 def _parameter(name: str, like: jax.ShapeDtypeStruct) -> Any:
@@ -71,16 +71,17 @@ def _run(closed: ClosedJaxpr, known: Sequence[Value | None], sizes: Sizes) -> li
     used = _used(jaxpr)
 
     def read(atom: Any) -> Any:
-        if not isinstance(atom, Literal):
-            return values.get(atom)
-        aval: Any = atom.aval
-        return constant(np.asarray(atom.val, aval.dtype))
+        return _literal(atom) if isinstance(atom, Literal) else values.get(atom)
 
     for equation in jaxpr.eqns:
         if not used.isdisjoint(equation.outvars):
             results = _translated(equation, [read(atom) for atom in equation.invars], sizes)
             values |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _literal(atom: Any) -> Value:
+    return constant(np.asarray(atom.val, atom.aval.dtype))
 
 
 def _translated(equation: Any, operands: list[Any], sizes: Sizes) -> list[Value]:

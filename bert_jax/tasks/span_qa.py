@@ -261,8 +261,8 @@ class SpanQA(FineTuning):
 
 def best_spans(
     windows: Sequence[ContextWindow],
-    start_logits: Sequence[Float[np.ndarray, " L"]],
-    end_logits: Sequence[Float[np.ndarray, " L"]],
+    start_logits: Sequence[Float[np.ndarray, " _"]],
+    end_logits: Sequence[Float[np.ndarray, " _"]],
 ) -> Spans:
     """Returns the N_BEST spans of each window by the sum of their logits, among the N_BEST most probable starts × ends
     of its context that are no longer than MAX_ANSWER_TOKENS and start where the window has maximum context.

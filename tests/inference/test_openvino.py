@@ -200,7 +200,7 @@ def test_says_what_it_cannot_do(monkeypatch, tuned):
         UserError, match=r"predict\.backend=openvino has no counterpart of JAX's \w+ .*; set predict\.backend=jax"
     ):
         Predictor(by("openvino"))(TEXTS)
-    with pytest.raises(UserError, match=r"predict\.backend=openvino predicts only"):
+    with pytest.raises(UserError, match=r"predict\.backend=openvino only predicts"):
         by("openvino").at_work.program(lambda model, x: x)(np.zeros(1))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"predict\.backend=openvino needs the extra openvino: pip install"):
