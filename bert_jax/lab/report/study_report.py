@@ -212,11 +212,9 @@ def _expected_best(record: StudyRecord) -> list[Block]:
     worst = (min if search.direction == "max" else max)((x for x in chosen_by if x is not None), default=None)
     if worst is None:
         return []
-    values, direction = [worst if x is None else x for x in chosen_by], search.direction
-    columns = {
-        "": expected_best(values, mode=direction),
-        ", biased": expected_best(values, mode=direction, replacement=True),
-    }
+    values = [worst if x is None else x for x in chosen_by]
+    mode = "min" if search.direction == "min" else "max"
+    columns = {"": expected_best(values, mode=mode), ", biased": expected_best(values, mode=mode, replacement=True)}
     scale = scale_of(search.metric, values)
     budgets = [n for n in _BUDGETS if n < len(values)] + [len(values)]
     rows = [[str(n), *(number(float(column[n - 1]), scale) for column in columns.values())] for n in budgets]
