@@ -213,11 +213,8 @@ def _expected_best(record: StudyRecord) -> list[Block]:
     if worst is None:
         return []
     values = [worst if x is None else x for x in chosen_by]
-    mode = "max" if search.direction == "max" else "min"
-    columns = {
-        "": expected_best(values, mode=mode),
-        ", biased": expected_best(values, mode=mode, replacement=True),
-    }
+    mode = "min" if search.direction == "min" else "max"
+    columns = {"": expected_best(values, mode=mode), ", biased": expected_best(values, mode=mode, replacement=True)}
     scale = scale_of(search.metric, values)
     budgets = [n for n in _BUDGETS if n < len(values)] + [len(values)]
     rows = [[str(n), *(number(float(column[n - 1]), scale) for column in columns.values())] for n in budgets]
