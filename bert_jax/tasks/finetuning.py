@@ -7,7 +7,7 @@ the head computes for a batch, the loss, and how the head's outputs become predi
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
@@ -22,7 +22,7 @@ from bert_jax import backend
 from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
-from bert_jax.data.batching.batches import collate, ordered_batches, train_batches
+from bert_jax.data.batching.batches import by_item, collate, ordered_batches, train_batches
 from bert_jax.data.batching.items import Item
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
@@ -336,22 +336,3 @@ class FineTuning(Task, ABC):
                 digest.update(array.tobytes())
             digest.update(b"|")
         return digest.hexdigest()
-
-
-def by_item(
-    rows: Sequence[dict[str, np.ndarray]], items: Sequence[Item], token_outputs: Collection[str] = ()
-) -> dict[str, list[np.ndarray]]:
-    """Returns for each output one array per item, in the items' order, from the rows of all batches, in which every
-    item must occur exactly once."""
-    found = {name: [np.empty(0)] * len(items) for name in rows[0].keys() - {"item_ids", "first_tokens"}}
-    seen = np.zeros(len(items), np.int64)
-    for batch in rows:
-        for row, place in np.argwhere(batch["item_ids"] >= 0).tolist():
-            number, start = (int(batch[name][row, place]) for name in ("item_ids", "first_tokens"))
-            seen[number] += 1
-            for name, values in found.items():
-                own = slice(start, start + items[number].length)
-                values[number] = batch[name][row, own] if name in token_outputs else batch[name][row, place]
-    if np.any(seen != 1):
-        raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(items)} items were not evaluated once")
-    return found

@@ -74,7 +74,7 @@ class EncodedPairs:
     """
 
     def __init__(self, pairs: Sequence[MinimalPair], tokenizer: Tokenizer, most: int):
-        self.pairs = pairs
+        self.pairs, self.tokenizer, self.most = pairs, tokenizer, most
         sentences = [(pair, text) for pair in pairs for text in (pair.good, pair.bad)]
         numbers: dict[tuple[int, ...], int] = {}
         of_sentence = []
@@ -85,6 +85,11 @@ class EncodedPairs:
             of_sentence.append(numbers.setdefault(tuple(ids), len(numbers)))
         self.texts = [tokenizer.row(ids).ids for ids in numbers]
         self.good, self.bad = np.reshape(of_sentence, (-1, 2)).T
+
+    def batches(self, rows: int, length: int) -> Iterator[HostBatch]:
+        """Yields batches with a row per token of the texts, each with about as many tokens as `rows` of `length`."""
+        lengths = row_lengths(self.most)
+        return hidden_token_batches(self.texts, self.tokenizer, lengths, lambda width: rows * max(1, length // width))
 
     def accuracies(self, scores: Float64[np.ndarray, " N"]) -> Accuracies:
         """Returns the shares of right pairs from the scores of the texts. A pair is right if its good sentence scores

@@ -37,13 +37,7 @@ from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.phases import phase_configs, phase_ends
 from bert_jax.tasks import sampled_softmax
-from bert_jax.tasks.likelihood import (
-    EncodedPairs,
-    hidden_token_batches,
-    row_lengths,
-    text_log_likelihoods,
-    token_log_probabilities,
-)
+from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
 from bert_jax.tasks.scores import wilson_interval
@@ -189,7 +183,10 @@ class Pretraining(Task):
         if self.prepared.num_records(split):
             yield from pipeline.eval_batches(self.prepared, self.config, split=split, **process)
         if split == "validation" and self.minimal_pairs is not None:
-            yield from self._pair_batches(self.minimal_pairs, **process)
+            share = Share(self.config.eval.batch_size, **process, key="eval.batch_size")
+            for batch in self.minimal_pairs.batches(self.config.eval.batch_size, self.config.data.sequence_length):
+                own = share.of(len(batch["text_ids"]))
+                yield {name: x[own] for name, x in batch.items()}
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Masks tokens, unless the corpus was prepared with static masks, and adds the seed of train.sampled_softmax.
@@ -311,17 +308,6 @@ class Pretraining(Task):
             epochs_per_step += Fraction(share - before) * Fraction(pairs) / prepared.num_records("train")
             before = share
         return 1 / epochs_per_step
-
-    def _pair_batches(self, pairs: EncodedPairs, **process: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this process's rows of batches that have about as many tokens as one of records."""
-        size, length = self.config.eval.batch_size, self.config.data.sequence_length
-        share = Share(size, **process, key="eval.batch_size")
-        lengths = row_lengths(self.bert_config.max_position_embeddings)
-        for batch in hidden_token_batches(
-            pairs.texts, self.tokenizer, lengths, lambda width: size * max(1, length // width)
-        ):
-            own = share.of(len(batch["text_ids"]))
-            yield {name: x[own] for name, x in batch.items()}
 
 
 def prepared_corpora(config: ConfigDict, source: Source | None) -> dict[int, PreparedCorpus]:

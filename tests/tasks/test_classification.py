@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from bert_jax.config import UserError
+from bert_jax.data.batching.batches import by_item
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models.heads import LinearHead, pool_windows
 from bert_jax.tasks.classification import Classification
-from bert_jax.tasks.finetuning import by_item
 from bert_jax.tasks.task import Source
 from bert_jax.tasks.texts import encode_long
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint

@@ -21,7 +21,7 @@ rows, W alike in the whole batch, so that a device or a micro-batch that has one
 is 1: parts have rows of their own, and only items of one part share rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -106,3 +106,22 @@ def collate(items: Sequence[Item], groups: Sequence[Sequence[int]], shape: Shape
             batch["item_ids"][group, sequence], batch["item_weights"][group, sequence] = number, 1
             start += item.length
     return batch
+
+
+def by_item(
+    rows: Sequence[dict[str, np.ndarray]], items: Sequence[Item], token_outputs: Collection[str] = ()
+) -> dict[str, list[np.ndarray]]:
+    """Returns for each output one array per item, in the items' order, from the rows of all batches, in which every
+    item must occur exactly once."""
+    found = {name: [np.empty(0)] * len(items) for name in rows[0].keys() - {"item_ids", "first_tokens"}}
+    seen = np.zeros(len(items), np.int64)
+    for batch in rows:
+        for row, place in np.argwhere(batch["item_ids"] >= 0).tolist():
+            number, start = (int(batch[name][row, place]) for name in ("item_ids", "first_tokens"))
+            seen[number] += 1
+            for name, values in found.items():
+                own = slice(start, start + items[number].length)
+                values[number] = batch[name][row, own] if name in token_outputs else batch[name][row, place]
+    if np.any(seen != 1):
+        raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(items)} items were not evaluated once")
+    return found
