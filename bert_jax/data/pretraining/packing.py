@@ -104,7 +104,7 @@ class PackedRows(PairRows):
             trials = np.resize(sample, (_TRIALS, count)).tolist()
             if all(sum(map(len, first_fit(lengths, ROWS_TOGETHER, packing))) == count for lengths in trials):
                 break
-            count -= count // 100
+            count -= max(count // 100, 1)
         return max(count, ROWS_TOGETHER)
 
 
