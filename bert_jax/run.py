@@ -1,6 +1,5 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
-import importlib
 import os
 import re
 import tempfile
@@ -202,11 +201,11 @@ class _ImportsForTheEnd(Observer):
     spent when nothing else runs."""
 
     def __init__(self):
-        self._modules = ["matplotlib.figure"]
+        self._is_scored = False
         self._thread: threading.Thread | None = None
 
     def begin(self, task, state, mesh) -> None:
-        self._modules += ["sklearn.metrics"] if task.makes_predictions else []
+        self._is_scored = task.makes_predictions
 
     def compiling(self) -> None:
         if self._thread is None:
@@ -218,8 +217,10 @@ class _ImportsForTheEnd(Observer):
             self._thread.join()
 
     def _load(self) -> None:
-        for module in self._modules:
-            importlib.import_module(module)
+        import matplotlib.figure  # noqa: F401
+
+        if self._is_scored:
+            import sklearn.metrics  # noqa: F401
 
 
 def inherit(config: ConfigDict, workdir: Path) -> Source | None:

@@ -62,7 +62,7 @@ BROKEN = {
         ": train.stepz is not an option; the nearest is train.steps",
     ),
     "JSON": ('{"train": {"steps": 5}}', ": it defines no function"),
-    "JSON of a config": (json.dumps(default_config().to_dict()), ":1: NameError: name 'true' is not defined"),
+    "JSON of a config": (json.dumps(default_config().to_dict()), ":1: NameError: name 'false' is not defined"),
     "a NUL": ("a = 1\0\n", ": source code"),
 }
 

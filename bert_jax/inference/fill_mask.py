@@ -33,7 +33,7 @@ class FillMask:
         self._lengths = sorted({*lengths})
         for length in self._lengths:
             ids, real = np.zeros((2, 1, length), np.int32)
-            jax.block_until_ready(self._logits(_batch(ids, real, np.zeros((1, 1), np.int32))))
+            self._probabilities(_batch(ids, real, np.zeros((1, 1), np.int32)), 1)
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
@@ -55,13 +55,17 @@ class FillMask:
         row = np.zeros((1, length), np.int32)
         row[0, : len(ids)] = ids
         real = (np.arange(length)[None] < len(ids)).astype(np.int32)
-        logits = self._logits(_batch(row, real, masks[None]))["logits"][:, : len(positions)]
-        probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))
+        probabilities = self._probabilities(_batch(row, real, masks[None]), len(positions))
         best = np.argsort(-probabilities, axis=-1)[:, :top_k]
         return [
             [(self.tokenizer.token(int(i)), float(p[i])) for i in row]
             for row, p in zip(best, probabilities, strict=True)
         ]
+
+    def _probabilities(self, batch: dict[str, np.ndarray], count: int) -> Float[np.ndarray, "M V"]:
+        """Returns the distributions of the first `count` masks."""
+        logits = self._logits(batch)["logits"][:, :count]
+        return np.asarray(jax.nn.softmax(logits[0], axis=-1))
 
 
 def ids_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -104,7 +104,7 @@ class Scorer:
             yield running[0], jax.device_get(running[1])["log_probabilities"]
 
 
-def _log_probabilities(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, " B"]]:
+def _log_probabilities(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B P"]]:
     return {"log_probabilities": token_log_probabilities(model, batch)}
 
 

@@ -59,7 +59,7 @@ def test_configs_are_the_base_with_the_overrides_and_the_run_before(tmp_path: Pa
     first, last = configs["pretrain/objective=a,seed=0"], configs["tune/objective=b,seed=1"]
     assert first.optimizer.learning_rate == 3e-4 and first.model.size == "tiny" and first.init_from == ""
     assert last.seed == 1 and last.init_from == str(tmp_path / "pretrain/objective=b,seed=1")
-    assert last.optimizer.learning_rate == 2e-3  # overrides are not inherited
+    assert last.optimizer.learning_rate == 5e-3  # overrides are not inherited
 
 
 @pytest.mark.parametrize(
