@@ -134,14 +134,8 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         log = MetricsLog(run.workdir, first, train.steps, forget_after=since, config=config, costs=costs)
         resources.callback(log.close)
         evaluation = Evaluation("validation")
-        if not resumed and config.eval.at_start:
-            evaluation = run.evaluate(state.learned, "validation", record.description)
-            record.description |= evaluation.learned
-            if evaluation:
-                check_finite(evaluation.metrics, first)
-                log.record(first, "eval", evaluation.metrics)
-            else:
-                logging.warning("NO VALIDATION EXAMPLES: nothing is evaluated, and no checkpoint is the best")
+        if not resumed and config.eval.at_start and not (evaluation := _validate(run, state, record, log)):
+            logging.warning("NO VALIDATION EXAMPLES: nothing is evaluated, and no checkpoint is the best")
 
         # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
         step, report_due, stopped_by = first, False, None
@@ -185,12 +179,8 @@ def _train_from_checkpoint(run: _Run) -> Finished:
                     watch.enter_phase(phase.task)
                 if eval_due:
                     watch.pause(EVALUATION)
-                    evaluation = run.evaluate(state.learned, "validation", record.description)
-                    record.description |= evaluation.learned
-                    if evaluation:
-                        check_finite(evaluation.metrics, step)
+                    if evaluation := _validate(run, state, record, log):
                         record.history.append(evaluation.metrics[saving.best_metric])
-                        log.record(step, "eval", evaluation.metrics)
                 if save_due or extra_due:
                     watch.pause(SAVING)
                     if names := not_finite((state.parameters, state.optimizer, state.average)):
@@ -205,19 +195,34 @@ def _train_from_checkpoint(run: _Run) -> Finished:
         # Phase 5: what was learned is on disk before this returns; the best of it is tested
         watch.pause(SAVING)
         checkpoints.wait()
-        final: dict[str, Evaluation] = {}
-        if stopped_by is None and task.final_splits:
-            watch.pause(EVALUATION)
-            best = checkpoints.best(mesh)  # None if no checkpoint was evaluated
-            parameters = state.learned if best is None else best[0]
-            description = record.description if best is None else record.description | best[1]["task"]
-            for split in task.final_splits:
-                final[split] = run.evaluate(parameters, split, description)
-                log.record(step, split, final[split].metrics)
+        final = _test(run, state, record, log) if stopped_by is None and task.final_splits else {}
         if step > first:
             log.record(step, LEDGER, watch.account())
     ended = "done" if step >= train.steps else "patience"
     return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
+
+
+def _validate(run: _Run, state: TrainState, record: "_Record", log: MetricsLog) -> Evaluation:
+    """Returns the evaluation of a state, which is logged, and takes over what was learned from it."""
+    evaluation, step = run.evaluate(state.learned, "validation", record.description), int(state.step)
+    record.description |= evaluation.learned
+    if evaluation:
+        check_finite(evaluation.metrics, step)
+        log.record(step, "eval", evaluation.metrics)
+    return evaluation
+
+
+def _test(run: _Run, state: TrainState, record: "_Record", log: MetricsLog) -> dict[str, Evaluation]:
+    """Returns the evaluations of the task's final splits, which are logged: of the best checkpoint, or of the last
+    state if no checkpoint was evaluated."""
+    run.watch.pause(EVALUATION)
+    best, found = run.checkpoints.best(run.programs.mesh), {}
+    parameters = state.learned if best is None else best[0]
+    description = record.description if best is None else record.description | best[1]["task"]
+    for split in run.task.final_splits:
+        found[split] = run.evaluate(parameters, split, description)
+        log.record(int(state.step), split, found[split].metrics)
+    return found
 
 
 @dataclass

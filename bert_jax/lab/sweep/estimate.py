@@ -170,7 +170,7 @@ def _steps(config: ConfigDict, task: Any) -> int | None:
     """Returns the number of steps; of epochs over local files, by counting their examples."""
     config = config.copy_and_resolve_references()
     if config.train.epochs is not None:
-        if config.task == "pretraining" or config.data.train.startswith("tfds:"):
+        if not task.makes_predictions or config.data.train.startswith("tfds:"):
             return None
         try:
             examples = sum(1 for _ in task.read(config.data.train))
