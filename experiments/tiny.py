@@ -2,7 +2,7 @@
 
     python -m bert_jax.main --config=experiments/tiny.py
 
-Hardware: any CPU; two cores are enough. Time: the whole quickstart takes less than 3 minutes on two cores. Expect:
+Hardware: any CPU; two cores are enough. Time: the whole quickstart takes about 5 minutes on two cores. Expect:
 held-out `mlm_loss` well under `unigram_entropy` and a third of the hidden pieces named (the log of the last evaluation
 has all of it); docs/RESULTS.md has what was measured. It learns no next sentence prediction, and no position after 32.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A fresh machine to a tiny BERT in three minutes: set up, prepare the built-in corpus, pretrain, look at what it learned.
+# A fresh machine to a tiny BERT in about five minutes: set up, prepare the built-in corpus, pretrain, look at what it learned.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
