@@ -60,16 +60,21 @@ class Programs(NamedTuple):
 
     def compile_ahead(self, step: int) -> Callable[[], None]:
         """Begins to compile the program of the step after about `step` updates, in a thread that reads a batch for its
-        shapes. Returns a function that waits for it, without which no process may end."""
+        shapes, unless it was begun before. Returns a function that waits for it, without which no process may end."""
+        launch = self.phase(step).launch
+        if launch.ahead is not None:
+            return launch.close
+        # Opened here and not in the thread: while TFDS and Grain are imported, `import` gives every thread lazy modules
+        # in place of what it asks for (etils.epy.lazy_imports), so no other thread may be at work.
+        batches = self.enter(step, step)[1]
 
         def batch() -> Batch:
-            batches = self.enter(step, step)[1]
             try:
                 return to_mesh(self.mesh, next(batches))
             finally:
                 batches.close()
 
-        shardings, launch = tree_shardings(self.mesh, self.abstract), self.phase(step).launch
+        shardings = tree_shardings(self.mesh, self.abstract)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, shardings)
         launch.compile_ahead(batch, state, self.constants, self.key)
         return launch.close

@@ -129,9 +129,8 @@ class TrainStep:
             with contextlib.suppress(Exception):
                 self.step.lower(state, constants, batch(), key).compile()
 
-        if self.ahead is None:
-            self.ahead = threading.Thread(target=compile_it, name="compiler", daemon=True)
-            self.ahead.start()
+        self.ahead = threading.Thread(target=compile_it, name="compiler", daemon=True)
+        self.ahead.start()
 
     def close(self) -> None:
         """Waits for the compiler."""

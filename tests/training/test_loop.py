@@ -345,3 +345,35 @@ def test_parameters_that_are_not_finite_are_not_saved(small_config, tmp_path, mo
     with pytest.raises(UserError, match=r"is no longer finite after step 8; nothing was saved"):
         run(small_config, tmp_path)
     assert not has_checkpoint(str(tmp_path))
+
+
+LAZY_IMPORTS = """
+import sys, threading
+from etils import epy
+from etils.epy import lazy_imports_utils
+others, replace = set(), lazy_imports_utils.lazy_imports
+def watched(*args, **kwargs):
+    others.update(x.name for x in threading.enumerate())
+    return replace(*args, **kwargs)
+epy.lazy_imports = lazy_imports_utils.lazy_imports = watched
+from bert_jax import main
+status = main.main(sys.argv[1:])
+assert "grain" in sys.modules
+print("beside", sorted(others - {"MainThread", "watchdog"}))  # which only waits
+sys.exit(status)
+"""
+
+
+def test_nothing_replaces_import_while_a_thread_works(small_config, command_line, tmp_path):
+    """etils.epy.lazy_imports, which Grain calls when it is imported, replaces `import` for all threads: one that traces
+    a program then fails with "'LazyModule' object is not callable"."""
+    small_config.train.steps = 1
+    command = command_line(small_config, tmp_path / "run")
+    prepare(small_config.data, small_config.data.seed, progress=False)  # which would import Grain
+    assert command[1:3] == ["-m", "bert_jax.main"]
+    (tmp_path / "watching.py").write_text(LAZY_IMPORTS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [command[0], str(tmp_path / "watching.py"), *command[3:]]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "beside []"
