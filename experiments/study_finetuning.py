@@ -29,6 +29,7 @@ def get_config(arg: str = "study_data/sst2_500") -> ConfigDict:
     family, metric, epochs = TASKS[name]
     config = finetune.get_config(family, metric)
     config.model.pooling = "mean"
+    config.model.dtype = "float32"  # as in study_pretraining.py
     for split in ("train", "validation", "test"):
         config.data[split] = str(Path(arg) / f"{split}.jsonl")
     config.data.sequence_length = 64

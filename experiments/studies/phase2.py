@@ -16,10 +16,11 @@ It has 70 runs, which take about 0.6 hours on two cores.
 from bert_jax.lab.study import Point, Study, choice
 from experiments.studies.common import METRICS, SEEDS, TASKS, data_folder, fine_tuning, pretraining
 
-LONG = {"data.sequence_length": 64, "data.max_predictions_per_sequence": 10}
+LEARNED = {"model.position_embedding": "learned"}  # the question is whether few steps suffice for the late ones
+LONG = {"data.sequence_length": 64, "data.max_predictions_per_sequence": 10} | LEARNED
 LENGTHS = {
     "64 tokens": LONG,
-    "16 tokens, then 64": {"data.sequence_length": 16, "data.max_predictions_per_sequence": 3},
+    "16 tokens, then 64": {"data.sequence_length": 16, "data.max_predictions_per_sequence": 3} | LEARNED,
 }
 SECOND = Point({}, LONG | dict.fromkeys(("train.steps", "eval.every", "checkpoint.every"), 150))
 RATE = Point({}, {"optimizer.learning_rate": 5e-4, "optimizer.warmup_steps": 15})
