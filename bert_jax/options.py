@@ -73,7 +73,14 @@ _OPTIONS = (
     _integer("head.lstm_layers", 0, "[0, 64]", "bidirectional LSTM layers below the head, new ones"),
     _integer("head.lstm_size", None, "[1, 65536]", "units of the LSTM per direction; None = model.hidden_size"),
 
-    # Only of task=seq2seq.
+    # Sequence-to-sequence tasks only.
+    _choice("seq2seq.model", "unilm", "unilm | encoder_decoder", "unilm: one BERT and a mask (Dong et al. 2019); "
+        "encoder_decoder: two stacks of layers (Rothe et al. 2020)"),
+    _choice("seq2seq.encoder", "warm", "warm | random", "encoder_decoder: warm = from init_from, if there is one"),
+    _choice("seq2seq.decoder", "warm", "warm | random", "encoder_decoder: warm = from init_from, if there is one"),
+    _switch("seq2seq.share", False, "encoder_decoder: True = the decoder has the encoder's parameters (BERTShare)"),
+    _number("seq2seq.mask_rate", 0.0, "[0, 1)", "unilm: share of a target's tokens that a step masks and learns; 0 = "
+        "each of them, by pseudo-masks"),
     _choice("seq2seq.scores", "none", "none | translation | summary", "of written texts: BLEU and chrF, or ROUGE",
         "restart"),
     _choice("seq2seq.bleu_tokenizer", "13a", "13a | intl | zh | char | none", "sacrebleu's, for BLEU", "restart"),

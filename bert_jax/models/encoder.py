@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import backend
-from bert_jax.models.attention import Angles, Attention, Cache, take_places
+from bert_jax.models.attention import Angles, Attention, Cache, Source, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import GEGLU, GELU, Embedding, LayerNorm, Linear, dropout
 from bert_jax.sharding import by_rows, gathered_layer, gathers_layers
@@ -165,16 +165,18 @@ class Layer(nnx.Module):
         places: Int[Array, "B P"] | None = None,
         *,
         angles: Float[Array, "B L K"] | None = None,
-        source: Float[Array, "B R D"] | None = None,
+        source: Float[Array, "B R D"] | Source | None = None,
         source_mask: Bool[Array, "B 1 Q R"] | None = None,
         cache: Cache | None = None,
+        before: Source | None = None,
     ) -> tuple[Float[Array, "B L D"] | Float[Array, "B P D"], Cache | None]:
         """Returns the hidden states and the extended cache, if one was given (`Attention` says what it needs).
 
         With `places`, and without a cache, only the tokens there are computed, which still look at all tokens. A layer
         with cross-attention also reads the R tokens of `source`, and raises ValueError without one; its mask has a row
-        for each token that is computed. `angles` are those of `rotary_angles` for the L tokens, which rotary positions
-        need (ValueError).
+        for each token that is computed. A source whose keys and values are known is read without dropout. `before` is
+        what self-attention with a cache reads before the tokens in it. `angles` are those of `rotary_angles` for the L
+        tokens, which rotary positions need (ValueError).
         """
         if (self.config.position_embedding == "rotary") != (angles is not None):
             raise ValueError("a layer needs angles with rotary positions, and only then")
@@ -191,17 +193,25 @@ class Layer(nnx.Module):
         of_both = None
         if angles is not None:
             of_both = Angles(angles if places is None else take_places(angles, places), angles)
-        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both)
+        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both, before=before)
         x = self._after(self.attention_layer_norm, kept + dropout(attended, rate, seeds[1]))
         if self.has_cross_attention:
             if source is None or source_mask is None:
                 raise ValueError("a layer with cross-attention needs a source and a source_mask")
             queries = self._before(self.cross_attention_layer_norm, x)
-            attended, _ = self.cross_attention(queries, source, source_mask, seed=seeds[3])
+            if isinstance(source, Source):
+                attended = self.cross_attention.read(queries, source, source_mask)
+            else:
+                attended, _ = self.cross_attention(queries, source, source_mask, seed=seeds[3])
             x = self._after(self.cross_attention_layer_norm, x + dropout(attended, rate, seeds[4]))
         inner = self._inner(self._before(self.output_layer_norm, x))
         x = x + dropout(self.output(inner, dtype), rate, seeds[2])
         return self._after(self.output_layer_norm, x), cache
+
+    def before(self, x: Float[Array, "G R D"], angles: Float[Array, "G R K"] | None = None) -> Source:
+        """Returns the keys and values of self-attention over the tokens that this layer reads, for those that come
+        after them."""
+        return self.attention.source(self._before(self.attention_layer_norm, x), angles)
 
     def _inner(self, x):
         """Returns what the second product of the feed-forward part takes."""

@@ -1,7 +1,7 @@
 """What all fine-tuning tasks share: examples → items → batches, evaluation, what is saved with a model.
 
-A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq.py) defines how examples are read and encoded, what
-the head computes for a batch, the loss, and how the head's outputs become predictions and scores.
+A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq.py) defines how examples are read and
+encoded, what the head computes for a batch, the loss, and how the head's outputs become predictions and scores.
 """
 
 import hashlib
@@ -268,7 +268,8 @@ class FineTuning(Task, ABC):
         return Evaluation(split, metrics, predictions, learned)
 
     def report(self, evaluation: Evaluation) -> Report:
-        pairs = zip(self.examples[evaluation.split], evaluation.predictions, strict=True)
+        examples = self.examples[evaluation.split][: len(evaluation.predictions)]
+        pairs = zip(examples, evaluation.predictions, strict=True)
         # Examples of a user's own task need not be dataclasses.
         records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
         return Report(records, self.report_sections(evaluation))

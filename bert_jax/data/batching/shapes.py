@@ -1,9 +1,9 @@
 """Which shapes the batches of a run have: few, since each is compiled, and with little padding.
 
 Padded: every item has rows of its own, as long as the longest of its batch; a batch takes the smallest of several
-lengths. Items with a target have two lengths, of which a shape holds one each. Packed: items share rows, which may be longer than any of them; the longest item goes first, each into the row
-that has fewest tokens in it, and a batch takes the cheapest shape that holds it so. The last shape of all holds any
-batch.
+lengths, or of several pairs of lengths where items have targets. Packed: items share rows, which may be longer than any
+of them; the longest item goes first, each into the row that has fewest tokens in it, and a batch takes the cheapest
+shape that holds it so. The last shape of all holds any batch.
 """
 
 import math
