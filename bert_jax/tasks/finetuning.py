@@ -83,8 +83,8 @@ class FineTuning(Task, ABC):
             description = cls.assumed(config) | FeatureConfig.from_options(config.head, size).description()
         task = cls(config, tokenizer, description)
         shapes = task.batch_shapes(training=True)
-        targets = shapes["target_ids"].shape[1] if "target_ids" in shapes else 0
-        task.count_step(*shapes["input_ids"].shape, targets)
+        rows, length = shapes["input_ids"].shape
+        task.count_step(rows, length, shapes["target_ids"].shape[1] if "target_ids" in shapes else 0)
         return task
 
     @classmethod

@@ -212,7 +212,7 @@ def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Sc
     references = [example.target or "" for example in examples]
     each = scorer.of_each(texts, references)
     order = np.argsort(-np.asarray(each), kind="stable")
-    shown = order[np.unique(np.linspace(0, len(order) - 1, WORST).round().astype(int))]
+    shown = order[np.unique(np.linspace(0, len(order) - 1, WORST).round().astype(int))].tolist()
     sources = [" ‖ ".join(example.source) for example in examples]
     rows = [
         (examples[i].origin, _cut(sources[i]), _cut(references[i]), _cut(texts[i]), round(each[i], 1)) for i in shown
@@ -226,11 +226,11 @@ def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Sc
     by_length = []
     for group in np.array_split(np.argsort([len(source) for source in sources], kind="stable"), _LENGTHS):
         if len(group):
-            own = [[column[i] for i in group] for column in (texts, references)]
-            written, wanted = (sum(map(len, column)) for column in own)
-            found = scorer(*own).scores.values()
+            own, wanted = [texts[int(i)] for i in group], [references[int(i)] for i in group]
+            ratio = sum(map(len, own)) / max(sum(map(len, wanted)), 1)
+            found = scorer(own, wanted).scores.values()
             span = f"{len(sources[group[0]])} to {len(sources[group[-1]])}"
-            by_length.append((span, len(group), *(round(value, 1) for value in found), written / max(wanted, 1)))
+            by_length.append((span, len(group), *(round(value, 1) for value in found), ratio))
     header = ["characters of the source", "examples", *scorer.names, "written ÷ wanted characters"]
     return [*parts, Section("Scores by length of the source", _table(header, by_length), scorer(texts, references)[1])]
 
