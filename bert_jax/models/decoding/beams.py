@@ -27,7 +27,7 @@ class _Targets(NamedTuple):
 
 
 class _State(NamedTuple):
-    count: Int[Array, ""]
+    place: Int[Array, ""]  # of the tokens that come next
     done: Bool[Array, " G"]
     last: Int[Array, "G W"]
     alive: _Targets
@@ -50,7 +50,7 @@ def search(
     state = _State(jnp.int32(0), is_empty, first, none._replace(totals=one, scores=one), none, memory)
 
     def unfinished(state: _State):
-        return (state.count < room) & ~jnp.all(state.done)
+        return (state.place < room) & ~jnp.all(state.done)
 
     found = jax.lax.while_loop(unfinished, lambda state: _step(writer, state, decoding), state).found
     is_there = found.totals > NEVER / 2
@@ -61,23 +61,23 @@ def search(
 def _step(writer: Writer, state: _State, decoding: Decoding) -> _State:
     groups, width, room = state.alive.tokens.shape
     logits, memory = writer.next(state.memory, state.last.reshape(-1))
-    logits = constrained(logits, state.alive.tokens.reshape(groups * width, room), state.count, decoding)
+    logits = constrained(logits, state.alive.tokens.reshape(groups * width, room), state.place, decoding)
     beams, candidates, ends = _candidates(logits, state, decoding)
     # Those that end: of the first `width`, merged with what was found before. A finished search changes no more.
     counts = ends & (jnp.arange(2 * width)[None] < width) & (candidates.totals > NEVER / 2) & ~state.done[:, None]
     ended = candidates._replace(scores=jnp.where(counts, candidates.scores, NEVER))
     ended = ended._replace(totals=jnp.where(counts, candidates.totals, NEVER))
     found = _best(jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), state.found, ended), width)[0]
-    alive = candidates._replace(scores=jnp.where(ends, NEVER, candidates.totals))
-    alive, chosen = _best(alive, width)
+    going_on = jnp.where(ends, NEVER, candidates.totals)
+    alive, chosen = _best(candidates._replace(totals=going_on, scores=going_on), width)
     order = jnp.take_along_axis(beams, chosen, axis=1)
     written = jax.tree.map(lambda x: _reordered(x, order), memory.written)
-    last = jnp.take_along_axis(alive.tokens, jnp.full((groups, width, 1), state.count), axis=2)[..., 0]
+    last = jnp.take_along_axis(alive.tokens, jnp.full((groups, width, 1), state.place), axis=2)[..., 0]
     worst = found.scores[:, -1]
     best_possible = decoding.score(alive.scores[:, 0], jnp.full((groups,), room))
     is_full = worst > NEVER / 2
     done = state.done | (is_full if decoding.early else is_full & (best_possible <= worst))
-    return _State(state.count + 1, done, last, alive, found, Memory(memory.source, written))
+    return _State(state.place + 1, done, last, alive, found, Memory(memory.source, written))
 
 
 def _candidates(
@@ -92,9 +92,9 @@ def _candidates(
     totals = jnp.maximum(totals, NEVER)
     beams, chosen = places // size, (places % size).astype(jnp.int32)
     tokens = jnp.take_along_axis(state.alive.tokens, beams[:, :, None], axis=1)
-    tokens = tokens.at[:, :, state.count].set(chosen)
-    lengths = jnp.full(beams.shape, state.count + 1)
-    ends = (chosen == decoding.end_id) | (state.count == room - 1)
+    tokens = tokens.at[:, :, state.place].set(chosen)
+    lengths = jnp.full(beams.shape, state.place + 1)
+    ends = (chosen == decoding.end_id) | (state.place == room - 1)
     return beams, _Targets(tokens, lengths, totals, decoding.score(totals, lengths)), ends
 
 

@@ -34,7 +34,7 @@ def constrained(
 def kept_for_drawing(logits: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:
     """Returns the logits ÷ temperature; those that `top_k` and then `top_p` leave out are NEVER. Equal logits are kept
     or left out together."""
-    logits = logits / decoding.temperature
+    logits = (logits - jnp.max(logits, axis=1, keepdims=True)) / decoding.temperature  # a low one overflows to −∞ only
     if 0 < decoding.top_k < logits.shape[1]:
         least = jax.lax.top_k(logits, decoding.top_k)[0][:, -1:]
         logits = jnp.where(logits < least, NEVER, logits)

@@ -53,7 +53,7 @@ class Decoding:
     def _check_together(self) -> None:
         if self.temperature and self.beams > 1:
             raise UserError(
-                f"temperature={self.temperature:g} draws tokens, beams={self.beams} searches: leave one out"
+                f"temperature={self.temperature:g} draws tokens, beams={self.beams} searches: leave one of them out"
             )
         for name, off in (("top_k", 0), ("top_p", 1)):
             if not self.temperature and getattr(self, name) != off:

@@ -68,7 +68,7 @@ def _one_by_one(writer: Writer, memory: Memory, is_empty, decoding: Decoding, ke
         chosen = chosen.astype(jnp.int32)
         gained = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
         tokens = tokens.at[:, count].set(jnp.where(done, 0, chosen))
-        lengths, totals = lengths + ~done, jnp.where(done, totals, totals + gained)
+        lengths, totals = lengths + (~done).astype(jnp.int32), jnp.where(done, totals, totals + gained)
         return count + 1, done | (chosen == decoding.end_id), chosen, tokens, lengths, totals, memory
 
     nothing = jnp.zeros((rows, room), jnp.int32)
