@@ -33,7 +33,8 @@ _switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice or a Class", "needed"),
+    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq or a Class",
+        "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
@@ -80,6 +81,13 @@ _OPTIONS = (
     _switch("seq2seq.share", False, "encoder_decoder: True = the decoder has the encoder's parameters (BERTShare)"),
     _number("seq2seq.mask_rate", 0.0, "[0, 1)", "unilm: share of a target's tokens that a step masks and learns; 0 = "
         "each of them, by pseudo-masks"),
+    _choice("seq2seq.scores", "none", "none | translation | summary", "of written texts: BLEU and chrF, or ROUGE",
+        "restart"),
+    _choice("seq2seq.bleu_tokenizer", "13a", "13a | intl | zh | char | none", "sacrebleu's, for BLEU", "restart"),
+    _integer("seq2seq.eval_examples", 500, "[0, 2^31)", "first ones of validation that evaluations write; 0 = all",
+        "restart"),
+    _integer("seq2seq.eval_beams", 1, "[1, 1024]", "of the beam search that evaluations write by; 1 = greedy",
+        "restart", "inference"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
@@ -132,6 +140,7 @@ _OPTIONS = (
     _integer("data.window_stride", 128, "[1, 2^20]", "tokens between the starts of two windows", "inference"),
     _choice("data.window_pooling", "mean", "mean | max | attention", "how the windows of one text become one vector"),
     _integer("data.max_windows", 8, "[1, 65536]", "per text; the rest is cut off and counted", "inference"),
+    _integer("data.target_length", 64, "[2, 2^20]", "tokens of a text to write, its last [SEP] included", "inference"),
     _integer("data.max_query_length", 64, "[1, 2^20]", "tokens of a question", "inference"),
     _switch("data.repair_tags", True, "invalid BIO tags: True = repaired and counted, False = an error"),
     _integer("data.buckets", 6, "[1, 1024]", "number of batch shapes"),

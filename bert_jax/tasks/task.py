@@ -41,7 +41,9 @@ class Evaluation:
 
     split: str
     metrics: dict[str, float] = field(default_factory=dict)
-    predictions: Sequence[Any] = ()  # one per example, in the order of the split; JSON-able; () if the task makes none
+    predictions: Sequence[
+        Any
+    ] = ()  # of the examples, or the first ones, in their order; JSON-able; () if the task makes none
     learned: Description = field(default_factory=dict)  # e.g. thresholds; belongs into the checkpoint's description
 
     def __bool__(self) -> bool:
