@@ -208,14 +208,14 @@ def attend_source(
         return x.swapaxes(1, 2).reshape(rows, heads, places, -1)
 
     key, value = (x.swapaxes(1, 2) for x in source)
+    own_key, own_value = (None, None) if own is None else (x.swapaxes(1, 2) for x in own)
     parts = [by_row(dot(by_source(query), key.swapaxes(-1, -2), dtype, accumulator(dtype)))]
-    if own is not None:
-        own_key, own_value = (x.swapaxes(1, 2) for x in own)
+    if own_key is not None:
         parts.append(dot(query, own_key.swapaxes(-1, -2), dtype, accumulator(dtype)))
     scores = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(dtype)
     context = by_row(dot(by_source(weights[..., :room]), value, dtype, accumulator(dtype))).astype(jnp.float32)
-    if own is not None:
+    if own_value is not None:
         context = context + dot(weights[..., room:], own_value, dtype, accumulator(dtype)).astype(jnp.float32)
     return context.astype(dtype).swapaxes(1, 2)
 

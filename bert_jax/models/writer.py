@@ -8,16 +8,22 @@ target before it and at itself. It is predicted from a [MASK] in its place, with
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
+from bert_jax.config import UserError
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import Cache, attention_mask
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.config import BertConfig
+from bert_jax.models.decoder import Decoder
 from bert_jax.models.encoder import rotary_angles
 from bert_jax.models.heads import MaskedLMHead
+
+_DECODER = "heads/decoder/"
 
 
 class Memory(NamedTuple):
@@ -59,8 +65,9 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class WriterConfig:
-    """The options of the group `seq2seq` (`options.py`), and the token of the vocabulary that UniLM needs."""
+    """The options of the group `seq2seq` (`options.py`), and the tokens of the vocabulary that a writer needs."""
 
+    start_id: int  # [CLS], which begins a target
     mask_id: int
     model: str = "unilm"
     encoder: str = "warm"
@@ -68,18 +75,49 @@ class WriterConfig:
     share: bool = False
     mask_rate: float = 0.0
 
+    def __post_init__(self):
+        if self.share and self.encoder != self.decoder:
+            raise UserError(
+                f"seq2seq.share=True: encoder and decoder have the same parameters, but seq2seq.encoder is "
+                f"{self.encoder} and seq2seq.decoder {self.decoder}; set both to the same"
+            )
+
+    @property
+    def new(self) -> str:
+        """A pattern of names that a warm start may leave as initialised, since a BERT may lack them."""
+        return "|".join(filter(None, ("^heads/(decoder|mlm)/|^pooler/", self.renewed)))
+
+    @property
+    def renewed(self) -> str:
+        """A pattern of names that a warm start leaves as initialised, whatever the checkpoint has; "" for none."""
+        parts = []
+        if self.model == "encoder_decoder" and self.encoder == "random":
+            parts.append("^(embeddings|encoder|pooler)/")
+        if self.model == "encoder_decoder" and self.decoder == "random":
+            parts.append("^heads/(decoder|mlm)/")
+        return "|".join(parts)
+
+    @property
+    def copied(self) -> dict[str, str]:
+        """The beginnings of the decoder's names, and of those in a BERT whose values they take in a warm start."""
+        if self.model == "unilm" or self.share or self.decoder == "random":
+            return {}
+        names = ("layers", "layer_norm")
+        return {_DECODER + "embeddings/": "embeddings/"} | {f"{_DECODER}{one}/": f"encoder/{one}/" for one in names}
+
     @classmethod
-    def from_options(cls, seq2seq: ConfigDict, mask_id: int) -> "WriterConfig":
+    def from_options(cls, seq2seq: ConfigDict, tokenizer: Tokenizer) -> "WriterConfig":
         names = ("model", "encoder", "decoder", "share", "mask_rate")
-        return cls(mask_id, **{name: seq2seq[name] for name in names})
+        return cls(tokenizer.cls_id, tokenizer.mask_id, **{name: seq2seq[name] for name in names})
 
     def heads(self, config: BertConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """Returns the modules beside the trunk, as heads of a `Model`."""
-        return {"mlm": MaskedLMHead(config, rngs=rngs)}
+        decoder = {} if self.model == "unilm" else {"decoder": Decoder(config, rngs=rngs, shares=self.share)}
+        return {**decoder, "mlm": MaskedLMHead(config, rngs=rngs)}
 
     def writer(self, model: Model) -> Writer:
         """Returns the writer whose parameters are those of `model`."""
-        return UniLM(model, self.mask_id)
+        return UniLM(model, self.mask_id) if self.model == "unilm" else EncoderDecoder(model, self.start_id)
 
 
 class UniLM:
@@ -118,6 +156,7 @@ class UniLM:
         extended = []
         for layer, cache, source in zip(self._model.trunk.encoder.unstacked(), caches, before, strict=True):
             x, cache = layer(x, mask, angles=angles, cache=cache, before=source)
+            assert cache is not None
             extended.append(cache.without_last())
         if config.norm == "pre":
             x = self._model.trunk.encoder.layer_norm(x, config.dtype)
@@ -186,3 +225,37 @@ class UniLM:
     def _positions(self, positions: Int[Array, "B L"]) -> Int[Array, "B L"]:
         """Keeps padding and the token before the first inside the table of positions."""
         return jnp.clip(positions, 0, self._config.max_position_embeddings - 1)
+
+
+class EncoderDecoder:
+    """A trunk that reads, and a decoder with the MLM head that writes, as a `Writer`."""
+
+    def __init__(self, model: Model, start_id: int):
+        self._model, self._start_id = model, start_id
+
+    def read(self, source: TrunkInputs, room: int, copies: int = 1) -> Memory:
+        config, real = self._model.trunk.config, source.sequence_ids > 0
+        sources = self._decoder.sources(self._model.trunk.encode(source).hidden)
+        empty = Cache.empty(config, len(real) * copies, room)
+        return Memory((sources, real), [empty] * config.num_hidden_layers)
+
+    def next(self, memory: Memory, tokens: Int[Array, " B"]) -> tuple[Float[Array, "B V"], Memory]:
+        (sources, real), caches = memory
+        hidden, caches = self._decoder.step(self._model.trunk, tokens, sources, real, caches)
+        return self.logits(hidden)[:, 0], Memory(memory.source, caches)
+
+    def predict(
+        self, source: TrunkInputs, targets: Int[Array, "B T"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B T D"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        hidden = self._model.trunk.encode(source, key=keys[0]).hidden
+        before = jnp.concatenate([jnp.full_like(targets[:, :1], self._start_id), targets[:, :-1]], axis=1)
+        return self._decoder(self._model.trunk, before, hidden, source.sequence_ids > 0, key=keys[1])
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        embeddings = self._decoder.own_or(self._model.trunk)[0]
+        return self._model.heads["mlm"](hidden, embeddings.word.embedding[...])
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self._model.heads["decoder"]
