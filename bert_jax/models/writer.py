@@ -110,6 +110,21 @@ class WriterConfig:
         names = ("model", "encoder", "decoder", "share", "mask_rate")
         return cls(tokenizer.cls_id, tokenizer.mask_id, **{name: seq2seq[name] for name in names})
 
+    def check_room(self, config: BertConfig, source_length: int, target_length: int) -> None:
+        """Raises UserError if the model has too few positions for a source and a target of so many tokens."""
+        positions = config.max_position_embeddings
+        if self.model == "unilm" and source_length + target_length > positions:
+            raise UserError(
+                f"a source of {source_length} tokens (data.sequence_length) and a target of {target_length} "
+                f"(data.target_length, generate.max_length) are one row of more than the {positions} positions of the "
+                "model (model.max_position_embeddings); shorten one of them"
+            )
+        if target_length > positions:
+            raise UserError(
+                f"a target of {target_length} tokens (data.target_length, generate.max_length) is over the {positions} "
+                "positions of the model (model.max_position_embeddings); shorten it"
+            )
+
     def heads(self, config: BertConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """Returns the modules beside the trunk, as heads of a `Model`."""
         decoder = {} if self.model == "unilm" else {"decoder": Decoder(config, rngs=rngs, shares=self.share)}

@@ -28,6 +28,7 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_texts
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.cost import training_flops
+from bert_jax.models.decoding.options import Decoding
 from bert_jax.models.writer import UniLM, Writer, WriterConfig
 from bert_jax.tasks import sections, text_scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs
@@ -43,26 +44,23 @@ class Seq2Seq(FineTuning):
 
     head = "heads/mlm/"
     makes_vocabulary = True
+    makes_texts = True
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         super().__init__(config, tokenizer, description)
-        self.renewed_parameters = ""  # the MLM head of pretraining is what a writer begins with
-        self.writer_config = WriterConfig.from_options(config.seq2seq, tokenizer.mask_id)
+        # The MLM head of pretraining is what a writer begins with.
+        self.renewed_parameters = self.writer_config.renewed if description is None else ""
+        self.new_parameters, self.copied_parameters = self.writer_config.new, self.writer_config.copied
 
     def check(self) -> None:
         super().check()
-        data, model = self.config.data, self.bert_config
+        data = self.config.data
+        self.writer_config = WriterConfig.from_options(self.config.seq2seq, self.tokenizer)
         if data.long_texts == "windows":
             raise UserError("data.long_texts=windows is not for task=seq2seq: choose head, tail, head+tail or error")
         if self.config.train.class_weights != "none":
             raise UserError("train.class_weights: the classes of task=seq2seq are tokens; leave it none")
-        longest = data.sequence_length + data.target_length
-        if self.config.seq2seq.model == "unilm" and longest > model.max_position_embeddings:
-            raise UserError(
-                f"data.sequence_length {data.sequence_length} and data.target_length {data.target_length} are "
-                f"{longest} tokens in one row, over model.max_position_embeddings {model.max_position_embeddings}; "
-                "lower one of the first two"
-            )
+        self.writer_config.check_room(self.bert_config, data.sequence_length, data.target_length)
         text_scores.check_package(self.config.seq2seq.scores)
 
     @classmethod
@@ -145,6 +143,16 @@ class Seq2Seq(FineTuning):
 
     def heads(self, rngs: nnx.Rngs) -> Mapping[str, nnx.Module]:
         return self.writer_config.heads(self.bert_config, rngs)
+
+    def writer(self, model: Model) -> Writer:
+        return self.writer_config.writer(model)
+
+    def decoding(self, **given: Any) -> Decoding:
+        data = self.config.data
+        found = Decoding.from_options(self.config.generate, self.tokenizer, data.target_length, **given)
+        found.check_vocabulary(self.tokenizer.vocab_size)
+        self.writer_config.check_room(self.bert_config, data.sequence_length, found.max_length)
+        return found
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         for part in (split, _WRITTEN + split):
