@@ -147,6 +147,9 @@ _OPTIONS = (
 
     _choice("optimizer.name", "adamw", "adamw | lamb | muon", "LAMB: You et al. 2020; muon: Jordan et al. 2024"),
     _number("optimizer.learning_rate", 1e-4, "[0, 1000]", "at its peak"),
+    _number("optimizer.head_learning_rate", None, "(0, 1000]", "of what optimizer.head names, at its peak; None = "
+        "learning_rate"),
+    _text("optimizer.head", r"^heads/", "names of parameters with head_learning_rate: what is new", "pattern"),
     _text("optimizer.muon", r"^encoder/layers/.*kernel$", "names that muon takes; Adam takes the rest", "pattern"),
     _number("optimizer.muon_learning_rate", None, "(0, 1000]", "of these matrices, at its peak; None = learning_rate"),
     _number("optimizer.muon_momentum", 0.95, "[0, 1)", "decay rate of muon's average of gradients (Nesterov)"),

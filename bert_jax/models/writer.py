@@ -110,19 +110,16 @@ class WriterConfig:
         names = ("model", "encoder", "decoder", "share", "mask_rate")
         return cls(tokenizer.cls_id, tokenizer.mask_id, **{name: seq2seq[name] for name in names})
 
-    def check_room(self, config: BertConfig, source_length: int, target_length: int) -> None:
-        """Raises UserError if the model has too few positions for a source and a target of so many tokens."""
-        positions = config.max_position_embeddings
-        if self.model == "unilm" and source_length + target_length > positions:
+    def check_room(self, config: BertConfig, source_length: int, target_length: int, option: str) -> None:
+        """Raises UserError if the model has too few positions for a source of data.sequence_length tokens and a target
+        of so many as `option` says."""
+        row, longest = f"{option} {target_length}", target_length
+        if self.model == "unilm":
+            row, longest = f"data.sequence_length {source_length} and {row}", source_length + target_length
+        if longest > config.max_position_embeddings:
             raise UserError(
-                f"a source of {source_length} tokens (data.sequence_length) and a target of {target_length} "
-                f"(data.target_length, generate.max_length) are one row of more than the {positions} positions of the "
-                "model (model.max_position_embeddings); shorten one of them"
-            )
-        if target_length > positions:
-            raise UserError(
-                f"a target of {target_length} tokens (data.target_length, generate.max_length) is over the {positions} "
-                "positions of the model (model.max_position_embeddings); shorten it"
+                f"{row} make rows of {longest} tokens, over model.max_position_embeddings "
+                f"{config.max_position_embeddings}; lower {option}"
             )
 
     def heads(self, config: BertConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:

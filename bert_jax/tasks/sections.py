@@ -212,10 +212,11 @@ def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Sc
     references = [example.target or "" for example in examples]
     each = scorer.of_each(texts, references)
     order = np.argsort(-np.asarray(each), kind="stable")
-    shown = order[np.unique(np.linspace(0, len(order) - 1, WORST).round().astype(int))].tolist()
+    shown = order[np.unique(np.linspace(0, len(order) - 1, WORST).round().astype(int))]
     sources = [" ‖ ".join(example.source) for example in examples]
     rows = [
-        (examples[i].origin, _cut(sources[i]), _cut(references[i]), _cut(texts[i]), round(each[i], 1)) for i in shown
+        (examples[i].origin, _cut(sources[i]), _cut(references[i]), _cut(texts[i]), round(each[i], 1))
+        for i in map(int, shown)
     ]
     name = {"translation": "chrF", "summary": "ROUGE-L"}.get(scorer.kind, "equal")
     note = f"{len(shown)} of {len(texts)} written texts, evenly from the best to the worst by the last column."

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
@@ -29,6 +29,7 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_texts
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.cost import training_flops
 from bert_jax.models.decoding.options import Decoding
+from bert_jax.models.decoding.write import write
 from bert_jax.models.writer import UniLM, Writer, WriterConfig
 from bert_jax.tasks import sections, text_scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs
@@ -47,21 +48,22 @@ class Seq2Seq(FineTuning):
     makes_texts = True
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
+        self.writer_config = WriterConfig.from_options(config.seq2seq, tokenizer)
         super().__init__(config, tokenizer, description)
-        # The MLM head of pretraining is what a writer begins with.
+        self.new_parameters = self.writer_config.new
         self.renewed_parameters = self.writer_config.renewed if description is None else ""
-        self.new_parameters, self.copied_parameters = self.writer_config.new, self.writer_config.copied
+        self.copied_parameters = self.writer_config.copied
 
     def check(self) -> None:
         super().check()
-        data = self.config.data
-        self.writer_config = WriterConfig.from_options(self.config.seq2seq, self.tokenizer)
+        data, model = self.config.data, self.bert_config
         if data.long_texts == "windows":
             raise UserError("data.long_texts=windows is not for task=seq2seq: choose head, tail, head+tail or error")
         if self.config.train.class_weights != "none":
             raise UserError("train.class_weights: the classes of task=seq2seq are tokens; leave it none")
-        self.writer_config.check_room(self.bert_config, data.sequence_length, data.target_length)
+        self.writer_config.check_room(model, data.sequence_length, data.target_length, "data.target_length")
         text_scores.check_package(self.config.seq2seq.scores)
+        self._decoding().check_vocabulary(model.vocab_size)
 
     @classmethod
     def new_tokenizer(cls, config: ConfigDict) -> Tokenizer:
@@ -132,10 +134,18 @@ class Seq2Seq(FineTuning):
         return super().make_plan()
 
     def count_step(self, rows: float, length: float, targets: float) -> None:
-        """UniLM's rows have every target twice, once as [MASK]s, unless seq2seq.mask_rate chooses some."""
         super().count_step(rows, length, targets)
-        copies = 1 if self.config.seq2seq.mask_rate else 2
-        self.flops_per_step = training_flops(self.bert_config, rows, length + copies * targets, round(targets))
+        model, predictions = self.bert_config, round(targets)
+        if self.writer_config.model == "unilm":  # a row has every target twice, once as [MASK]s, or some as [MASK]
+            copies = 1 if self.writer_config.mask_rate else 2
+            self.flops_per_step = training_flops(model, rows, length + copies * targets, predictions)
+        else:
+            d = model.hidden_size
+            cross = 2 * d * d * (length + targets) + 2 * d * length * targets  # projections; attention
+            self.flops_per_step = training_flops(model, rows, length, 0) + training_flops(
+                model, rows, targets, predictions
+            )
+            self.flops_per_step += 3 * 2 * rows * model.num_hidden_layers * cross
 
     @classmethod
     def predicted_tokens(cls, config: ConfigDict) -> int:
@@ -151,7 +161,7 @@ class Seq2Seq(FineTuning):
         data = self.config.data
         found = Decoding.from_options(self.config.generate, self.tokenizer, data.target_length, **given)
         found.check_vocabulary(self.tokenizer.vocab_size)
-        self.writer_config.check_room(self.bert_config, data.sequence_length, found.max_length)
+        self.writer_config.check_room(self.bert_config, data.sequence_length, found.max_length, "generate.max_length")
         return found
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
@@ -160,7 +170,7 @@ class Seq2Seq(FineTuning):
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Adds which tokens of the targets are shown as [MASK] in training, where not all are learned."""
-        rate = self.config.seq2seq.mask_rate
+        rate = self.writer_config.mask_rate
         if not rate or "target_ids" not in batch:
             return batch
         masked = jax.random.uniform(key, batch["target_ids"].shape) < rate
@@ -195,8 +205,8 @@ class Seq2Seq(FineTuning):
         batch = {name: x for name, x in batch.items() if name != "masked"}
         if "target_ids" in batch:
             return self._sums(self.outputs(model, batch, None), batch), {}
-        written = self._write(self.writer_config.writer(model), TrunkInputs.from_batch(batch))
-        return {}, {"written": written[:, None]} | {name: batch[name] for name in ("item_ids", "first_tokens")}
+        written = write(self.writer_config.writer(model), TrunkInputs.from_batch(batch), self._decoding())
+        return {}, {"written": written.tokens[:, :1]} | {name: batch[name] for name in ("item_ids", "first_tokens")}
 
     def evaluation(self, split, sums, rows, description) -> Evaluation:
         items = self.items[_WRITTEN + split]
@@ -231,25 +241,10 @@ class Seq2Seq(FineTuning):
         texts = [prediction["text"] for prediction in evaluation.predictions]
         return sections.writing(self.examples[evaluation.split][: len(texts)], texts, self.scorer)
 
-    def _write(self, writer: Writer, source: TrunkInputs) -> Int[Array, "B T"]:
-        """Returns the tokens that are written for every source, greedily; zeros after [SEP]."""
-        rows, room, end = len(source.sequence_ids), self.config.data.target_length, self.tokenizer.sep_id
-
-        def unfinished(state):
-            step, done = state[:2]
-            return (step < room) & ~jnp.all(done)
-
-        def write(state):
-            step, done, tokens, written, memory = state
-            logits, memory = writer.next(memory, tokens)
-            tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            written = written.at[:, step].set(jnp.where(done, 0, tokens))
-            return step + 1, done | (tokens == end), tokens, written, memory
-
-        first = jnp.full((rows,), self.tokenizer.cls_id, jnp.int32)
-        nothing = jnp.zeros((rows, room), jnp.int32)
-        state = jnp.int32(0), jnp.all(source.sequence_ids == 0, axis=1), first, nothing, writer.read(source, room)
-        return jax.lax.while_loop(unfinished, write, state)[3]
+    def _decoding(self) -> Decoding:
+        ids, room = self.tokenizer, self.config.data.target_length
+        never = ids.pad_id, ids.cls_id, ids.mask_id
+        return Decoding(ids.sep_id, ids.cls_id, room, never, beams=self.config.seq2seq.eval_beams)
 
     def _text(self, tokens: list[int]) -> str:
         end = self.tokenizer.sep_id
@@ -262,4 +257,4 @@ class Seq2Seq(FineTuning):
 
 def _token_weights(batch: Batch) -> Float[Array, "B T"]:
     weights = batch["target_weights"]
-    return weights * batch["masked"] if "masked" in batch else weights
+    return jnp.where(batch["masked"], weights, 0.0) if "masked" in batch else weights

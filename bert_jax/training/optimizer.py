@@ -65,10 +65,12 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
     optimizer.layer_decay d (Clark et al. 2020, section 3.1, appendix B): heads and pooler 1, the top layer d, the one
     under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it is found in a name, in which a layer has its
     number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none. The matrices that
-    Muon takes: times optimizer.muon_learning_rate ÷ optimizer.learning_rate.
+    Muon takes: times optimizer.muon_learning_rate ÷ optimizer.learning_rate; what optimizer.head is found in, as in
+    freeze: times optimizer.head_learning_rate ÷ optimizer.learning_rate.
     """
     by_muon = matrices(optimizer, shapes) if optimizer.name == "muon" else ()
     ratio = optimizer.muon_learning_rate / optimizer.learning_rate if optimizer.muon_learning_rate else 1.0
+    head = optimizer.head_learning_rate / optimizer.learning_rate if optimizer.head_learning_rate else 1.0
     depth = next((shape[0] for name, shape in shapes.items() if is_stacked(name)), 0)
     multipliers, frozen = {}, 0
     for name, shape in shapes.items():
@@ -82,6 +84,9 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
         frozen += len(matched)
         multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
         multipliers[name] *= np.float32(ratio if name in by_muon else 1)
+        if head != 1:
+            of_head = matching("optimizer.head", optimizer.head, names)
+            multipliers[name] *= np.asarray([head if each in of_head else 1 for each in names], np.float32)
     if optimizer.freeze and not frozen:
         some = ", ".join(list(shapes)[:3])
         raise UserError(f"optimizer.freeze={optimizer.freeze} matches no parameter; names are {some}, …")
