@@ -140,12 +140,11 @@ class Seq2Seq(FineTuning):
             copies = 1 if self.writer_config.mask_rate else 2
             self.flops_per_step = training_flops(model, rows, length + copies * targets, predictions)
         else:
-            d = model.hidden_size
-            cross = 2 * d * d * (length + targets) + 2 * d * length * targets  # projections; attention
-            self.flops_per_step = training_flops(model, rows, length, 0) + training_flops(
-                model, rows, targets, predictions
-            )
-            self.flops_per_step += 3 * 2 * rows * model.num_hidden_layers * cross
+            size, layers = model.hidden_size, model.num_hidden_layers
+            cross = 2 * size * size * (length + targets) + 2 * size * length * targets  # projections; attention
+            stacks = ((length, 0), (targets, predictions))
+            self.flops_per_step = sum(training_flops(model, rows, *stack) for stack in stacks)
+            self.flops_per_step += 3 * 2 * rows * layers * cross
 
     @classmethod
     def predicted_tokens(cls, config: ConfigDict) -> int:
