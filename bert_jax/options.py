@@ -204,6 +204,30 @@ _OPTIONS = (
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
 
+    # How a sequence-to-sequence model writes: bert_jax/models/decoding.
+    _integer("generate.beams", 1, "[1, 1024]", "targets that a search writes side by side; 1 = greedy", "restart",
+        "inference"),
+    _integer("generate.n_best", 1, "[1, 1024]", "targets for each source, with their scores", "restart", "inference"),
+    _number("generate.length_penalty", 0.6, "[0, 100]", "α: log-probabilities ÷ ((5 + tokens) / 6)^α are compared",
+        "restart", "inference"),
+    _switch("generate.early", False, "True = a search ends as soon as it has as many whole targets as beams",
+        "restart", "inference"),
+    _number("generate.temperature", 0.0, "[0, 1000]", "of tokens that are drawn; 0 = the likeliest", "restart",
+        "inference"),
+    _integer("generate.top_k", 0, "[0, 2^24]", "likeliest tokens that one is drawn from; 0 = all", "restart",
+        "inference"),
+    _number("generate.top_p", 1.0, "(0, 1]", "probability of the likeliest tokens that one is drawn from", "restart",
+        "inference"),
+    _number("generate.repetition_penalty", 1.0, "(0, 1000]", "logits of tokens already written ÷ it, negative ones "
+        "× it", "restart", "inference"),
+    _integer("generate.no_repeat_ngram", 0, "[0, 2^20]", "tokens in a row that occur once only; 0 = off", "restart",
+        "inference"),
+    _integer("generate.min_length", 0, "[0, 2^20]", "tokens before the last [SEP]", "restart", "inference"),
+    _integer("generate.max_length", None, "[1, 2^20]", "tokens, the last [SEP] included; None = data.target_length",
+        "restart", "inference"),
+    _integer("generate.seed", 0, "[0, 2^32)", "what is drawn is a function of it and of the row's number", "restart",
+        "inference"),
+
     _choice("predict.backend", "jax", "jax | openvino", "who runs predictions; openvino: CPUs only, needs its extra",
         "restart", "inference"),
 

@@ -110,6 +110,18 @@ class WriterConfig:
         names = ("model", "encoder", "decoder", "share", "mask_rate")
         return cls(tokenizer.cls_id, tokenizer.mask_id, **{name: seq2seq[name] for name in names})
 
+    def check_room(self, config: BertConfig, source_length: int, target_length: int, option: str) -> None:
+        """Raises UserError if the model has too few positions for a source of data.sequence_length tokens and a target
+        of so many as `option` says."""
+        row, longest = f"{option} {target_length}", target_length
+        if self.model == "unilm":
+            row, longest = f"data.sequence_length {source_length} and {row}", source_length + target_length
+        if longest > config.max_position_embeddings:
+            raise UserError(
+                f"{row} make rows of {longest} tokens, over model.max_position_embeddings "
+                f"{config.max_position_embeddings}; lower {option}"
+            )
+
     def heads(self, config: BertConfig, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """Returns the modules beside the trunk, as heads of a `Model`."""
         decoder = {} if self.model == "unilm" else {"decoder": Decoder(config, rngs=rngs, shares=self.share)}

@@ -30,7 +30,7 @@ from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.cost import training_flops
 from bert_jax.models.decoding.options import Decoding
 from bert_jax.models.decoding.write import write
-from bert_jax.models.writer import UniLM, WriterConfig
+from bert_jax.models.writer import UniLM, Writer, WriterConfig
 from bert_jax.tasks import sections, text_scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import cross_entropy_sums
@@ -45,6 +45,7 @@ class Seq2Seq(FineTuning):
 
     head = "heads/mlm/"
     makes_vocabulary = True
+    makes_texts = True
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         self.writer_config = WriterConfig.from_options(config.seq2seq, tokenizer)
@@ -60,13 +61,7 @@ class Seq2Seq(FineTuning):
             raise UserError("data.long_texts=windows is not for task=seq2seq: choose head, tail, head+tail or error")
         if self.config.train.class_weights != "none":
             raise UserError("train.class_weights: the classes of task=seq2seq are tokens; leave it none")
-        longest = data.target_length + (data.sequence_length if self.writer_config.model == "unilm" else 0)
-        if longest > model.max_position_embeddings:
-            row = f"data.sequence_length {data.sequence_length} and " if longest > data.target_length else ""
-            raise UserError(
-                f"{row}data.target_length {data.target_length} make rows of {longest} tokens, over "
-                f"model.max_position_embeddings {model.max_position_embeddings}; lower data.target_length"
-            )
+        self.writer_config.check_room(model, data.sequence_length, data.target_length, "data.target_length")
         text_scores.check_package(self.config.seq2seq.scores)
         self._decoding().check_vocabulary(model.vocab_size)
 
@@ -157,6 +152,16 @@ class Seq2Seq(FineTuning):
 
     def heads(self, rngs: nnx.Rngs) -> Mapping[str, nnx.Module]:
         return self.writer_config.heads(self.bert_config, rngs)
+
+    def writer(self, model: Model) -> Writer:
+        return self.writer_config.writer(model)
+
+    def decoding(self, **given: Any) -> Decoding:
+        data = self.config.data
+        found = Decoding.from_options(self.config.generate, self.tokenizer, data.target_length, **given)
+        found.check_vocabulary(self.tokenizer.vocab_size)
+        self.writer_config.check_room(self.bert_config, data.sequence_length, found.max_length, "generate.max_length")
+        return found
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         for part in (split, _WRITTEN + split):

@@ -16,6 +16,8 @@ from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.config import BertConfig
+from bert_jax.models.decoding.options import Decoding
+from bert_jax.models.writer import Writer
 from bert_jax.tasks.sections import Report
 
 Batch = dict[str, Array]
@@ -84,6 +86,7 @@ class Task(Protocol):
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of those rows of `evaluate` that have one entry per token
     makes_vocabulary: ClassVar[bool] = False  # whether `with_data` learns one from the data where none is given
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
+    makes_texts: ClassVar[bool] = False  # whether it has `writer` and `decoding`, for texts of several kinds
     has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
 
     config: ConfigDict
@@ -222,6 +225,16 @@ class Task(Protocol):
     ) -> list[Any]:
         """Returns one JSON-able prediction per example from the rows that `evaluate` keeps: one array per item, without
         its leading two axes; arrays with one entry per token may be longer than the item, by padding."""
+        ...
+
+    # Only of a task that makes texts; examples without targets are encoded as sources
+
+    def writer(self, model: Any) -> Writer:
+        """Returns the writer whose parameters are those of the model."""
+        ...
+
+    def decoding(self, **given: Any) -> Decoding:
+        """Returns how it writes: as the options `generate.*` say, but for those that are `given`. Raises UserError."""
         ...
 
 

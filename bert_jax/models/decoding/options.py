@@ -1,12 +1,15 @@
 """How to write: what can be chosen, and what belongs together."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, check_option
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.options import OPTIONS, nearest
 
 
 @dataclass(frozen=True)
@@ -36,42 +39,53 @@ class Decoding:
     min_length: int = 0  # tokens before the end
 
     def __post_init__(self):
-        ranges = {
-            "beams": (1, 1024), "n_best": (1, 1024), "length_penalty": (0, 100), "temperature": (0, 1000),
-            "top_k": (0, 1 << 24), "top_p": (0, 1), "repetition_penalty": (0, 1000),
-            "no_repeat_ngram": (0, 1 << 20), "min_length": (0, 1 << 20), "max_length": (1, 1 << 20),
-        }  # fmt: skip
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if not least <= value <= most or not math.isfinite(value):
-                raise UserError(f"{name} is {value}; it can be {least} to {most}")
-        for name in ("top_p", "repetition_penalty"):
-            if not getattr(self, name):
-                raise UserError(f"{name} is 0; it must be over 0")
+        for field in fields(self):
+            if field.name not in ("end_id", "start_id", "never"):
+                check_option(f"generate.{field.name}", getattr(self, field.name))
         self._check_together()
+
+    @classmethod
+    def from_options(cls, generate: ConfigDict, tokenizer: Tokenizer, target_length: int, **given: Any) -> "Decoding":
+        """Returns what the group `generate` (`options.py`) says, but for what is `given`. `target_length` takes the
+        place of max_length where there is none. Special tokens but [UNK] are never written."""
+        names = [field.name for field in fields(cls) if f"generate.{field.name}" in OPTIONS]
+        for name in given:
+            if name not in names:
+                raise UserError(f"generate.{name} is not an option; the nearest is {nearest(f'generate.{name}')}")
+        values = {name: generate[name] for name in names} | given
+        if values["max_length"] is None:
+            values["max_length"] = target_length
+        never = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id)
+        return cls(tokenizer.sep_id, tokenizer.cls_id, never=never, **values)
 
     def _check_together(self) -> None:
         if self.temperature and self.beams > 1:
             raise UserError(
-                f"temperature={self.temperature:g} draws tokens, beams={self.beams} searches: leave one of them out"
+                f"generate.temperature={self.temperature:g} draws tokens and generate.beams={self.beams} searches: "
+                "leave one of them out"
             )
         for name, off in (("top_k", 0), ("top_p", 1)):
             if not self.temperature and getattr(self, name) != off:
-                raise UserError(f"{name} is for drawing tokens: set a temperature, such as 1, or leave it out")
+                raise UserError(
+                    f"generate.{name} is for drawing tokens: set generate.temperature, such as 1, or leave it out"
+                )
         if not self.temperature and self.n_best > self.beams:
             raise UserError(
-                f"n_best={self.n_best} is over beams={self.beams}: raise beams, or draw tokens with a temperature"
+                f"generate.n_best={self.n_best} is over generate.beams={self.beams}: raise it, or draw tokens with a "
+                "generate.temperature"
             )
         if self.min_length >= self.max_length:
             raise UserError(
-                f"min_length={self.min_length} leaves no room for the end: max_length, the end included, is "
-                f"{self.max_length}"
+                f"generate.min_length={self.min_length} leaves no room for the end: generate.max_length, the end "
+                f"included, is {self.max_length}"
             )
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises UserError for more beams than the vocabulary has tokens that may be written."""
         if self.beams > (usable := vocab_size - len(self.never)):
-            raise UserError(f"beams={self.beams} is over the vocabulary of {usable} tokens that can be written")
+            raise UserError(
+                f"generate.beams={self.beams} is over the vocabulary of {usable} tokens that can be written; lower it"
+            )
 
     def score(self, log_probability: Float[Array, "*N"], length: Int[Array, "*N"]) -> Float[Array, "*N"]:
         """Returns the log-probability ÷ ((5 + n) / 6)^α for n tokens (Wu et al. 2016, section 7)."""
