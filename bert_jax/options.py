@@ -84,10 +84,8 @@ _OPTIONS = (
     _choice("seq2seq.scores", "none", "none | translation | summary", "of written texts: BLEU and chrF, or ROUGE",
         "restart"),
     _choice("seq2seq.bleu_tokenizer", "13a", "13a | intl | zh | char | none", "sacrebleu's, for BLEU", "restart"),
-    _integer("seq2seq.eval_examples", 500, "[0, 2^31)", "first ones of validation that evaluations write; 0 = all",
-        "restart"),
-    _integer("seq2seq.eval_beams", 1, "[1, 1024]", "of the beam search that evaluations write by; 1 = greedy",
-        "restart", "inference"),
+    _integer("seq2seq.eval_examples", 500, "[0, 2^31)", "of validation that an evaluation writes for, by generate.*; "
+        "0 = all", "restart"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),

@@ -56,14 +56,13 @@ class Seq2Seq(FineTuning):
 
     def check(self) -> None:
         super().check()
-        data, model = self.config.data, self.bert_config
+        data = self.config.data
         if data.long_texts == "windows":
             raise UserError("data.long_texts=windows is not for task=seq2seq: choose head, tail, head+tail or error")
         if self.config.train.class_weights != "none":
             raise UserError("train.class_weights: the classes of task=seq2seq are tokens; leave it none")
-        self.writer_config.check_room(model, data.sequence_length, data.target_length, "data.target_length")
-        text_scores.check_package(self.config.seq2seq.scores)
-        self._decoding().check_vocabulary(model.vocab_size)
+        self.writer_config.check_room(self.bert_config, data.sequence_length, data.target_length, "data.target_length")
+        self.decoding()
 
     @classmethod
     def new_tokenizer(cls, config: ConfigDict) -> Tokenizer:
@@ -89,6 +88,7 @@ class Seq2Seq(FineTuning):
         return "no target" if example.target is None else ""
 
     def learn(self) -> None:
+        text_scores.check_package(self.config.seq2seq.scores)
         log_pairs(self.examples)
         references = [example.target for examples in self.examples.values() for example in examples[:1000]]
         if self.config.seq2seq.scores == "summary":
@@ -176,7 +176,7 @@ class Seq2Seq(FineTuning):
         return batch | {"masked": masked & (batch["target_weights"] > 0)}
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        writer, source, targets = self.writer_config.writer(model), TrunkInputs.from_batch(batch), batch["target_ids"]
+        writer, source, targets = self.writer(model), TrunkInputs.from_batch(batch), batch["target_ids"]
         if "masked" in batch:
             assert isinstance(writer, UniLM)
             hidden = writer.predict_masked(source, targets, batch["masked"], key=key)
@@ -204,7 +204,11 @@ class Seq2Seq(FineTuning):
         batch = {name: x for name, x in batch.items() if name != "masked"}
         if "target_ids" in batch:
             return self._sums(self.outputs(model, batch, None), batch), {}
-        written = write(self.writer_config.writer(model), TrunkInputs.from_batch(batch), self._decoding())
+        decoding, keys = self.decoding(), None
+        if decoding.temperature:
+            seed = jax.random.key(self.config.generate.seed)
+            keys = jax.vmap(lambda number: jax.random.fold_in(seed, number))(batch["item_ids"][:, 0])
+        written = write(self.writer(model), TrunkInputs.from_batch(batch), decoding, keys)
         return {}, {"written": written.tokens[:, :1]} | {name: batch[name] for name in ("item_ids", "first_tokens")}
 
     def evaluation(self, split, sums, rows, description) -> Evaluation:
@@ -239,11 +243,6 @@ class Seq2Seq(FineTuning):
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
         texts = [prediction["text"] for prediction in evaluation.predictions]
         return sections.writing(self.examples[evaluation.split][: len(texts)], texts, self.scorer)
-
-    def _decoding(self) -> Decoding:
-        ids, room = self.tokenizer, self.config.data.target_length
-        never = ids.pad_id, ids.cls_id, ids.mask_id
-        return Decoding(ids.sep_id, ids.cls_id, room, never, beams=self.config.seq2seq.eval_beams)
 
     def _text(self, tokens: list[int]) -> str:
         end = self.tokenizer.sep_id

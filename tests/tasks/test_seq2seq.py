@@ -247,11 +247,22 @@ def test_shapes_without_data_are_those_of_real_batches(tmp_path):
     assert task.tokens_per_step == 16 * (12 + 12)
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory):
+MODELS = {
+    "unilm": {},
+    "unilm v1": {"mask_rate": 0.7},
+    "encoder and decoder": {"model": "encoder_decoder"},
+    "shared": {"model": "encoder_decoder", "share": True},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def learned(request, tmp_path_factory):
     """A run that has learned 32 pairs: its task, how it finished, and its folder."""
     folder = tmp_path_factory.mktemp("learned")
     config = make_config(train=write(folder, pairs(32)), validation=write(folder, pairs(32), "val"))
+    config.seq2seq.update(MODELS[request.param])
+    if config.seq2seq.mask_rate:  # fewer tokens are learned in a step
+        config.train.epochs, config.eval.every = 300.0, 600
     task = load(config)
     return task, train(task, config, folder / "run"), folder / "run"
 
@@ -297,3 +308,43 @@ def test_predictions_and_pages_show_what_was_written(learned):
     assert len(shown.body.rows) == 20 and shown.body.rows[0][1:4] == [*rows[0], rows[0][1]]
     assert sum(int(row[1]) for row in by_length.body.rows) == 32
     assert by_length.body.header[2:4] == ["bleu", "chrf"] and "tok:13a" in by_length.note
+
+
+def run_to(config, folder, steps):
+    config = config.copy_and_resolve_references()
+    config.train.steps = steps
+    train(load(config), config, folder)
+    return read_checkpoint(find_checkpoint(str(folder)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["unilm v1", "encoder and decoder"])
+def test_resumed_to_the_bit(tmp_path, model):
+    config = make_config(train=write(tmp_path, pairs(40)), validation=write(tmp_path, pairs(8, seed=1), "val"))
+    config.seq2seq.update(MODELS[model])
+    config.model.update(hidden_dropout=0.1, attention_dropout=0.1)
+    config.train.epochs = None
+    config.train.update(batch_size=8, log_every=2)
+    config.optimizer.update(decay_steps=10, warmup_share=None, warmup_steps=2)
+    config.eval.every, config.checkpoint.every = 4, 4
+    whole = run_to(config, tmp_path / "whole", 8)
+    run_to(config, tmp_path / "parts", 4)
+    parts = run_to(config, tmp_path / "parts", 8)
+    assert whole.run["data"]["step"] == parts.run["data"]["step"] == 8
+    for name, value in whole.parameters.items():
+        np.testing.assert_array_equal(value, parts.parameters[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["unilm", "encoder and decoder"])
+def test_eight_devices_and_micro_batches_learn_like_one(tmp_path, model):
+    found = []
+    for devices, accumulation in ((1, 1), (8, 2)):
+        config = make_config(train=write(tmp_path, pairs(40)), validation=write(tmp_path, pairs(11, seed=1), "val"))
+        config.seq2seq.update(MODELS[model])
+        config.mesh.data, config.train.accumulation = devices, accumulation
+        config.train.epochs, config.eval.every = 2.0, 6
+        task = load(config)
+        found.append(train(task, config, tmp_path / str(devices)).evaluation)
+    assert found[0].metrics == pytest.approx(found[1].metrics, rel=1e-4)
+    assert found[0].predictions == found[1].predictions
