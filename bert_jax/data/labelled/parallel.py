@@ -12,7 +12,7 @@ from pathlib import Path
 from bert_jax.config import UserError
 from bert_jax.data.labelled.columns import has_header, text_in, texts_in, value_in
 from bert_jax.data.labelled.examples import WritingExample
-from bert_jax.data.labelled.tables import Row, find_data_files, lines_of, parse, read_rows
+from bert_jax.data.labelled.tables import Row, find_data_files, format_of, lines_of, parse, read_rows
 from bert_jax.data.text.text_files import read_blocks
 
 _SOURCE, _TARGET = "data.text", "data.label"  # the options that name the columns of a table
@@ -32,6 +32,7 @@ def writing_examples(spec: str, *, source: str, target: str) -> Iterator[Writing
     if not source or not target:
         option = _TARGET if source else _SOURCE
         raise UserError(f"{spec}: {option} is empty: name the column of the {'target' if source else 'source'}")
+    _check_suffixes(spec)
     for row in read_rows(spec, has_header([source, target])):
         value = value_in(row, target)
         if value is None or not str(value).strip():
@@ -64,10 +65,19 @@ def file_pairs(spec: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def _check_suffixes(spec: str) -> None:
+    """Raises UserError for a file that is no table: perhaps one language of two files."""
+    for path in [] if spec.startswith("tfds:") else find_data_files(spec):
+        try:
+            format_of(path)
+        except UserError as error:
+            raise UserError(f"{error}, or name two files whose lines belong together: train.en+train.de") from error
+
+
 def _aligned(one: str, other: str) -> Iterator[WritingExample]:
     """Yields the pairs of lines of two files."""
     paths = [_only_file(name) for name in (one, other)]
-    streams = (_lines(path) for path in paths)
+    streams, number = (_lines(path) for path in paths), 0
     for number, (source, target) in enumerate(itertools.zip_longest(*streams), 1):
         if source is None or target is None:
             alone, ended = (source, paths[1]) if target is None else (target, paths[0])
@@ -78,6 +88,8 @@ def _aligned(one: str, other: str) -> Iterator[WritingExample]:
         if not target.values["text"].strip():
             raise UserError(f"{target.origin}: the line is empty: give the text to write, or leave out both lines")
         yield WritingExample(source.origin, source_in(source, "text"), target.values["text"])
+    if not number:
+        raise UserError(f"{one} and {other} have no lines: correct or leave out these files")
 
 
 def _only_file(name: str) -> Path:

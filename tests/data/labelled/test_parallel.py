@@ -65,6 +65,7 @@ def test_the_turns_of_a_dialogue_are_a_list(tmp_path):
         ("a\n\nc\n", "x\ny\nz\n", r"train.en:2: column 'text' is empty: give the source"),
         ("a\nb\n", "x\n \n", r"train.de:2: the line is empty: give the text to write"),
         ("a\nb\n", "x\n\0\n", r"train.de:2: binary data"),
+        ("", "", r"train.en and .*train.de have no lines"),
     ],
 )
 def test_files_that_do_not_fit_together(tmp_path, en, de, message):
@@ -109,5 +110,7 @@ def test_files_that_are_missing(tmp_path):
         (tmp_path / name).write_text("a\n")
     with pytest.raises(UserError, match=r"matches 2 files: name pairs of single files"):
         read(f"{tmp_path}/b*.en+{tmp_path}/a.en")
+    with pytest.raises(UserError, match=r"a.en: unknown suffix '.en': .* or name two files .* train.en\+train.de"):
+        read(tmp_path / "a.en")
     with pytest.raises(UserError, match=r"data.label is empty: name the column of the target"):
         read(tmp_path / "a.csv", target="")
