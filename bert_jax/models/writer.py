@@ -23,7 +23,12 @@ from bert_jax.models.decoder import Decoder
 from bert_jax.models.encoder import rotary_angles
 from bert_jax.models.heads import MaskedLMHead
 
-_DECODER = "heads/decoder/"
+# The beginnings of a decoder's names, and of those in a BERT that are the same.
+DECODER_OF_BERT = {
+    "heads/decoder/embeddings/": "embeddings/",
+    "heads/decoder/layers/": "encoder/layers/",
+    "heads/decoder/layer_norm/": "encoder/layer_norm/",
+}
 
 
 class Memory(NamedTuple):
@@ -100,10 +105,8 @@ class WriterConfig:
     @property
     def copied(self) -> dict[str, str]:
         """The beginnings of the decoder's names, and of those in a BERT whose values they take in a warm start."""
-        if self.model == "unilm" or self.share or self.decoder == "random":
-            return {}
-        names = ("layers", "layer_norm")
-        return {_DECODER + "embeddings/": "embeddings/"} | {f"{_DECODER}{one}/": f"encoder/{one}/" for one in names}
+        is_copy = self.model == "encoder_decoder" and not self.share and self.decoder == "warm"
+        return DECODER_OF_BERT if is_copy else {}
 
     @classmethod
     def from_options(cls, seq2seq: ConfigDict, tokenizer: Tokenizer) -> "WriterConfig":

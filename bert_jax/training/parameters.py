@@ -6,7 +6,7 @@ A parameter of the trunk is called as in the trunk (`encoder/layers/attention/qu
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from bert_jax.config import UserError, pattern
 from bert_jax.models.bert import Model
 from bert_jax.sharding import LAYERS
 
+T = TypeVar("T")
 Parameters = dict[str, Array]
 _TRUNK, _HEADS = "trunk/", "heads/"
 _TRUNK_PARTS = ("embeddings/", "encoder/", "pooler/")
@@ -103,10 +104,10 @@ class WarmStart:
         return "; ".join(parts)
 
 
-def with_copies(source: Parameters, copies: Mapping[str, str]) -> tuple[Parameters, dict[str, int]]:
+def with_copies(source: Mapping[str, T], copies: Mapping[str, str]) -> tuple[dict[str, T], dict[str, int]]:
     """Returns the parameters and those that `copies`, {begin of a name: begin of another one}, make of them, where they
     are not there; and the number of each, in words."""
-    found, counts = dict(source), {}
+    found, counts = dict(source), dict[str, int]()
     for copy, original in copies.items():
         if not any(name.startswith(copy) for name in source):
             new = {copy + name.removeprefix(original): x for name, x in source.items() if name.startswith(original)}

@@ -61,8 +61,9 @@ def search(
 def _step(writer: Writer, state: _State, decoding: Decoding) -> _State:
     groups, width, room = state.alive.tokens.shape
     logits, memory = writer.next(state.memory, state.last.reshape(-1))
-    logits = constrained(logits, state.alive.tokens.reshape(groups * width, room), state.place, decoding)
-    beams, candidates, ends = _candidates(logits, state, decoding)
+    gains = jax.nn.log_softmax(logits, axis=1)
+    gains = constrained(gains, state.alive.tokens.reshape(groups * width, room), state.place, decoding)
+    beams, candidates, ends = _candidates(gains, state, decoding)
     # Those that end: of the first `width`, merged with what was found before. A finished search changes no more.
     counts = ends & (jnp.arange(2 * width)[None] < width) & (candidates.totals > NEVER / 2) & ~state.done[:, None]
     ended = candidates._replace(scores=jnp.where(counts, candidates.scores, NEVER))
@@ -81,13 +82,13 @@ def _step(writer: Writer, state: _State, decoding: Decoding) -> _State:
 
 
 def _candidates(
-    logits: Float[Array, "B V"], state: _State, decoding: Decoding
+    gains: Float[Array, "B V"], state: _State, decoding: Decoding
 ) -> tuple[Int[Array, "G C"], _Targets, Bool[Array, "G C"]]:
     """Returns the 2 W best continuations by one token, at least W of which do not end: the beams that they continue,
     the targets, and which of them end."""
     groups, width, room = state.alive.tokens.shape
-    size = logits.shape[1]
-    totals = jax.nn.log_softmax(logits, axis=1).reshape(groups, width, size) + state.alive.totals[:, :, None]
+    size = gains.shape[1]
+    totals = gains.reshape(groups, width, size) + state.alive.totals[:, :, None]
     totals, places = jax.lax.top_k(totals.reshape(groups, width * size), 2 * width)
     totals = jnp.maximum(totals, NEVER)
     beams, chosen = places // size, (places % size).astype(jnp.int32)

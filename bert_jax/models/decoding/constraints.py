@@ -12,7 +12,7 @@ NEVER = -1e30  # as good as −∞, but sums and differences of it are numbers
 def constrained(
     logits: Float[Array, "B V"], written: Int[Array, "B T"], count: Int[Array, ""], decoding: Decoding
 ) -> Float[Array, "B V"]:
-    """Returns the logits of the next tokens, of which those that must not come are NEVER.
+    """Returns the logits, or log-probabilities, of the next tokens, of which those that must not come are NEVER.
 
     `written` holds the `count` tokens that each row has so far. The order is that of Transformers: repetition penalty,
     n-grams, lengths.

@@ -16,9 +16,10 @@ from bert_jax.models.writer import Memory, Writer
 class Written(NamedTuple):
     """K targets for each of G sources, the best first; drawn ones in the order in which they were drawn.
 
-    A target may end with end_id, or is as long as allowed. Its log-probability is that of all of its tokens under the
-    model, given the constraints; a temperature, top_k and top_p do not count. Where there are fewer targets than K, the
-    length is 0.
+    A target may end with end_id, or is as long as allowed. Its log-probability is the model's for all of its tokens:
+    what may not be written has a share of it too, and a temperature does not count. Only a search with a repetition
+    penalty returns the sum that it compares, to which repeated tokens add their log-probability × the penalty. Where
+    there are fewer targets than K, the length is 0.
     """
 
     tokens: Int[Array, "G K T"]  # 0 after the end
@@ -58,13 +59,13 @@ def _one_by_one(writer: Writer, memory: Memory, is_empty, decoding: Decoding, ke
     def step(state):
         count, done, last, tokens, lengths, totals, memory = state
         logits, memory = writer.next(memory, last)
-        logits = constrained(logits, tokens, count, decoding)
+        allowed = constrained(logits, tokens, count, decoding)
         if decoding.temperature:
             assert keys is not None
             at = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
-            chosen = jax.vmap(jax.random.categorical)(at, kept_for_drawing(logits, decoding))
+            chosen = jax.vmap(jax.random.categorical)(at, kept_for_drawing(allowed, decoding))
         else:
-            chosen = jnp.argmax(logits, axis=1)
+            chosen = jnp.argmax(allowed, axis=1)
         chosen = chosen.astype(jnp.int32)
         gained = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
         tokens = tokens.at[:, count].set(jnp.where(done, 0, chosen))

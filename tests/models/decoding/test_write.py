@@ -2,7 +2,7 @@
 
 import itertools
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiling is all the time that 
 PAD, START, END = 0, 1, 2
 LETTERS = (3, 4, 5)
 VOCABULARY = 40  # so many tokens that there may be a beam for every beginning
-OPTIONS = {"end_id": END, "start_id": START, "max_length": 4, "never": (PAD, START)}
+OPTIONS: dict[str, Any] = {"end_id": END, "start_id": START, "max_length": 4, "never": (PAD, START)}
 
 
 class Table(NamedTuple):
@@ -58,9 +58,10 @@ def _run(table, source, decoding, keys=None) -> Written:
 def _all_targets(table: Table, first: int, decoding: Decoding) -> list[tuple[float, float, list[int]]]:
     """Returns (score, log-probability, tokens) of every possible target, the best first, by the definition."""
     logits, found = np.asarray(table.logits, np.float64), []
+    allowed = [letter for letter in LETTERS if letter not in decoding.never]
     for length in range(1, decoding.max_length + 1):
-        for letters in itertools.product(LETTERS, repeat=length - 1):
-            lasts = [END] if length < decoding.max_length else [END, *LETTERS]
+        for letters in itertools.product(allowed, repeat=length - 1):
+            lasts = [END] if length < decoding.max_length else [END, *allowed]
             for target in ([*letters, last] for last in lasts):
                 before = [START, START, *target]
                 rows = [logits[first, before[i], before[i + 1]] for i in range(length)]
@@ -74,9 +75,11 @@ def _targets(written: Written, row: int) -> list[list[int]]:
     return [np.asarray(tokens)[:n].tolist() for tokens, n in zip(written.tokens[row], lengths, strict=True)]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
-def test_a_beam_for_every_beginning_finds_the_best_targets_of_all(penalty):
-    table, decoding = _table(), Decoding(**OPTIONS, beams=30, n_best=5, length_penalty=penalty)
+@pytest.mark.parametrize("penalty, never", [(0.0, ()), (0.6, (5,)), (2.0, ())])
+def test_a_beam_for_every_beginning_finds_the_best_targets_of_all(penalty, never):
+    """Also where a letter may not be written, whose share of the probability the others do not get."""
+    never = {"never": (*OPTIONS["never"], *never)}
+    table, decoding = _table(), Decoding(**OPTIONS | never, beams=30, n_best=5, length_penalty=penalty)
     written = _run(table, _source(3, 5), decoding)
     for row, first in enumerate((3, 5)):
         best = _all_targets(table, first, decoding)[:5]
@@ -205,13 +208,20 @@ def test_eight_devices_write_what_one_does():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"beams": 0}, "beams is 0; it can be 1 to 1024"),
-        ({"beams": 2, "temperature": 1.0}, "temperature=1 draws tokens, beams=2 searches: leave one of them out"),
-        ({"top_k": 5}, "top_k is for drawing tokens: set a temperature, such as 1, or leave it out"),
-        ({"n_best": 2}, "n_best=2 is over beams=1: raise beams, or draw tokens with a temperature"),
-        ({"top_p": 0.0, "temperature": 1.0}, "top_p is 0; it must be over 0"),
-        ({"min_length": 4}, "min_length=4 leaves no room for the end: max_length, the end included, is 4"),
-        ({"length_penalty": float("nan")}, "length_penalty is nan; it can be 0 to 100"),
+        ({"beams": 0}, "generate.beams is 0; it must be a whole number from 1 to 1024"),
+        (
+            {"beams": 2, "temperature": 1.0},
+            "generate.temperature=1 draws tokens and generate.beams=2 searches: leave one of them out",
+        ),
+        ({"top_k": 5}, "generate.top_k is for drawing tokens: set generate.temperature, such as 1, or leave it out"),
+        (
+            {"n_best": 2},
+            "generate.n_best=2 is over generate.beams=1: raise it, or draw tokens with a generate.temperature",
+        ),
+        (
+            {"min_length": 4},
+            "generate.min_length=4 leaves no room for the end: generate.max_length, the end included, is 4",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_an_error(given, message):
