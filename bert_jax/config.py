@@ -94,11 +94,13 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
     if not data.isolated and not data.packing:
         raise UserError("data.isolated=False is for sequences that share rows: it needs data.packing=True")
-    if optimizer.name == "muon" and optimizer.muon_learning_rate and not optimizer.learning_rate:
-        raise UserError(
-            "optimizer.learning_rate is 0, of which optimizer.muon_learning_rate is a multiple: set it above 0, and "
-            "freeze what must not change by optimizer.freeze"
-        )
+    for key in ("muon_learning_rate", "head_learning_rate"):
+        is_used = optimizer[key] and (key == "head_learning_rate" or optimizer.name == "muon")
+        if is_used and not optimizer.learning_rate:
+            raise UserError(
+                f"optimizer.learning_rate is 0, of which optimizer.{key} is a multiple: set it above 0, and freeze "
+                "what must not change by optimizer.freeze"
+            )
     _check_labels(data.labels)
     check_batch("train.batch_size", config.train.batch_size, num_devices, config)
     check_batch("eval.batch_size", config.eval.batch_size, num_devices, config)

@@ -56,19 +56,28 @@ def _parser() -> Parser:
     flag("mode", "train", "what to do", choices=sorted(modes.MODES))
     flag("workdir", None, "folder of the run [runs/<name of the experiment file>]", metavar="DIR")
     flag("debug", False, "show the traceback of an error")
-    flag("checkpoint", "best", "best, newest, a step, or a path", "evaluate", "fill_mask", "predict", "embed",
-        "blimp")  # fmt: skip
+    flag("checkpoint", "best", "best, newest, a step, or a path", "evaluate", "fill_mask", "predict", "generate",
+        "embed", "blimp")  # fmt: skip
     flag("replay", 0, "number of steps that are taken again, to compare their bits", "doctor")
     flag("profile", 0, "number of steps whose time is traced and broken down", "train")
     flag("text", [], "a text with [MASK] in it; may be given several times", "fill_mask", action="append")
     flag("top_k", 5, "number of candidates per mask", "fill_mask", least=1)
-    flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT; blimp: a folder of .jsonl", "predict", "embed",
-        "blimp")  # fmt: skip
+    flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT; blimp: a folder of .jsonl", "predict",
+        "generate", "embed", "blimp")  # fmt: skip
     formats = ["", "jsonl", "csv", "tsv", "txt"]
-    flag("input_format", "", "format of --input [by its suffix]", "predict", "embed", choices=formats)
-    flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; embed: .npy or "
-        ".parquet; compile: .json; blimp: .json or .csv", "predict", "embed", "compile", "blimp")  # fmt: skip
-    flag("bad_lines", "fail", "whether a bad line ends the command", "predict", "embed", choices=["fail", "skip"])
+    flag("input_format", "", "format of --input [by its suffix]", "predict", "generate", "embed", choices=formats)
+    flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; generate: .jsonl or -; "
+        "embed: .npy or .parquet; compile: .json; blimp: .json or .csv", "predict", "generate", "embed", "compile",
+        "blimp")  # fmt: skip
+    flag(
+        "bad_lines",
+        "fail",
+        "whether a bad line ends the command",
+        "predict",
+        "generate",
+        "embed",
+        choices=["fail", "skip"],
+    )
     flag("glue", "", "test set whose predictions go into --output=<name>.zip", "predict", choices=["", *FILES])
     flag("pooling", "mean", "how the vectors of tokens become one", "embed", choices=["cls", "mean", "max"])
     flag("layer", "-1", "number of the layer, -1 is the last; or last4_sum, last4_concat", "embed")

@@ -131,6 +131,32 @@ def predict(
     return 0
 
 
+def generate(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    input_format: str = "",
+    bad_lines: str = "fail",
+    overrides: Mapping[str, Value] | None = None,
+    checkpoint: str = "best",
+    **_,
+) -> int:
+    """A text for every row of `input`, which the model writes as the options generate.* say."""
+    if not input:
+        raise UserError("--mode=generate needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+    path = _prepare(config, workdir, input, output, (".jsonl",))
+    from bert_jax.inference.generate import Generator
+    from bert_jax.inference.output import write_jsonl
+
+    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
+    model = Generator(path, config.eval.batch_size, **options)
+    rows = _rows(input, model.config.data.text, "", input_format)
+    write_jsonl(rows, model.stream, output, skip_bad=bad_lines == "skip")
+    return 0
+
+
 def embed(
     config: ConfigDict,
     workdir: Path,
@@ -239,6 +265,7 @@ MODES = {
     "evaluate": evaluate,
     "fill_mask": fill_mask,
     "predict": predict,
+    "generate": generate,
     "embed": embed,
     "blimp": blimp,
     "doctor": doctor,

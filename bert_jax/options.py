@@ -33,7 +33,8 @@ _switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice or a Class", "needed"),
+    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq or a Class",
+        "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
@@ -71,6 +72,20 @@ _OPTIONS = (
         "layers of the model that the head reads; weighted = a learned mean"),
     _integer("head.lstm_layers", 0, "[0, 64]", "bidirectional LSTM layers below the head, new ones"),
     _integer("head.lstm_size", None, "[1, 65536]", "units of the LSTM per direction; None = model.hidden_size"),
+
+    # Sequence-to-sequence tasks only.
+    _choice("seq2seq.model", "unilm", "unilm | encoder_decoder", "unilm: one BERT and a mask (Dong et al. 2019); "
+        "encoder_decoder: two stacks of layers (Rothe et al. 2020)"),
+    _choice("seq2seq.encoder", "warm", "warm | random", "encoder_decoder: warm = from init_from, if there is one"),
+    _choice("seq2seq.decoder", "warm", "warm | random", "encoder_decoder: warm = from init_from, if there is one"),
+    _switch("seq2seq.share", False, "encoder_decoder: True = the decoder has the encoder's parameters (BERTShare)"),
+    _number("seq2seq.mask_rate", 0.0, "[0, 1)", "unilm: share of a target's tokens that a step masks and learns; 0 = "
+        "each of them, by pseudo-masks"),
+    _choice("seq2seq.scores", "none", "none | translation | summary", "of written texts: BLEU and chrF, or ROUGE",
+        "restart"),
+    _choice("seq2seq.bleu_tokenizer", "13a", "13a | intl | zh | char | none", "sacrebleu's, for BLEU", "restart"),
+    _integer("seq2seq.eval_examples", 500, "[0, 2^31)", "of validation that an evaluation writes for, by generate.*; "
+        "0 = all", "restart"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
@@ -123,12 +138,16 @@ _OPTIONS = (
     _integer("data.window_stride", 128, "[1, 2^20]", "tokens between the starts of two windows", "inference"),
     _choice("data.window_pooling", "mean", "mean | max | attention", "how the windows of one text become one vector"),
     _integer("data.max_windows", 8, "[1, 65536]", "per text; the rest is cut off and counted", "inference"),
+    _integer("data.target_length", 64, "[2, 2^20]", "tokens of a text to write, its last [SEP] included", "inference"),
     _integer("data.max_query_length", 64, "[1, 2^20]", "tokens of a question", "inference"),
     _switch("data.repair_tags", True, "invalid BIO tags: True = repaired and counted, False = an error"),
     _integer("data.buckets", 6, "[1, 1024]", "number of batch shapes"),
 
     _choice("optimizer.name", "adamw", "adamw | lamb | muon", "LAMB: You et al. 2020; muon: Jordan et al. 2024"),
     _number("optimizer.learning_rate", 1e-4, "[0, 1000]", "at its peak"),
+    _number("optimizer.head_learning_rate", None, "(0, 1000]", "of what optimizer.head names, at its peak; None = "
+        "learning_rate"),
+    _text("optimizer.head", r"^heads/", "names of parameters with head_learning_rate: what is new", "pattern"),
     _text("optimizer.muon", r"^encoder/layers/.*kernel$", "names that muon takes; Adam takes the rest", "pattern"),
     _number("optimizer.muon_learning_rate", None, "(0, 1000]", "of these matrices, at its peak; None = learning_rate"),
     _number("optimizer.muon_momentum", 0.95, "[0, 1)", "decay rate of muon's average of gradients (Nesterov)"),
@@ -182,6 +201,30 @@ _OPTIONS = (
     _text("checkpoint.mirror", "", "gs:// or s3:// folder with a copy, which another machine continues", "restart"),
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
+
+    # How a sequence-to-sequence model writes: bert_jax/models/decoding.
+    _integer("generate.beams", 1, "[1, 1024]", "targets that a search writes side by side; 1 = greedy", "restart",
+        "inference"),
+    _integer("generate.n_best", 1, "[1, 1024]", "targets for each source, with their scores", "restart", "inference"),
+    _number("generate.length_penalty", 0.6, "[0, 100]", "α: log-probabilities ÷ ((5 + tokens) / 6)^α are compared",
+        "restart", "inference"),
+    _switch("generate.early", False, "True = a search ends as soon as it has as many whole targets as beams",
+        "restart", "inference"),
+    _number("generate.temperature", 0.0, "[0, 1000]", "of tokens that are drawn; 0 = the likeliest", "restart",
+        "inference"),
+    _integer("generate.top_k", 0, "[0, 2^24]", "likeliest tokens that one is drawn from; 0 = all", "restart",
+        "inference"),
+    _number("generate.top_p", 1.0, "(0, 1]", "probability of the likeliest tokens that one is drawn from", "restart",
+        "inference"),
+    _number("generate.repetition_penalty", 1.0, "(0, 1000]", "logits of tokens already written ÷ it, negative ones "
+        "× it", "restart", "inference"),
+    _integer("generate.no_repeat_ngram", 0, "[0, 2^20]", "tokens in a row that occur once only; 0 = off", "restart",
+        "inference"),
+    _integer("generate.min_length", 0, "[0, 2^20]", "tokens before the last [SEP]", "restart", "inference"),
+    _integer("generate.max_length", None, "[1, 2^20]", "tokens, the last [SEP] included; None = data.target_length",
+        "restart", "inference"),
+    _integer("generate.seed", 0, "[0, 2^32)", "what is drawn is a function of it and of the row's number", "restart",
+        "inference"),
 
     _choice("predict.backend", "jax", "jax | openvino", "who runs predictions; openvino: CPUs only, needs its extra",
         "restart", "inference"),

@@ -36,6 +36,8 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
         "model.attention_dropout",
         "model.initializer_range",
     ),
+    *("seq2seq.mask_rate", "seq2seq.eval_examples", "generate.length_penalty", "generate.temperature"),
+    *("generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest"),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bert_jax.config import UserError
-from bert_jax.convert import mapping
+from bert_jax.convert import encoder_decoder, mapping
 from bert_jax.convert.mapping import FETCH_AGAIN, Loaded, Report, Tensors, from_tensors, to_tensors
 from bert_jax.convert.names import (
     ARCHITECTURES,
@@ -50,7 +50,7 @@ FIXED = {
 ABSENT = ("auto_map", "quantization_config")  # code of its own; weights that are not plain numbers
 # The files of a folder that `write` makes, with those of either kind of tokenizer.
 WRITTEN = {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
-WRITTEN |= {"vocab.txt", "tokenizer.json", "spm.model"}
+WRITTEN |= {"vocab.txt", "tokenizer.json", "spm.model", "generation_config.json"}
 LABEL_KINDS = {
     "regression": "regression",
     "single_label_classification": "single",
@@ -119,12 +119,16 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
             "--architecture=BertModel writes the model without its head"
         )
     settings, names = _their_settings(model, architecture), _written_names(architecture)
-    num_layers = model.config.num_hidden_layers
-    tensors, report = to_tensors(model.parameters, names, num_layers, what=architecture, allow=allow)
-    report.notes = _what_transformers_does_otherwise(model, architecture)
+    num_layers, parameters, notes = model.config.num_hidden_layers, model.parameters, []
+    if architecture == encoder_decoder.NAME:
+        parameters, notes = encoder_decoder.whole(parameters)
+    tensors, report = to_tensors(parameters, names, num_layers, what=architecture, allow=allow)
+    report.notes = notes + _what_transformers_does_otherwise(model, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", dict(sorted(settings.items())))
+    if architecture == encoder_decoder.NAME:
+        write_json(folder / "generation_config.json", encoder_decoder.generation_settings(model.tokenizer))
     # safetensors makes its file readable by its owner alone; the others have what the umask lets.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     model.tokenizer.save(folder)
@@ -139,8 +143,11 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
 
 
 def default_architecture(model: Loaded) -> str:
-    """Returns the first architecture of the task for which everything is there."""
+    """Returns the first architecture of the task for which everything is there; of a UniLM, which is a BERT that reads
+    by another mask, BertForMaskedLM."""
     present = {part_of(name) for name in model.parameters}
+    if model.task == encoder_decoder.TASK and "decoder" not in present:
+        return "BertForMaskedLM"
     for name, (task, parts) in ARCHITECTURES.items():
         if task == model.task and present.issuperset(parts):
             return name
@@ -271,6 +278,8 @@ def _canonical(tensors: Tensors, origin: Path) -> tuple[dict[str, Callable[[], n
 
 
 def _written_names(architecture: str) -> list[Name]:
+    if architecture == encoder_decoder.NAME:
+        return encoder_decoder.names()
     parts = (*TRUNK, *ARCHITECTURES[architecture][1])
     prefix = "" if architecture == "BertModel" else "bert."
     names = [name for name in huggingface_names() if name.part in parts]
@@ -293,6 +302,8 @@ def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
     settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}
     settings["pad_token_id"] = model.tokenizer.pad_id
+    if architecture == encoder_decoder.NAME:
+        return encoder_decoder.settings(settings, model.tokenizer)
     if task == model.task and task in ("classification", "tagging"):
         labels = model.description["labels"] or ["LABEL_0"]  # of a regression
         settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
@@ -314,6 +325,8 @@ def _what_transformers_does_otherwise(model: Loaded, architecture: str) -> list[
             "the tokenizer follows google-research/bert; that of Transformers differs in rare characters and in words "
             "of over 100 characters"
         )
+    if model.task == encoder_decoder.TASK and architecture != encoder_decoder.NAME:
+        notes.append(f"a {architecture} has another mask than a model that writes (UniLM), which Transformers lacks")
     thresholds = model.description.get("thresholds") or []
     if any(threshold != 0.5 for threshold in thresholds):
         notes.append(f"thresholds of the labels are not part of a {architecture}: {thresholds}")

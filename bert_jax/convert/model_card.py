@@ -14,6 +14,7 @@ PIPELINES = {
     "BertForTokenClassification": "token-classification",
     "BertForQuestionAnswering": "question-answering",
     "BertForMultipleChoice": "multiple-choice",
+    "EncoderDecoderModel": "text2text-generation",
 }
 
 

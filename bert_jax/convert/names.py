@@ -51,6 +51,7 @@ ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "BertForTokenClassification": ("tagging", ("classifier",)),
     "BertForQuestionAnswering": ("span_qa", ("span",)),
     "BertForMultipleChoice": ("multiple_choice", ("pooler", "classifier")),
+    "EncoderDecoderModel": ("seq2seq", ("pooler", "decoder", "mlm")),  # convert/encoder_decoder.py
 }
 
 # Of Hugging Face, read but not written: as which of the above.

@@ -16,6 +16,7 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.encode import Encoded, InputError, TextEncoder, problem
 from bert_jax.inference.fill_mask import FillMask
+from bert_jax.inference.generate import Generator
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
@@ -84,6 +85,16 @@ class LoadedModel:
         predictor = self.tool(Predictor)
         return _results(inputs, lambda rows: predictor.stream(_rows(rows, self.config.data.text)))
 
+    def generate(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        """Returns what a model of a sequence-to-sequence task writes for each text, or each object with the task's
+        column: {"text", "score", "log_probability"}, and with n_best over 1 also `n_best`, so many of these.
+
+        The options are those of the group `generate` (docs/options.md), such as beams=5, of which the config of the run
+        has the rest. Raises UserError for a model that cannot write.
+        """
+        generator = self.tool(Generator, given=tuple(sorted(options.items())))
+        return _results(inputs, lambda rows: generator.stream(_rows(rows, self.config.data.text)))
+
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles all that this model can do, with default options, for texts of up to these numbers of tokens.
 
@@ -91,9 +102,10 @@ class LoadedModel:
         no longer depend on what was run before, not even in the last bit.
         """
         tools = [self.tool(TextEncoder), self.tool(Embedder, pooling="mean", layer="-1", normalize=False)]
-        for kind in (Predictor, FillMask, Scorer):
-            with contextlib.suppress(UserError):  # a model need not have both heads
-                tools.append(self.tool(kind))
+        for kind in (Predictor, FillMask, Scorer, Generator):
+            options = {"given": ()} if kind is Generator else {}
+            with contextlib.suppress(UserError):  # a model need not have all heads
+                tools.append(self.tool(kind, **options))
         for tool in tools:
             tool.warm_up(lengths)
 

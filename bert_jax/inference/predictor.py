@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from bert_jax.config import UserError, result_or_error
+from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
+from bert_jax.tasks.task import Task
 
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
@@ -57,12 +60,7 @@ class Predictor:
         self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 
     def _predict(self, rows: Sequence[Row | UserError]) -> list[Any]:
-        found = in_place_of_good(rows, self.task.prediction_examples)
-        try:
-            items = self.task.encode(_good(found))
-        except UserError:  # says which of them is wrong, but there may be several
-            found = in_place_of_good(found, lambda examples: result_or_error(self._checked, examples))
-            items = self.task.encode(_good(found))
+        found, items = encoded(self.task, rows)
         if not _good(found):
             return found
         outputs = self._batching.run(self._rows, items)
@@ -74,9 +72,20 @@ class Predictor:
         rows = {name: value for name, value in rows.items() if name not in ("item_ids", "first_tokens")}
         return {name: x if name in self.task.token_outputs else x[:, 0] for name, x in rows.items()}
 
-    def _checked(self, example: Any) -> Any:
-        self.task.encode([example])
-        return example
+
+def encoded(task: Task, rows: Sequence[Row | UserError]) -> tuple[list[Any], list[Item]]:
+    """Returns the task's examples, with the errors of bad rows in their places, and the items of the examples."""
+    found = in_place_of_good(rows, task.prediction_examples)
+    try:
+        return found, task.encode(_good(found))
+    except UserError:  # says which of them is wrong, but there may be several
+        found = in_place_of_good(found, lambda examples: result_or_error(partial(_checked, task), examples))
+        return found, task.encode(_good(found))
+
+
+def _checked(task: Task, example: Any) -> Any:
+    task.encode([example])
+    return example
 
 
 def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[Any]]:

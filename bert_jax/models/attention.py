@@ -38,6 +38,18 @@ class Cache(NamedTuple):
         )
         return Cache(keys, values, self.length + key.shape[1])
 
+    def without_last(self) -> "Cache":
+        """Returns the cache without its last token, in whose place the next one is stored."""
+        return self._replace(length=self.length - 1)
+
+
+class Source(NamedTuple):
+    """The keys and values of the R tokens of G sources, each of which B / G rows in a row read: the beams of a source
+    share them."""
+
+    key: Float[Array, "G R H K"]
+    value: Float[Array, "G R H K"]
+
 
 class Angles(NamedTuple):
     """The sines and cosines of rotary positions, of the queries and of the keys (`rotated`). The keys in a cache have
@@ -71,25 +83,46 @@ class Attention(nnx.Module):
         *,
         seed: UInt32[Array, "2"] | None = None,
         angles: Angles | None = None,
+        before: Source | None = None,
     ) -> tuple[Float[Array, "B P D"], Cache | None]:
         """Returns what each query reads from the keys that it may look at, and the extended cache if one was given.
 
         Self-attention has the same array as both sources, cross-attention two arrays. Without a cache M is L. With
         one, `key_value_source` holds the P tokens that follow those in the cache, and M is the size of the cache; a
-        query then sees the tokens before it and itself only, whatever else the mask allows. Without a `seed` nothing
-        is dropped out.
+        query then sees the tokens before it and itself only, whatever else the mask allows. With a cache, the tokens
+        of `before` come before all others: M is R more, and they are the first that the mask speaks of. Without a
+        `seed` nothing is dropped out.
         """
         query, key, value = self.project(query_source, key_value_source, angles)
         if cache is not None:
             if query.shape != key.shape:
                 raise ValueError(f"{query.shape[1]} queries and {key.shape[1]} keys: with a cache, both are new tokens")
-            # Also hides the positions that are still empty.
-            own = cache.length + jnp.arange(query.shape[1])
-            mask = mask & (jnp.arange(mask.shape[-1])[None] <= own[:, None])[None, None]
             cache = cache.extended(key, value)
             key, value = cache.key, cache.value
-        context = self._attend(query, key, value, mask, seed)
-        return self.output(context.reshape(*context.shape[:2], -1), self.config.dtype), cache
+            # Also hides the positions that are still empty.
+            own = mask.shape[-1] - key.shape[1] + cache.length - query.shape[1] + jnp.arange(query.shape[1])
+            mask = mask & (jnp.arange(mask.shape[-1])[None] <= own[:, None])[None, None]
+        if before is None:
+            context = self._attend(query, key, value, mask, seed)
+        else:
+            context = attend_source(query, before, mask, self.config.dtype, (key, value))
+        return self._joined(context), cache
+
+    def read(
+        self, query_source: Float[Array, "B P D"], source: Source, mask: Bool[Array, "B 1 P R"]
+    ) -> Float[Array, "B P D"]:
+        """Returns what each query reads from a source whose keys and values are known (`source`): cross-attention as
+        `__call__` computes it, without dropout."""
+        query = self._heads(self.query(query_source, self.config.dtype))
+        return self._joined(attend_source(query, source, mask, self.config.dtype))
+
+    def source(self, hidden: Float[Array, "G R D"], angles: Float[Array, "G R K"] | None = None) -> Source:
+        """Returns the keys and values of all tokens; with `angles`, the keys are rotated."""
+        _, key, value = self.project(hidden, hidden, None if angles is None else Angles(angles, angles))
+        return Source(key, value)
+
+    def _joined(self, context: Float[Array, "B P H K"]) -> Float[Array, "B P D"]:
+        return self.output(context.reshape(*context.shape[:2], -1), self.config.dtype)
 
     def project(
         self,
@@ -149,6 +182,42 @@ def attend(
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, H, L, K]
     scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
     return cast(Array, _context(scores, mask, value, dropout_seed, dropout_rate, dtype)).swapaxes(1, 2)
+
+
+def attend_source(
+    query: Float[Array, "B P H K"],
+    source: Source,
+    mask: Bool[Array, "B 1 P M"],
+    dtype: str,
+    own: tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]] | None = None,
+) -> Float[Array, "B P H K"]:
+    """Returns the softmax over the R tokens of a source and, with keys and values of their `own`, the L tokens of each
+    row, times the values of both. M is R + L.
+
+    The keys of a source are read once for all of its rows, whose queries stand side by side in one product.
+    """
+    (rows, places, heads, size), (groups, room) = query.shape, source.key.shape[:2]
+    query = query.swapaxes(1, 2) * size**-0.5  # [B, H, P, K]
+
+    def by_source(x):  # [B, H, P, _] → [G, H, (B / G) P, _]
+        x = x.reshape(groups, rows // groups, heads, places, -1)
+        return x.swapaxes(1, 2).reshape(groups, heads, rows // groups * places, -1)
+
+    def by_row(x):
+        x = x.reshape(groups, heads, rows // groups, places, -1)
+        return x.swapaxes(1, 2).reshape(rows, heads, places, -1)
+
+    key, value = (x.swapaxes(1, 2) for x in source)
+    own_key, own_value = (None, None) if own is None else (x.swapaxes(1, 2) for x in own)
+    parts = [by_row(dot(by_source(query), key.swapaxes(-1, -2), dtype, accumulator(dtype)))]
+    if own_key is not None:
+        parts.append(dot(query, own_key.swapaxes(-1, -2), dtype, accumulator(dtype)))
+    scores = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(dtype)
+    context = by_row(dot(by_source(weights[..., :room]), value, dtype, accumulator(dtype))).astype(jnp.float32)
+    if own_value is not None:
+        context = context + dot(weights[..., room:], own_value, dtype, accumulator(dtype)).astype(jnp.float32)
+    return context.astype(dtype).swapaxes(1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.models.attention import attention_mask, take_places
 from bert_jax.models.config import BertConfig
@@ -17,7 +17,8 @@ class TrunkInputs(NamedTuple):
     """The rows that a trunk reads.
 
     `sequence_ids` is 0 for padding and k for the k-th sequence packed in the row; attention stays inside a sequence.
-    `embeddings`, if given, takes the place of the word embeddings, and `input_ids` may then be None.
+    `embeddings`, if given, takes the place of the word embeddings, and `input_ids` may then be None. `mask`, if given,
+    says which keys (fourth axis) a query (third axis) looks at, in place of the sequences and of model.causal.
     """
 
     input_ids: Int[Array, "B L"] | None
@@ -25,6 +26,7 @@ class TrunkInputs(NamedTuple):
     position_ids: Int[Array, "B L"]
     sequence_ids: Int[Array, "B L"]
     embeddings: Float[Array, "B L E"] | None = None
+    mask: Bool[Array, "B 1 L L"] | None = None
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Array]) -> "TrunkInputs":
@@ -59,7 +61,9 @@ class Bert(nnx.Module):
             words = self.embeddings.word(inputs.input_ids)
         first_seed = None if seeds is None else seeds[0]
         x = self.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=first_seed)
-        mask = attention_mask(inputs.sequence_ids, self.config.causal)
+        mask = inputs.mask
+        if mask is None:
+            mask = attention_mask(inputs.sequence_ids, self.config.causal)
         angles = rotary_angles(self.config, inputs.position_ids)
         seeds = None if seeds is None else seeds[1:]
         return self.encoder(x, mask, angles=angles, seeds=seeds, places=places, all_layers=all_layers)

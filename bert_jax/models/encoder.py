@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import backend
-from bert_jax.models.attention import Angles, Attention, Cache, take_places
+from bert_jax.models.attention import Angles, Attention, Cache, Source, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import GEGLU, GELU, Embedding, LayerNorm, Linear, dropout
 from bert_jax.sharding import by_rows, gathered_layer, gathers_layers
@@ -97,7 +97,7 @@ class Encoder(nnx.Module):
         config = self.config
         if seeds is not None:
             seeds = seeds.reshape(config.num_hidden_layers, Layer.DROPOUTS, 2)
-        layer = _rematerialised(config.remat)
+        layer = rematerialised(config.remat)
         # The last layer can leave out the queries that nobody asks for. Every layer of a scan is the same program, and
         # the output of a whole layer is for every token: both compute all of them.
         is_loop = isinstance(self.layers, Layer) and is_scanned(config)
@@ -128,29 +128,23 @@ class Encoder(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """A transformer block: self-attention, cross-attention if it is part of a decoder, and a feed-forward part.
+    """A transformer block: self-attention, cross-attention if a decoder gives it, and a feed-forward part.
 
     Each sub-layer has a residual connection around it, and a LayerNorm after the sum ("post", as in BERT) or before
     the sub-layer ("pre").
     """
 
-    # The seeds of one layer: for attention probabilities, after attention, after the feed-forward part; a layer with
-    # cross-attention takes two more, for its probabilities and after it.
+    # The seeds of one layer: for attention probabilities, after attention, after the feed-forward part; with
+    # cross-attention two more, for its probabilities and after it.
     DROPOUTS = 3
 
-    def __init__(
-        self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = (), has_cross_attention: bool = False
-    ):
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.config = config
-        self.has_cross_attention = has_cross_attention
         size, inner = config.hidden_size, config.intermediate_size
         options = {"rngs": rngs, "stack": stack, "use_bias": config.use_bias}
         of_norms = {"eps": config.layer_norm_eps, "stack": stack, "use_bias": config.use_bias}
         self.attention = Attention(config, rngs=rngs, stack=stack)
         self.attention_layer_norm = LayerNorm(size, **of_norms)
-        if has_cross_attention:
-            self.cross_attention = Attention(config, rngs=rngs, stack=stack)
-            self.cross_attention_layer_norm = LayerNorm(size, **of_norms)
         if config.gated:
             self.gate = Linear(size, inner, stddev=config.kernel_stddev(size), **options)
         self.intermediate = Linear(size, inner, stddev=config.kernel_stddev(size), **options)
@@ -165,16 +159,19 @@ class Layer(nnx.Module):
         places: Int[Array, "B P"] | None = None,
         *,
         angles: Float[Array, "B L K"] | None = None,
-        source: Float[Array, "B R D"] | None = None,
+        cross: "CrossAttention | None" = None,
+        source: Float[Array, "B R D"] | Source | None = None,
         source_mask: Bool[Array, "B 1 Q R"] | None = None,
         cache: Cache | None = None,
+        before: Source | None = None,
     ) -> tuple[Float[Array, "B L D"] | Float[Array, "B P D"], Cache | None]:
         """Returns the hidden states and the extended cache, if one was given (`Attention` says what it needs).
 
-        With `places`, and without a cache, only the tokens there are computed, which still look at all tokens. A layer
-        with cross-attention also reads the R tokens of `source`, and raises ValueError without one; its mask has a row
-        for each token that is computed. `angles` are those of `rotary_angles` for the L tokens, which rotary positions
-        need (ValueError).
+        With `places`, and without a cache, only the tokens there are computed, which still look at all tokens. With
+        `cross`, a layer also reads the R tokens of `source`, and raises ValueError without one; its mask has a row for
+        each token that is computed. A source whose keys and values are known is read without dropout. `before` is what
+        self-attention with a cache reads before the tokens in it. `angles` are those of `rotary_angles` for the L
+        tokens, which rotary positions need (ValueError).
         """
         if (self.config.position_embedding == "rotary") != (angles is not None):
             raise ValueError("a layer needs angles with rotary positions, and only then")
@@ -191,17 +188,25 @@ class Layer(nnx.Module):
         of_both = None
         if angles is not None:
             of_both = Angles(angles if places is None else take_places(angles, places), angles)
-        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both)
+        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both, before=before)
         x = self._after(self.attention_layer_norm, kept + dropout(attended, rate, seeds[1]))
-        if self.has_cross_attention:
+        if cross is not None:
             if source is None or source_mask is None:
-                raise ValueError("a layer with cross-attention needs a source and a source_mask")
-            queries = self._before(self.cross_attention_layer_norm, x)
-            attended, _ = self.cross_attention(queries, source, source_mask, seed=seeds[3])
-            x = self._after(self.cross_attention_layer_norm, x + dropout(attended, rate, seeds[4]))
+                raise ValueError("cross-attention needs a source and a source_mask")
+            queries = self._before(cross.layer_norm, x)
+            if isinstance(source, Source):
+                attended = cross.attention.read(queries, source, source_mask)
+            else:
+                attended, _ = cross.attention(queries, source, source_mask, seed=seeds[3])
+            x = self._after(cross.layer_norm, x + dropout(attended, rate, seeds[4]))
         inner = self._inner(self._before(self.output_layer_norm, x))
         x = x + dropout(self.output(inner, dtype), rate, seeds[2])
         return self._after(self.output_layer_norm, x), cache
+
+    def before(self, x: Float[Array, "G R D"], angles: Float[Array, "G R K"] | None = None) -> Source:
+        """Returns the keys and values of self-attention over the tokens that this layer reads, for those that come
+        after them."""
+        return self.attention.source(self._before(self.attention_layer_norm, x), angles)
 
     def _inner(self, x):
         """Returns what the second product of the feed-forward part takes."""
@@ -215,6 +220,16 @@ class Layer(nnx.Module):
 
     def _after(self, norm: LayerNorm, x):
         return norm(x, self.config.dtype) if self.config.norm == "post" else x
+
+
+class CrossAttention(nnx.Module):
+    """What a decoder puts between self-attention and feed-forward part of a layer."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.attention = Attention(config, rngs=rngs, stack=stack)
+        self.layer_norm = LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps, stack=stack, use_bias=config.use_bias
+        )
 
 
 def is_scanned(config: BertConfig) -> bool:
@@ -255,15 +270,15 @@ def _unstack(x, count):
     return split(x)
 
 
-def _rematerialised(policy: str):
+def rematerialised(policy: str):
     """Returns `Layer.__call__` without a cache; autodiff keeps what `policy` says, and equal layers are traced once.
 
     Parameters that were gathered for a layer are not kept: those of all layers would be the whole model.
     """
 
-    def layer(parameters, x, mask, seeds, places=None, angles=None):
+    def layer(parameters, x, mask, seeds, places=None, angles=None, **cross):
         parameters = gathered_layer(parameters, parameters.config.dtype)
-        return by_rows(parameters(by_rows(x), mask, seeds, places, angles=angles)[0])
+        return by_rows(parameters(by_rows(x), mask, seeds, places, angles=angles, **cross)[0])
 
     if policy == "none" and not gathers_layers():
         return jax.jit(layer)

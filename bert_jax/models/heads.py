@@ -33,7 +33,7 @@ class MaskedLMHead(nnx.Module):
         if not config.tie_embeddings:
             self.decoder = Embedding(config.vocab_size, size, stddev=config.initializer_range, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "B P D"], words: Float[Array, "V E"]) -> Float[Array, "B P V"]:
+    def __call__(self, hidden: Float[Array, "B P D"], words: Float[Array, "*N V E"]) -> Float[Array, "B P V"]:
         """Returns logits for hidden states of the predicted positions only: never for all B × L positions. `words` are
         the word embeddings."""
         return vocabulary_logits(self.vectors(hidden), *self.table_and_bias(words), self.config.dtype)

@@ -15,6 +15,7 @@ TASKS = {
     "tagging": "bert_jax.tasks.tagging.Tagging",
     "span_qa": "bert_jax.tasks.span_qa.SpanQA",
     "multiple_choice": "bert_jax.tasks.multiple_choice.MultipleChoice",
+    "seq2seq": "bert_jax.tasks.seq2seq.Seq2Seq",
 }
 
 

@@ -1,7 +1,7 @@
 """What all fine-tuning tasks share: examples → items → batches, evaluation, what is saved with a model.
 
-A family (classification.py, tagging.py, span_qa.py, multiple_choice.py) defines how examples are read and encoded, what
-the head computes for a batch, the loss, and how the head's outputs become predictions and scores.
+A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq.py) defines how examples are read and
+encoded, what the head computes for a batch, the loss, and how the head's outputs become predictions and scores.
 """
 
 import hashlib
@@ -70,9 +70,7 @@ class FineTuning(Task, ABC):
 
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
-        if source is None and not config.data.vocab_file:
-            raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
-        tokenizer = load_tokenizer(config.data.vocab_file, config.data) if source is None else source.tokenizer
+        tokenizer = cls.new_tokenizer(config) if source is None else source.tokenizer
         keeps_head = source is not None and source.task == config.task and not config.train.new_head
         task = cls(config, tokenizer, source.description if source is not None and keeps_head else None)
         task.load()
@@ -84,8 +82,9 @@ class FineTuning(Task, ABC):
             size = bert_config(config.model, tokenizer.vocab_size).hidden_size
             description = cls.assumed(config) | FeatureConfig.from_options(config.head, size).description()
         task = cls(config, tokenizer, description)
-        rows, length = task.batch_shapes(training=True)["input_ids"].shape
-        task._count_step(rows, length)
+        shapes = task.batch_shapes(training=True)
+        rows, length = shapes["input_ids"].shape
+        task.count_step(rows, length, shapes["target_ids"].shape[1] if "target_ids" in shapes else 0)
         return task
 
     @classmethod
@@ -108,6 +107,13 @@ class FineTuning(Task, ABC):
                 raise UserError(
                     f"train.{key} is {config.train[key]}; task={config.task} has no classes: leave it {off}"
                 )
+
+    @classmethod
+    def new_tokenizer(cls, config: ConfigDict) -> Tokenizer:
+        """Returns the tokenizer of a model from scratch."""
+        if not config.data.vocab_file:
+            raise UserError("fine-tuning needs a checkpoint (init_from), or for a model from scratch data.vocab_file")
+        return load_tokenizer(config.data.vocab_file, config.data)
 
     @abstractmethod
     def read(self, spec: str) -> Iterator[Any]:
@@ -213,10 +219,9 @@ class FineTuning(Task, ABC):
                 raise UserError(f"data.{split}={data[split]}: none of its examples can be used; see the warnings above")
         self.items = {split: self.encode(examples) for split, examples in self.examples.items()}
         self.final_splits = ("test",) if "test" in self.items else ()
-        self.plan = self._plan()
+        self.plan = self.make_plan()
         self.steps_per_epoch = self.plan.steps_per_epoch
-        rows, length = self.plan.mean_shape()
-        self._count_step(rows, length)
+        self.count_step(*self.plan.mean_shape())
         self._log_plan()
 
     def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -225,7 +230,8 @@ class FineTuning(Task, ABC):
         config = self.config
         items = self.encode([self.stand_in("a")])
         groups = (config.train if training else config.eval).batch_size
-        shape = Shape(groups, len(items[0].parts), config.data.sequence_length)
+        targets = 0 if items[0].target is None else config.data.target_length
+        shape = Shape(groups, len(items[0].parts), config.data.sequence_length, targets=targets)
         return shapes_of(collate(items, [[0], *([] for _ in range(groups - 1))], shape))
 
     def fingerprints(self) -> dict[str, str]:
@@ -262,7 +268,8 @@ class FineTuning(Task, ABC):
         return Evaluation(split, metrics, predictions, learned)
 
     def report(self, evaluation: Evaluation) -> Report:
-        pairs = zip(self.examples[evaluation.split], evaluation.predictions, strict=True)
+        examples = self.examples[evaluation.split][: len(evaluation.predictions)]
+        pairs = zip(examples, evaluation.predictions, strict=True)
         # Examples of a user's own task need not be dataclasses.
         records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
         return Report(records, self.report_sections(evaluation))
@@ -274,7 +281,8 @@ class FineTuning(Task, ABC):
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         return self.losses(outputs, batch) | {"real_tokens": (real, jnp.float32(batch["sequence_ids"].size))}
 
-    def _plan(self) -> BatchPlan:
+    def make_plan(self) -> BatchPlan:
+        """Returns the plan of the batches of all `items`."""
         config, data = self.config, self.config.data
         can_pack = self.shares_rows and all(len(item.parts) == 1 for item in self.items["train"])
         if data.packing and not self.shares_rows:
@@ -297,10 +305,10 @@ class FineTuning(Task, ABC):
             break_even_tokens_on_cpu=self._break_even_tokens(backend.CPU),
         )
 
-    def _count_step(self, rows: float, length: float) -> None:
-        """Sets tokens, operations and bytes of a step of so many rows and tokens per row."""
+    def count_step(self, rows: float, length: float, targets: float) -> None:
+        """Sets tokens, operations and bytes of a step of so many rows, and tokens of a row and of its target."""
         model = self.bert_config
-        self.tokens_per_step = round(rows * length)
+        self.tokens_per_step = round(rows * (length + targets))
         reads_firsts = self.reads_vectors and model.pooling == "cls" and not is_scanned(model)
         reads_firsts &= self.head_features.is_default
         positions = max(1.0, self.config.train.batch_size / rows) if reads_firsts else None
@@ -311,6 +319,7 @@ class FineTuning(Task, ABC):
     def _log_plan(self) -> None:
         train = self.items["train"]
         tokens = sum(len(part.ids) for item in train for part in item.parts)
+        tokens += sum(item.target_length for item in train)
         logging.info(
             "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
             *(self.steps_per_epoch, len(train), " or ".join(map(str, self.plan.shapes))),
@@ -332,6 +341,7 @@ class FineTuning(Task, ABC):
         digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
         for item in self.items[split]:
             arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
+            arrays += [] if item.target is None else [item.target]
             for array in (*arrays, *item.values.values(), *item.token_values.values()):
                 digest.update(array.tobytes())
             digest.update(b"|")

@@ -9,12 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from bert_jax.data.labelled.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
+from bert_jax.data.labelled.examples import (
+    ChoiceExample,
+    QuestionExample,
+    TaggedExample,
+    TextExample,
+    WritingExample,
+)
 from bert_jax.tasks import scores
 from bert_jax.tasks.squad_scores import question_scores
+from bert_jax.tasks.text_scores import Scorer
 
 WORST = 20  # errors that are shown
 _CONFUSIONS = 10
+_LENGTHS = 5  # groups of examples by length
 _LONG = 1_000  # characters of a text that are shown
 _NO_ANSWER = "(no answer)"
 _COLUMNS = ("precision", "recall", "F1", "examples")
@@ -197,6 +205,34 @@ def choices(examples: Sequence[ChoiceExample], predictions: Sequence[Prediction]
     ]
     rows.sort(key=lambda row: -row[4])
     return [_errors(["where", "context", "right", "predicted", "p"], rows, len(examples), "most confident first")]
+
+
+def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Scorer) -> list[Section]:
+    """Returns the sections of texts that were written: examples from the best to the worst, and scores by length."""
+    references = [example.target or "" for example in examples]
+    each = scorer.of_each(texts, references)
+    order = np.argsort(-np.asarray(each), kind="stable")
+    shown = order[np.unique(np.linspace(0, len(order) - 1, WORST).round().astype(int))]
+    sources = [" ‖ ".join(example.source) for example in examples]
+    rows = [
+        (examples[i].origin, _cut(sources[i]), _cut(references[i]), _cut(texts[i]), each[i]) for i in map(int, shown)
+    ]
+    name = {"translation": "chrF", "summary": "ROUGE-L"}.get(scorer.kind, "equal")
+    note = f"{len(shown)} of {len(texts)} written texts, evenly from the best to the worst by the last column."
+    table = _table(["where", "source", "reference", "written", name], rows)
+    parts = [Section("Source, reference and written text", table, note)]
+    if not scorer.names:
+        return parts
+    by_length = []
+    for group in np.array_split(np.argsort([len(source) for source in sources], kind="stable"), _LENGTHS):
+        if len(group):
+            own, wanted = [texts[int(i)] for i in group], [references[int(i)] for i in group]
+            ratio = sum(map(len, own)) / max(sum(map(len, wanted)), 1)
+            found = scorer(own, wanted).scores.values()
+            span = f"{len(sources[group[0]])} to {len(sources[group[-1]])}"
+            by_length.append((span, len(group), *found, ratio))
+    header = ["characters of the source", "examples", *scorer.names, "written ÷ wanted characters"]
+    return [*parts, Section("Scores by length of the source", _table(header, by_length), scorer(texts, references)[1])]
 
 
 def _confusions(

@@ -16,6 +16,8 @@ from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.config import BertConfig
+from bert_jax.models.decoding.options import Decoding
+from bert_jax.models.writer import Writer
 from bert_jax.tasks.sections import Report
 
 Batch = dict[str, Array]
@@ -41,7 +43,9 @@ class Evaluation:
 
     split: str
     metrics: dict[str, float] = field(default_factory=dict)
-    predictions: Sequence[Any] = ()  # one per example, in the order of the split; JSON-able; () if the task makes none
+    predictions: Sequence[
+        Any
+    ] = ()  # of the examples, or the first ones, in their order; JSON-able; () if the task makes none
     learned: Description = field(default_factory=dict)  # e.g. thresholds; belongs into the checkpoint's description
 
     def __bool__(self) -> bool:
@@ -82,6 +86,7 @@ class Task(Protocol):
     token_outputs: ClassVar[tuple[str, ...]] = ()  # names of those rows of `evaluate` that have one entry per token
     makes_vocabulary: ClassVar[bool] = False  # whether `with_data` learns one from the data where none is given
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
+    makes_texts: ClassVar[bool] = False  # whether it has `writer` and `decoding`, for texts of several kinds
     has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
 
     config: ConfigDict
@@ -90,6 +95,7 @@ class Task(Protocol):
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
+    copied_parameters: Mapping[str, str] = {}  # begin of names → begin of those that a source without them has instead
     # Only of a task with data, or of one that stands in for it
     steps_per_epoch: int
     final_splits: tuple[str, ...]  # evaluated with the best checkpoint when training ends
@@ -219,6 +225,16 @@ class Task(Protocol):
     ) -> list[Any]:
         """Returns one JSON-able prediction per example from the rows that `evaluate` keeps: one array per item, without
         its leading two axes; arrays with one entry per token may be longer than the item, by padding."""
+        ...
+
+    # Only of a task that makes texts; examples without targets are encoded as sources
+
+    def writer(self, model: Any) -> Writer:
+        """Returns the writer whose parameters are those of the model."""
+        ...
+
+    def decoding(self, **given: Any) -> Decoding:
+        """Returns how it writes: as the options `generate.*` say, but for those that are `given`. Raises UserError."""
         ...
 
 

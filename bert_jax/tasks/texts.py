@@ -8,7 +8,14 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Part
-from bert_jax.data.labelled.examples import TaggedExample, TextExample, format_summary, summarise, warnings
+from bert_jax.data.labelled.examples import (
+    TaggedExample,
+    TextExample,
+    WritingExample,
+    format_summary,
+    summarise,
+    warnings,
+)
 from bert_jax.data.labelled.windows import sliding
 from bert_jax.data.tokenizers.rows import row_length
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -84,6 +91,21 @@ def log_tags(splits: Mapping[str, Sequence[TaggedExample]], has_entities: bool) 
             message = "%s: %d sentences repeat %s, %d with other tags (first: %s)"
             differing = sum(differs for _, differs in repeated)
             logging.warning(message, split, len(repeated), earlier, differing, repeated[0][0])
+
+
+def log_pairs(splits: Mapping[str, Sequence[WritingExample]]) -> None:
+    """Logs sizes and lengths of every split, and warns of sources that training has too and of targets that are copies
+    of their sources."""
+    known = {example.source for example in splits["train"]}
+    for split, examples in splits.items():
+        lengths = [sorted(len(" ".join(e.source)) for e in examples), sorted(len(e.target or "") for e in examples)]
+        quantiles = [f"min {one[0]}, median {one[len(one) // 2]}, max {one[-1]}" for one in lengths]
+        logging.info("%s: %d pairs; characters of sources %s; of targets %s", split, len(examples), *quantiles)
+        found = {"have a source that training has too": [e for e in examples if split != "train" and e.source in known]}
+        found["have a target that equals the source"] = [e for e in examples if e.source == (e.target,)]
+        for what, odd in found.items():
+            if odd:
+                logging.warning("%s: %d pairs %s (first: %s)", split, len(odd), what, odd[0].origin)
 
 
 def agreed_labels(known: list[str] | None, found: list[str], what: str) -> list[str]:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.mirror import mirrored
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
-from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over
+from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over, with_copies
 from bert_jax.training.processes import check_same, ends_with_the_others, on_first_process
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
@@ -269,10 +269,11 @@ def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) 
     """Returns the parameters that are taken from `init_from`, on the mesh."""
     folder = choose_checkpoint(config.init_from)
     saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
-    renewed = matching("renewed_parameters", task.renewed_parameters, saved.parameters)
-    source = {name: value for name, value in saved.parameters.items() if name not in renewed}
+    source, copied = with_copies(saved.parameters, task.copied_parameters)
+    renewed = matching("renewed_parameters", task.renewed_parameters, source)
+    source = {name: value for name, value in source.items() if name not in renewed}
     _, report = take_over(shapes, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder))
-    logging.info("warm start from %s: %s", folder, report)
+    logging.info("warm start from %s: %s", folder, replace(report, copied=copied))
     return _without_top_layers({name: source[name] for name in report.loaded}, config.train.reinitialise_layers)
 
 

@@ -5,8 +5,8 @@ A parameter of the trunk is called as in the trunk (`encoder/layers/attention/qu
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from bert_jax.config import UserError, pattern
 from bert_jax.models.bert import Model
 from bert_jax.sharding import LAYERS
 
+T = TypeVar("T")
 Parameters = dict[str, Array]
 _TRUNK, _HEADS = "trunk/", "heads/"
 _TRUNK_PARTS = ("embeddings/", "encoder/", "pooler/")
@@ -93,12 +94,26 @@ class WarmStart:
     loaded: list[str]
     missing: list[str]  # left as initialised
     unexpected: list[str]  # left behind
+    copied: Mapping[str, int] = field(default_factory=dict)  # how many of those loaded have another name in the source
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} parameters loaded"]
+        parts += [f"{count} of them {where}" for where, count in self.copied.items()]
         parts += [f"{len(self.missing)} left as initialised: {', '.join(self.missing)}"] if self.missing else []
         parts += [f"{len(self.unexpected)} not used: {', '.join(self.unexpected)}"] if self.unexpected else []
         return "; ".join(parts)
+
+
+def with_copies(source: Mapping[str, T], copies: Mapping[str, str]) -> tuple[dict[str, T], dict[str, int]]:
+    """Returns the parameters and those that `copies`, {begin of a name: begin of another one}, make of them, where they
+    are not there; and the number of each, in words."""
+    found, counts = dict(source), dict[str, int]()
+    for copy, original in copies.items():
+        if not any(name.startswith(copy) for name in source):
+            new = {copy + name.removeprefix(original): x for name, x in source.items() if name.startswith(original)}
+            found |= new
+            counts |= {f"{copy}… from {original}…": len(new)} if new else {}
+    return found, counts
 
 
 def take_over(

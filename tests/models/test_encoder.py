@@ -13,7 +13,7 @@ from bert_jax.models.attention import Cache, attention_mask
 from bert_jax.models.bert import Bert, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.cost import training_flops
-from bert_jax.models.encoder import Layer, rotary_angles, sinusoids
+from bert_jax.models.encoder import CrossAttention, Layer, rotary_angles, sinusoids
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 40}
 # The same program with fewer optimizations: what is tested here holds with any, and compiling is all the time it takes.
@@ -161,18 +161,19 @@ def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, ot
     """Two layers of a decoder, with and without a cache; and each token depends on the source. Rotary positions go on
     where the cache ends."""
     config = BertConfig(**SMALL, **other)
-    one, another = (random_model(lambda: Layer(config, rngs=nnx.Rngs(0), has_cross_attention=True)) for _ in range(2))
-    another.cross_attention.query.kernel[...] = -another.cross_attention.query.kernel[...]
+    layer = random_model(lambda: Layer(config, rngs=nnx.Rngs(0)))
+    one, another = (random_model(lambda: CrossAttention(config, rngs=nnx.Rngs(0))) for _ in range(2))
+    another.attention.query.kernel[...] = -another.attention.query.kernel[...]
     x, source = (jax.random.normal(jax.random.key(length), (2, length, 32)) for length in (6, 4))
     source_mask = jnp.asarray([[True] * 4, [True, True, False, False]])[:, None, None]
 
     @partial(jax.jit, compiler_options=QUICK)
     def decode(x, source, mask, caches, first=0):
-        cross = jnp.broadcast_to(source_mask, (2, 1, x.shape[1], 4))
+        shown = jnp.broadcast_to(source_mask, (2, 1, x.shape[1], 4))
         angles = rotary_angles(config, jnp.broadcast_to(first + jnp.arange(x.shape[1])[None], x.shape[:2]))
         after = []
-        for layer, cache in zip((one, another), caches, strict=True):
-            x, cache = layer(x, mask, angles=angles, source=source, source_mask=cross, cache=cache)
+        for cross, cache in zip((one, another), caches, strict=True):
+            x, cache = layer(x, mask, angles=angles, cross=cross, source=source, source_mask=shown, cache=cache)
             after.append(cache)
         return x, after
 
@@ -189,7 +190,7 @@ def test_layers_with_cross_attention_decode_one_token_at_a_time(random_model, ot
     hidden = decode(x, source.at[1, 2:].add(1), causal, [None, None])[0]
     np.testing.assert_array_equal(hidden, expected)
     with pytest.raises(ValueError, match="needs a source"):
-        one(x, causal, angles=rotary_angles(config, _positions(x)))
+        layer(x, causal, angles=rotary_angles(config, _positions(x)), cross=one)
 
 
 def test_sinusoids_are_those_of_the_paper(random_model):

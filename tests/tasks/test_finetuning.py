@@ -103,7 +103,7 @@ def test_predictions_and_scores_are_those_of_rows_of_their_own(tmp_path, kind, p
     for packing, devices in ((False, 1), (True, 1), (True, 8)):
         task = load(tmp_path, kind, pooling, packing=packing)
         task.config.mesh.data = devices
-        task.plan = task._plan()  # for so many devices
+        task.plan = task.make_plan()  # for so many devices
         if packing:
             assert max(shape.items for shape in task.plan.eval_shapes["validation"]) > 1
             assert all(shape.rows % devices == 0 for shape in task.plan.shapes)

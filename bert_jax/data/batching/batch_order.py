@@ -92,5 +92,6 @@ def _cut_sorted(order: Numbers, lengths: Int[np.ndarray, " N"], size: int) -> li
 
 
 def _sort_lengths(items: Sequence[Item]) -> Int[np.ndarray, " N"]:
-    """Returns the lengths, but items of more parts always count as longer, since parts decide about the shape first."""
-    return np.asarray([len(item.parts) * 1_000_000 + item.length for item in items], np.int64)
+    """Returns the lengths, of an item with a target those of both together, but items of more parts always count as
+    longer, since parts decide about the shape first."""
+    return np.asarray([len(item.parts) * 1_000_000 + item.length + item.target_length for item in items], np.int64)

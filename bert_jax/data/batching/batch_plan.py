@@ -70,11 +70,13 @@ class BatchPlan:
             found[split] = packed_shapes(*args, multiple=self._devices) if shares else padded_shapes(*args)
         return found
 
-    def mean_shape(self) -> tuple[float, float]:
-        """Returns the means over training batches of their rows, and of the tokens of a row, padding included."""
+    def mean_shape(self) -> tuple[float, float, float]:
+        """Returns the means over training batches of their rows, and of the tokens of a row and of its target, padding
+        included."""
         used = used_shapes(self.items["train"], self.order(0).epoch(0), self.shapes)
         rows = float(np.mean([shape.rows * shape.parts for shape in used]))
-        return rows, float(np.mean([shape.cost() for shape in used])) / rows
+        targets = float(np.mean([shape.rows * shape.targets for shape in used])) / rows
+        return rows, float(np.mean([shape.cost() for shape in used])) / rows - targets, targets
 
     def _shares_rows(self, split: str) -> bool:
         return self.is_packed and all(len(item.parts) == 1 for item in self.items[split])

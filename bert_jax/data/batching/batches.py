@@ -15,6 +15,8 @@ Attention stays inside a sequence, and `position_ids` begin at 0 in each. Fine-t
     item_ids                                  int32[G, S]    numbers of the items; -1 = no item
     item_weights                              float32[G, S]  0 = no item
     what a task adds to its items: per item [G, S, …], per token [B, L]
+    target_ids                                int32[B, T]    of items with a target, which have rows of their own
+    target_weights                            float32[B, T]  0 = padding
 
 An item may consist of several parts (the windows of a long text, the choices of a question). These are W consecutive
 rows, W alike in the whole batch, so that a device or a micro-batch that has one part of an item has all. Either W or S
@@ -87,6 +89,9 @@ def collate(items: Sequence[Item], groups: Sequence[Sequence[int]], shape: Shape
     first = items[0]
     batch |= {name: np.zeros((*per_item, *x.shape), x.dtype) for name, x in first.values.items()}
     batch |= {name: np.zeros(per_token, x.dtype) for name, x in first.token_values.items()}
+    if first.target is not None:
+        batch["target_ids"] = np.zeros((len(groups), shape.targets), np.int32)
+        batch["target_weights"] = np.zeros((len(groups), shape.targets), np.float32)
     for group, numbers in enumerate(groups):
         row, start = group * shape.parts, 0
         for sequence, number in enumerate(numbers):
@@ -102,6 +107,9 @@ def collate(items: Sequence[Item], groups: Sequence[Sequence[int]], shape: Shape
                 batch[name][row, start : start + len(value)] = value
             for name, value in item.values.items():
                 batch[name][group, sequence] = value
+            if item.target is not None:
+                batch["target_ids"][row, : len(item.target)] = item.target
+                batch["target_weights"][row, : len(item.target)] = 1
             batch["first_tokens"][group, sequence] = start
             batch["item_ids"][group, sequence], batch["item_weights"][group, sequence] = number, 1
             start += item.length

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int32
 
 from bert_jax.data.tokenizers.encoding import Part
 
@@ -12,13 +13,19 @@ class Item:
     """An encoded example: one part (a text, a pair, a window with a question) or several (the windows of a long text,
     the choices of a question).
 
-    `values` are arrays of one shape for all items; `token_values` have one entry per token of the only part.
+    `values` are arrays of one shape for all items; `token_values` have one entry per token of the only part. `target`
+    are tokens to be written for the only part: of all items of a list, or of none.
     """
 
     parts: tuple[Part, ...]
     values: dict[str, np.ndarray] = field(default_factory=dict)
     token_values: dict[str, np.ndarray] = field(default_factory=dict)
+    target: Int32[np.ndarray, " T"] | None = None
 
     @property
     def length(self) -> int:
         return max(len(part.ids) for part in self.parts)
+
+    @property
+    def target_length(self) -> int:
+        return 0 if self.target is None else len(self.target)

@@ -1,9 +1,9 @@
 """Which shapes the batches of a run have: few, since each is compiled, and with little padding.
 
 Padded: every item has rows of its own, as long as the longest of its batch; a batch takes the smallest of several
-lengths. Packed: items share rows, which may be longer than any of them; the longest item goes first, each into the row
-that has fewest tokens in it, and a batch takes the cheapest shape that holds it so. The last shape of all holds any
-batch.
+lengths, or of several pairs of lengths where items have targets. Packed: items share rows, which may be longer than any
+of them; the longest item goes first, each into the row that has fewest tokens in it, and a batch takes the cheapest
+shape that holds it so. The last shape of all holds any batch.
 """
 
 import math
@@ -25,21 +25,24 @@ _ROOM = 2  # a row holds so many times its even share of the batch's items, sinc
 
 
 class Shape(NamedTuple):
-    """The shape of a batch: groups of rows, rows of one item, tokens of a row, and how many items share a row (G, W, L
-    and S in `batches.py`); one of `parts` and `items` is 1."""
+    """The shape of a batch: groups of rows, rows of one item, tokens of a row, how many items share a row, and tokens
+    of a target (G, W, L, S and T in `batches.py`); one of `parts` and `items` is 1, both are with targets."""
 
     rows: int
     parts: int
     tokens: int
     items: int = 1
+    targets: int = 0
 
     def cost(self, crossover_length: float = np.inf) -> float:
         """Returns the time of a step in tokens: all tokens of the batch, padding included, where attention makes each
         dearer by a share of L / `crossover_length`, the length of rows at which it takes as long as all the rest."""
-        return self.rows * self.parts * self.tokens * (1 + self.tokens / crossover_length)
+        length = self.tokens + self.targets
+        return self.rows * self.parts * length * (1 + length / crossover_length)
 
     def __str__(self) -> str:
-        return f"{self.rows}×{self.tokens}" if self.parts == 1 else f"{self.rows}×{self.parts}×{self.tokens}"
+        targets = f"+{self.targets}" if self.targets else ""
+        return f"{self.rows}×{self.tokens}{targets}" if self.parts == 1 else f"{self.rows}×{self.parts}×{self.tokens}"
 
 
 class Limits(NamedTuple):
@@ -60,8 +63,13 @@ def padded_shapes(items: Sequence[Item], batches: Iterable[Numbers], batch_size:
     needs, largest = [_need([items[i] for i in batch]) for batch in batches], _need(items)
     found: dict[float, list[Shape]] = {}
     for number in range(limits.max_shapes, 0, -1):
-        shapes = [Shape(batch_size, *shape) for shape in _shapes([*needs, largest], number, limits.max_length)]
-        fitting = (next(s for s in shapes if s.parts >= parts and s.tokens >= length) for parts, length in needs)
+        if largest.targets:
+            sizes = _sizes_with_targets([*needs, largest], number)
+        else:
+            pairs = [(need.parts, need.tokens) for need in (*needs, largest)]
+            sizes = [_Need(*size) for size in _shapes(pairs, number, limits.max_length)]
+        shapes = [Shape(batch_size, size.parts, size.tokens, targets=size.targets) for size in sizes]
+        fitting = (next(shape for shape in shapes if _holds(shape, need)) for need in needs)
         tokens = sum(shape.cost() for shape in fitting)
         found[tokens + limits.break_even_tokens * len(shapes)] = shapes
     return found[min(found)]
@@ -131,8 +139,7 @@ def fit(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[Shape, list[lis
 def arrange(items: Sequence[Item], shape: Shape) -> list[list[int]] | None:
     """Returns the positions in the list of the items of each group of rows; None if the shape does not hold them."""
     if shape.items == 1:
-        parts, length = _need(items)
-        if len(items) > shape.rows or parts > shape.parts or length > shape.tokens:
+        if len(items) > shape.rows or not _holds(shape, _need(items)):
             return None
         return [[i] if i < len(items) else [] for i in range(shape.rows)]
     lengths = np.asarray([[item.length for item in items]])
@@ -171,8 +178,34 @@ def _assign_rows(
     return row_of, loads
 
 
-def _need(items: Sequence[Item]) -> tuple[int, int]:
-    return max(len(item.parts) for item in items), max(item.length for item in items)
+class _Need(NamedTuple):
+    """What a batch needs of a shape."""
+
+    parts: int
+    tokens: int
+    targets: int = 0
+
+
+def _need(items: Sequence[Item]) -> _Need:
+    targets = max(item.target_length for item in items)
+    return _Need(max(len(item.parts) for item in items), max(item.length for item in items), targets)
+
+
+def _holds(shape: Shape, need: _Need) -> bool:
+    return shape.parts >= need.parts and shape.tokens >= need.tokens and shape.targets >= need.targets
+
+
+def _sizes_with_targets(needs: Sequence[_Need], number: int) -> list[_Need]:
+    """Returns at most `number` sizes for batches that need these, the smallest first. Batches are grouped by the sum of
+    their two lengths, and each group gets the lengths that hold all of it; the last of `needs` holds any batch."""
+    largest, sums = needs[-1], [need.tokens + need.targets for need in needs]
+    sizes, least = [], 0
+    for most in _best_lengths(sums, number, max(sums)):
+        group = [need for need, size in zip(needs, sums, strict=True) if least < size <= most]
+        tokens = min(_rounded(max(need.tokens for need in group)), largest.tokens)
+        sizes.append(_Need(1, tokens, min(_rounded(max(need.targets for need in group)), largest.targets)))
+        least = most
+    return sizes
 
 
 def _shapes(needs: Sequence[tuple[int, int]], number: int, max_length: int) -> list[tuple[int, int]]:

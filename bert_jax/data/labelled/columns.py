@@ -36,7 +36,7 @@ def text_examples(
     if kind == "multi" and not separator:
         raise UserError(f"data.label_separator is empty ({spec}): give the text between the labels, e.g. '|'")
     flags = label.split(separator) if kind == "multi" and separator in label else []
-    for row in read_rows(spec, _has_header([text, text_pair, *(flags or [label])])):
+    for row in read_rows(spec, has_header([text, text_pair, *(flags or [label])])):
         texts = text_in(row, text), text_in(row, text_pair) if text_pair else None
         yield TextExample(row.origin, *texts, _label(row, label, flags, kind, separator) if label else None)
 
@@ -50,7 +50,7 @@ def choice_examples(spec: str, *, context: str, ending_start: str, choices: str,
     names = names_of("data.choices", choices)
     if not context or not names:
         raise UserError(f"{spec}: no column is named for the context or for the choices: set data.text, data.choices")
-    for row in read_rows(spec, _has_header([context, ending_start, *names, label])):
+    for row in read_rows(spec, has_header([context, ending_start, *names, label])):
         found = [text_in(row, name) for name in names] if len(names) > 1 else texts_in(row, names[0])
         if len(found) < 2:
             raise UserError(f"{row.origin}: {len(found)} choices; name two columns or more, or one of lists")
@@ -94,7 +94,7 @@ def texts_in(row: Row, column: str) -> list[str]:
     return value if fits else _refuse(row, column, value, ", no list of texts")
 
 
-def _has_header(columns: list[str]) -> bool | None:
+def has_header(columns: list[str]) -> bool | None:
     return False if any(_NUMBER.fullmatch(column) for column in columns) else None
 
 

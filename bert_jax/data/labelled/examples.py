@@ -69,6 +69,15 @@ class ChoiceExample:
     label: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WritingExample:
+    """A text and what is to be written for it; the text may have several turns, as a dialogue has."""
+
+    origin: str
+    source: tuple[str, ...]
+    target: str | None = None
+
+
 def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
     """Returns what is in each split and what splits share, as JSON takes it:
 

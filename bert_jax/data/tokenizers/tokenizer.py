@@ -128,10 +128,15 @@ def normalizer_from_config(data: ConfigDict) -> normalizers.BertNormalizer:
 
 
 def tokenizer_from_config(data: ConfigDict, corpus: Corpus) -> Tokenizer:
-    """Loads data.vocab_file, or trains on at most data.vocab_sample_megabytes spread evenly over the corpus."""
+    """Loads data.vocab_file, or trains on the corpus as `tokenizer_from_texts` does."""
     if data.vocab_file:
         return load_tokenizer(data.vocab_file, data)
-    return train_tokenizer(data, iter(_sample(corpus, data.vocab_sample_megabytes * 1_000_000)))
+    return tokenizer_from_texts(data, (document.text for document in corpus.documents()))
+
+
+def tokenizer_from_texts(data: ConfigDict, texts: Iterable[str]) -> Tokenizer:
+    """Trains on at most data.vocab_sample_megabytes, spread evenly over the texts."""
+    return train_tokenizer(data, iter(_sample(texts, data.vocab_sample_megabytes * 1_000_000)))
 
 
 def _with_its_size_checked(made: Tokenizer, data: ConfigDict) -> Tokenizer:
@@ -140,14 +145,14 @@ def _with_its_size_checked(made: Tokenizer, data: ConfigDict) -> Tokenizer:
     return made
 
 
-def _sample(corpus: Corpus, limit: int) -> list[str]:
-    """Returns every k-th document. Whenever their bytes pass the limit, k doubles and every other one is dropped."""
+def _sample(texts: Iterable[str], limit: int) -> list[str]:
+    """Returns every k-th text. Whenever their bytes pass the limit, k doubles and every other one is dropped."""
     kept: list[str] = []
     size, every = 0, 1
-    for index, document in enumerate(corpus.documents()):
+    for index, text in enumerate(texts):
         if index % every:
             continue
-        kept.append(document.text[:limit])
+        kept.append(text[:limit])
         size += len(kept[-1].encode("utf-8", "replace"))
         while size > limit and len(kept) > 1:
             kept, every = kept[::2], every * 2

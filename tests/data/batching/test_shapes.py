@@ -34,6 +34,25 @@ def test_few_shapes_that_fit_every_batch(sizes, max_shapes, batch_size):
     assert shapes[-1][0] >= max(map(len, sizes)) and shapes[-1][1] >= max(max(lengths) for lengths in sizes)
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=60),
+    st.integers(1, 8),
+    st.integers(1, 6),
+)
+def test_few_shapes_of_two_lengths_that_fit_every_batch(sizes, max_shapes, batch_size):
+    items = [
+        Item((Part(np.zeros(n, np.int32), np.zeros(n, np.int32)),), target=np.zeros(t, np.int32)) for n, t in sizes
+    ]
+    order = EpochOrder(items, batch_size, 0, mixed=False)
+    shapes = padded_shapes(items, order.epoch(0), batch_size, Limits(max_shapes, 64))
+    assert 1 <= len(shapes) <= max_shapes
+    assert shapes[-1][2:] == (max(n for n, _ in sizes), 1, max(t for _, t in sizes))
+    for batch in [*order.epoch(0), *order.epoch(1)]:
+        shape, rows = fit([items[i] for i in batch], shapes)
+        assert sorted(itertools.chain(*rows)) == list(range(len(batch)))
+        assert all(items[i].length <= shape.tokens and items[i].target_length <= shape.targets for i in batch)
+
+
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 3))
 def test_no_other_choice_of_lengths_pads_less(lengths, number):
     """With batches of one item a batch is as long as its item; all choices of lengths are tried."""
