@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.learning_rate, config.train.epochs = RECIPES[recipe]
     config.train.batch_size = 128
     config.train.label_smoothing = 0.1
-    config.eval.batch_size = 128
+    config.eval.batch_size = 64
     if recipe == "scratch":
         config.model.size = "mini"
         config.data.tokenizer, config.data.vocab_size = "unigram", 8_000

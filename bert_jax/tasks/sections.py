@@ -215,8 +215,7 @@ def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Sc
     shown = order[np.unique(np.linspace(0, len(order) - 1, WORST).round().astype(int))]
     sources = [" ‖ ".join(example.source) for example in examples]
     rows = [
-        (examples[i].origin, _cut(sources[i]), _cut(references[i]), _cut(texts[i]), round(each[i], 1))
-        for i in map(int, shown)
+        (examples[i].origin, _cut(sources[i]), _cut(references[i]), _cut(texts[i]), each[i]) for i in map(int, shown)
     ]
     name = {"translation": "chrF", "summary": "ROUGE-L"}.get(scorer.kind, "equal")
     note = f"{len(shown)} of {len(texts)} written texts, evenly from the best to the worst by the last column."
@@ -231,7 +230,7 @@ def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Sc
             ratio = sum(map(len, own)) / max(sum(map(len, wanted)), 1)
             found = scorer(own, wanted).scores.values()
             span = f"{len(sources[group[0]])} to {len(sources[group[-1]])}"
-            by_length.append((span, len(group), *(round(value, 1) for value in found), ratio))
+            by_length.append((span, len(group), *found, ratio))
     header = ["characters of the source", "examples", *scorer.names, "written ÷ wanted characters"]
     return [*parts, Section("Scores by length of the source", _table(header, by_length), scorer(texts, references)[1])]
 

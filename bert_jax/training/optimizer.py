@@ -64,15 +64,15 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
 
     optimizer.layer_decay d (Clark et al. 2020, section 3.1, appendix B): heads and pooler 1, the top layer d, the one
     under it d², …, the embeddings d^(N + 1). optimizer.freeze: 0 where it is found in a name, in which a layer has its
-    number, as in encoder/layers/3/attention/query/kernel. Raises UserError if it is found in none. The matrices that
-    Muon takes: times optimizer.muon_learning_rate ÷ optimizer.learning_rate; what optimizer.head is found in, as in
-    freeze: times optimizer.head_learning_rate ÷ optimizer.learning_rate.
+    number, as in encoder/layers/3/attention/query/kernel. The matrices that Muon takes: times
+    optimizer.muon_learning_rate ÷ optimizer.learning_rate. Names that optimizer.head is found in: times
+    optimizer.head_learning_rate ÷ optimizer.learning_rate. Raises UserError for a pattern that is found in none.
     """
     by_muon = matrices(optimizer, shapes) if optimizer.name == "muon" else ()
     ratio = optimizer.muon_learning_rate / optimizer.learning_rate if optimizer.muon_learning_rate else 1.0
     head = optimizer.head_learning_rate / optimizer.learning_rate if optimizer.head_learning_rate else 1.0
     depth = next((shape[0] for name, shape in shapes.items() if is_stacked(name)), 0)
-    multipliers, frozen = {}, 0
+    multipliers, frozen, new = {}, set(), set()
     for name, shape in shapes.items():
         if is_stacked(name):
             names = [f"{LAYERS}{i}/{name.removeprefix(LAYERS)}" for i in range(shape[0])]
@@ -81,15 +81,15 @@ def learning_rate_multipliers(optimizer: ConfigDict, shapes: Mapping[str, tuple[
             names, above = [name], np.asarray([depth + 1 if name.startswith("embeddings/") else 0])
         matched = matching("optimizer.freeze", optimizer.freeze, names)
         thawed = np.asarray([each not in matched for each in names])
-        frozen += len(matched)
+        own = matching("optimizer.head", optimizer.head if head != 1 else "", names)
+        frozen, new = frozen | matched, new | own
         multipliers[name] = np.asarray(optimizer.layer_decay**above * thawed, np.float32)
         multipliers[name] *= np.float32(ratio if name in by_muon else 1)
-        if head != 1:
-            of_head = matching("optimizer.head", optimizer.head, names)
-            multipliers[name] *= np.asarray([head if each in of_head else 1 for each in names], np.float32)
-    if optimizer.freeze and not frozen:
-        some = ", ".join(list(shapes)[:3])
-        raise UserError(f"optimizer.freeze={optimizer.freeze} matches no parameter; names are {some}, …")
+        multipliers[name] *= np.asarray([head if each in own else 1 for each in names], np.float32)
+    for key, is_used, found in (("freeze", bool(optimizer.freeze), frozen), ("head", head != 1, new)):
+        if is_used and not found:
+            some = ", ".join(list(shapes)[:3])
+            raise UserError(f"optimizer.{key}={optimizer[key]} matches no parameter; names are {some}, …")
     return multipliers
 
 

@@ -278,21 +278,39 @@ def test_overfits_32_pairs_to_exact_copies(learned):
     assert texts == [target for _, target in pairs(32)]
 
 
+def evaluated(run, config):
+    """Returns the evaluation of a run's parameters under another config."""
+    task = load(config)
+    graphdef, _ = abstract_state(task, optax.sgd(0.1))
+    saved = read_checkpoint(find_checkpoint(str(run)))
+    return make_evaluation(task, graphdef, config, make_mesh(config.mesh), {})(saved.parameters, "validation", {})
+
+
 @pytest.mark.slow
 def test_what_is_written_depends_on_the_source(learned):
     """With each other's sources the same parameters write hardly any of the targets."""
     task, _, run = learned
     rows = list(pairs(32))
-    shuffled = [(rows[(i + 7) % 32][0], target) for i, (_, target) in enumerate(rows)]
     config = task.config.copy_and_resolve_references()
+    shuffled = [(rows[(i + 7) % 32][0], target) for i, (_, target) in enumerate(rows)]
     config.data.validation = write(run, shuffled, "shuffled")
-    other = load(config)
-    graphdef, _ = abstract_state(other, optax.sgd(0.1))
-    saved = read_checkpoint(find_checkpoint(str(run)))
-    evaluation = make_evaluation(other, graphdef, config, make_mesh(config.mesh), {})(
-        saved.parameters, "validation", {}
-    )
-    assert evaluation.metrics["exact_match"] == 0 and evaluation.metrics["perplexity"] > 10
+    metrics = evaluated(run, config).metrics
+    assert metrics["exact_match"] == 0 and metrics["perplexity"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learned", ["unilm"], indirect=True)
+def test_an_evaluation_writes_as_the_options_say(learned):
+    task, finished, run = learned
+    config = task.config.copy_and_resolve_references()
+    config.seq2seq.eval_examples = 20
+    config.generate.beams = 4
+    found = evaluated(run, config)
+    assert found.predictions == finished.evaluation.predictions[:20]  # sure of itself, whatever the search
+    assert found.metrics["loss"] == pytest.approx(finished.evaluation.metrics["loss"])  # of all 32
+    config.generate.update(beams=1, temperature=9.0)
+    drawn = evaluated(run, config)
+    assert drawn.metrics["exact_match"] < 0.2 and drawn.predictions == evaluated(run, config).predictions
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert_jax import modes
-from bert_jax.config import UserError
+from bert_jax.config import UserError, validate
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.loop import _out_of_patience
 from bert_jax.training.metrics_log import read_metrics
@@ -60,6 +60,23 @@ def test_learning_rates_fall_from_the_head_to_the_embeddings():
         "pooler/kernel": [1],
         "heads/classifier/bias": [1],
     }
+
+
+def test_what_is_new_has_a_learning_rate_of_its_own():
+    rates = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
+    found = learning_rate_multipliers(optimizer_with(**rates), SHAPES)
+    np.testing.assert_allclose(np.concatenate(list(found.values())), [1, 1, 1, 1, 1, 10], rtol=1e-6)
+    found = learning_rate_multipliers(
+        optimizer_with(**rates, head="^encoder/layers/2/|^pooler", layer_decay=0.5), SHAPES
+    )
+    np.testing.assert_allclose(found["encoder/layers/output/kernel"], [1 / 8, 1 / 4, 5], rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate([found["pooler/kernel"], found["heads/classifier/bias"]]), [10, 1])
+    with pytest.raises(UserError, match=r"optimizer\.head=hedas/ matches no parameter; names are embeddings/"):
+        learning_rate_multipliers(optimizer_with(**rates, head="hedas/"), SHAPES)
+    config = get_config()
+    config.optimizer.update(learning_rate=0.0, head_learning_rate=1e-3)
+    with pytest.raises(UserError, match=r"learning_rate is 0, of which optimizer\.head_learning_rate is a multiple"):
+        validate(config, 1)
 
 
 def test_frozen_names_and_one_that_matches_nothing():

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 
 from bert_jax import modes
-from bert_jax.data.labelled.examples import Answer, ChoiceExample, QuestionExample, TaggedExample, TextExample
+from bert_jax.data.labelled.examples import (
+    Answer,
+    ChoiceExample,
+    QuestionExample,
+    TaggedExample,
+    TextExample,
+    WritingExample,
+)
 from bert_jax.lab import plots
 from bert_jax.lab.report import command as report_command
 from bert_jax.lab.report.run_page import write_report
 from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report
+from bert_jax.tasks.text_scores import Scorer
 from experiments import classify
 
 EVIL = '<script>alert("x")</script> & <b>bold</b>'
@@ -166,6 +174,20 @@ def test_choices(tmp_path):
     found = sections.choices(examples, [{"choice": 1, "text": "<slept>", "probability": 0.75}])
     page = report(tmp_path, make_config(), found)
     assert page.rows[-1] == ["dev:1", "He then", "ran", "<slept>", "0.750"]
+
+
+def test_written_texts(tmp_path):
+    """Source, reference and text from the best to the worst; scores of groups by the length of the source."""
+    texts = ["a b c d", "a b", "x"]
+    pairs = [(("first", "turn two"), "a b c d"), ((EVIL,), "a c"), (("s",), "y z")]
+    examples = [WritingExample(f"dev:{i}", *pair) for i, pair in enumerate(pairs, 1)]
+    page = report(tmp_path, make_config(), sections.writing(examples, texts, Scorer("summary")))
+    first = page.rows.index(["dev:1", "first ‖ turn two", "a b c d", "a b c d", "100.000"])
+    assert page.rows[first + 1] == ["dev:2", EVIL, "a c", "a b", "50.000"]
+    assert page.rows[first + 2] == ["dev:3", "s", "y z", "x", "0.000"]
+    lengths = [row for row in page.rows if row[0] in ("1 to 1", "16 to 16", f"{len(EVIL)} to {len(EVIL)}")]
+    assert [row[1:3] for row in lengths] == [["1", "0.000"], ["1", "100.000"], ["1", "50.000"]]
+    assert [row[-1] for row in lengths] == ["0.333", "1.000", "1.000"]
 
 
 def test_the_worst_come_first_and_are_twenty(tmp_path):
