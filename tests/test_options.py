@@ -32,6 +32,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
         "eval.max_examples",
         "eval.blimp_pairs",
         "head.lstm_layers",
+        "extractive.layers",
         "model.hidden_dropout",
         "model.attention_dropout",
         "model.initializer_range",

@@ -15,6 +15,7 @@ TASKS = {
     "tagging": "bert_jax.tasks.tagging.Tagging",
     "span_qa": "bert_jax.tasks.span_qa.SpanQA",
     "multiple_choice": "bert_jax.tasks.multiple_choice.MultipleChoice",
+    "extractive": "bert_jax.tasks.extractive.Extractive",
 }
 
 

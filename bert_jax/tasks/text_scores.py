@@ -19,23 +19,26 @@ from bert_jax.data.text.sentences import split_text
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Returns the mean of each of ROUGE over pairs of texts, in per cent. Raises UserError as `rouge_of_each`."""
-    return dict(zip(ROUGE, rouge_of_each(predictions, references).mean(axis=0).tolist(), strict=True))
+def rouge(predictions: Sequence[str], references: Sequence[str], names: tuple[str, ...] = ROUGE) -> dict[str, float]:
+    """Returns the mean of each of `names` over pairs of texts, in per cent. Raises UserError as `rouge_of_each`."""
+    means = rouge_of_each(predictions, references, names).mean(axis=0)
+    return dict(zip(names, means.tolist(), strict=True))
 
 
-def rouge_of_each(predictions: Sequence[str], references: Sequence[str]) -> Float64[np.ndarray, "N 4"]:
-    """Returns each of ROUGE (columns) of each pair of texts, in per cent.
+def rouge_of_each(
+    predictions: Sequence[str], references: Sequence[str], names: tuple[str, ...] = ROUGE
+) -> Float64[np.ndarray, "N M"]:
+    """Returns each of `names` (columns), which are among ROUGE, of each pair of texts, in per cent.
 
     Sentences of rougeLsum are the lines of a text and the sentences in them. Raises UserError for a reference in which
     ROUGE finds no word, and if rouge-score is not installed.
     """
-    scorer = _scorer()
-    found = np.zeros((len(references), len(ROUGE)))
+    scorer = _scorer(names)
+    found = np.zeros((len(references), len(names)))
     for row, prediction, reference in zip(found, predictions, references, strict=True):
         check_has_words(reference, "a reference")
         scores = scorer.score(_one_per_line(reference), _one_per_line(prediction))
-        row[:] = [100 * scores[name].fmeasure for name in ROUGE]
+        row[:] = [100 * scores[name].fmeasure for name in names]
     return found
 
 
@@ -54,8 +57,8 @@ def check_has_words(text: str, what: str) -> None:
 
 
 @cache
-def _scorer() -> Any:
-    return _package("rouge_scorer").RougeScorer(list(ROUGE), tokenizer=_tokenizer())
+def _scorer(names: tuple[str, ...]) -> Any:
+    return _package("rouge_scorer").RougeScorer(list(names), tokenizer=_tokenizer())
 
 
 @cache
