@@ -86,6 +86,8 @@ def mask_predict(blanks: Sequence[Blank], likeliest: Likeliest, iterations: int,
     for t in range(iterations):
         counts = [len(blank.places) * (iterations - t) // iterations for blank in blanks]
         numbers = [i for i, count in enumerate(counts) if count]
+        if not numbers:
+            break
         steps = {i: np.sort(np.argsort(filled[i].log_probabilities, kind="stable")[: counts[i]]) for i in numbers}
         for i in numbers:
             filled[i].ids[np.asarray(blanks[i].places)[steps[i]]] = mask_id

@@ -26,8 +26,9 @@ _MOST_MASKS = 64  # in a text
 _MOST = 256  # candidates of a text, and the largest value of several options
 _MARK = re.compile(r"\[(?:MASK|GAP)\]")
 _RUN = re.compile(rf"{_MARK.pattern}(?:\s*{_MARK.pattern})*")
+_LETTER = re.compile(r"\w")
 _UNUSED = re.compile(r"\[unused\d+\]|<unused\d*>")
-_ANY, _BEGINS = 0, 1  # kinds of places: any piece; a piece that begins a word
+_ANY, _BEGINS, _WORD = 0, 1, 2  # kinds of places: any piece; a piece that begins a word; one that is a word
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Infilling:
     """How gaps are filled. [UNK] and other special pieces never are.
 
     `iterations` are those of mask_predict, and the sweeps of gibbs; `beams` those of beam; `temperature` and `seed` are
-    gibbs'. `whole_words`: each mask is a whole word. `contains`: words that must occur among the fillings. `allowed`:
+    gibbs'. `whole_words`: each mask is a whole word, no
+    punctuation. `contains`: words that must occur among the fillings. `allowed`:
     pieces or words of one piece that masks may get, one list for all, or a list for each [MASK].
     """
 
@@ -75,14 +77,16 @@ class Grammar:
         self.words = [self._spelled(word) for word in how.contains]
         lists: Any = [how.allowed] if how.allowed and isinstance(how.allowed[0], str) else how.allowed
         own = [self._allowed(words) for words in lists]
-        self.tables: Bool[np.ndarray, "K V"] = np.stack([any_piece, any_piece & ~tokenizer.is_continuation, *own])
+        begins = any_piece & ~tokenizer.is_continuation
+        word = begins & [bool(_LETTER.search(tokenizer.token(i))) for i in range(tokenizer.vocab_size)]
+        self.tables: Bool[np.ndarray, "K V"] = np.stack([any_piece, begins, word, *own])
         self.per_mask = [len(self.tables) - len(own) + i for i in range(len(own))]
 
     def kinds(self, size: int, is_glued: bool) -> list[int]:
         """Returns the kinds of the places of a run, unless `how.allowed` decides. A word that is written up to the run
         may be continued, as in "play[MASK]"."""
         if self.how.whole_words:
-            return [_BEGINS] * size
+            return [_WORD] * size
         return [_ANY if is_glued else _BEGINS] + [_ANY] * (size - 1)
 
     def _allowed(self, words: Any) -> Bool[np.ndarray, " V"]:
