@@ -66,5 +66,5 @@ def sentence_places(numbers: Int[Array, "B L"]) -> tuple[Int[Array, "B P"], Int[
     rank = jnp.cumsum(begins, axis=1) - 1
     count = max(1, numbers.shape[1] // 3)
     is_place = begins[:, :, None] & (rank[:, :, None] == jnp.arange(count)[None, None])
-    places = jnp.sum(is_place * jnp.arange(numbers.shape[1])[None, :, None], axis=1)
+    places = jnp.sum(jnp.where(is_place, jnp.arange(numbers.shape[1])[None, :, None], 0), axis=1)
     return places, jnp.clip(rank, 0, count - 1)
