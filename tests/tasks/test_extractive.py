@@ -97,12 +97,17 @@ def test_each_sentence_of_a_long_document_is_scored_once(caplog):
 def test_overfits_32_documents_and_beats_the_first_sentences(tmp_path):
     path = write(tmp_path / "train.jsonl", rows_of(32))
     config = make_config(train=path, validation=path)
-    finished = train(load(config), config, tmp_path / "run")
+    task = load(config)
+    finished = train(task, config, tmp_path / "run")
     metrics = finished.evaluation.metrics
     assert metrics["rouge1"] == pytest.approx(100) and metrics["oracle_rouge1"] == pytest.approx(100)
     assert metrics["lead_rouge1"] < 80 > metrics["random_rouge1"]
-    report = (tmp_path / "run" / "report.html").read_text()
-    assert "random sentences" in report and "On average 100.0 % of the chosen sentences are labelled" in report
+    scores, shown = task.report_sections(finished.evaluation)
+    assert (
+        scores.body.rows[0] == ["the model", "100.000", "100.000", "100.000"] == ["the model", *scores.body.rows[3][1:]]
+    )
+    assert scores.body.rows[1][:2] == ["first sentences", f"{metrics['lead_rouge1']:.3f}"]
+    assert "On average 100.0 % of the chosen sentences are labelled" in shown.note and len(shown.body.rows) == 20
 
     predictor = Predictor(tmp_path / "run", batch_size=4)
     rows = list(rows_of(32))
