@@ -5,7 +5,6 @@ Heavy imports are inside the functions, so that `--help` and a mistyped flag ans
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,13 +75,19 @@ def fill_mask(
     text: list[str],
     top_k: int,
     strategy: str = "",
+    gap: int = 4,
+    iterations: int = 10,
+    seed: int = 0,
+    whole_words: bool = False,
+    contains: str = "",
+    allowed: str = "",
     input: str = "",
     output: str = "-",
     input_format: str = "",
     bad_lines: str = "fail",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
-    **options,
+    **_,
 ) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text, or with a strategy the text with its gaps filled;
     or writes lines of JSON for the rows of `input`."""
@@ -95,7 +100,8 @@ def fill_mask(
     from bert_jax.inference.open import meant, open_model
     from bert_jax.inference.output import write_jsonl
 
-    how = _infilling(strategy, options)
+    words = {"contains": contains, "allowed": allowed, "whole_words": whole_words}
+    how = _infilling(strategy, {"gap": gap, "iterations": iterations, "seed": seed} | words)
     path = _prepare(config, workdir, input, output, (".jsonl",)) if input else meant(workdir, config.init_from)
     opened = open_model(path, which=checkpoint, overrides=overrides)
     if how is None:
@@ -300,17 +306,13 @@ def _infilling(strategy: str, flags: Mapping[str, Any]) -> Any:
     for flags that need one."""
     from bert_jax.inference.gaps import Infilling
 
-    given = {option.name: flags[option.name] for option in fields(Infilling) if option.name in flags}
-    for name in {"contains", "allowed"} & given.keys():
-        given[name] = tuple(word.strip() for word in given[name].split(",") if word.strip())
-    if strategy:
-        return Infilling(strategy, **given)
-    for option in fields(Infilling):
-        if option.name in given and given[option.name] != option.default:
-            raise UserError(
-                f"--{option.name} is about masks that are filled jointly: give a --strategy, or leave it out"
-            )
-    return None
+    given = dict(flags)
+    for name in ("contains", "allowed"):
+        given[name] = tuple(word.strip() for word in flags[name].split(",") if word.strip())
+    changed = [name for name, value in given.items() if value != getattr(Infilling, name)]
+    if changed and not strategy:
+        raise UserError(f"--{changed[0]} is about masks that are filled jointly: give a --strategy, or leave it out")
+    return Infilling(strategy, **given) if strategy else None
 
 
 def _likeliest(fill: Any, top_k: int, text: str) -> list[str]:

@@ -5,7 +5,6 @@ English. rougeL compares two texts as one sequence of words each; rougeLsum, "RO
 the longest common subsequences of each reference sentence, and needs to know where sentences end.
 """
 
-import importlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -58,20 +57,20 @@ def check_has_words(text: str, what: str) -> None:
 
 @cache
 def _scorer(names: tuple[str, ...]) -> Any:
-    return _package("rouge_scorer").RougeScorer(list(names), tokenizer=_tokenizer())
+    tokenizer = _tokenizer()
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(names), tokenizer=tokenizer)
 
 
 @cache
 def _tokenizer() -> Any:
-    return _package("tokenizers").DefaultTokenizer(use_stemmer=True)
-
-
-def _package(module: str) -> Any:
-    """Returns a module of rouge-score, which is optional and takes two seconds to import."""
     try:
-        return importlib.import_module(f"rouge_score.{module}")
+        # An optional package, which takes two seconds to import.
+        from rouge_score.tokenizers import DefaultTokenizer
     except ModuleNotFoundError as error:
         raise UserError("ROUGE needs the extra generate: pip install -e '.[generate]'") from error
+    return DefaultTokenizer(use_stemmer=True)
 
 
 def _one_per_line(text: str) -> str:
