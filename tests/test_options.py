@@ -143,6 +143,7 @@ def test_a_saved_config_gets_todays_defaults():
         "classify": ("", "single", "multi", "regression"),
         "glue": ("", *glue.TASKS),
         "multiple_choice": ("",),
+        "extractive_summaries": ("",),
         "ner": ("", "entities", "plain"),
         "squad": ("", "v1", "v2"),
     }.items(),
