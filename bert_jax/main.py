@@ -57,34 +57,37 @@ def _parser() -> Parser:
     flag("workdir", None, "folder of the run [runs/<name of the experiment file>]", metavar="DIR")
     flag("debug", False, "show the traceback of an error")
     flag("checkpoint", "best", "best, newest, a step, or a path", "evaluate", "fill_mask", "predict", "generate",
-        "embed", "blimp")  # fmt: skip
+        "embed", "score", "blimp")  # fmt: skip
     flag("replay", 0, "number of steps that are taken again, to compare their bits", "doctor")
     flag("profile", 0, "number of steps whose time is traced and broken down", "train")
     flag("text", [], "a text with [MASK] in it; may be given several times", "fill_mask", action="append")
     flag("top_k", 5, "number of candidates per mask", "fill_mask", least=1)
-    flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT; blimp: a folder of .jsonl", "predict",
-        "generate", "embed", "blimp")  # fmt: skip
+    flag("strategy", "", "how all masks, and gaps marked [GAP], are filled jointly [each mask by itself]", "fill_mask",
+        choices=["", "left_to_right", "confidence", "mask_predict", "beam", "gibbs"])  # fmt: skip
+    flag("gap", 4, "most tokens of a [GAP]", "fill_mask", least=1)
+    flag("iterations", 10, "of mask_predict; sweeps of gibbs", "fill_mask", least=1)
+    flag("seed", 0, "of gibbs", "fill_mask")
+    flag("whole_words", False, "each mask is a whole word", "fill_mask")
+    flag("contains", "", "words that must be among the fillings, comma-separated", "fill_mask")
+    flag("allowed", "", "pieces that masks may get, comma-separated", "fill_mask")
+    of_texts = ("predict", "generate", "embed", "fill_mask", "score")
+    flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT; blimp: a folder of .jsonl", *of_texts, "blimp")
     formats = ["", "jsonl", "csv", "tsv", "txt"]
-    flag("input_format", "", "format of --input [by its suffix]", "predict", "generate", "embed", choices=formats)
-    flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; generate: .jsonl or -; "
-        "embed: .npy or .parquet; compile: .json; blimp: .json or .csv", "predict", "generate", "embed", "compile",
+    flag("input_format", "", "format of --input [by its suffix]", *of_texts, choices=formats)
+    flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; embed: .npy or "
+        ".parquet; compile: .json; blimp: .json or .csv; generate, fill_mask, score: .jsonl", *of_texts, "compile",
         "blimp")  # fmt: skip
-    flag(
-        "bad_lines",
-        "fail",
-        "whether a bad line ends the command",
-        "predict",
-        "generate",
-        "embed",
-        choices=["fail", "skip"],
-    )
+    flag("bad_lines", "fail", "whether a bad line ends the command", *of_texts, choices=["fail", "skip"])
     flag("glue", "", "test set whose predictions go into --output=<name>.zip", "predict", choices=["", *FILES])
     flag("pooling", "mean", "how the vectors of tokens become one", "embed", choices=["cls", "mean", "max"])
     flag("layer", "-1", "number of the layer, -1 is the last; or last4_sum, last4_concat", "embed")
     flag("normalize", False, "scale vectors to length 1", "embed")
     flag("topology", "", "the machine to compile for: v5e:2x4, v4:2x2x2, 2xv5e:4x4 (two slices), h100:8, cpu:8",
         "compile")  # fmt: skip
-    flag("tokens", False, "write the vectors of the tokens, to .parquet", "embed")
+    flag("tokens", False, "embed: write the vectors of the tokens, to .parquet; score: a table of the tokens", "embed",
+        "score")  # fmt: skip
+    flag("score_method", "within_word", "whether later pieces of a word are hidden with one of it", "score",
+        choices=["within_word", "original"])  # fmt: skip
     return parser
 
 

@@ -74,21 +74,47 @@ def fill_mask(
     *,
     text: list[str],
     top_k: int,
+    strategy: str = "",
+    gap: int = 4,
+    iterations: int = 10,
+    seed: int = 0,
+    whole_words: bool = False,
+    contains: str = "",
+    allowed: str = "",
+    input: str = "",
+    output: str = "-",
+    input_format: str = "",
+    bad_lines: str = "fail",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
     **_,
 ) -> int:
-    """Prints the likeliest tokens for every [MASK] in every --text."""
-    if not text:
-        raise UserError("--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.'")
+    """Prints the likeliest tokens for every [MASK] in every --text, or with a strategy the text with its gaps filled;
+    or writes lines of JSON for the rows of `input`."""
+    if bool(text) == bool(input):
+        raise UserError(
+            "--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.', or --input, and not both"
+        )
     from bert_jax.inference.fill_mask import FillMask
-    from bert_jax.inference.open import meant
+    from bert_jax.inference.infill import Infiller
+    from bert_jax.inference.open import meant, open_model
+    from bert_jax.inference.output import write_jsonl
 
-    fill = FillMask(meant(workdir, config.init_from), which=checkpoint, overrides=overrides)
+    words = {"contains": contains, "allowed": allowed, "whole_words": whole_words}
+    how = _infilling(strategy, {"gap": gap, "iterations": iterations, "seed": seed} | words)
+    path = _prepare(config, workdir, input, output, (".jsonl",)) if input else meant(workdir, config.init_from)
+    opened = open_model(path, which=checkpoint, overrides=overrides)
+    if how is None:
+        fill = FillMask(opened)
+        stream, shown = partial(fill.stream, top_k=top_k), partial(_likeliest, fill, top_k)
+    else:
+        infill = Infiller(opened, config.eval.batch_size)
+        stream, shown = partial(infill.stream, how=how), lambda one: [infill([one], how)[0]["text"]]
+    if input:
+        rows = _rows(input, config.data.text, "", input_format)
+        write_jsonl(rows, partial(stream, column=config.data.text), output, skip_bad=bad_lines == "skip")
     for one in text:
-        say(one)
-        for number, candidates in enumerate(fill(one, top_k), start=1):
-            say(f"  mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates))
+        say("\n  ".join([one, *shown(one)]))
     return 0
 
 
@@ -194,6 +220,34 @@ def embed(
     return 0
 
 
+def score(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    input_format: str = "",
+    bad_lines: str = "fail",
+    score_method: str = "within_word",
+    tokens: bool = False,
+    overrides: Mapping[str, Value] | None = None,
+    checkpoint: str = "best",
+    **_,
+) -> int:
+    """The log-likelihood of every text of `input`, in lines of JSON; a list of texts is ranked."""
+    if not input:
+        raise UserError("--mode=score needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+    path = _prepare(config, workdir, input, output, (".jsonl",))
+    from bert_jax.inference.output import write_jsonl
+    from bert_jax.inference.score import Scorer
+
+    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
+    scorer = Scorer(path, config.eval.batch_size, score_method, **options)
+    stream = partial(scorer.stream, column=config.data.text, by_token=tokens)
+    write_jsonl(_rows(input, config.data.text, "", input_format), stream, output, skip_bad=bad_lines == "skip")
+    return 0
+
+
 def blimp(
     config: ConfigDict,
     workdir: Path,
@@ -267,10 +321,33 @@ MODES = {
     "predict": predict,
     "generate": generate,
     "embed": embed,
+    "score": score,
     "blimp": blimp,
     "doctor": doctor,
     "compile": compile,
 }
+
+
+def _infilling(strategy: str, flags: Mapping[str, Any]) -> Any:
+    """Returns the `Infilling` that the flags of --mode=fill_mask describe; None without a strategy. Raises UserError
+    for flags that need one."""
+    from bert_jax.inference.gaps import Infilling
+
+    given = dict(flags)
+    for name in ("contains", "allowed"):
+        given[name] = tuple(word.strip() for word in flags[name].split(",") if word.strip())
+    changed = [name for name, value in given.items() if value != getattr(Infilling, name)]
+    if changed and not strategy:
+        raise UserError(f"--{changed[0]} is about masks that are filled jointly: give a --strategy, or leave it out")
+    return Infilling(strategy, **given) if strategy else None
+
+
+def _likeliest(fill: Any, top_k: int, text: str) -> list[str]:
+    """Returns a line for each [MASK] of the text."""
+    return [
+        f"mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates)
+        for number, candidates in enumerate(fill(text, top_k), start=1)
+    ]
 
 
 def _prepare(config: ConfigDict, workdir: Path, input: str, output: str, suffixes: tuple[str, ...]) -> str:

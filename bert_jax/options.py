@@ -33,8 +33,8 @@ _switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq or a Class",
-        "needed"),
+    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq, extractive "
+        "or a Class", "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
@@ -86,6 +86,14 @@ _OPTIONS = (
     _choice("seq2seq.bleu_tokenizer", "13a", "13a | intl | zh | char | none", "sacrebleu's, for BLEU", "restart"),
     _integer("seq2seq.eval_examples", 500, "[0, 2^31)", "of validation that an evaluation writes for, by generate.*; "
         "0 = all", "restart"),
+
+    # Extractive summaries only.
+    _integer("extractive.layers", 2, "[0, 64]", "transformer layers over the sentences of a row, new ones"),
+    _integer("extractive.sentences", 3, "[1, 2^20]", "sentences of a summary", "inference"),
+    _number("extractive.share", None, "(0, 1]", "of a document's sentences, in place of their number", "inference"),
+    _integer("extractive.words", None, "[1, 2^31)", "of a summary at most, in place of the number of sentences",
+        "inference"),
+    _switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),

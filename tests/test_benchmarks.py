@@ -85,3 +85,16 @@ def test_help_exits_with_status_0(name, monkeypatch, capsys):
         module(name).main()
     assert ended.value.code == 0
     assert "--warm_up" in capsys.readouterr().out
+
+
+def test_articles_with_summaries_lose_their_headline(tmp_path):
+    finetune_data = module("finetune_data")
+    summaries_data = module("summaries_data")
+    for kind, text in (("articles", "Head\n\nOne \xa3. Two.\n"), ("summaries", "Two.One \xa3.")):
+        (tmp_path / kind / "tech").mkdir(parents=True)
+        (tmp_path / kind / "tech" / "001.txt").write_text(text, "latin-1")
+    (tmp_path / "articles" / "tech" / "002.txt").write_text("No summary")
+    expected = {"id": "tech/001", "document": "One £. Two.", "summary": "Two.One £."}
+    assert summaries_data.articles(tmp_path) == [expected] and summaries_data.SEED == finetune_data.SEED
+    with pytest.raises(UserError, match=r"bbc_news.tar.xz does not exist; --archives is the folder"):
+        summaries_data.make(tmp_path, tmp_path / "to")

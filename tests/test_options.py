@@ -32,6 +32,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
         "eval.max_examples",
         "eval.blimp_pairs",
         "head.lstm_layers",
+        "extractive.layers",
         "model.hidden_dropout",
         "model.attention_dropout",
         "model.initializer_range",
@@ -146,6 +147,7 @@ def test_a_saved_config_gets_todays_defaults():
         "multiple_choice": ("",),
         "ner": ("", "entities", "plain"),
         "squad": ("", "v1", "v2"),
+        "summarize": ("", "abstractive", "extractive"),
     }.items(),
 )
 def test_every_experiment_with_every_argument(file, arguments):

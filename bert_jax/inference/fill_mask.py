@@ -1,6 +1,6 @@
 """The likeliest tokens for every [MASK] in a text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, result_or_error
+from bert_jax.data.labelled.columns import text_in
+from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.models.attention import take_places
@@ -38,7 +40,7 @@ class FillMask:
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
         if "[MASK]" not in text:
-            raise UserError(f"no [MASK] in '{text}'")
+            raise UserError(f"no [MASK] in '{text}'; put one where a token is missing")
         try:
             ids = self.tokenizer.row(ids_with_masks(self.tokenizer, text)).ids
         except UnicodeEncodeError as error:  # a lone surrogate, which no UTF-8 holds
@@ -61,6 +63,20 @@ class FillMask:
             [(self.tokenizer.token(int(i)), float(p[i])) for i in row]
             for row, p in zip(best, probabilities, strict=True)
         ]
+
+    def stream(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
+        """Yields for each row, in order, the likeliest tokens for each of its `masks`, or the UserError that says what
+        is wrong with it."""
+
+        def record(row: Row) -> dict[str, Any]:
+            try:
+                found = self(text_in(row, column), top_k)
+            except UserError as error:
+                raise UserError(f"{row.origin}: {error}") from None
+            return {"masks": [[{"token": token, "probability": p} for token, p in one] for one in found]}
+
+        for row in rows:
+            yield from [row] if isinstance(row, UserError) else result_or_error(record, [row])
 
     def _probabilities(self, batch: dict[str, np.ndarray], count: int) -> Float[np.ndarray, "M V"]:
         """Returns the distributions of the first `count` masks."""

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.encode import Encoded, InputError, TextEncoder, problem
 from bert_jax.inference.fill_mask import FillMask
+from bert_jax.inference.gaps import Infilling
 from bert_jax.inference.generate import Generator
+from bert_jax.inference.infill import Infiller
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
+from bert_jax.tasks.likelihood import METHODS
 
 Texts = str | Sequence[str]
 
@@ -73,12 +76,39 @@ class LoadedModel:
         embedder = self.tool(Embedder, pooling=pooling, layer=str(layer), normalize=normalize)
         return _results(texts, lambda rows: embedder.stream(_rows(rows, "text")))
 
-    def score(self, texts: Texts) -> Any:
+    def infill(self, texts: Texts, strategy: str = "confidence", **options: Any) -> Any:
+        """Returns for each text with [MASK] or [GAP] in it a record with the filled `text` (`Infiller.stream`). The
+        options are those of `Infilling`: gap, iterations, beams, temperature, seed, whole_words, contains, allowed."""
+        try:
+            how = Infilling(strategy, **{name: _as_tuples(value) for name, value in options.items()})
+        except TypeError:
+            known = ", ".join(option.name for option in fields(Infilling)[1:])
+            raise UserError(f"infill takes the options {known}; correct {', '.join(options)}") from None
+        infiller = self.tool(Infiller)
+        return _results(texts, lambda rows: infiller.stream(_rows(rows, "text"), "text", how))
+
+    def score(self, texts: Texts, *, method: str = "within_word", by_token: bool = False) -> Any:
         """Returns the log-likelihood of each text as a float, in nats: the sum of log p(token | all others), or in a
-        left-to-right model of log p(token | those before it). `tasks/likelihood.py` says what is hidden. Raises
-        UserError for a model without an MLM head."""
-        scorer = self.tool(Scorer)
-        return _results(texts, lambda rows: scorer.stream(_rows(rows, "text")))
+        left-to-right model of log p(token | those before it). `tasks/likelihood.py` explains the methods. With
+        `by_token` a record that also has a table of the tokens (`Scorer.stream`). Raises UserError for a model without
+        an MLM head."""
+        scorer = self.tool(Scorer, method=method)
+        records = _results(texts, lambda rows: scorer.stream(_rows(rows, "text"), by_token=by_token))
+        if by_token or isinstance(records, dict):
+            return records if by_token else records["score"]
+        return [record["score"] if isinstance(record, dict) else record for record in records]
+
+    def rank(self, candidates: Sequence[str], *, per_token: bool = False, method: str = "within_word") -> Any:
+        """Returns the candidates as [(text, score), …], the most probable one first: by `score`, or by its mean over
+        the tokens, which is fairer to texts of unequal length. Raises `InputError` for a candidate that has no score.
+        """
+        scorer = self.tool(Scorer, method=method)
+        records = _results(list(candidates), lambda rows: scorer.stream(_rows(rows, "text")))
+        for wrong in (record for record in records if isinstance(record, InputError)):
+            raise wrong
+        sizes = [record["tokens"] if per_token else 1 for record in records]
+        scores = [record["score"] / size for record, size in zip(records, sizes, strict=True)]
+        return sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1])
 
     def predict(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
         """Returns the prediction of the fine-tuned task for each text, or each object with the task's columns."""
@@ -102,8 +132,14 @@ class LoadedModel:
         no longer depend on what was run before, not even in the last bit.
         """
         tools = [self.tool(TextEncoder), self.tool(Embedder, pooling="mean", layer="-1", normalize=False)]
-        for kind in (Predictor, FillMask, Scorer, Generator):
-            options = {"given": ()} if kind is Generator else {}
+        defaults: dict[type, dict[str, Any]] = {
+            Predictor: {},
+            FillMask: {},
+            Scorer: {"method": METHODS[0]},
+            Infiller: {},
+            Generator: {"given": ()},
+        }
+        for kind, options in defaults.items():
             with contextlib.suppress(UserError):  # a model need not have all heads
                 tools.append(self.tool(kind, **options))
         for tool in tools:
@@ -137,6 +173,11 @@ def _results(inputs: Any, run: Callable[[Sequence[Any]], Any]) -> Any:
     if is_one and isinstance(results[0], InputError):
         raise results[0]
     return results[0] if is_one else results
+
+
+def _as_tuples(value: Any) -> Any:
+    """Returns lists of words, which a caller may change, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _rows(inputs: Sequence[Any], column: str) -> Iterator[Row | UserError]:

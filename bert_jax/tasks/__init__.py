@@ -16,6 +16,7 @@ TASKS = {
     "span_qa": "bert_jax.tasks.span_qa.SpanQA",
     "multiple_choice": "bert_jax.tasks.multiple_choice.MultipleChoice",
     "seq2seq": "bert_jax.tasks.seq2seq.Seq2Seq",
+    "extractive": "bert_jax.tasks.extractive.Extractive",
 }
 
 

@@ -1,8 +1,9 @@
 """Log-likelihoods of texts by a masked language model (Salazar et al. 2020; Kauf and Ivanova 2023).
 
 The pseudo-log-likelihood of a text is the sum of log p(token | all other tokens) over its tokens, each hidden in turn.
-The later pieces of a word would give away an earlier one; while a piece is scored, the later pieces of its word are
-hidden too ("within-word left-to-right"). [CLS] and [SEP] are not scored.
+That is the method "original" of METHODS. The later pieces of a word give away an earlier one; by the method
+"within_word", the default, the later pieces of its word are hidden too while a piece is scored. [CLS] and [SEP] are not
+scored.
 
 In a left-to-right model (model.causal) no token sees what follows it. The same sum is then the log-likelihood of the
 text by the chain rule.
@@ -24,6 +25,7 @@ from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
 
 HostBatch = dict[str, np.ndarray]
+METHODS = ("within_word", "original")
 
 
 def hidden_token_batches(
@@ -31,6 +33,7 @@ def hidden_token_batches(
     tokenizer: Tokenizer,
     lengths: Sequence[int],
     rows: Callable[[int], int],
+    method: str = "within_word",
 ) -> Iterator[HostBatch]:
     """Yields batches of copies of the texts, one copy for each token, which is hidden in it; short texts come first.
 
@@ -41,7 +44,8 @@ def hidden_token_batches(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for shorter, length in zip([0, *lengths], lengths, strict=False):
         fitting = (i for i in order if shorter < len(texts[i]) <= length)
-        yield from _cut((_copies(texts[i], i, tokenizer, length) for i in fitting), rows(length))
+        copies = (_copies(texts[i], i, tokenizer, length, method) for i in fitting)
+        yield from _cut(copies, rows(length))
 
 
 def token_log_probabilities(model: Model, batch: dict[str, Array]) -> Float[Array, "B P"]:
@@ -55,15 +59,23 @@ def token_log_probabilities(model: Model, batch: dict[str, Array]) -> Float[Arra
     return of_label - jax.nn.logsumexp(logits, axis=-1)
 
 
+def token_log_likelihoods(
+    found: Iterable[tuple[Int[np.ndarray, " B"], Float[np.ndarray, "B P"]]], count: int
+) -> list[Float64[np.ndarray, " _"]]:
+    """Returns the log-probabilities of the tokens of each of `count` texts, in their order, from the `text_ids` and the
+    log-probabilities of every batch."""
+    parts: list[list[np.ndarray]] = [[] for _ in range(count)]
+    for text_ids, log_probabilities in found:
+        for number in np.unique(text_ids[text_ids >= 0]):
+            parts[number].append(log_probabilities[text_ids == number].reshape(-1).astype(np.float64))
+    return [np.concatenate(own) if own else np.zeros(0) for own in parts]
+
+
 def text_log_likelihoods(
     found: Iterable[tuple[Int[np.ndarray, " B"], Float[np.ndarray, "B P"]]], count: int
 ) -> Float64[np.ndarray, " N"]:
-    """Returns the sum of the log-probabilities of each of `count` texts, from the `text_ids` and the log-probabilities
-    of every batch."""
-    totals = np.zeros(count + 1)
-    for text_ids, log_probabilities in found:
-        np.add.at(totals, text_ids, log_probabilities.sum(axis=-1, dtype=np.float64))  # −1 is the last entry
-    return totals[:-1]
+    """Returns the sums of `token_log_likelihoods`."""
+    return np.asarray([own.sum() for own in token_log_likelihoods(found, count)])
 
 
 class EncodedPairs:
@@ -103,10 +115,10 @@ def row_lengths(most: int) -> list[int]:
     return [*itertools.takewhile(lambda length: length < most, every), most]
 
 
-def _copies(ids: Int32[np.ndarray, " N"], number: int, tokenizer: Tokenizer, length: int) -> HostBatch:
+def _copies(ids: Int32[np.ndarray, " N"], number: int, tokenizer: Tokenizer, length: int, method: str) -> HostBatch:
     """Returns one row for each token but [CLS] and [SEP]."""
     size, places = len(ids), np.arange(1, len(ids) - 1)
-    word = np.cumsum(~tokenizer.is_continuation[ids])
+    word = np.cumsum(~tokenizer.is_continuation[ids]) if method == "within_word" else np.arange(size)
     is_hidden = (word[places, None] == word[None]) & (np.arange(size)[None] >= places[:, None])
     rows = np.full((len(places), length), tokenizer.pad_id, np.int32)
     rows[:, :size] = np.where(is_hidden, tokenizer.mask_id, ids[None])

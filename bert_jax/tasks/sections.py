@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from bert_jax.data.labelled.examples import (
     ChoiceExample,
+    DocumentExample,
     QuestionExample,
     TaggedExample,
     TextExample,
@@ -233,6 +234,30 @@ def writing(examples: Sequence[WritingExample], texts: Sequence[str], scorer: Sc
             by_length.append((span, len(group), *found, ratio))
     header = ["characters of the source", "examples", *scorer.names, "written ÷ wanted characters"]
     return [*parts, Section("Scores by length of the source", _table(header, by_length), scorer(texts, references)[1])]
+
+
+def extracts(
+    examples: Sequence[DocumentExample],
+    predictions: Sequence[Prediction],
+    metrics: Mapping[str, float],
+    names: Sequence[str],
+) -> list[Section]:
+    """Returns the sections of extractive summaries: the model beside the baselines, by the metrics that are called
+    `names` and "lead_" + name, …; and summaries beside the given ones."""
+    methods = {"the model": "", "first sentences": "lead_", "random sentences": "random_", "oracle": "oracle_"}
+    rows = [[title, *(metrics[f"{prefix}{name}"] for name in names)] for title, prefix in methods.items()]
+    note = "F-measures in per cent. All have the same length; the oracle chooses sentences knowing the given summary."
+    cells, right = [], []
+    for example, prediction in zip(examples, predictions, strict=True):
+        own = {sentence["number"] for sentence in prediction["sentences"]}
+        right.append(len(own & set(example.chosen)) / max(1, len(own)))
+        chosen = [sentence["text"] for sentence in prediction["sentences"]]
+        cells.append((example.origin, _cut(" • ".join(chosen)), _cut(" • ".join(example.summary or ())), right[-1]))
+    cells.sort(key=lambda row: row[-1])
+    header = ["where", "chosen", "given", "chosen ones that are labelled"]
+    share = f"On average {100 * float(np.mean(right)):.1f} % of the chosen sentences are labelled; "
+    shown = Section("Summaries", _table(header, cells[:WORST]), f"{share}up to {WORST} documents, fewest first.")
+    return [Section("ROUGE", _table(["", *names], rows), note), shown]
 
 
 def _confusions(

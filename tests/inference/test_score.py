@@ -47,15 +47,69 @@ def test_scores_do_not_depend_on_the_batch(checkpoint):
     np.testing.assert_allclose([model.score(text) for text in TEXTS], scores, rtol=1e-5)
     rows = one.score([one.tokenizer.row(one.tokenizer.encode_words([text])[0]).ids for text in TEXTS])
     np.testing.assert_allclose(rows, scores, rtol=1e-5)
-    assert model.score([]) == [] and model.score("") == 0.0
+    assert model.score([]) == []
 
 
 def test_a_text_that_cannot_be_scored_has_an_error_in_its_place(checkpoint, tmp_path):
-    long, number, good = bert_jax.load(checkpoint).score(["a " * 31, 3, "a"])
+    model = bert_jax.load(checkpoint)
+    long, number, good, empty = model.score(["a " * 31, 3, "a", "\u200b"])
     assert isinstance(long, InputError) and "input 0: 33 tokens, over 32" in str(long)
+    assert isinstance(empty, InputError) and "input 3: no tokens in" in str(empty)
     assert isinstance(number, InputError) and isinstance(good, float)
+    with pytest.raises(InputError, match="input 1: no tokens in ''; there is nothing to score"):
+        model.rank(["a", ""])
+    with pytest.raises(UserError, match="method 'masked' of scoring is unknown; it can be within_word or original"):
+        model.score("a", method="masked")
     with pytest.raises(UserError, match="has no MLM head, which scores texts"):
         Scorer(pretrained(tmp_path / "headless", "heads/mlm/"))
+
+
+def test_the_table_of_a_text_has_its_tokens_and_adds_up(checkpoint):
+    model = bert_jax.load(checkpoint)
+    text = "Good  bads, b"
+    record = model.score(text, by_token=True)
+    assert [row["token"] for row in record["table"]] == ["good", "bad", "##s", "[UNK]", "b"]
+    assert [text[row["start"] : row["end"]] for row in record["table"]] == ["Good", "bad", "s", ",", "b"]
+    total = sum(row["log_probability"] for row in record["table"])
+    assert record["score"] == pytest.approx(total) == pytest.approx(model.score(text), rel=1e-5)
+    assert record["tokens"] == 5 and record["perplexity"] == pytest.approx(np.exp(-total / 5))
+    original = model.score(text, method="original", by_token=True)
+    same = [
+        one["log_probability"] == pytest.approx(other["log_probability"], rel=1e-4)
+        for one, other in zip(record["table"], original["table"], strict=True)
+    ]
+    assert same == [True, False, True, True, True], "only bad sees that s follows"
+
+
+def test_candidates_are_ranked_by_their_scores_or_by_the_means_of_their_tokens(checkpoint, tmp_path, capsys):
+    model = bert_jax.load(checkpoint)
+    found = model.rank(TEXTS)
+    assert found == sorted(zip(TEXTS, model.score(TEXTS), strict=True), key=lambda pair: -pair[1])
+    means = [(text, score / len(model.tokenizer.encode_words([text])[0])) for text, score in found]
+    per_token = model.rank(TEXTS, per_token=True)
+    assert [text for text, _ in per_token] == [text for text, _ in sorted(means, key=lambda pair: -pair[1])]
+    assert [text for text, _ in per_token] != [text for text, _ in found]
+
+    rows = [{"id": "x", "text": TEXTS}, {"text": []}, {"text": "b"}, {"text": ["a", 1]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--mode=score", "--config=experiments/base.py", f"--config.init_from={checkpoint}"]
+    command += [
+        f"--input={tmp_path / 'in.jsonl'}",
+        f"--workdir={tmp_path / 'none'}",
+        f"--output={tmp_path / 'o.jsonl'}",
+    ]
+    assert exit_status(main, [*command, "--tokens", "--bad_lines=skip"]) == 0
+    ranked, empty, one, wrong = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+    assert ranked["id"] == "x" and [TEXTS[i] for i in ranked["ranking"]] == [text for text, _ in found]
+    assert [TEXTS[i] for i in ranked["ranking_per_token"]] == [text for text, _ in per_token]
+    assert [len(candidate["table"]) for candidate in ranked["candidates"]] == [3, 1, 6, 9]
+    assert one["line"] == 3 and one["score"] == pytest.approx(model.score("b"), rel=1e-5)
+    assert "in.jsonl:2: column 'text' has no candidates" in empty["error"]
+    assert "in.jsonl:4: column 'text' holds ['a', 1], no list of texts" in wrong["error"]
+    capsys.readouterr()
+    assert exit_status(main, command) == 2 and "in.jsonl:2: column 'text' has no" in capsys.readouterr().err
+    assert exit_status(main, [word for word in command if not word.startswith("--input")]) == 2
+    assert "--mode=score needs --input" in capsys.readouterr().err
 
 
 def test_blimp_prints_and_writes_what_the_scores_say(checkpoint, pairs, tmp_path, capsys):

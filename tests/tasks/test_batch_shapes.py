@@ -11,7 +11,7 @@ from bert_jax.tasks import task_class
 from bert_jax.tasks.finetuning import FineTuning
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.tasks.task import shapes_of
-from experiments import classify, multiple_choice, ner, squad
+from experiments import classify, multiple_choice, ner, squad, summarize
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz"]
 TOKENIZER = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS], "test", True, None, True)
@@ -43,6 +43,11 @@ FAMILIES = {
         [{"w": WORDS, "tags": TAGS[i % 2]} for i in range(6)],
     ),
     "span_qa": (squad.get_config("v1"), {"max_query_length": 3, "window_stride": 4}, SQUAD),
+    "extractive": (
+        summarize.get_config("extractive"),
+        {"label": "summary"},
+        [{"document": WORDS, "summary": [0]} for _ in range(6)],
+    ),
     "choices": (multiple_choice.get_config(), {}, [{"sent1": TEXT, "sent2": "a", "label": 1, **ENDINGS}] * 6),
 }
 

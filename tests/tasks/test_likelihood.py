@@ -15,6 +15,7 @@ from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import MaskedLMHead
 from bert_jax.tasks.likelihood import (
+    METHODS,
     EncodedPairs,
     hidden_token_batches,
     row_lengths,
@@ -49,8 +50,8 @@ def ids_of(text):
 log_probabilities = jax.jit(token_log_probabilities)
 
 
-def scores_of(model, texts, rows):
-    batches = hidden_token_batches(texts, TOKENIZER, row_lengths(16), lambda length: rows)
+def scores_of(model, texts, rows, method="within_word"):
+    batches = hidden_token_batches(texts, TOKENIZER, row_lengths(16), lambda length: rows, method)
     found = [(batch.pop("text_ids"), log_probabilities(model, batch)) for batch in batches]
     assert {len(numbers) for numbers, _ in found} == {rows}
     return text_log_likelihoods(((n, np.asarray(x)) for n, x in found), len(texts))
@@ -68,24 +69,26 @@ def logits_of(model, ids):
     return padded_logits(model, np.pad(ids, (0, 16 - len(ids))), len(ids))
 
 
-def by_hand(model, ids):
-    """Hides one token after the other, and with it the later pieces of its word."""
+def by_hand(model, ids, method):
+    """Hides one token after the other, and with it the later pieces of its word, unless by the original method."""
     total = 0.0
     for place in range(1, len(ids) - 1):
         shown = ids.copy()
         shown[place] = TOKENIZER.mask_id
         after = place + 1
-        while TOKENIZER.is_continuation[ids[after]]:
+        while method == "within_word" and TOKENIZER.is_continuation[ids[after]]:
             shown[after] = TOKENIZER.mask_id
             after += 1
         total += float(jax.nn.log_softmax(logits_of(model, shown)[place])[ids[place]])
     return total
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rows", [5, 64])
-def test_equals_a_loop_over_tokens_whatever_the_batch(model, rows):
+def test_equals_a_loop_over_tokens_whatever_the_batch(model, rows, method):
     texts = [ids_of(text) for text in TEXTS]
-    np.testing.assert_allclose(scores_of(model, texts, rows), [by_hand(model, ids) for ids in texts], rtol=1e-5)
+    expected = [by_hand(model, ids, method) for ids in texts]
+    np.testing.assert_allclose(scores_of(model, texts, rows, method), expected, rtol=1e-5)
 
 
 def test_later_pieces_of_a_word_are_hidden_and_earlier_ones_are_not():

@@ -13,7 +13,7 @@ from bert_jax.tasks import TASKS, known_task, task_class
 from bert_jax.tasks.task import Evaluation, Source
 from bert_jax.training.evaluation import check_best_metric
 from bert_jax.training.loop import train
-from experiments import classify, multiple_choice, ner, squad
+from experiments import classify, multiple_choice, ner, squad, summarize
 
 LETTERS = [*"abcdefghijkl"]
 TOKENIZER = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS], "test", True, None, True)
@@ -50,6 +50,10 @@ def of_family(family, folder):
         rows = [{"text": c, "label": k, "endings": ["a b", "c"]} for c, k in zip(joined, kinds, strict=True)]
         config = multiple_choice.get_config()
         config.data.update(text="text", text_pair="", choices="endings", label="label")
+    elif family == "extractive":
+        pytest.importorskip("rouge_score", reason="pip install -e '.[generate]'")
+        rows = [{"document": text, "summary": [i for i, x in enumerate(text) if x < "d"] or [0]} for text in texts]
+        config = summarize.get_config("extractive")
     else:
         kind = family.removeprefix("classification-")
         label = {"single": str, "multi": lambda k: "x|y" if k else "x", "regression": float}[kind]
@@ -68,7 +72,7 @@ def of_family(family, folder):
 
 FAMILIES = [
     *("classification-single", "classification-multi", "classification-regression"),
-    *("tagging", "span_qa", "multiple_choice"),
+    *("tagging", "span_qa", "multiple_choice", "extractive"),
 ]
 
 

@@ -7,7 +7,16 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from bert_jax.config import UserError
-from bert_jax.tasks.text_scores import KINDS, Scorer, sentences_on_lines, warn_of_letters
+from bert_jax.tasks import text_scores
+from bert_jax.tasks.text_scores import (
+    KINDS,
+    Scorer,
+    rouge,
+    rouge_of_each,
+    rouge_words,
+    sentences_on_lines,
+    warn_of_letters,
+)
 
 
 def test_bleu_by_hand():
@@ -48,6 +57,11 @@ def test_rouge_by_hand():
     assert found.scores["rouge2"] == pytest.approx(100 * 2 * 1 / (2 + 3))
     assert found.scores["rougeL"] == found.scores["rougeLsum"] == pytest.approx(100 * 2 * 2 / (3 + 4))
     assert Scorer("summary")(["cats running"], ["cat runs"]).scores["rouge1"] == pytest.approx(100)  # stems
+    assert rouge_words("Dogs, RUNNING about!") == ["dog", "run", "about"]
+    # of 4 and 6 words 3 are common, of 3 and 5 pairs 1 ("the cat"), and in order 3 (the, cat, sat)
+    found = rouge(["the cat sat. quickly"], ["the cat never once has sat"], ("rouge1", "rouge2", "rougeL"))
+    assert found == pytest.approx({"rouge1": 60, "rouge2": 25, "rougeL": 60})
+    assert rouge_of_each(["a b", "c", ""], ["a b", "d", "a"]).tolist() == [[100.0] * 4, [0.0] * 4, [0.0] * 4]
 
 
 def test_newlines_make_rouge_lsum_what_papers_report():
@@ -79,6 +93,11 @@ def test_what_is_refused(monkeypatch, caplog):
         Scorer("summary")([], [])
     warn_of_letters(["Привет, мир", "abc"])
     assert "75 % of the references' letters are not a–z" in caplog.text
+    with pytest.raises(UserError, match="a reference has no word of the letters a-z"):
+        text_scores.check_has_words("股票大涨", "a reference")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"seq2seq.scores=summary needs the extra generate: pip install -e"):
+    with pytest.raises(UserError, match=r"scores of a summary need the extra generate: pip install -e"):
         Scorer("summary")
+    text_scores._rouge_tokenizer.cache_clear()
+    with pytest.raises(UserError, match="scores of a summary need the extra generate"):
+        rouge_words("a")

@@ -78,6 +78,17 @@ class WritingExample:
     target: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentExample:
+    """A document whose summary consists of some of its sentences. `summary` are the sentences of the given summary,
+    which may be other ones; `chosen` the numbers, from 0, of the document's sentences that are in it."""
+
+    origin: str
+    sentences: tuple[str, ...]
+    summary: tuple[str, ...] | None = None
+    chosen: tuple[int, ...] = ()
+
+
 def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
     """Returns what is in each split and what splits share, as JSON takes it:
 
