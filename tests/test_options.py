@@ -148,6 +148,8 @@ def test_a_saved_config_gets_todays_defaults():
         "ner": ("", "entities", "plain"),
         "squad": ("", "v1", "v2"),
         "summarize": ("", "abstractive", "extractive"),
+        "translate": ("", "warm", "scratch"),
+        "dialogue": ("",),
     }.items(),
 )
 def test_every_experiment_with_every_argument(file, arguments):
