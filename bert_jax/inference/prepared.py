@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float
 from bert_jax import backend
 from bert_jax.models.attention import Attention
 from bert_jax.models.bert import Bert, Model
-from bert_jax.models.encoder import Layer, is_scanned
+from bert_jax.models.config import BertConfig
+from bert_jax.models.decoder import Decoder
+from bert_jax.models.encoder import CrossAttention, Layer, is_scanned, unstack
 from bert_jax.models.layers import Linear, accumulator, along_last, dot
 
 _ONES = 16  # columns: a product with a side under 16 would not run on the fast kernels (models/layers.py: dot)
@@ -96,15 +98,36 @@ def _prepared(model: nnx.Module) -> nnx.Module:
     task may have, is returned unchanged."""
     if not isinstance(model, Model) or not isinstance(model.trunk, Bert):
         return model
-    config, layers = model.trunk.config, model.trunk.encoder.layers
-    if config.dtype == "bfloat16" and isinstance(layers, Layer):  # not a list, which only this function makes
+    config, encoder, decoder = model.trunk.config, model.trunk.encoder, model.heads.get("decoder")
+    encoder.layers = _prepared_layers(encoder.layers, config)
+    if isinstance(decoder, Decoder):
+        _prepare(decoder, config)
+    return model
+
+
+def _prepare(decoder: Decoder, config: BertConfig) -> None:
+    if not decoder.shares:
+        decoder.layers = _prepared_layers(decoder.layers, config)
+    if not isinstance(cross := decoder.cross, CrossAttention):
+        return
+    if config.dtype == "bfloat16":
+        for linear in (cross.attention.query, cross.attention.key, cross.attention.value, cross.attention.output):
+            _round(linear)
+    if not is_scanned(config):
+        decoder.cross = nnx.List(unstack(cross, config.num_hidden_layers))
+
+
+def _prepared_layers(layers: Any, config: BertConfig) -> Any:
+    """Returns a stack of layers, prepared; as a list, unless the program scans over them. A list, which only this
+    function makes, is returned as it is."""
+    if not isinstance(layers, Layer):
+        return layers
+    if config.dtype == "bfloat16":
         layers.attention = FusedAttention(layers.attention)
         of_layer = [layers.attention.projection, layers.attention.output, layers.intermediate, layers.output]
         for linear in [*of_layer, layers.gate] if config.gated else of_layer:
             _round(linear)
-    if not is_scanned(config):
-        model.trunk.encoder.layers = nnx.List(model.trunk.encoder.unstacked())
-    return model
+    return layers if is_scanned(config) else nnx.List(unstack(layers, config.num_hidden_layers))
 
 
 def _round(linear: Linear) -> None:

@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
     the trunk that reads the source."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, shares: bool = False):
-        self.config = config
+        self.config, self.shares = config, shares
         stack = (config.num_hidden_layers,)
         if not shares:
             self.embeddings = Embeddings(config, rngs=rngs)
@@ -99,7 +99,7 @@ class Decoder(nnx.Module):
 
     def own_or(self, trunk: Bert) -> tuple[Embeddings, Layer | Sequence[Layer]]:
         """Returns the decoder's embeddings and layers, which may be those of the trunk."""
-        if hasattr(self, "layers"):
+        if not self.shares:
             return self.embeddings, self.layers
         return trunk.embeddings, trunk.encoder.layers
 
@@ -120,7 +120,7 @@ class Decoder(nnx.Module):
     def _normalised(self, trunk: Bert, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         if self.config.norm == "post":
             return x
-        norm = self.layer_norm if hasattr(self, "layers") else trunk.encoder.layer_norm
+        norm = self.layer_norm if not self.shares else trunk.encoder.layer_norm
         return norm(x, self.config.dtype)
 
 

@@ -15,6 +15,7 @@ from bert_jax.models.attention import attention_mask
 from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import Classifier
+from bert_jax.models.writer import WriterConfig
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -81,6 +82,29 @@ def test_attention_on_a_cpu_is_softmax_over_the_own_sequence(rows, length, size,
     expected = np.einsum("bhqs,bshk->bqhk", weights / weights.sum(-1, keepdims=True), v)
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=0.1)
     assert found.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_decoders_are_prepared_too(share):
+    """In bfloat16: logits of every token of a target, and of the first by the cache, are those of the model."""
+    kind = WriterConfig(2, 4, model="encoder_decoder", share=share)
+    config, rngs = BertConfig(vocab_size=50, embedding_size=32, initializer_range=0.3, **SHAPE), nnx.Rngs(0)
+    model = Model(Bert(config, rngs=rngs), kind.heads(config, rngs))
+    ids = np.random.default_rng(0).integers(5, 50, (2, 16)).astype(np.int32)
+    source = TrunkInputs(*map(jnp.asarray, (ids, ids * 0, np.arange(16)[None] + ids * 0, ids * 0 + 1)))
+
+    def logits(model, targets):
+        writer = kind.writer(model)
+        memory = writer.read(source, 4)
+        first = writer.next(memory, jnp.full(2, 2))[0]
+        return writer.logits(writer.predict(source, targets)), first
+
+    targets = jnp.asarray(ids[:, :4])
+    expected, _ = jax.jit(logits)(model, targets)
+    found, first = PredictionModel(model).program(logits)(targets)
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=0.03 * scale)
+    np.testing.assert_allclose(first, expected[:, 0], atol=0.03 * scale)
 
 
 def test_programs_share_one_set_of_parameters_and_compile_once_a_shape():
