@@ -22,7 +22,7 @@ from bert_jax.config import choose
 from experiments import finetune
 
 # Learning rate, epochs.
-RECIPES = {"warm": (1e-4, 10.0), "scratch": (1e-3, 30.0)}
+RECIPES = {"warm": (1e-4, 10.0), "scratch": (5e-3, 30.0)}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -38,6 +38,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.batch_size = 64
     if recipe == "scratch":
         config.model.size = "mini"
+        config.model.initializer = "width"
+        config.optimizer.name = "muon"  # leaves the plateau of the first steps sooner than AdamW
+        config.optimizer.b2 = 0.98
         config.data.tokenizer, config.data.vocab_size = "unigram", 8_000
         config.data.lowercase = False
     return config
