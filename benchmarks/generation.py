@@ -1,7 +1,8 @@
 """Writing by beam search: ours and Hugging Face Transformers' generate, in turns in one process.
 
     python benchmarks/generation.py [--layers=4] [--hidden_size=256] [--vocabulary=8000] [--beams=5] [--tokens=32]
-        [--texts=96] [--batch=16] [--rounds=5] [--dtypes=bfloat16,float32] [--share] [--json=out.json]
+        [--texts=96] [--batch=16] [--rounds=5] [--dtypes=bfloat16,float32] [--peers=float32,bfloat16]
+        [--share] [--json=out.json]
 
 An encoder–decoder with random weights, the same on both sides through our export, writes `--tokens` tokens for each
 source, no fewer: what is compared is work, not when a text ends. Sources have 5 to 40 tokens; both sides sort them by
@@ -38,6 +39,7 @@ from bert_jax.training.parameters import flatten
 from experiments import translate
 
 LONGEST = 40  # tokens of a source
+PEERS = ["float32", "bfloat16", "bfloat16 weights"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 Write = Callable[[Sequence[str]], list[str]]
@@ -53,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ours, theirs = write_model(options, words, Path(scratch))
         variants = {f"bert_jax {dtype}": our_side(ours, dtype, options) for dtype in options.dtypes}
-        for dtype in ("float32", "bfloat16", "bfloat16 weights"):
+        for dtype in options.peers:
             variants[f"transformers {dtype}"] = peer_side(theirs, dtype, options)
         _warm_up(variants, texts)
         times = in_turns({name: lambda run=run: run(texts) for name, run in variants.items()}, options.rounds)
@@ -147,6 +149,7 @@ def _options() -> argparse.Namespace:
     for name, value in (("texts", 96), ("batch", 16), ("rounds", 5)):
         add(f"--{name}", type=int, default=value)
     add("--dtypes", type=lambda text: text.split(","), default=["bfloat16", "float32"], help="of ours")
+    add("--peers", type=lambda text: text.split(","), default=PEERS, help="of Transformers")
     add("--share", action="store_true", help="one set of layers for encoder and decoder")
     add("--json", default="", help="file for the figures")
     options = parser.parse_args()

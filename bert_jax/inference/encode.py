@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float32, Int32
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
@@ -18,7 +17,6 @@ from bert_jax.inference.open import Opened
 from bert_jax.models.attention import Angles, attention_mask
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.encoder import rotary_angles
-from bert_jax.models.layers import accumulator, dot
 
 
 class Encoded(NamedTuple):
@@ -156,16 +154,6 @@ def trunk_outputs(
         angles = rotary_angles(config, inputs.position_ids)
         for i, layer in enumerate(trunk.encoder.unstacked()):
             x = layer.attention_layer_norm(states[i], config.dtype) if config.norm == "pre" else states[i]
-            outputs[f"attention {i}"] = _attention_weights(layer.attention, x, mask, angles)
+            of_both = None if angles is None else Angles(angles, angles)
+            outputs[f"attention {i}"] = layer.attention.weights(x, x, mask, of_both)
     return outputs
-
-
-def _attention_weights(
-    attention: Any, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], angles: Float[Array, "B L K"] | None
-) -> Float32[Array, "B H L L"]:
-    """Returns the softmax of a layer again: its own attention may be fused and never holds it as an array."""
-    dtype = attention.config.dtype
-    of_both = None if angles is None else Angles(angles, angles)
-    query, key = (part.swapaxes(1, 2) for part in attention.project(x, x, of_both)[:2])
-    scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype)).astype(jnp.float32)
-    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)

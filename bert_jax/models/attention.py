@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt32
 
 from bert_jax import backend
 from bert_jax.models.config import BertConfig
@@ -115,6 +115,20 @@ class Attention(nnx.Module):
         `__call__` computes it, without dropout."""
         query = self._heads(self.query(query_source, self.config.dtype))
         return self._joined(attend_source(query, source, mask, self.config.dtype))
+
+    def weights(
+        self,
+        query_source: Float[Array, "B P D"],
+        key_value_source: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 P L"],
+        angles: Angles | None = None,
+    ) -> Float32[Array, "B H P L"]:
+        """Returns the softmax that `__call__` multiplies the values by, computed again: it may run in a fused kernel
+        that never holds it as an array."""
+        query, key, _ = self.project(query_source, key_value_source, angles)
+        query, key, dtype = query.swapaxes(1, 2), key.swapaxes(1, 2), self.config.dtype
+        scores = dot(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2), dtype, accumulator(dtype))
+        return jax.nn.softmax(jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min), axis=-1)
 
     def source(self, hidden: Float[Array, "G R D"], angles: Float[Array, "G R K"] | None = None) -> Source:
         """Returns the keys and values of all tokens; with `angles`, the keys are rotated."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from bert_jax.models.attention import Cache, Source, attention_mask
 from bert_jax.models.bert import Bert
@@ -72,6 +72,20 @@ class Decoder(nnx.Module):
             for i, (own, cross) in enumerate(self._unstacked(trunk)):
                 x = layer(own, x, mask, None if seeds is None else seeds[i], angles=angles, cross=cross, **shared)
         return self._normalised(trunk, x)
+
+    def attention(
+        self, trunk: Bert, ids: Int[Array, "B T"], source: Float[Array, "B R D"], real: Bool[Array, "B R"]
+    ) -> list[Float32[Array, "B H T R"]]:
+        """Returns the weights of cross-attention of each layer."""
+        x, angles = self._embedded(trunk, ids, jnp.zeros((), jnp.int32), None)
+        mask, shown, found = attention_mask(jnp.ones_like(ids), causal=True), _shown(real, *ids.shape), []
+        for own, cross in self._unstacked(trunk):
+            queries, _ = own.attended(x, mask, angles=angles)
+            if self.config.norm == "pre":
+                queries = cross.layer_norm(queries, self.config.dtype)
+            found.append(cross.attention.weights(queries, source, shown))
+            x, _ = own(x, mask, angles=angles, cross=cross, source=source, source_mask=shown)
+        return found
 
     def sources(self, hidden: Float[Array, "G R D"]) -> list[Source]:
         """Returns the keys and values of a source's hidden states for the cross-attention of each layer."""

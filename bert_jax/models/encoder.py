@@ -127,6 +127,9 @@ class Encoder(nnx.Module):
         return unstack(self.layers, self.config.num_hidden_layers) if isinstance(self.layers, Layer) else self.layers
 
 
+_NOT_DROPPED = (None,) * 5
+
+
 class Layer(nnx.Module):
     """A transformer block: self-attention, cross-attention if a decoder gives it, and a feed-forward part.
 
@@ -176,20 +179,9 @@ class Layer(nnx.Module):
         if (self.config.position_embedding == "rotary") != (angles is not None):
             raise ValueError("a layer needs angles with rotary positions, and only then")
         if seeds is None:
-            seeds = (None,) * (self.DROPOUTS + 2)
+            seeds = _NOT_DROPPED
         dtype, rate = self.config.dtype, self.config.hidden_dropout
-        # Taken first, since gradients are added up in the reverse order: another order would change the last bits.
-        kept = x if places is None else take_places(x, places)
-        keys = self._before(self.attention_layer_norm, x)
-        queries = keys  # the same array, by which a fused attention sees that one product is enough
-        if places is not None:
-            queries = take_places(keys, places)
-            mask = jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
-        of_both = None
-        if angles is not None:
-            of_both = Angles(angles if places is None else take_places(angles, places), angles)
-        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both, before=before)
-        x = self._after(self.attention_layer_norm, kept + dropout(attended, rate, seeds[1]))
+        x, cache = self.attended(x, mask, seeds, places, angles=angles, cache=cache, before=before)
         if cross is not None:
             if source is None or source_mask is None:
                 raise ValueError("cross-attention needs a source and a source_mask")
@@ -202,6 +194,32 @@ class Layer(nnx.Module):
         inner = self._inner(self._before(self.output_layer_norm, x))
         x = x + dropout(self.output(inner, dtype), rate, seeds[2])
         return self._after(self.output_layer_norm, x), cache
+
+    def attended(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 L M"],
+        seeds=_NOT_DROPPED,
+        places: Int[Array, "B P"] | None = None,
+        *,
+        angles: Float[Array, "B L K"] | None = None,
+        cache: Cache | None = None,
+        before: Source | None = None,
+    ) -> tuple[Float[Array, "B L D"] | Float[Array, "B P D"], Cache | None]:
+        """Returns what the first sub-layer, self-attention, makes of the hidden states, as `__call__` describes it."""
+        # Taken first, since gradients are added up in the reverse order: another order would change the last bits.
+        kept = x if places is None else take_places(x, places)
+        keys = self._before(self.attention_layer_norm, x)
+        queries = keys  # the same array, by which a fused attention sees that one product is enough
+        if places is not None:
+            queries = take_places(keys, places)
+            mask = jnp.take_along_axis(mask, places[:, None, :, None], axis=2)
+        of_both = None
+        if angles is not None:
+            of_both = Angles(angles if places is None else take_places(angles, places), angles)
+        attended, cache = self.attention(queries, keys, mask, cache, seed=seeds[0], angles=of_both, before=before)
+        x = self._after(self.attention_layer_norm, kept + dropout(attended, self.config.hidden_dropout, seeds[1]))
+        return x, cache
 
     def before(self, x: Float[Array, "G R D"], angles: Float[Array, "G R K"] | None = None) -> Source:
         """Returns the keys and values of self-attention over the tokens that this layer reads, for those that come

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.models.attention import Cache, attention_mask
+from bert_jax.models.attention import Angles, Cache, attention_mask, take_places
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.decoder import Decoder
@@ -65,6 +65,11 @@ class Writer(Protocol):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Returns the logits of predicted tokens, in float32."""
+        ...
+
+    def attention(self, source: TrunkInputs, targets: Int[Array, "B T"]) -> list[Float32[Array, "B H T R"]]:
+        """Returns for each layer how much of its attention each predicted token gives to each token of the source. In
+        UniLM the rest, of 1, goes to the target."""
         ...
 
 
@@ -182,6 +187,26 @@ class UniLM:
     ) -> Float[Array, "B T D"]:
         """As `Writer.predict`. A row holds the source, the targets, and for each of these a [MASK] at the same position
         (Bao et al. 2020, UniLM v2: pseudo-masks), so that all are learned from at once."""
+        inputs, places = self._pseudo_masked(source, targets)
+        return self._model.trunk.encode(inputs, key=key, places=places).hidden
+
+    def attention(self, source: TrunkInputs, targets: Int[Array, "B T"]) -> list[Float32[Array, "B H T R"]]:
+        (inputs, places), config = self._pseudo_masked(source, targets), self._config
+        assert inputs.mask is not None
+        states = self._model.trunk.encode(inputs, all_layers=True).layers
+        assert states is not None
+        states = [self._embedded(inputs.input_ids, inputs.token_type_ids, inputs.position_ids), *states[:-1]]
+        mask = jnp.take_along_axis(inputs.mask, places[:, None, :, None], axis=2)
+        angles, found = rotary_angles(config, inputs.position_ids), []
+        of_both = None if angles is None else Angles(take_places(angles, places), angles)
+        for layer, x in zip(self._model.trunk.encoder.unstacked(), states, strict=True):
+            x = layer.attention_layer_norm(x, config.dtype) if config.norm == "pre" else x
+            weights = layer.attention.weights(take_places(x, places), x, mask, of_both)
+            found.append(weights[..., : source.sequence_ids.shape[1]])
+        return found
+
+    def _pseudo_masked(self, source: TrunkInputs, targets: Int[Array, "B T"]) -> tuple[TrunkInputs, Int[Array, "B T"]]:
+        """Returns rows of source, targets and [MASK]s, and the places of these."""
         room, count = source.sequence_ids.shape[1], targets.shape[1]
         places = jnp.arange(count)
         earlier, own = places[None] < places[:, None], places[None] == places[:, None]
@@ -189,7 +214,7 @@ class UniLM:
         of_targets = jnp.block([[earlier | own, nothing], [earlier, own]])
         ids = jnp.concatenate([targets, jnp.full_like(targets, self._mask_id)], axis=1)
         masks = jnp.broadcast_to(room + count + places[None], targets.shape)
-        return self._encode(source, ids, of_targets, jnp.tile(places, 2), key, masks)
+        return self._inputs(source, ids, of_targets, jnp.tile(places, 2)), masks
 
     def predict_masked(
         self,
@@ -204,14 +229,15 @@ class UniLM:
         room, places = source.sequence_ids.shape[1], jnp.arange(targets.shape[1])
         ids = jnp.where(masked, self._mask_id, targets)
         at = jnp.broadcast_to(room + places[None], targets.shape)
-        return self._encode(source, ids, places[None] <= places[:, None], places, key, at)
+        inputs = self._inputs(source, ids, places[None] <= places[:, None], places)
+        return self._model.trunk.encode(inputs, key=key, places=at).hidden
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self._model.heads["mlm"](hidden, self._model.trunk.embeddings.word.embedding[...])
 
-    def _encode(self, source: TrunkInputs, ids, of_targets, offsets, key, places) -> Float[Array, "B T D"]:
-        """Returns the hidden states at `places` of rows of a source and of `ids`, which look at each other as
-        `of_targets` says and whose positions are so many after the source."""
+    def _inputs(self, source: TrunkInputs, ids, of_targets, offsets) -> TrunkInputs:
+        """Returns rows of a source and of `ids`, which look at each other as `of_targets` says and whose positions are
+        so many after the source."""
         assert source.input_ids is not None
         real = source.sequence_ids > 0
         (rows, room), count = real.shape, ids.shape[1]
@@ -221,14 +247,13 @@ class UniLM:
         shown = jnp.broadcast_to(real[:, None], (rows, count, room))
         below = jnp.concatenate([shown, jnp.broadcast_to(of_targets[None], (rows, count, count))], axis=2)
         positions = self._positions(jnp.sum(real, axis=1, keepdims=True) + offsets[None])
-        inputs = TrunkInputs(
+        return TrunkInputs(
             jnp.concatenate([source.input_ids, ids], axis=1),
             jnp.concatenate([source.token_type_ids, self._target_types(ids)], axis=1),
             jnp.concatenate([source.position_ids, positions], axis=1),
             jnp.concatenate([source.sequence_ids, jnp.ones_like(ids)], axis=1),
             mask=jnp.concatenate([above, below], axis=1)[:, None],
         )
-        return self._model.trunk.encode(inputs, key=key, places=places).hidden
 
     def _embedded(self, ids, types, positions):
         embeddings = self._model.trunk.embeddings
@@ -264,12 +289,19 @@ class EncoderDecoder:
     ) -> Float[Array, "B T D"]:
         keys = (None, None) if key is None else jax.random.split(key)
         hidden = self._model.trunk.encode(source, key=keys[0]).hidden
-        before = jnp.concatenate([jnp.full_like(targets[:, :1], self._start_id), targets[:, :-1]], axis=1)
-        return self._decoder(self._model.trunk, before, hidden, source.sequence_ids > 0, key=keys[1])
+        return self._decoder(self._model.trunk, self._before(targets), hidden, source.sequence_ids > 0, key=keys[1])
+
+    def attention(self, source: TrunkInputs, targets: Int[Array, "B T"]) -> list[Float32[Array, "B H T R"]]:
+        hidden = self._model.trunk.encode(source).hidden
+        return self._decoder.attention(self._model.trunk, self._before(targets), hidden, source.sequence_ids > 0)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         embeddings = self._decoder.own_or(self._model.trunk)[0]
         return self._model.heads["mlm"](hidden, embeddings.word.embedding[...])
+
+    def _before(self, targets: Int[Array, "B T"]) -> Int[Array, "B T"]:
+        """Returns the token before each token of the targets."""
+        return jnp.concatenate([jnp.full_like(targets[:, :1], self._start_id), targets[:, :-1]], axis=1)
 
     @property
     def _decoder(self) -> Decoder:

@@ -5,6 +5,7 @@ scale. `optax.contrib.muon` computes the same in the dtype of its momentum, prod
 the dtype of the model's, and matrices of one shape share them.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,7 @@ from bert_jax.sharding import by_slices
 from bert_jax.training.parameters import Parameters, first_names, is_stacked, matching
 
 _STEPS, _COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # of the iteration that Jordan et al. chose
+_OF_DECODER = re.compile("heads/decoder/(layers|cross)/")  # its layers, which are stacked like the encoder's
 _RMS = 0.2  # of an update at learning rate 1, like that of Adam's (Liu et al., section 2.2)
 
 
@@ -64,7 +66,7 @@ def matrices(optimizer: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> li
         some = first_names(sorted(name for name in shapes if name.endswith("kernel")), 3)
         raise UserError(f"optimizer.muon={optimizer.muon} matches no parameter; names are {some}")
     for name in names:
-        shape = shapes[name][1:] if is_stacked(name) else shapes[name]
+        shape = shapes[name][1:] if is_stacked(name) or _OF_DECODER.match(name) else shapes[name]
         if len(shape) != 2:
             raise UserError(
                 f"optimizer.muon={optimizer.muon} matches {name}, which is not a matrix: its shape is {shape}; choose "

@@ -44,7 +44,9 @@ def test_transformers_computes_and_writes_the_same(tmp_path, share):
 
     workdir, folder, report = _export(tmp_path, model="encoder_decoder", share=share)
     assert ("the decoder shares parameters, which are written twice" in report) == share
-    peer, found = transformers.EncoderDecoderModel.from_pretrained(folder, output_loading_info=True)
+    peer, found = transformers.EncoderDecoderModel.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
     assert not any(found.values())  # missing, unexpected, of another shape
     peer.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -56,16 +58,18 @@ def test_transformers_computes_and_writes_the_same(tmp_path, share):
 
     def logits(model, source, targets):
         writer = task.writer(model)
-        return writer.logits(writer.predict(source, targets))
+        return writer.logits(writer.predict(source, targets)), writer.attention(source, targets)
 
     task = model._opened.task
     source = TrunkInputs(*(jnp.asarray(x) for x in (ids, ids * 0, places, real)))
-    ours = model._opened.at_work.program(logits)(source, targets)
+    ours, weights = model._opened.at_work.program(logits)(source, targets)
     before = np.concatenate([np.full((len(TEXTS), 1), TOKENIZER.cls_id), targets[:, :-1]], axis=1)
     inputs = {name: theirs[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        expected = peer(**inputs, decoder_input_ids=torch.tensor(before)).logits
-    np.testing.assert_allclose(ours, expected, atol=2e-5)
+        expected = peer(**inputs, decoder_input_ids=torch.tensor(before), output_attentions=True)
+    np.testing.assert_allclose(ours, expected.logits, atol=2e-5)
+    for one, other in zip(weights, expected.cross_attentions, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
     def their_texts(**options):
         written = peer.generate(**inputs, max_new_tokens=10, **options)

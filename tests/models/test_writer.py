@@ -50,6 +50,28 @@ def test_a_prediction_depends_on_the_source_and_on_what_was_written_before(rando
     assert (changed[:, 3:] > 1e-3).all()
 
 
+@KINDS
+@pytest.mark.parametrize("other", [{}, OTHER], ids=["BERT", "other"])
+def test_attention_to_the_source(random_model, kind, other):
+    """Shares of 1, none of them for padding; UniLM's are those of plain rows. (Those of an encoder–decoder are compared
+    with Transformers in tests/convert/test_encoder_decoder.py.)"""
+    model, source, targets = _model(random_model, kind, BertConfig(**SMALL, **other)), _source(LENGTHS), _targets()
+    weights = jax.jit(lambda m: kind.writer(m).attention(source, targets), compiler_options=QUICK)(model)
+    assert [of_layer.shape for of_layer in weights] == [(2, 2, 5, 8)] * 2
+    for of_layer in map(np.asarray, weights):
+        assert (of_layer[1, :, :, 3:] == 0).all() and (of_layer >= 0).all()
+        if kind is not UNILM:
+            np.testing.assert_allclose(of_layer.sum(-1), 1, atol=1e-5)
+    if kind is UNILM and not other:
+        for place, row, length in ((0, 0, 7), (3, 1, 3)):
+            inputs = _plain_row(source, targets, row, place)
+            states = model.trunk.encode(inputs, all_layers=True).layers
+            x = model.trunk.embeddings(model.trunk.embeddings.word(inputs.input_ids), *inputs[1:3])
+            for layer, state, found in zip(model.trunk.encoder.unstacked(), (x, states[0]), weights, strict=True):
+                expected = layer.attention.weights(state[:, -1:], state, inputs.mask[:, :, -1:])
+                np.testing.assert_allclose(found[row, :, place, :length], expected[0, :, 0, :length], atol=1e-5)
+
+
 def _model(random_model, kind: WriterConfig, config: BertConfig) -> Model:
     def make():
         rngs = nnx.Rngs(0)
@@ -98,16 +120,20 @@ def _written(model, kind, source, targets, copies: int = 3):
 
 
 def _in_plain_rows(model, source, targets):
-    """The same without padding, cache or pseudo-masks: one row [source, targets before, MASK] for every token."""
+    """The same without padding, cache or pseudo-masks."""
     found = []
-    for row, length in enumerate(LENGTHS):
+    for row in range(len(LENGTHS)):
         for place in range(targets.shape[1]):
-            ids = jnp.concatenate([source.input_ids[row, :length], targets[row, :place], jnp.asarray([MASK])])[None]
-            types = (jnp.arange(ids.shape[1]) >= length).astype(jnp.int32)[None]
-            mask = np.tri(ids.shape[1], dtype=bool)
-            mask[:length, :length] = True
-            positions = jnp.arange(ids.shape[1])[None]
-            inputs = TrunkInputs(ids, types, positions, ids * 0 + 1, mask=jnp.asarray(mask)[None, None])
-            hidden = model.trunk.encode(inputs).hidden[:, -1:]
+            hidden = model.trunk.encode(_plain_row(source, targets, row, place)).hidden[:, -1:]
             found.append(model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])[0, 0])
     return jnp.stack(found).reshape(*targets.shape, -1)
+
+
+def _plain_row(source, targets, row: int, place: int) -> TrunkInputs:
+    """Returns the row [source, targets before, MASK] for one token."""
+    length = LENGTHS[row]
+    ids = jnp.concatenate([source.input_ids[row, :length], targets[row, :place], jnp.asarray([MASK])])[None]
+    types, positions = (jnp.arange(ids.shape[1]) >= length).astype(jnp.int32)[None], jnp.arange(ids.shape[1])[None]
+    mask = np.tri(ids.shape[1], dtype=bool)
+    mask[:length, :length] = True
+    return TrunkInputs(ids, types, positions, ids * 0 + 1, mask=jnp.asarray(mask)[None, None])

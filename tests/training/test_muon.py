@@ -135,3 +135,13 @@ def test_a_multiple_of_no_learning_rate():
     with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0, of which optimizer\.muon_learning_rate"):
         validate(config, 1)
     assert matrices(config.optimizer, SHAPES) == sorted(MATRICES)
+
+
+def test_a_decoders_layers_are_matrices_of_their_own():
+    config = muon_config(muon="(layers|cross)/.*kernel$")
+    x = np.random.default_rng(0).normal(size=(3, 8, 4)).astype(np.float32)
+    names = [f"{part}/output/kernel" for part in ("encoder/layers", "heads/decoder/layers", "heads/decoder/cross")]
+    assert matrices(config, {name: x.shape for name in names}) == sorted(names)
+    found = orthogonalised({name: jnp.asarray(x) for name in names}, "float32")
+    for name in names[1:]:
+        np.testing.assert_allclose(found[name], found[names[0]], rtol=1e-5)

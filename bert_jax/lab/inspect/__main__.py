@@ -25,6 +25,7 @@ PARTS = {
     "rollout": "text",
     "gradient": "text",
     "loss": "text",
+    "sources": "text",
     "neighbours": "text",
     "projection": "sentences",
     "probes": "tagged",
@@ -39,7 +40,11 @@ def main(argv: list[str]) -> int:
     parser = Parser("bert_jax.lab.inspect MODEL", __doc__ or "")
     flag = parser.flag
     flag("text", "", "text to look at; [MASK] in it is a masked token")
-    flag("text_pair", "", "second text, for a model of pairs; context of the question; choices with | between them")
+    flag(
+        "text_pair",
+        "",
+        "second text, for a model of pairs; context of the question; choices with | between them; what is written",
+    )
     flag("what", "", f"parts of the page, comma-separated: {', '.join(PARTS)} [all that can be made]", metavar="PARTS")
     flag("output", "inspect.html", "the page", metavar="FILE.html")
     flag("target", "", "class, tag, choice, start of the answer or masked word that gradient explains [the likeliest]")
@@ -161,6 +166,12 @@ class _Page:
 
         found = token_losses(self.model, self.text, self.pair, max_length=self._longest)
         return loss_section(found, self.model.tokenizer.vocab_size, self.model.config.model.causal)
+
+    def sources(self) -> str:
+        from bert_jax.lab.inspect.page import source_section
+        from bert_jax.lab.inspect.sources import dependence
+
+        return source_section(dependence(self.model, self.text, self.pair or ""))
 
     def neighbours(self) -> str:
         from bert_jax.lab.inspect.page import neighbour_section

@@ -13,6 +13,7 @@ from bert_jax.lab.inspect import pictures
 from bert_jax.lab.inspect.heads import Attention, HeadImportance, rollout
 from bert_jax.lab.inspect.probes import Probes
 from bert_jax.lab.inspect.reading import Reading
+from bert_jax.lab.inspect.sources import Dependence
 from bert_jax.lab.inspect.tokens import Attribution, TokenLosses
 from bert_jax.lab.inspect.vectors import ContextNeighbour, Projection
 from bert_jax.lab.report.html import escape, folded, picture, section, table
@@ -88,13 +89,38 @@ def rollout_section(found: Attention) -> str:
     flow = rollout(found.weights)[-1]
     tokens = found.reading.tokens
     first = Table(["token", "share of [CLS]"], [[t, f"{w:.3f}"] for t, w in _largest(tokens, flow[0], 8)], {1})
-    drawn = picture(pictures.token_matrix(flow, tokens), "attention rollout through all layers")
+    drawn = picture(pictures.token_matrix(flow, tokens, tokens), "attention rollout through all layers")
     note = (
         "How much of each input token can have reached a token of the last layer, if heads are averaged and half of "
         "each layer's flow takes the residual connection. It follows attention only: what the feed-forward parts and "
         "the values do is left out."
     )
     return section("Attention rollout", f'<div class="beside">{drawn}{table(first)}</div>', _said(found.reading, note))
+
+
+def source_section(found: Dependence) -> str:
+    falls = np.clip(found.losses, 0, None)
+    most = max(float(falls.max()), 1e-12)
+    drawn = [
+        picture(pictures.token_matrix(weights, found.target, found.source, what), said)
+        for weights, what, said in (
+            (falls / most, "is less likely without", "what each written token loses without each token of the source"),
+            (found.attention, "reads from", "mean attention of each written token to each token of the source"),
+        )
+    ]
+    rows = []
+    for token, logarithm, fall in zip(found.target, found.log_probabilities, falls, strict=True):
+        strongest = ", ".join(f"{name} {loss:.2f}" for name, loss in _largest(found.source, fall, 3) if loss > 0)
+        rows.append([token, _share(math.exp(logarithm)), strongest])
+    explained = table(Table(["written", "probability", "needs most (nats)"], rows, {1}))
+    note = (
+        "Each token of the source hidden by [MASK] in turn: by how much the log-probability of each written token "
+        "falls, given the written tokens before it. Two tokens of the source that say the same hide each other's part. "
+        "The second picture is the attention that writes the token, the mean over layers and heads: what is read, "
+        "which need not be what is needed."
+    )
+    body = f'<div class="beside">{"".join(drawn)}</div>{explained}'
+    return section("What the written text needs and reads of its source", body, note)
 
 
 def attribution_section(products: Attribution, integrated: Attribution) -> str:

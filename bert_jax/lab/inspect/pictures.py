@@ -34,23 +34,22 @@ def thumbnail(weights: Float[np.ndarray, "L L"]) -> bytes:
     return content.getvalue()
 
 
-def token_matrix(weights: Float[np.ndarray, "L L"], tokens: Sequence[str]) -> bytes:
-    """Draws weights between tokens: rows look at columns."""
-    size = len(tokens)
-    side = min(max(0.22 * size, 1.6), 0.22 * _TOKENS)
+def token_matrix(
+    weights: Float[np.ndarray, "P L"], rows: Sequence[str], columns: Sequence[str], what: str = "reads from"
+) -> bytes:
+    """Draws weights between tokens: rows look at columns, which `what` explains."""
+    width, height = (min(max(0.22 * len(tokens), 1.6), 0.22 * _TOKENS) for tokens in (columns, rows))
 
     def draw(axis: Any) -> None:
         axis.imshow(np.sqrt(weights), cmap="Blues", vmin=0, vmax=1)
-        every = -(-size // _TOKENS)
-        shown = range(0, size, every)
-        names = [_short(tokens[i]) for i in shown]
-        axis.set_xticks(shown, names, rotation=90, fontsize=8)
-        axis.set_yticks(shown, names, fontsize=8)
+        for tokens, set_ticks, options in ((columns, axis.set_xticks, {"rotation": 90}), (rows, axis.set_yticks, {})):
+            shown = range(0, len(tokens), -(-len(tokens) // _TOKENS))
+            set_ticks(shown, [_short(tokens[i]) for i in shown], fontsize=8, **options)
         axis.tick_params(length=0)
         axis.xaxis.tick_top()
-        axis.set_xlabel("reads from")
+        axis.set_xlabel(what)
 
-    return _svg(side + 1.2, side + 1.2, draw)
+    return _svg(width + 1.2, height + 1.2, draw)
 
 
 def probe_curve(probes: Probes) -> bytes:

@@ -16,6 +16,7 @@ from bert_jax.lab.inspect import page
 from bert_jax.lab.inspect.__main__ import PARTS, main
 from bert_jax.lab.inspect.heads import Attention
 from bert_jax.lab.inspect.reading import Reading
+from bert_jax.lab.inspect.sources import Dependence
 from bert_jax.lab.inspect.tokens import Attribution, TokenLosses
 from bert_jax.lab.inspect.vectors import ContextNeighbour, Projection
 from bert_jax.lab.report import html
@@ -93,6 +94,7 @@ def test_hostile_tokens_labels_and_names_are_text():
             page.rollout_section(Attention(here, weights)),
             page.attribution_section(found, found),
             page.loss_section(losses, 100, False),
+            page.source_section(Dependence((EVIL, "b"), (EVIL,), np.zeros(1), np.ones((1, 2)), np.ones((1, 2)))),
             page.neighbour_section(here, [EVIL], [[(EVIL, 0.5)]], [near] * 4, 1),
             page.projection_section(points, [EVIL, "b", "c"], EVIL),
             page.left_out_section([EVIL]),
@@ -144,7 +146,7 @@ def test_a_page_of_a_pretrained_model(masked, tmp_path, caplog):
     assert main([str(masked.path), *flags, f"--output={output}"]) == 0
     found = parsed(output.read_text(encoding="utf-8"))
     titles = ["Attention", "Attention rollout", "What speaks for the output", "Loss of each token", "Neighbours"]
-    assert found.titles[:5] == titles and len(titles) + 3 == len(PARTS)
+    assert found.titles[:5] == titles and len(titles) + 4 == len(PARTS)  # sources are of writers
     assert "2 vectors are too few to project" in found.text  # --limit=2
     assert found.titles[5:] == ["Probes", "Heads by ablation", "Not on this page"]
     held = re.search(r'id="attention-data">(.*?)</script>', output.read_text(encoding="utf-8"))[1]
