@@ -64,6 +64,13 @@ class FillMask:
             for row, p in zip(best, probabilities, strict=True)
         ]
 
+    def lines(self, text: str, top_k: int) -> list[str]:
+        """Returns a line for each [MASK] of the text, for people."""
+        return [
+            f"mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates)
+            for number, candidates in enumerate(self(text, top_k), start=1)
+        ]
+
     def stream(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
         """Yields for each row, in order, the likeliest tokens for each of its `masks`, or the UserError that says what
         is wrong with it."""

@@ -51,6 +51,17 @@ class Infilling:
     contains: tuple[str, ...] = ()
     allowed: tuple[str, ...] | tuple[tuple[str, ...], ...] = ()
 
+    @classmethod
+    def from_flags(cls, strategy: str, *, contains: str, allowed: str, **numbers: Any) -> "Infilling | None":
+        """Returns the options that the flags of --mode=fill_mask describe, words comma-separated; None without a
+        strategy. Raises UserError for a flag that needs one."""
+        if not strategy:
+            given = numbers | {"contains": contains or (), "allowed": allowed or ()}
+            for name in (name for name, value in given.items() if value != getattr(cls, name)):
+                raise UserError(f"--{name} is about masks that are filled jointly: give a --strategy, or leave it out")
+            return None
+        return cls(strategy, contains=_comma_separated(contains), allowed=_comma_separated(allowed), **numbers)
+
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise UserError(f"strategy '{self.strategy}' is unknown; it can be {', '.join(STRATEGIES)}")
@@ -188,6 +199,10 @@ class Template:
         if per_mask:
             kinds = per_mask * len(kinds) if len(per_mask) == 1 else per_mask
         return Blank(np.asarray([*ids, tokenizer.sep_id], np.int32), tuple(places), tuple(kinds))
+
+
+def _comma_separated(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 def _with_words(blank: Blank, sizes: Sequence[int], words: Sequence[list[int]]) -> Iterator[Blank]:

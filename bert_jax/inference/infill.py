@@ -134,16 +134,16 @@ def _items(queries: Sequence[Query]) -> list[Item]:
         values = np.zeros((2, count), np.int32)
         values[:, : len(query.places)] = query.places, query.kinds
         part = Part(query.ids, np.zeros_like(query.ids))
-        items.append(Item((part,), {"masked_positions": values[0], "kinds": values[1]}))
+        items.append(Item((part,), {"masked_positions": values[0], "masked_kinds": values[1]}))
     return items
 
 
 def _with_tables(program, tables: Bool[np.ndarray, "K V"], batch: dict[str, np.ndarray]) -> dict[str, Array]:
     """Runs a program on a batch with the tables, whose number is made a power of two too."""
     more = (1 << (len(tables) - 1).bit_length()) - len(tables)
-    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids", "masked_positions", "kinds")
+    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids", "masked_positions", "masked_kinds")
     needed = {name: batch[name].reshape(len(batch["input_ids"]), -1) for name in names}
-    return program(needed | {"allowed": np.pad(tables, ((0, more), (0, 0)))})
+    return program(needed | {"constant_allowed": np.pad(tables, ((0, more), (0, 0)))})
 
 
 def _likeliest(model: Model, batch: dict[str, Array]) -> dict[str, Array]:
@@ -161,4 +161,4 @@ def _allowed_log_probabilities(model: Model, batch: dict[str, Array]) -> Float[A
     hidden = model.trunk.encode(TrunkInputs.from_batch(batch), places=batch["masked_positions"]).hidden
     logits = model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    return jnp.where(jnp.take(batch["allowed"], batch["kinds"], axis=0), log_p, _LOWEST)
+    return jnp.where(jnp.take(batch["constant_allowed"], batch["masked_kinds"], axis=0), log_p, _LOWEST)

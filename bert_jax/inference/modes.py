@@ -44,17 +44,18 @@ def fill_mask(
             "--mode=fill_mask needs a text, e.g. --text='The [MASK] of the list is returned.', or --input, and not both"
         )
     from bert_jax.inference.fill_mask import FillMask
+    from bert_jax.inference.gaps import Infilling
     from bert_jax.inference.infill import Infiller
     from bert_jax.inference.open import meant, open_model
     from bert_jax.inference.output import write_jsonl
 
-    words = {"contains": contains, "allowed": allowed, "whole_words": whole_words}
-    how = _infilling(strategy, {"gap": gap, "iterations": iterations, "seed": seed} | words)
+    flags = {"gap": gap, "iterations": iterations, "seed": seed, "whole_words": whole_words}
+    how = Infilling.from_flags(strategy, **flags, contains=contains, allowed=allowed)
     path = _prepare(config, workdir, input, output, (".jsonl",)) if input else meant(workdir, config.init_from)
     opened = open_model(path, which=checkpoint, overrides=overrides)
     if how is None:
         fill = FillMask(opened)
-        stream, shown = partial(fill.stream, top_k=top_k), partial(_likeliest, fill, top_k)
+        stream, shown = partial(fill.stream, top_k=top_k), partial(fill.lines, top_k=top_k)
     else:
         infill = Infiller(opened, config.eval.batch_size)
         stream, shown = partial(infill.stream, how=how), lambda one: [infill([one], how)[0]["text"]]
@@ -225,28 +226,6 @@ def blimp(
     if output != "-":
         score.write_table(rows, scorer, Path(output))
     return 0
-
-
-def _infilling(strategy: str, flags: Mapping[str, Any]) -> Any:
-    """Returns the `Infilling` that the flags of --mode=fill_mask describe; None without a strategy. Raises UserError
-    for flags that need one."""
-    from bert_jax.inference.gaps import Infilling
-
-    given = dict(flags)
-    for name in ("contains", "allowed"):
-        given[name] = tuple(word.strip() for word in flags[name].split(",") if word.strip())
-    changed = [name for name, value in given.items() if value != getattr(Infilling, name)]
-    if changed and not strategy:
-        raise UserError(f"--{changed[0]} is about masks that are filled jointly: give a --strategy, or leave it out")
-    return Infilling(strategy, **given) if strategy else None
-
-
-def _likeliest(fill: Any, top_k: int, text: str) -> list[str]:
-    """Returns a line for each [MASK] of the text."""
-    return [
-        f"mask {number}: " + "  ".join(f"{token} {probability:.3f}" for token, probability in candidates)
-        for number, candidates in enumerate(fill(text, top_k), start=1)
-    ]
 
 
 def _prepare(config: ConfigDict, workdir: Path, input: str, output: str, suffixes: tuple[str, ...]) -> str:

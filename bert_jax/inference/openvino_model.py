@@ -94,13 +94,16 @@ class _Program:
 
 def _symbolic(batch: _Arrays) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch (`data/batching/batches.py`) with symbols for the number of groups of rows, g, for
-    the tokens of a row, l, and for the places that are asked for in a row, p."""
+    the tokens of a row, l, and for the places that are asked for in a row, p. Arrays called constant_… are not of rows
+    and keep their shape."""
     rows, length = batch["input_ids"].shape
     groups = len(batch["part_weights"]) if "part_weights" in batch else rows
     groups_size, tokens, places = export.symbolic_shape("g, l, p")
     all_rows = rows // groups * groups_size
 
     def shape(name: str, x: np.ndarray) -> tuple[Any, ...]:
+        if name.startswith("constant_"):
+            return x.shape
         if x.shape[:2] == (rows, length):
             return all_rows, tokens, *x.shape[2:]
         return (all_rows, places) if name.startswith("masked_") else (groups_size, *x.shape[1:])

@@ -246,7 +246,7 @@ def extracts(
     `names` and "lead_" + name, …; and summaries beside the given ones."""
     methods = {"the model": "", "first sentences": "lead_", "random sentences": "random_", "oracle": "oracle_"}
     rows = [[title, *(metrics[f"{prefix}{name}"] for name in names)] for title, prefix in methods.items()]
-    note = "F-measures in per cent. All have the same length; the oracle chooses sentences knowing the given summary."
+    note = "F-measures in per cent, at the same length. The oracle chooses sentences knowing the given summary."
     cells, right = [], []
     for example, prediction in zip(examples, predictions, strict=True):
         own = {sentence["number"] for sentence in prediction["sentences"]}
@@ -254,7 +254,7 @@ def extracts(
         chosen = [sentence["text"] for sentence in prediction["sentences"]]
         cells.append((example.origin, _cut(" • ".join(chosen)), _cut(" • ".join(example.summary or ())), right[-1]))
     cells.sort(key=lambda row: row[-1])
-    header = ["where", "chosen", "given", "chosen ones that are labelled"]
+    header = ["where", "chosen", "given", "labelled share"]
     share = f"On average {100 * float(np.mean(right)):.1f} % of the chosen sentences are labelled; "
     shown = Section("Summaries", _table(header, cells[:WORST]), f"{share}up to {WORST} documents, fewest first.")
     return [Section("ROUGE", _table(["", *names], rows), note), shown]

@@ -1,6 +1,7 @@
 """Gaps of texts: candidates by hand, constraints, the choice of a length by brute force, what is refused, the mode."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -187,6 +188,14 @@ def test_the_flags_have_the_defaults_of_the_options():
     }
     for strategy in STRATEGIES:
         read_command(["--mode=fill_mask", "--config=experiments/base.py", f"--strategy={strategy}"])
+
+
+def test_threads_get_what_one_gets(model):
+    texts = [f"a [MASK] {'b ' * size}[GAP]" for size in range(8)]
+    serial = [model.infill(text, gap=2) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda text: model.infill(text, gap=2), texts))
+    assert [record["text"] for record in found] == [record["text"] for record in serial]
 
 
 def test_texts_of_many_lengths_share_programs(model):

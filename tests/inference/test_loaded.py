@@ -133,6 +133,7 @@ def test_nothing_is_compiled_after_a_warm_up(tuned, masked):
         texts = [row["sentence"] for row in sentences(count, seed=count)]
         model.predict(texts), model.embed([text[:40] for text in texts]), model.encode([text[:40] for text in texts])
     masked.fill_mask(["a [MASK]", "[MASK] b c d"])
+    masked.infill(["a [MASK]", "[MASK] b c d"]), masked.infill("a [MASK]", "gibbs"), masked.score(["a b", "c"])
     jax.monitoring.unregister_event_duration_listener(listener)
     assert not compiled
 

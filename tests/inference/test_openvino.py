@@ -16,6 +16,8 @@ from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.encode import TextEncoder
 from bert_jax.inference.fill_mask import FillMask
+from bert_jax.inference.gaps import Infilling
+from bert_jax.inference.infill import Infiller
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
@@ -139,7 +141,10 @@ def test_what_an_mlm_head_says_is_what_jax_says(pretrained):
         list(Scorer(one, batch_size=2).stream(Row("", {"text": text}) for text in TEXTS[:3]))
         for one in (jax_model, model)
     ]
-    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5)
+    alike(scores[1], scores[0], 1e-5)
+    beams = [Infiller(one)([text, "a [MASK]"], Infilling("beam", beams=2)) for one in (model, jax_model)]
+    greedy = [Infiller(one)([text], Infilling("confidence")) for one in (model, jax_model)]
+    alike(beams[0] + greedy[0], beams[1] + greedy[1], 1e-4)
 
 
 def test_hidden_states_and_attentions_are_those_of_jax(pretrained):

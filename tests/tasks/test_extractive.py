@@ -127,6 +127,27 @@ def test_overfits_32_documents_and_beats_the_first_sentences(tmp_path):
     assert right["sentences"]
 
 
+@pytest.mark.slow
+def test_learns_which_sentences_are_the_longest_of_their_document(tmp_path):
+    """On documents that it has not seen. What is asked for is in no single sentence."""
+    paths = []
+    for name, count, seed in (("train", 600, 1), ("dev", 100, 2)):
+        random, rows = np.random.default_rng(seed), []
+        for _ in range(count):
+            sizes = random.permutation(np.arange(2, 9))[:6]
+            document = [" ".join(random.choice(LETTERS, size)) for size in sizes]
+            rows.append({"document": document, "summary": sorted(np.argsort(-sizes)[:2].tolist())})
+        paths.append(write(tmp_path / f"{name}.jsonl", rows))
+    config = make_config(train=paths[0], validation=paths[1], sequence_length=64, packing=False)
+    config.model.update(hidden_size=64, num_hidden_layers=2, intermediate_size=128)
+    config.extractive.layers = 2
+    config.optimizer.learning_rate = 2e-3
+    config.train.update(epochs=10.0, batch_size=32)
+    config.eval.update(every=1000, batch_size=32)
+    metrics = train(load(config), config, tmp_path / "run").evaluation.metrics
+    assert metrics["rouge1"] > 80 and max(metrics["lead_rouge1"], metrics["random_rouge1"]) < 60
+
+
 @pytest.fixture(scope="module")
 def random_model():
     """(function from a task, items, groups and shape to the logits of each item, task)"""
