@@ -110,9 +110,13 @@ def source_section(found: Dependence) -> str:
     explained = table(Table(["written", "probability", "needs most (nats)"], rows, {1}))
     note = (
         "Each token of the source hidden by [MASK] in turn: by how much the log-probability of each written token "
-        "falls, given the written tokens before it. Two tokens of the source that say the same hide each other's part."
+        "falls, given the written tokens before it. Two tokens of the source that say the same hide each other's part. "
+        "Below, for comparison, attention: the mean of all layers and heads, in UniLM from the [MASK] in the place of "
+        "the written token."
     )
-    body = f'<div class="beside">{drawn}{explained}</div>'
+    attention = found.attention / max(float(found.attention.max()), 1e-12)
+    read = picture(pictures.token_matrix(attention, found.target, found.source), "attention to the source")
+    body = f'<div class="beside">{drawn}{explained}</div>{read}'
     return section("What the written text needs of its source", body, note)
 
 

@@ -1,8 +1,9 @@
 """What a written text depends on in its source: what each of its tokens loses when one of the source's is hidden.
 
-Attention shows what a model reads, and is not the same in every kind of writer; this is what the output needs.
+That is what the output needs; attention, which is beside it, is what the model reads, needed or not.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ class Dependence(NamedTuple):
     target: tuple[str, ...]
     log_probabilities: Float[np.ndarray, " T"]  # given the source and the target before
     losses: Float[np.ndarray, "T R"]  # by how much they fall when the token of the source is [MASK]
+    attention: Float[np.ndarray, "T R"]  # to the token of the source, mean of all layers and heads
 
 
 class _Losses:
@@ -39,6 +41,7 @@ class _Losses:
     def __init__(self, opened: Opened, batch_size: int):
         self.opened, self.batch_size = opened, batch_size
         self.program = opened.at_work.program(lambda model, batch: _log_probabilities(opened.task, model, batch))
+        self.attention = opened.at_work.program(lambda model, batch: _attention(opened.task, model, batch))
 
 
 def dependence(model: LoadedModel, text: str, target: str = "") -> Dependence:
@@ -56,15 +59,26 @@ def dependence(model: LoadedModel, text: str, target: str = "") -> Dependence:
     items = [Item((Part(one, item.parts[0].type_ids),), target=item.target) for one in (ids, *hidden)]
     found = np.concatenate([_run(tool, items, i) for i in range(0, len(items), tool.batch_size)])
     source, tokens = (tuple(tokenizer.token(int(i)) for i in row) for row in (ids[places], item.target))
-    return Dependence(source, tokens, found[0], (found[0] - found[1:]).T)
+    attention = np.asarray(tool.attention(_batch(items, [0])))[0, : len(tokens), places].T
+    return Dependence(source, tokens, found[0], (found[0] - found[1:]).T, attention)
 
 
 def _run(tool: _Losses, items: list[Item], start: int) -> Float[np.ndarray, "B T"]:
-    """Returns the log-probabilities of the items of the batch from `start` on, which are all of one length."""
-    rows = [[i] if i < len(items) else [] for i in range(start, start + tool.batch_size)]
-    length, targets = (-(-size // _STEP) * _STEP for size in (items[0].length, items[0].target_length))
-    found = np.asarray(tool.program(collate(items, rows, Shape(len(rows), 1, length, targets=targets))))
+    """Returns the log-probabilities of the items of the batch from `start` on."""
+    found = np.asarray(tool.program(_batch(items, range(start, start + tool.batch_size))))
     return found[: len(items) - start, : items[0].target_length]
+
+
+def _batch(items: list[Item], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns the batch of items which are all of one length; a number that none of them has is an empty row."""
+    rows = [[i] if i < len(items) else [] for i in numbers]
+    length, targets = (-(-size // _STEP) * _STEP for size in (items[0].length, items[0].target_length))
+    return collate(items, rows, Shape(len(rows), 1, length, targets=targets))
+
+
+def _attention(task: Any, model: Model, batch: dict[str, Array]) -> Float[Array, "B T R"]:
+    layers = task.writer(model).attention(TrunkInputs.from_batch(batch), batch["target_ids"])
+    return jnp.mean(jnp.stack(layers), axis=(0, 2))
 
 
 def _log_probabilities(task: Any, model: Model, batch: dict[str, Array]) -> Float[Array, "B T"]:

@@ -42,6 +42,8 @@ def test_what_is_hidden_is_missed(writer):
         without = log_probabilities(writer, text, "b d")
         np.testing.assert_allclose(found.losses[:, place], found.log_probabilities - without, atol=1e-4)
     assert np.ptp(found.losses) > 0.1
+    # Of UniLM, what is left of 1 goes to [CLS], [SEP] and the target.
+    assert found.attention.shape == (3, 3) and (found.attention > 0).all() and (found.attention.sum(axis=1) < 1).all()
 
 
 def test_the_page_shows_what_the_model_writes(writer, classifier, tmp_path):
