@@ -90,9 +90,8 @@ class Seq2Seq(FineTuning):
     def learn(self) -> None:
         text_scores.check_package(self.config.seq2seq.scores)
         log_pairs(self.examples)
-        references = [example.target for examples in self.examples.values() for example in examples[:1000]]
         if self.config.seq2seq.scores == "summary":
-            text_scores.warn_of_letters(references)
+            text_scores.warn_of_letters([example.target for example in self.examples["train"][:1000]])
 
     def encode(self, examples: Sequence[WritingExample]) -> list[Item]:
         """Returns a source each, and the target of those that have one. A target that is cut does not end with [SEP]:
