@@ -288,7 +288,7 @@ type and a value out of range are errors. The letters after a name say when its 
 
 - **S**: belongs to the model's shape. A run that starts from a checkpoint takes it from there.
 - **R**: may differ between two starts of one run. It changes nothing of what is learned.
-- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `embed`).
+- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `generate`, `embed`).
 
 Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, and `--allow` of `bert_jax.convert`)
 match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""

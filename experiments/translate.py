@@ -5,11 +5,11 @@
     python -m bert_jax.main --config=experiments/translate.py:scratch --config.data.train=train.en+train.de …
 
 `:scratch` learns a vocabulary from both sides of the training pairs (SentencePiece, cased, so that what is written
-needs no repair) and trains a model of 4 layers from nothing. Without it the vocabulary is the checkpoint's, which must
-know both languages; a WordPiece writes spaces around apostrophes and hyphens, which costs BLEU.
+needs no repair) and trains an encoder and a decoder of 4 layers each from nothing. Without it the model is UniLM's
+(Dong et al. 2019) and the vocabulary the checkpoint's, which must know both languages; a WordPiece writes spaces around
+apostrophes and hyphens, which costs BLEU.
 
-The model is UniLM's (Dong et al. 2019); `--config.seq2seq.model=encoder_decoder` is the other family. Validation is
-written greedily, 500 sentences of it; `--mode=evaluate --config.generate.beams=5` searches.
+Of validation 500 sentences are written, greedily; `--mode=evaluate --config.generate.beams=5` searches.
 
 Hardware and time: a GPU of 16 GB for BERT-base; `:scratch` is meant for Multi30k (29,000 pairs) on a few cores, hours
 for its 30 epochs on two of them. Expect: not trained to its end with this code yet; small Transformers reach the
@@ -39,7 +39,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if recipe == "scratch":
         config.model.size = "mini"
         config.model.initializer = "width"
+        config.seq2seq.model = "encoder_decoder"
         config.optimizer.name = "muon"  # leaves the plateau of the first steps sooner than AdamW
+        config.optimizer.muon = r"^(encoder|heads/decoder)/(layers|cross)/.*kernel$"
         config.optimizer.b2 = 0.98
         config.data.tokenizer, config.data.vocab_size = "unigram", 8_000
         config.data.lowercase = False

@@ -101,8 +101,13 @@ def rollout_section(found: Attention) -> str:
 def source_section(found: Dependence) -> str:
     falls = np.clip(found.losses, 0, None)
     most = max(float(falls.max()), 1e-12)
-    matrix = pictures.token_matrix(falls / most, found.target, found.source, "is less likely without")
-    drawn = picture(matrix, "what each written token loses without each token of the source")
+    drawn = [
+        picture(pictures.token_matrix(weights, found.target, found.source, what), said)
+        for weights, what, said in (
+            (falls / most, "is less likely without", "what each written token loses without each token of the source"),
+            (found.attention, "reads from", "mean attention of each written token to each token of the source"),
+        )
+    ]
     rows = []
     for token, logarithm, fall in zip(found.target, found.log_probabilities, falls, strict=True):
         strongest = ", ".join(f"{name} {loss:.2f}" for name, loss in _largest(found.source, fall, 3) if loss > 0)
@@ -111,13 +116,11 @@ def source_section(found: Dependence) -> str:
     note = (
         "Each token of the source hidden by [MASK] in turn: by how much the log-probability of each written token "
         "falls, given the written tokens before it. Two tokens of the source that say the same hide each other's part. "
-        "Below, for comparison, attention: the mean of all layers and heads, in UniLM from the [MASK] in the place of "
-        "the written token."
+        "The second picture is the attention that writes the token, the mean over layers and heads: what is read, "
+        "which need not be what is needed."
     )
-    attention = found.attention / max(float(found.attention.max()), 1e-12)
-    read = picture(pictures.token_matrix(attention, found.target, found.source), "attention to the source")
-    body = f'<div class="beside">{drawn}{explained}</div>{read}'
-    return section("What the written text needs of its source", body, note)
+    body = f'<div class="beside">{"".join(drawn)}</div>{explained}'
+    return section("What the written text needs and reads of its source", body, note)
 
 
 def attribution_section(products: Attribution, integrated: Attribution) -> str:

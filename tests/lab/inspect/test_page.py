@@ -94,7 +94,7 @@ def test_hostile_tokens_labels_and_names_are_text():
             page.rollout_section(Attention(here, weights)),
             page.attribution_section(found, found),
             page.loss_section(losses, 100, False),
-            page.source_section(Dependence((EVIL, "b"), (EVIL,), np.zeros(1), np.ones((1, 2)))),
+            page.source_section(Dependence((EVIL, "b"), (EVIL,), np.zeros(1), np.ones((1, 2)), np.ones((1, 2)))),
             page.neighbour_section(here, [EVIL], [[(EVIL, 0.5)]], [near] * 4, 1),
             page.projection_section(points, [EVIL, "b", "c"], EVIL),
             page.left_out_section([EVIL]),

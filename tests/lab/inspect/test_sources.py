@@ -42,7 +42,6 @@ def test_what_is_hidden_is_missed(writer):
         without = log_probabilities(writer, text, "b d")
         np.testing.assert_allclose(found.losses[:, place], found.log_probabilities - without, atol=1e-4)
     assert np.ptp(found.losses) > 0.1
-    # Of UniLM, what is left of 1 goes to [CLS], [SEP] and the target.
     assert found.attention.shape == (3, 3) and (found.attention > 0).all() and (found.attention.sum(axis=1) < 1).all()
 
 
@@ -50,7 +49,7 @@ def test_the_page_shows_what_the_model_writes(writer, classifier, tmp_path):
     output = tmp_path / "page.html"
     assert main([str(writer.path), "--text=a good c", "--what=sources", f"--output={output}"]) == 0
     page = parsed(output.read_text(encoding="utf-8"))
-    assert page.titles == ["What the written text needs of its source"]
+    assert page.titles == ["What the written text needs and reads of its source"]
     written = dependence(writer, "a good c").target
     assert len(written) > 1 and all(token in page.text for token in written)
     with pytest.raises(UserError, match="was trained for task=classification and cannot write"):
