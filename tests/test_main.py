@@ -53,7 +53,7 @@ def last_line(result):
         ([BASE, "--text=a"], "--text belongs to --mode=fill_mask, not to --mode=train"),
         ([BASE, "--replay=3"], "--replay belongs to --mode=doctor, not to --mode=train"),
         (["--mode=doctor"], "run is not a folder; give the folder of a run"),
-        ([BASE, "--mode=evaluate", "--input=a"], "--input belongs to --mode=predict and embed and blimp, not"),
+        ([BASE, "--mode=evaluate", "--input=a"], "--input belongs to --mode=predict and generate and embed"),
         ([BASE, "--mode=predict", "--pooling=max"], "--pooling belongs to --mode=embed, not to --mode=predict"),
         ([BASE, "--mode=fill_mask", "--top_k=0"], "--top_k is 0; it must be a whole number from 1 to below 2147483648"),
         ([BASE, "--mode=fill_mask"], "--mode=fill_mask needs a text"),
