@@ -228,7 +228,8 @@ _OPTIONS = (
         "× it", "restart", "inference"),
     _integer("generate.no_repeat_ngram", 0, "[0, 2^20]", "tokens in a row that occur once only; 0 = off", "restart",
         "inference"),
-    _integer("generate.min_length", 0, "[0, 2^20]", "tokens before the last [SEP]", "restart", "inference"),
+    _integer("generate.min_length", 1, "[0, 2^20]", "tokens before the last [SEP]; 0 = a text may be empty", "restart",
+        "inference"),
     _integer("generate.max_length", None, "[1, 2^20]", "tokens, the last [SEP] included; None = data.target_length",
         "restart", "inference"),
     _integer("generate.seed", 0, "[0, 2^32)", "what is drawn is a function of it and of the row's number", "restart",
@@ -295,7 +296,7 @@ type and a value out of range are errors. The letters after a name say when its 
 
 - **S**: belongs to the model's shape. A run that starts from a checkpoint takes it from there.
 - **R**: may differ between two starts of one run. It changes nothing of what is learned.
-- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `embed`).
+- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `generate`, `embed`).
 
 Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, and `--allow` of `bert_jax.convert`)
 match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: trunk, layers and heads. No labels, no losses, no files.
+"""Arrays in, arrays out: trunk, layers, heads, and models that write. No labels, no losses, no files.
 
 `nnx.Module` only holds parameters; the rest is plain JAX. A call takes a `key` for dropout, and no key means
 deterministic. The letters of every shape, as far as models are concerned; `data/batching/batches.py` has those of rows:

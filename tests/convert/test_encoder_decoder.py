@@ -29,6 +29,7 @@ def _export(folder, **seq2seq):
     config.model.update(dtype="float32", max_position_embeddings=40, initializer_range=0.4, hidden_act="gelu")
     config.data.update(sequence_length=24, target_length=10)
     config.seq2seq.update(seq2seq)
+    config.generate.min_length = 0  # as in Transformers
     task = Seq2Seq(config, TOKENIZER, None)
     run = {"step": 7, "config": config.to_dict(), "task": task.description()}
     write_checkpoint(folder / "run/checkpoints/7", flatten(task.init(nnx.Rngs(params=0))), run, TOKENIZER)

@@ -26,14 +26,19 @@ from .conftest import TOKENIZER, sentences
 TEXTS = [row["sentence"] for row in sentences(20, seed=3)]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A model of two layers whose parameters are random, and so large that what it writes differs widely."""
+def _config():
     config = translate.get_config()
     config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64)
     config.model.update(dtype="float32", max_position_embeddings=40, initializer_range=0.5)
     config.data.update(sequence_length=24, target_length=8)
     config.generate.min_length = 3
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A model of two layers whose parameters are random, and so large that what it writes differs widely."""
+    config = _config()
     task = Seq2Seq(config, TOKENIZER, None)
     run = {"step": 7, "config": config.to_dict(), "task": task.description()}
     folder = tmp_path_factory.mktemp("writes")
@@ -151,6 +156,22 @@ def test_options_that_cannot_be(model, options, message):
 def test_a_checkpoint_that_cannot_write(tuned):
     with pytest.raises(UserError, match="was trained for task=classification and cannot write"):
         bert_jax.load(tuned[1]).generate("a")
+
+
+def test_a_decoder_that_is_not_there_or_has_another_vocabulary(tmp_path):
+    config = _config()
+    config.seq2seq.model = "encoder_decoder"
+    task, table = Seq2Seq(config, TOKENIZER, None), "heads/decoder/embeddings/word/embedding"
+    run = {"step": 7, "config": config.to_dict(), "task": task.description()}
+    whole = flatten(task.init(nnx.Rngs(params=0)))
+    changes = {"absent": {name: x for name, x in whole.items() if "decoder" not in name}}
+    changes["other"] = whole | {table: jnp.zeros((50, 32))}
+    for name, parameters in changes.items():
+        write_checkpoint(tmp_path / name, dict(parameters), run, TOKENIZER)
+    with pytest.raises(UserError, match="heads/decoder/cross/attention/key/bias is not in it"):
+        Generator(tmp_path / "absent")
+    with pytest.raises(UserError, match=rf"{table} is \(50, 32\) there, \({TOKENIZER.vocab_size}, 32\) here"):
+        Generator(tmp_path / "other")
 
 
 def test_a_command_writes_a_line_for_each_row(workdir, model, tmp_path, capsysbinary):

@@ -36,7 +36,7 @@ class Decoding:
     top_p: float = 1.0
     repetition_penalty: float = 1.0  # positive logits of tokens already written ÷ it, negative ones × it
     no_repeat_ngram: int = 0  # so many tokens in a row occur once only; 0 = off
-    min_length: int = 0  # tokens before the end
+    min_length: int = 1  # tokens before the end
 
     def __post_init__(self):
         for field in fields(self):

@@ -20,7 +20,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiling is all the time that 
 PAD, START, END = 0, 1, 2
 LETTERS = (3, 4, 5)
 VOCABULARY = 40  # so many tokens that there may be a beam for every beginning
-OPTIONS: dict[str, Any] = {"end_id": END, "start_id": START, "max_length": 4, "never": (PAD, START)}
+OPTIONS: dict[str, Any] = {"end_id": END, "start_id": START, "max_length": 4, "min_length": 0, "never": (PAD, START)}
 
 
 class Table(NamedTuple):
@@ -170,14 +170,14 @@ def test_lengths_and_repetitions_are_bounded(width):
     costs so much that a new letter comes first."""
     keys = jax.vmap(jax.random.key)(jnp.arange(2)) if "temperature" in width else None
     options = OPTIONS | {"max_length": 8} | width
-    written = _run(_table(), _source(3, 6), Decoding(**options, min_length=4, no_repeat_ngram=2), keys)
+    written = _run(_table(), _source(3, 6), Decoding(**options | {"min_length": 4}, no_repeat_ngram=2), keys)
     assert ((written.lengths >= 5) & (written.lengths <= 8)).all()
     for row in (0, 1):
         for target in _targets(written, row):
             assert len(set(itertools.pairwise(target))) == len(target) - 1
     if not width:
         positive = Table(_table().logits + 10)
-        written = _run(positive, _source(3, 6), Decoding(**options, min_length=3, repetition_penalty=1000.0))
+        written = _run(positive, _source(3, 6), Decoding(**options | {"min_length": 3}, repetition_penalty=1000.0))
         assert all(sorted(_targets(written, row)[0][:3]) == list(LETTERS) for row in (0, 1))
 
 
@@ -226,7 +226,7 @@ def test_eight_devices_write_what_one_does():
 )
 def test_what_does_not_go_together_is_an_error(given, message):
     with pytest.raises(UserError) as error:
-        Decoding(**OPTIONS, **given)
+        Decoding(**OPTIONS | given)
     assert str(error.value) == message
 
 
