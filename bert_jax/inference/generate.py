@@ -53,7 +53,7 @@ class Generator:
         self._batching = Batching(self.config.data.sequence_length, max(1, batch_size // rows))
 
     def stream(self, rows: Iterable[Row | UserError]) -> Iterator[Any]:
-        """Yields for each row, in order, {"text", "score", "log_probability"} of the text that is written for it, or the
+        """Yields for each row, in order, {"text", "score", "log_probability"} of what is written for it, or the
         UserError that says what is wrong with it. With generate.n_best over 1, `n_best` has the same of so many texts,
         the best first, or in the order in which they were drawn; the first of them is the text itself.
 
