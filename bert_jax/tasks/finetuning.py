@@ -1,7 +1,7 @@
 """What all fine-tuning tasks share: examples → items → batches, evaluation, what is saved with a model.
 
-A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq.py) defines how examples are read and
-encoded, what the head computes for a batch, the loss, and how the head's outputs become predictions and scores.
+A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq.py, extractive.py) defines how examples
+are read and encoded, what the head computes for a batch, the loss, and how its outputs become predictions and scores.
 """
 
 import hashlib
