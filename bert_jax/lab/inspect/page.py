@@ -110,7 +110,7 @@ def source_section(found: Dependence) -> str:
     ]
     rows = []
     for token, logarithm, fall in zip(found.target, found.log_probabilities, falls, strict=True):
-        strongest = ", ".join(f"{name} {loss:.2f}" for name, loss in _largest(found.source, fall, 3) if loss > 0)
+        strongest = ", ".join(f"{name} {loss:.2f}" for name, loss in _largest(found.source, fall, 3) if loss >= 0.005)
         rows.append([token, _share(math.exp(logarithm)), strongest])
     explained = table(Table(["written", "probability", "needs most (nats)"], rows, {1}))
     note = (
