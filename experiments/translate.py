@@ -11,9 +11,9 @@ apostrophes and hyphens, which costs BLEU.
 
 Of validation 500 sentences are written, greedily; `--mode=evaluate --config.generate.beams=5` searches.
 
-Hardware and time: a GPU of 16 GB for BERT-base; `:scratch` is meant for Multi30k (29,000 pairs) on a few cores, hours
-for its 30 epochs on two of them. Expect: not trained to its end with this code yet; small Transformers reach the
-mid-thirties of BLEU on Multi30k's test of 2016 (en–de, 13a).
+Hardware and time: a GPU of 16 GB for BERT-base; `:scratch` is meant for Multi30k (29,000 pairs) on a few cores. Expect
+on its test of 2016 (en–de, 13a): 29.4 BLEU of 2 layers × 128 with 4,000 pieces after 1.3 epochs, 5 minutes of one core
+(docs/LOG.md); the whole recipe has not been timed with this code. Small Transformers reach the mid-thirties.
 """
 
 from ml_collections import ConfigDict

@@ -210,7 +210,9 @@ def test_what_looks_like_a_mistake_in_the_pairs_is_logged(tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
 def test_a_vocabulary_is_learned_from_both_sides(tmp_path, kind):
-    config = make_config(train=write(tmp_path, [("Hello world äöü", "Grüße der Welt")] * 20), tokenizer=kind)
+    config = make_config(
+        train=write(tmp_path, [("Hello world äöü", "Grüße der Welt")] * 20), tokenizer=kind, lowercase=False
+    )
     config.data.vocab_size = 100
     config.model.max_position_embeddings = 64
     task = Seq2Seq.with_data(config, None)
