@@ -38,7 +38,9 @@ class Infiller:
 
     def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
         opened = opened_of(checkpoint, **options)
-        self._scorer = Scorer(opened, batch_size)  # raises if there is no MLM head
+        if not opened.has("heads/mlm/"):
+            raise UserError(f"{opened.path} has no MLM head, which fills gaps; it was made without one")
+        self._scorer = Scorer(opened, batch_size)
         self.tokenizer, self.max_length = opened.tokenizer, opened.bert_config.max_position_embeddings
         self._batching = Batching(self.max_length, batch_size, any_shape=opened.at_work.takes_any_shape)
         self._likeliest, self._distribution = map(opened.at_work.program, (_likeliest, _distribution))

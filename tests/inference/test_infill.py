@@ -131,7 +131,9 @@ def test_what_is_wrong_with_a_text_is_its_result(model, text, options, message):
         model.infill(text, **options)
 
 
-def test_wrong_options_are_refused_before_anything_is_filled(model):
+def test_wrong_options_are_refused_before_anything_is_filled(model, tmp_path):
+    with pytest.raises(UserError, match="has no MLM head, which fills gaps"):
+        bert_jax.load(pretrained(tmp_path / "headless", "heads/mlm/")).infill("a [MASK]")
     for options, message in (
         ({"strategy": "sampling"}, "strategy 'sampling' is unknown; it can be left_to_right, confidence"),
         ({"gap": 0}, "gap is 0; it can be 1 to 256"),
