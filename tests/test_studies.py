@@ -44,7 +44,7 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
         validate(config, 1)
         model = bert_config(config.model, 100)
         assert config.data.sequence_length <= model.max_position_embeddings, key
-        assert config.task in ("pretraining", "classification", "tagging") and task_class(config.task)
+        assert config.task in ("pretraining", "classification", "tagging", "seq2seq") and task_class(config.task)
         if config.task == "pretraining":
             assert config.eval.every == config.checkpoint.every == config.train.steps, key
     assert study.factor and study.baseline and study.metrics
@@ -57,7 +57,8 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
 def test_a_docstring_names_source_scale_orderings_and_time(file):
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
     assert text.partition("?")[1], "it begins with the question"
-    assert f"--study=experiments/studies/{file.name}:study_data" in text
+    folder = "translation_data" if file.stem == "translation" else "study_data"
+    assert f"--study=experiments/studies/{file.name}:{folder}" in text
     assert re.search(r"et al\. \((19|20)\d\d|Gimpel \(2016\)", text), "the source"
     for words in ("Scaled down:", "Orderings that may be expected:", "on two cores"):
         assert words in text
