@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bert_jax.config import UserError
-from bert_jax.convert import huggingface
+from bert_jax.convert import encoder_decoder, huggingface
 from bert_jax.convert.names import ARCHITECTURES, huggingface_names
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.parameters import unflatten
@@ -489,9 +489,11 @@ def test_sentence_encoders_say_what_is_left_out(tmp_path, make_loaded, modes, po
 
 
 def test_the_name_map_names_nothing_twice():
-    names = huggingface_names()
-    assert len({name.ours for name in names}) == len({name.theirs for name in names}) == len(names)
-    assert {name.part for name in names} >= {part for _, parts in ARCHITECTURES.values() for part in parts}
+    found = set()
+    for names in (huggingface_names(), encoder_decoder.names()):
+        assert len({name.ours for name in names}) == len({name.theirs for name in names}) == len(names)
+        found |= {name.part for name in names}
+    assert found >= {part for _, parts in ARCHITECTURES.values() for part in parts}
 
 
 def minilm() -> Path:
