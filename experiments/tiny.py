@@ -2,7 +2,7 @@
 
     python -m bert_jax.main --config=experiments/tiny.py
 
-Hardware: any CPU; two cores are enough. Time: the whole quickstart takes about 3 minutes on two cores. Expect:
+Hardware: any CPU; two cores are enough. Time: the whole quickstart takes under 3 minutes on two cores. Expect:
 held-out `mlm_loss` 3.9 (`unigram_entropy` 6.2) and a third of the hidden pieces named; docs/RESULTS.md has what was
 measured. It differs from BERT where that takes hours to learn: rotary positions, optimizer Muon, no next sentence
 prediction. `experiments/base.py` is BERT itself.

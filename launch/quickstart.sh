@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A fresh machine to a tiny BERT in about five minutes: set up, prepare the built-in corpus, pretrain, look at what it learned.
+# A fresh machine to a tiny BERT in about three minutes: set up, prepare the built-in corpus, pretrain, look at what it learned.
 set -euo pipefail
 export PIP_COMPILE=0 # Python compiles what it imports, which is little of what is installed: half of pip's time
 # shellcheck source=launch/setup.sh
