@@ -1,9 +1,9 @@
-"""A target twelve times nearer: rotary positions, pre-norm and Muon in place of learned positions, post-norm and AdamW.
+"""small_en's loss in a sixteenth of its steps: rotary positions, pre-norm and Muon, no NSP, float32.
 
     taskset -c 0,1 python -m bert_jax.lab.speedrun run experiments/speedrun/rotary.py:corpus --seeds=5
 
-The name behind the colon is the folder of the corpus. Hardware: two CPU cores. Expect: MLM loss under 4.24, small_en's
-after 36,000 steps, after 2,200 steps of the same size.
+The name behind the colon is the folder of the corpus. Hardware: two CPU cores. Expect: MLM loss 4.20 after 2,200 steps
+and 5 minutes of training (one seed), where small_en has 4.24 after 36,000 steps of the same size.
 """
 
 from ml_collections import ConfigDict
