@@ -13,51 +13,21 @@ Each task has train.jsonl, validation.jsonl and test.jsonl, with the columns tha
 and 250 MB.
 """
 
-import argparse
 import json
 import random
 import shutil
-import tarfile
-import tempfile
 from pathlib import Path
 
+from archives import make_folder, run
 from finetune_data import SEED, SOURCES, Row, drawn, read_file, table, tagged_rows
-
-from bert_jax.config import UserError
 
 _ARCHIVES = ("pretrain_en", "sst2", "mrpc", "trec_qc", "wnut17", "blimp", "imdb")
 _HELD_OUT = 500  # training examples that become validation where a set has none
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archives", required=True, help="folder of the .tar.xz files")
-    parser.add_argument("--to", required=True, help="folder to make")
-    options = parser.parse_args()
-    try:
-        make(Path(options.archives), Path(options.to))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-
-
 def make(archives: Path, to: Path) -> None:
-    """Makes the folder, which must not be there. Raises UserError for a missing archive."""
-    paths = [archives / f"{name}.tar.xz" for name in _ARCHIVES]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise UserError(f"{missing[0]} does not exist; --archives is the folder of {', '.join(_ARCHIVES)}.tar.xz")
-    if to.exists():
-        raise UserError(f"{to} is there already; remove it, or choose another --to")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent) as temporary:
-        data, made = Path(temporary) / "unpacked", Path(temporary) / "made"
-        for path in paths:
-            with tarfile.open(path) as file:
-                file.extractall(data, filter="data")
-        _write_corpora(data, made)
-        for name, splits in tasks(data).items():
-            for split, rows in zip(("train", "validation", "test"), splits, strict=True):
-                _write(made / name / f"{split}.jsonl", rows)
-        made.rename(to)  # whole or not at all
+    """Makes the folder. Raises UserError as `make_folder`."""
+    make_folder(archives, _ARCHIVES, to, _write_all)
 
 
 def tasks(data: Path) -> dict[str, tuple[list[Row], list[Row], list[Row]]]:
@@ -72,6 +42,13 @@ def tasks(data: Path) -> dict[str, tuple[list[Row], list[Row], list[Row]]]:
     wnut17 = SOURCES["wnut17"].read(data)
     development = tagged_rows(data / "wnut17" / "emerging.dev.conll", "0", "-1")
     return found | {"wnut17": (wnut17.train, development, wnut17.validation)}
+
+
+def _write_all(data: Path, made: Path) -> None:
+    _write_corpora(data, made)
+    for name, splits in tasks(data).items():
+        for split, rows in zip(("train", "validation", "test"), splits, strict=True):
+            _write(made / name / f"{split}.jsonl", rows)
 
 
 def _write_corpora(data: Path, made: Path) -> None:
@@ -94,4 +71,4 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, make)

@@ -88,6 +88,7 @@ def test_help_exits_with_status_0(name, monkeypatch, capsys):
 
 
 def test_articles_with_summaries_lose_their_headline(tmp_path):
+    module("archives")  # which summaries_data.py imports by this name
     finetune_data = module("finetune_data")
     summaries_data = module("summaries_data")
     for kind, text in (("articles", "Head\n\nOne \xa3. Two.\n"), ("summaries", "Two.One \xa3.")):

@@ -82,16 +82,14 @@ def predict(
 ) -> int:
     """A prediction for every row of `input`: lines of JSON, the answers of SQuAD, or one file of a submission to
     GLUE."""
-    if not input:
-        raise UserError("--mode=predict needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+    _check_input("predict", input)
     if output.endswith(".zip") != bool(glue):
         raise UserError("a submission to GLUE needs both --output=<name>.zip and --glue=<test set>")
     path = _prepare(config, workdir, input, output, (".jsonl", ".json", ".zip"))
     from bert_jax.inference import glue_submission, predictor
     from bert_jax.inference.output import results, write_answers, write_jsonl
 
-    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
-    model = predictor.Predictor(path, config.eval.batch_size, **options)
+    model = predictor.Predictor(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
     rows = _rows(input, model.config.data.text, model.config.data.text_pair, input_format)
     if glue:
         description = model.task.description()
@@ -119,14 +117,12 @@ def generate(
     **_,
 ) -> int:
     """A text for every row of `input`, which the model writes as the options generate.* say."""
-    if not input:
-        raise UserError("--mode=generate needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+    _check_input("generate", input)
     path = _prepare(config, workdir, input, output, (".jsonl",))
     from bert_jax.inference.generate import Generator
     from bert_jax.inference.output import write_jsonl
 
-    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
-    model = Generator(path, config.eval.batch_size, **options)
+    model = Generator(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
     rows = _rows(input, model.config.data.text, "", input_format)
     write_jsonl(rows, model.stream, output, skip_bad=bad_lines == "skip")
     return 0
@@ -184,14 +180,12 @@ def score(
     **_,
 ) -> int:
     """The log-likelihood of every text of `input`, in lines of JSON; a list of texts is ranked."""
-    if not input:
-        raise UserError("--mode=score needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+    _check_input("score", input)
     path = _prepare(config, workdir, input, output, (".jsonl",))
     from bert_jax.inference.output import write_jsonl
     from bert_jax.inference.score import Scorer
 
-    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
-    scorer = Scorer(path, config.eval.batch_size, score_method, **options)
+    scorer = Scorer(path, config.eval.batch_size, score_method, **_opening(config, overrides, checkpoint))
     stream = partial(scorer.stream, column=config.data.text, by_token=tokens)
     write_jsonl(_rows(input, config.data.text, "", input_format), stream, output, skip_bad=bad_lines == "skip")
     return 0
@@ -218,14 +212,23 @@ def blimp(
     pairs = sample(read_pairs(input), count, config.eval.seed)
     from bert_jax.inference import score
 
-    options = {"overrides": overrides, "which": checkpoint, "users_task": config.task}
-    scorer = score.Scorer(path, config.eval.batch_size, **options)
+    scorer = score.Scorer(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
     rows = score.table(scorer.accuracies(pairs), pairs)
     for row in rows:
         say(f"{row['level']:10}  {row['name']:52}  {100 * row['accuracy']:5.1f}")
     if output != "-":
         score.write_table(rows, scorer, Path(output))
     return 0
+
+
+def _check_input(mode: str, input: str) -> None:
+    if not input:
+        raise UserError(f"--mode={mode} needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
+
+
+def _opening(config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str) -> dict[str, Any]:
+    """Returns how the tools open a checkpoint, as options of `open_model`."""
+    return {"overrides": overrides, "which": checkpoint, "users_task": config.task}
 
 
 def _prepare(config: ConfigDict, workdir: Path, input: str, output: str, suffixes: tuple[str, ...]) -> str:

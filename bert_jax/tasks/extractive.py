@@ -5,8 +5,8 @@ the [CLS] of each sentence the logit of being part of the summary. A document lo
 items, windows of whole sentences that overlap, and each sentence is scored in the window that shows most around it;
 with data.long_texts=head it is one row, and sentences behind it are not chosen.
 
-The labels are the sentences that the given summary consists of. Where it was written anew they are an oracle's
-(`summaries.py`), which come close to it in ROUGE.
+The labels are the sentences of the document that the given summary copies. If its sentences are not in the document,
+the labels are those sentences of the document that a greedy search for the highest ROUGE finds (`summaries.py`).
 """
 
 import logging
