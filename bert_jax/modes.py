@@ -81,13 +81,12 @@ def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
     if replay:
         from bert_jax.config import read_config
         from bert_jax.lab import replay as replaying
-        from bert_jax.run import start_run
-        from bert_jax.tasks import task_class
+        from bert_jax.run import start_run, trained_task
 
         own = read_config(workdir / "config.json")
         if "." in own.task and own.task != config.task:
             raise UserError(f"the run's task is {own.task}: --replay needs the --config of the run, which names it too")
-        task = task_class(own.task).with_data(own, start_run(own, workdir))
+        task = trained_task(own, start_run(own, workdir))
         say(f"ok       replay: {replaying.replay(task, own, workdir, replay)}")
     return 0
 

@@ -235,6 +235,18 @@ _OPTIONS = (
     _integer("generate.seed", 0, "[0, 2^32)", "what is drawn is a function of it and of the row's number", "restart",
         "inference"),
 
+    _text("distillation.teacher", "", "trained model that the run learns from: checkpoint, workdir, a model in another "
+        "format or a name of the Hub; empty = none"),
+    _number("distillation.relations", 0.0, "[0, 1e6]", "weight of the relations between tokens, for any width"),
+    _number("distillation.soft", 1.0, "[0, 1e6]", "weight of the teacher's probabilities"),
+    _number("distillation.hidden", 0.0, "[0, 1e6]", "weight of the hidden states, through a projection"),
+    _number("distillation.hard", 1.0, "[0, 1e6]", "weight of the task's own loss"),
+    _number("distillation.temperature", 2.0, "[1, 1000]", "by which both models' logits are divided for soft"),
+    _text("distillation.relation_kinds", "queries,keys,values", "of queries, keys, values, attention; MiniLM: "
+        "attention,values"),
+    _integer("distillation.relation_heads", None, "[1, 4096]", "parts of a vector; None = the teacher's heads"),
+    _integer("distillation.teacher_layer", None, "[1, 4096]", "whose relations are learned; None = the last"),
+
     _choice("predict.backend", "jax", "jax | openvino", "who runs predictions; openvino: CPUs only, needs its extra",
         "restart", "inference"),
 

@@ -8,10 +8,12 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import jax
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from bert_jax.backend import keep_programs
@@ -21,16 +23,18 @@ from bert_jax.convert import google_tf, hub
 from bert_jax.data.labelled.parallel import file_pairs
 from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
-from bert_jax.inference.open import check_alike, open_model
+from bert_jax.inference.open import Opened, check_alike, open_model
 from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
+from bert_jax.models.bert import Model
 from bert_jax.models.config import SHAPE, bert_config, check_length, check_structure, inherit_shape
 from bert_jax.option import Value
 from bert_jax.phases import check_phases
-from bert_jax.sharding import check_heads, make_mesh, place
+from bert_jax.sharding import check_heads, current, gathered, make_mesh, place
 from bert_jax.tasks import task_class
+from bert_jax.tasks.distillation import Distillation, Teacher
 from bert_jax.tasks.task import Description, Evaluation, Source, Task
 from bert_jax.training import checkpoint
 from bert_jax.training.evaluation import make_evaluation
@@ -39,6 +43,7 @@ from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.mirror import Mirror
 from bert_jax.training.observer import Observer
+from bert_jax.training.parameters import unflatten
 from bert_jax.training.processes import (
     check_same,
     ends_with_the_others,
@@ -102,9 +107,27 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         check_files(config)
         task_class(config.task)
         _fetch(config.checkpoint.mirror, workdir)
-        source = inherit(config, workdir)
+        source = inherit(config, workdir) or _taught(config)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
+
+
+def trained_task(config: ConfigDict, source: Source | None) -> Task:
+    """Returns the task of a run with its data, and with its teacher if it has one. Raises UserError."""
+    task = task_class(config.task).with_data(config, source)
+    if not config.distillation.teacher:
+        return task
+    opened = _teacher(config.distillation.teacher)
+    whole = config.distillation.soft > 0  # else the trunk is enough, whatever the heads
+    graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/", dropped="^heads/")
+    if whole and (absent := [name for name in parameters if name not in opened.parameters]):
+        raise UserError(f"distillation.soft: {opened.path} has no {absent[0]}; its outputs would mean nothing")
+
+    def model(parameters: Mapping[str, Array]) -> Model:
+        mesh = current()
+        return unflatten(graphdef, dict(parameters) if mesh is None else gathered(mesh, parameters))
+
+    return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path))))
 
 
 def check_run(config: ConfigDict, vocab_size: int) -> None:
@@ -188,7 +211,7 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
         check_writable(workdir)
         if (workdir / "seeds.json").exists():
             raise UserError(f"{workdir} holds the runs of several seeds; choose another --workdir for one run")
-        task = task_class(config.task).with_data(config, source)
+        task = trained_task(config, source)
     observers: list[Observer] = [Throughput(), ledger, Provenance(workdir, source.parameters if source else "")]
     observers.append(_ImportsForTheEnd())
     observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
@@ -198,6 +221,20 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
     if finished.signal is None and task.makes_predictions and finished.evaluation:
         _report(task, config, workdir, finished, best, overrides)
     return _result(workdir, finished, best)
+
+
+@lru_cache(maxsize=1)
+def _teacher(path: str) -> Opened:
+    return open_model(path)
+
+
+def _taught(config: ConfigDict) -> Source | None:
+    """Returns what a student from scratch takes from its teacher: the vocabulary, unless data.vocab_file gives it, and
+    with it the names of labels."""
+    if not config.distillation.teacher or config.data.vocab_file:
+        return None
+    opened = _teacher(config.distillation.teacher)
+    return Source(opened.tokenizer, opened.config.task, opened.run["task"])
 
 
 class _ImportsForTheEnd(Observer):

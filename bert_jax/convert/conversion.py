@@ -147,9 +147,14 @@ def without_private_paths(config: dict[str, Any]) -> dict[str, Any]:
         parts = (part.strip() for part in paths.split(","))
         return ",".join(part if part.startswith("tfds:") else Path(part).name for part in parts)
 
-    data, start = config["data"], config["init_from"]
+    def model_only(path: str) -> str:
+        return path if hub.is_name(path) else Path(path).name
+
+    data, distillation = config["data"], config.get("distillation", {})  # which older checkpoints lack
     named = {key: names_only(data[key]) for key in ("files", "vocab_file", "prepared", "train", "validation", "test")}
-    return config | {"init_from": start if hub.is_name(start) else Path(start).name, "data": data | named}
+    taught = distillation | {"teacher": model_only(distillation["teacher"])} if distillation else {}
+    models = {"init_from": model_only(config["init_from"])} | ({"distillation": taught} if taught else {})
+    return config | models | {"data": data | named}
 
 
 def _shape(model: Loaded) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.heads import MaskedLMHead
 from bert_jax.options import INFERENCE, SHAPE
 from bert_jax.tasks import known_task, may_import
+from bert_jax.tasks.distillation import HEAD as DISTILLATION
 from bert_jax.tasks.task import Task
 from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
@@ -102,6 +103,7 @@ class Opened:
         shape that is not the one of the config.
         """
         (graphdef, shapes), origin = structure(build), str(self.path)
+        dropped = "|".join(filter(None, (dropped, f"^heads/{DISTILLATION}/")))
         parameters, report = take_over(shapes, self.parameters, new=absent, dropped=dropped, origin=origin)
         zeros = {name: jnp.zeros(parameters[name].shape, parameters[name].dtype) for name in report.missing}
         return graphdef, parameters | zeros

@@ -67,8 +67,7 @@ def reproduce(folder: Path, again: Path, *, steps: int = 0, users_task: str = ""
     and if a number or a bit differs.
     """
     from bert_jax.lab.provenance import Provenance, read_environments
-    from bert_jax.run import check_writable, start_run
-    from bert_jax.tasks import task_class
+    from bert_jax.run import check_writable, start_run, trained_task
     from bert_jax.training.loop import train
 
     config, before = _config_of(folder, users_task), _lines(folder)
@@ -86,7 +85,7 @@ def reproduce(folder: Path, again: Path, *, steps: int = 0, users_task: str = ""
     environment = (read_environments(folder) or [{}])[0]
     source = start_run(config, again)
     check_writable(again)
-    task = task_class(config.task).with_data(config, source)
+    task = trained_task(config, source)
     provenance = Provenance(again, source.parameters if source else "")
     _check_data(environment, provenance.data_of(task), folder)
     train(task, config, again, [provenance])

@@ -1,6 +1,8 @@
 """BERT: one trunk, and beside it the heads of a task (Devlin et al. 2018; google-research/bert)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from bert_jax.models.attention import attention_mask, take_places
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Embeddings, Encoded, Encoder, Layer, rotary_angles
 from bert_jax.models.layers import Linear, dropout_seeds
+from bert_jax.sharding import gathered_layer
 
 
 class TrunkInputs(NamedTuple):
@@ -31,6 +34,28 @@ class TrunkInputs(NamedTuple):
     @classmethod
     def from_batch(cls, batch: Mapping[str, Array]) -> "TrunkInputs":
         return cls(*(batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")))
+
+
+class Seen(NamedTuple):
+    """What a trunk has read, and its hidden states: of the embeddings and of each layer, as the next layer reads
+    them."""
+
+    inputs: TrunkInputs
+    states: list[Float[Array, "B L D"]]
+
+
+@contextmanager
+def watched() -> Iterator[list[Seen]]:
+    """Collects what every call of `Bert.encode` in its body computes, whoever makes it. Nothing else changes."""
+    seen: list[Seen] = []
+    token = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(token)
+
+
+_seen: ContextVar[list[Seen] | None] = ContextVar("seen", default=None)
 
 
 class Bert(nnx.Module):
@@ -66,7 +91,18 @@ class Bert(nnx.Module):
             mask = attention_mask(inputs.sequence_ids, self.config.causal)
         angles = rotary_angles(self.config, inputs.position_ids)
         seeds = None if seeds is None else seeds[1:]
-        return self.encoder(x, mask, angles=angles, seeds=seeds, places=places, all_layers=all_layers)
+        seen = _seen.get()
+        options = {"angles": angles, "seeds": seeds, "places": places}
+        encoded = self.encoder(x, mask, all_layers=all_layers or seen is not None, **options)
+        if seen is not None:
+            assert encoded.layers is not None
+            seen.append(Seen(inputs, [x, *encoded.layers]))
+        return encoded if all_layers else encoded._replace(layers=None)
+
+    def projections(self, layer: int, seen: "Seen") -> tuple[Float[Array, "B L H K"], ...]:
+        """Returns the queries, keys and values of layer `layer`, from 1, of what `watched` has collected."""
+        own = gathered_layer(self.encoder.unstacked()[layer - 1], self.config.dtype)
+        return own.projections(seen.states[layer - 1], rotary_angles(self.config, seen.inputs.position_ids))
 
     def pool(
         self, hidden: Float[Array, "B L D"], first_tokens: Int[Array, "B S"] | None = None

@@ -226,6 +226,12 @@ class Layer(nnx.Module):
         after them."""
         return self.attention.source(self._before(self.attention_layer_norm, x), angles)
 
+    def projections(self, x: Float[Array, "B L D"], angles: Float[Array, "B L K"] | None = None):
+        """Returns queries, keys and values of self-attention, [B, L, H, K] each, of the hidden states that this layer
+        reads; with `angles`, queries and keys are rotated."""
+        x = self._before(self.attention_layer_norm, x)
+        return self.attention.project(x, x, None if angles is None else Angles(angles, angles))
+
     def _inner(self, x):
         """Returns what the second product of the feed-forward part takes."""
         act, dtype = self.config.hidden_act, self.config.dtype

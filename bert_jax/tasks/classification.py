@@ -24,7 +24,7 @@ from bert_jax.models.features import sequence_vectors
 from bert_jax.models.heads import Classifier, LinearHead, pool_windows
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
-from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
+from bert_jax.tasks.losses import Logits, balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 from bert_jax.tasks.texts import agreed_labels, encode_long, listed, log_cut, log_splits
 
@@ -156,6 +156,10 @@ class Classification(FineTuning):
             return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
         smoothing = self.config.train.label_smoothing
         return {"loss": cross_entropy_sums("label", logits, labels, weights, smoothing=smoothing)["label_loss"]}
+
+    def soft(self, outputs, batch) -> dict[str, list[Logits]]:
+        kind = {"single": "softmax", "multi": "sigmoid", "regression": "value"}[self.label_kind]
+        return {"loss": [Logits(outputs["logits"], batch["item_weights"] * batch["label_weights"], kind)]}
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         check_finite(outputs)

@@ -30,7 +30,7 @@ from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.sentences import SentenceHead, sentence_places
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
-from bert_jax.tasks.losses import check_finite
+from bert_jax.tasks.losses import Logits, check_finite
 from bert_jax.tasks.summaries import Budget, baselines, oracle, select
 from bert_jax.tasks.task import Batch, Evaluation, Sums
 from bert_jax.tasks.text_scores import check_has_words, rouge
@@ -139,6 +139,9 @@ class Extractive(FineTuning):
         logits, weights = outputs["logits"], batch["label_weights"]
         loss = jax.nn.softplus(logits) - batch["labels"] * logits
         return {"loss": (jnp.sum(loss * weights), jnp.sum(weights))}
+
+    def soft(self, outputs, batch) -> dict[str, list[Logits]]:
+        return {"loss": [Logits(outputs["logits"][..., None], batch["label_weights"], "sigmoid")]}
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         """Returns for each document its chosen `sentences`, in their order, each with its number, text and probability,

@@ -34,8 +34,9 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.features import FeatureConfig, feature_head
+from bert_jax.tasks.losses import Logits
 from bert_jax.tasks.sections import Report, Section
-from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, shapes_of
+from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Source, Sums, Task, shapes_of
 
 Outputs = dict[str, Array]
 
@@ -153,6 +154,11 @@ class FineTuning(Task, ABC):
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         """Returns `loss` and other metrics that are means, as (weighted sum, weight)."""
 
+    def soft(self, outputs: Outputs, batch: Batch) -> Mapping[str, Sequence[Logits]]:
+        """Returns by objective the logits that its labels are for, whose losses are averaged: what a student learns
+        from a teacher's."""
+        raise UserError(f"distillation.soft: task={self.config.task} has no soft targets; set it to 0")
+
     @abstractmethod
     def score(self, examples: Sequence[Any], predictions: Sequence[Any], description: Description) -> dict[str, float]:
         """Returns the metrics of the field, by their usual names."""
@@ -253,11 +259,13 @@ class FineTuning(Task, ABC):
         return {"loss": jnp.maximum(jnp.sum(batch["item_weights"]), 1.0)}
 
     def sums(self, model, batch, key, constants) -> Sums:
-        return self._sums(self.outputs(model, batch, key), batch)
+        return self.sums_of(self.outputs(model, batch, key), batch, key, constants)
 
     def evaluate(self, model, batch, constants):
         outputs = self.outputs(model, batch, None)
-        return self._sums(outputs, batch), outputs | {name: batch[name] for name in ("item_ids", "first_tokens")}
+        return self.sums_of(outputs, batch, None, constants), outputs | {
+            name: batch[name] for name in ("item_ids", "first_tokens")
+        }
 
     def evaluation(self, split, sums, rows, description) -> Evaluation:
         examples, items = self.examples[split], self.items[split]
@@ -277,7 +285,8 @@ class FineTuning(Task, ABC):
     def metric_names(self, split: str) -> tuple[str, ...]:
         return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
 
-    def _sums(self, outputs: Outputs, batch: Batch) -> Sums:
+    def sums_of(self, outputs: Outputs, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+        """Returns what `sums` does, of outputs that are there already."""
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         return self.losses(outputs, batch) | {"real_tokens": (real, jnp.float32(batch["sequence_ids"].size))}
 

@@ -1,6 +1,7 @@
 """Losses as sums with weights, and the probabilities that logits stand for."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,39 @@ def cross_entropy_sums(
     weight = jnp.sum(weights)
     sums = {f"{name}_loss": (loss, weight), f"{name}_accuracy": (jnp.sum(correct * weights), weight)}
     return sums | ({f"{name}_z_loss": (jnp.sum(jnp.square(total) * weights), weight)} if z_loss else {})
+
+
+class Logits(NamedTuple):
+    """The logits that a loss is made of, for soft targets in place of labels: of a `softmax` over the last axis, of a
+    `sigmoid` each, or a `value` itself."""
+
+    values: Float[Array, "*N C"]
+    weights: Float[Array, "*N"]
+    kind: str = "softmax"
+
+
+def soft_sums(student: Logits, teacher: Float[Array, "*N C"], temperature: float) -> tuple[Array, Array]:
+    """Returns the divergence of the student's probabilities from the teacher's, as (weighted sum, weight), in nats.
+
+    Both logits are divided by the temperature, and the result is multiplied by its square, so that gradients keep their
+    scale (Hinton et al. 2015, section 2): Kullback–Leibler for a softmax, the mean of those of all outputs for
+    sigmoids. Of values it is the squared difference.
+    """
+    own, weights = student.values.astype(jnp.float32), student.weights
+    teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    if student.kind == "value":
+        losses = jnp.mean(jnp.square(own - teacher), axis=-1)
+    else:
+        own, teacher = own / temperature, teacher / temperature
+        if student.kind == "softmax":
+            one, other = jax.nn.log_softmax(teacher), jax.nn.log_softmax(own)
+            losses = jnp.sum(jnp.exp(one) * (one - other), axis=-1)
+        else:
+            yes = jax.nn.log_sigmoid(teacher), jax.nn.log_sigmoid(own)
+            no = jax.nn.log_sigmoid(-teacher), jax.nn.log_sigmoid(-own)
+            losses = jnp.mean(sum(jnp.exp(one) * (one - other) for one, other in (yes, no)), axis=-1)
+        losses *= temperature**2
+    return jnp.sum(losses * weights), jnp.sum(weights)
 
 
 def balanced_weights(labels: Sequence[int], count: int) -> Float[np.ndarray, " C"]:

@@ -23,7 +23,7 @@ from bert_jax.models.features import sequence_vectors
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
-from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
+from bert_jax.tasks.losses import Logits, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Evaluation, Sums
 from bert_jax.tasks.texts import encode_long, log_cut, log_splits
 
@@ -95,6 +95,9 @@ class MultipleChoice(FineTuning):
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
         sums = cross_entropy_sums("choice", outputs["logits"], batch["labels"], batch["item_weights"])
         return {"loss": sums["choice_loss"], "choice_accuracy": sums["choice_accuracy"]}
+
+    def soft(self, outputs, batch) -> dict[str, list[Logits]]:
+        return {"loss": [Logits(outputs["logits"], batch["item_weights"])]}
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         """Returns for each example `choice`, the number of the most probable one, its `text` and `probability`, and the

@@ -38,7 +38,7 @@ from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, voca
 from bert_jax.phases import phase_configs, phase_ends
 from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
-from bert_jax.tasks.losses import cross_entropy_sums
+from bert_jax.tasks.losses import Logits, cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
 from bert_jax.tasks.scores import wilson_interval
 from bert_jax.tasks.task import (
@@ -222,6 +222,11 @@ class Pretraining(Task):
         }
 
     def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
+        return self.sums_of(self.outputs(model, batch, key), batch, key, constants)
+
+    def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> dict[str, Array]:
+        """Returns the logits of the masked tokens and of the pairs. Where train.sampled_softmax takes the place of the
+        former, what it needs: the vectors of these tokens, the table and the bias."""
         masked, first = batch["masked_positions"], batch["first_tokens"]
         positions = jnp.concatenate([first, masked], axis=1)
         inputs = TrunkInputs.from_batch(batch)
@@ -233,15 +238,23 @@ class Pretraining(Task):
         vectors = mlm.vectors(of_masks)
         # A single pair goes without its axis, over which XLA would add up the gradient of a bias in another order.
         vectors_of_pairs = model.trunk.pooled(of_pairs[:, 0] if first.shape[1] == 1 else of_pairs)
-        nsp_logits = nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)
+        outputs = {"nsp_logits": nsp.logits(vectors_of_pairs).reshape(*first.shape, 2)}
         table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
         if key is not None and self.config.train.sampled_softmax:
-            sums = sampled_softmax.loss_sums(vectors, (table, bias), batch, constants, self.config)
+            return outputs | {"vectors": vectors, "table": table, "bias": bias}
+        decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
+        return outputs | {"mlm_logits": vocabulary_logits(vectors, *decoder, self.bert_config.dtype)}
+
+    def sums_of(self, outputs: dict[str, Array], batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
+        """Returns what `sums` does, of outputs that are there already."""
+        if "vectors" in outputs:
+            decoder = outputs["table"], outputs["bias"]
+            sums = sampled_softmax.loss_sums(outputs["vectors"], decoder, batch, constants, self.config)
         else:
-            decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
-            logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
             with_z = key is not None and self.config.train.z_loss > 0
-            sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"], z_loss=with_z)
+            labels = batch["masked_labels"], batch["masked_weights"]
+            sums = cross_entropy_sums("mlm", outputs["mlm_logits"], *labels, z_loss=with_z)
+        nsp_logits = outputs["nsp_logits"]
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
@@ -249,6 +262,15 @@ class Pretraining(Task):
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
         return sums
+
+    def soft(self, outputs: dict[str, Array], batch: Batch) -> dict[str, list[Logits]]:
+        """Returns the logits that a student learns from a teacher's, by objective."""
+        if "mlm_logits" not in outputs:
+            raise UserError("distillation.soft needs every logit: set train.sampled_softmax to 0")
+        found = {"mlm_loss": [Logits(outputs["mlm_logits"], batch["masked_weights"])]}
+        if self.config.data.pairing != "none":
+            found["nsp_loss"] = [Logits(outputs["nsp_logits"], batch["next_sentence_weights"])]
+        return found
 
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         if "text_ids" in batch:  # of minimal pairs

@@ -33,7 +33,7 @@ from bert_jax.models.decoding.write import write
 from bert_jax.models.writer import UniLM, Writer, WriterConfig
 from bert_jax.tasks import sections, text_scores
 from bert_jax.tasks.finetuning import FineTuning, Outputs
-from bert_jax.tasks.losses import cross_entropy_sums
+from bert_jax.tasks.losses import Logits, cross_entropy_sums
 from bert_jax.tasks.task import Batch, Description, Evaluation, HostSums, Rows, Sums
 from bert_jax.tasks.texts import encode_long, log_cut, log_pairs
 
@@ -198,6 +198,9 @@ class Seq2Seq(FineTuning):
         smoothed = cross_entropy_sums("token", logits, labels, weights, smoothing=self.config.train.label_smoothing)
         return {"loss": smoothed["token_loss"], "nll": sums["token_loss"], "token_accuracy": sums["token_accuracy"]}
 
+    def soft(self, outputs, batch) -> dict[str, list[Logits]]:
+        return {"loss": [Logits(outputs["logits"], _token_weights(batch))]}
+
     def means(self, sums: HostSums) -> dict[str, float]:
         """Returns the perplexity of a token in place of its cross-entropy."""
         found = super().means(sums)
@@ -206,7 +209,7 @@ class Seq2Seq(FineTuning):
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         batch = {name: x for name, x in batch.items() if name != "masked"}
         if "target_ids" in batch:
-            return self._sums(self.outputs(model, batch, None), batch), {}
+            return self.sums_of(self.outputs(model, batch, None), batch, None, constants), {}
         decoding, keys = self.decoding(), None
         if decoding.temperature:
             seed = jax.random.key(self.config.generate.seed)

@@ -30,7 +30,7 @@ from bert_jax.models.features import token_vectors
 from bert_jax.models.heads import LinearHead
 from bert_jax.tasks import sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
-from bert_jax.tasks.losses import check_finite, cross_entropy_sums, softmax
+from bert_jax.tasks.losses import Logits, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.squad_scores import best_threshold, squad_scores
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 
@@ -181,6 +181,10 @@ class SpanQA(FineTuning):
         sums |= cross_entropy_sums("end", outputs["end_logits"], batch["end_positions"], weights)
         (start_loss, weight), (end_loss, _) = sums.pop("start_loss"), sums.pop("end_loss")
         return {"loss": ((start_loss + end_loss) / 2, weight), **sums}
+
+    def soft(self, outputs, batch) -> dict[str, list[Logits]]:
+        weights = batch["item_weights"] * batch["label_weights"]
+        return {"loss": [Logits(outputs[name], weights) for name in ("start_logits", "end_logits")]}
 
     def predict(self, examples, items: Sequence[Any], outputs) -> list[dict[str, Any]]:
         """Returns for each question its `id`; `answer`, a slice of the context ("" = none), with its `probability` and

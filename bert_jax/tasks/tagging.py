@@ -41,7 +41,7 @@ from bert_jax.models.features import token_vectors
 from bert_jax.models.heads import Classifier
 from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
-from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums
+from bert_jax.tasks.losses import Logits, balanced_weights, check_finite, cross_entropy_sums
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
 from bert_jax.tasks.texts import agreed_labels, listed, log_tags
 
@@ -179,6 +179,9 @@ class Tagging(FineTuning):
         smoothing = self.config.train.label_smoothing
         sums = cross_entropy_sums("label", logits, batch["labels"], weights, smoothing=smoothing)
         return {"loss": sums["label_loss"]}
+
+    def soft(self, outputs, batch) -> dict[str, list[Logits]]:
+        return {"loss": [Logits(outputs["logits"], batch["label_weights"])]}
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         """Returns for each example its words, their tags and the probabilities of the tags.
