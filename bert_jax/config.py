@@ -101,6 +101,14 @@ def validate(config: ConfigDict, num_devices: int) -> None:
                 f"optimizer.learning_rate is 0, of which optimizer.{key} is a multiple: set it above 0, and freeze "
                 "what must not change by optimizer.freeze"
             )
+    if config.train.take_layers and not config.init_from:
+        raise UserError("train.take_layers is for a warm start: name the model by init_from, or leave it out")
+    distillation = config.distillation
+    for part in ("relations", "hidden"):
+        if distillation[part] and not distillation.teacher:
+            raise UserError(
+                f"distillation.{part} is {distillation[part]}: name the model to learn from by distillation.teacher"
+            )
     _check_labels(data.labels)
     check_batch("train.batch_size", config.train.batch_size, num_devices, config)
     check_batch("eval.batch_size", config.eval.batch_size, num_devices, config)

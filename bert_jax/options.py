@@ -186,6 +186,8 @@ _OPTIONS = (
     _number("train.watchdog_seconds", 1800.0, "[0, 2^31)", "without a step: stacks are shown, then the run ends",
         "restart"),
     _text("train.trackers", "", "beside TensorBoard: wandb, mlflow, trackio, comma-separated; empty = none", "restart"),
+    _text("train.take_layers", "", "numbers, from 0 and comma-separated, of the layers of init_from that a warm start "
+        "takes, the first one first; empty = all"),
     _integer("train.reinitialise_layers", 0, "[0, 4096]", "top layers (and pooler) that a warm start leaves out"),
     _number("train.ema_decay", 0.0, "[0, 1)", "of the moving average of parameters that is used; 0 = no average"),
     _number("train.z_loss", 0.0, "[0, 1000]", "pretraining: weight of the MLM softmax's log²Z in the loss; PaLM: 1e-4"),
@@ -244,7 +246,8 @@ _OPTIONS = (
     _number("distillation.temperature", 2.0, "[1, 1000]", "by which both models' logits are divided for soft"),
     _text("distillation.relation_kinds", "queries,keys,values", "of queries, keys, values, attention; MiniLM: "
         "attention,values"),
-    _integer("distillation.relation_heads", None, "[1, 4096]", "parts of a vector; None = the teacher's heads"),
+    _integer("distillation.relation_heads", None, "[1, 4096]", "parts of a vector; None = the teacher's heads, or "
+        "fewer that divide both widths"),
     _integer("distillation.teacher_layer", None, "[1, 4096]", "whose relations are learned; None = the last"),
 
     _choice("predict.backend", "jax", "jax | openvino", "who runs predictions; openvino: CPUs only, needs its extra",

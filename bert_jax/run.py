@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, cast
@@ -29,7 +29,14 @@ from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
 from bert_jax.models.bert import Model
-from bert_jax.models.config import SHAPE, bert_config, check_length, check_structure, inherit_shape
+from bert_jax.models.config import (
+    SHAPE,
+    bert_config,
+    check_length,
+    check_structure,
+    inherit_shape,
+    layer_numbers,
+)
 from bert_jax.option import Value
 from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, current, gathered, make_mesh, place
@@ -290,6 +297,9 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
         item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(config.init_from))
     saved = from_json_dict(item["config"])
     shape = bert_config(saved.model, tokenizer.vocab_size)
+    if not has_own:
+        taken = layer_numbers("train.take_layers", config.train.take_layers, shape.num_hidden_layers)
+        shape = replace(shape, num_hidden_layers=len(taken))
     check_structure(config.model, shape, config.init_from)
     inherit_shape(config.model, shape)
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))

@@ -123,6 +123,19 @@ def check_structure(model: ConfigDict, source: BertConfig, origin: object) -> No
             )
 
 
+def layer_numbers(option: str, text: str, depth: int) -> list[int]:
+    """Returns the layers that an option names, "0,2,4"; all `depth` of them for "". Raises UserError."""
+    if not text:
+        return list(range(depth))
+    numbers = [part.strip() for part in text.split(",")]
+    for number in numbers:
+        if not number.isdecimal() or not number.isascii():
+            raise UserError(f"{option} is {text!r}; it must be numbers of layers, comma-separated, such as 0,2,4")
+        if int(number) >= depth:
+            raise UserError(f"{option} names layer {number}; the model has {depth} layers, from 0 to {depth - 1}")
+    return [int(number) for number in numbers]
+
+
 def check_length(config: BertConfig, length: int) -> None:
     """Raises UserError for rows with more tokens than the model has positions."""
     if length > config.max_position_embeddings:

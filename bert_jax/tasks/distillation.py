@@ -10,6 +10,7 @@ rows, in pretraining with the same masks, and so need one vocabulary. The studen
 relation is between two tokens and has no width.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -65,7 +66,7 @@ class Recipe(NamedTuple):
             if kind not in RELATIONS:
                 known = ", ".join(RELATIONS)
                 raise UserError(f"distillation.relation_kinds: '{kind}' is not known; it can be {known}")
-        heads = options.relation_heads or teacher.num_attention_heads
+        heads = options.relation_heads or _usual_heads(kinds, student, teacher)
         layer = options.teacher_layer or teacher.num_hidden_layers
         if layer > teacher.num_hidden_layers:
             raise UserError(
@@ -267,6 +268,12 @@ def _hidden_sums(recipe: Recipe, projection: Linear, student: Seen, teacher: See
         projected = projection(own, own.dtype.name).astype(jnp.float32)
         total += jnp.sum(jnp.mean(jnp.square(projected - other), axis=-1) * real)
     return total / len(recipe.layers), jnp.sum(real)
+
+
+def _usual_heads(kinds: Sequence[str], student: BertConfig, teacher: BertConfig) -> int:
+    """Returns the teacher's number of heads, or the next lower one that divides both widths."""
+    heads, both = teacher.num_attention_heads, math.gcd(student.hidden_size, teacher.hidden_size)
+    return heads if "attention" in kinds else max(count for count in range(1, heads + 1) if both % count == 0)
 
 
 def _check_relations(kinds: Sequence[str], heads: int, student: BertConfig, teacher: BertConfig) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
+from bert_jax.models.config import layer_numbers
 from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Description, Sums, Task
 from bert_jax.training import step as steps
@@ -80,6 +81,10 @@ def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) 
     folder = choose_checkpoint(config.init_from)
     saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
     source, copied = with_copies(saved.parameters, task.copied_parameters)
+    taken, depths = config.train.take_layers, {len(x) for name, x in source.items() if is_stacked(name)}
+    if taken:
+        places = np.asarray(layer_numbers("train.take_layers", taken, min(depths)))
+        source = {name: x[places] if is_stacked(name) else x for name, x in source.items()}
     renewed = matching("renewed_parameters", task.renewed_parameters, source)
     source = {name: value for name, value in source.items() if name not in renewed}
     _, report = take_over(shapes, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder))

@@ -128,6 +128,30 @@ def test_top_layers_and_pooler_start_anew(tmp_path):
         modes.train(config, tmp_path / "other")
 
 
+def test_some_layers_are_taken(tmp_path):
+    """The start of a student from its teacher's layers; it continues when it is started again."""
+    config = make_config(tmp_path)
+    assert modes.train(config, tmp_path / "source") == 0
+    config = make_config(tmp_path)
+    config.model.num_hidden_layers = None
+    config.init_from = str(tmp_path / "source")
+    config.train.update(take_layers="2, 0", epochs=0.25)
+    config.optimizer.update(learning_rate=0.0, warmup_share=0.0)
+    for _ in range(2):
+        assert modes.train(config.copy_and_resolve_references(), tmp_path / "run") == 0
+    before, after = parameters(tmp_path / "source"), parameters(tmp_path / "run")
+    for name, value in before.items():
+        taken = value[np.asarray([2, 0])] if name.startswith("encoder/layers/") else value
+        np.testing.assert_array_equal(taken, after[name], err_msg=name)
+    for wrong, message in (("0,3", "names layer 3; the model has 3 layers, from 0 to 2"), ("a", "must be numbers")):
+        config.train.take_layers = wrong
+        with pytest.raises(UserError, match=message):
+            modes.train(config.copy_and_resolve_references(), tmp_path / "other")
+    config.init_from = ""
+    with pytest.raises(UserError, match="take_layers is for a warm start"):
+        modes.train(config, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("history", "mode", "ends"),
     [
