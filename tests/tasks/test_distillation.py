@@ -1,10 +1,12 @@
 """A student and its teacher: the losses by hand, every family, whole runs, and what does not fit."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 from flax import nnx
@@ -18,12 +20,14 @@ from bert_jax.models.bert import Bert, TrunkInputs, watched
 from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Linear
 from bert_jax.run import run
+from bert_jax.sharding import current, gathered, make_mesh, place, to_mesh
 from bert_jax.tasks import distillation, task_class
 from bert_jax.tasks.distillation import Distillation, Recipe, Teacher
 from bert_jax.tasks.losses import Logits, soft_sums
 from bert_jax.training.checkpoint import choose_checkpoint, read_checkpoint
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.parameters import flatten, unflatten
+from bert_jax.training.step import abstract_state, init_state, make_train_step
 from experiments import classify, multiple_choice, ner, squad, translate
 
 WORDS = ["red", "green", "blue", "warm", "cold"]
@@ -380,3 +384,40 @@ def test_evaluate_mode_needs_no_teacher(taught, tmp_path, capsys):
     config.distillation.teacher = "gone"
     assert modes.evaluate(student_config(taught, hidden=0.5), tmp_path / "run") == 0
     assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
+def test_the_same_on_a_mesh(tmp_path, axes):
+    """Loss and gradients of every part on eight devices are those on one; the teacher is split as the student is."""
+    config = family("single", tmp_path)
+    config.distillation.update(relations=1.0, hidden=1.0)
+    config.train.batch_size = config.eval.batch_size = 8
+    config.mesh.smallest = 0
+    task = task_class(config.task).with_data(config, None)
+    graphdef, _ = nnx.split(task.init(nnx.Rngs(params=1)))
+    teacher = Teacher(task, flatten(task.init(nnx.Rngs(params=1))), partial(_on_mesh, graphdef), "another")
+    student = Distillation(task, teacher)
+
+    def step(devices, axes):
+        config.mesh.update(dict(zip(("data", "fsdp", "tensor"), axes, strict=True)))
+        mesh, optimizer = make_mesh(config.mesh, jax.devices()[:devices]), optax.sgd(1.0)
+        abstract = abstract_state(student, optimizer)
+        batches = student.train_batches(0, 0, 1)
+        batch, constants = to_mesh(mesh, next(batches)), place(mesh, student.constants())
+        batches.close()
+        take = make_train_step(student, abstract[0], optimizer, lambda _: 1.0, mesh)
+        state, sums = take(init_state(student, optimizer, 0, mesh), constants, batch, jax.random.key(0))
+        return student.means(jax.device_get(sums))["loss"], jax.device_get(state.parameters), constants
+
+    (loss, parameters, _), (expected, others, _) = step(8, axes), step(1, (1, 1, 1))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, value in parameters.items():
+        np.testing.assert_allclose(value, others[name], atol=1e-5, err_msg=name)
+    split = step(8, axes)[2]["teacher"]["encoder/layers/output/kernel"].sharding
+    assert split.is_fully_replicated == (axes == (8, 1, 1))
+
+
+def _on_mesh(graphdef, parameters):
+    mesh = current()
+    assert mesh is not None
+    return unflatten(graphdef, gathered(mesh, parameters))
