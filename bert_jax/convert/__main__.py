@@ -2,6 +2,7 @@
 
     python -m bert_jax.convert --from=bert-base-uncased --to=ckpts/bert-base
     python -m bert_jax.convert --from=runs/mine --to=hf_out --format=huggingface
+    python -m bert_jax.convert --from=runs/mine --to=program --format=stablehlo
 
 A source of google-research/bert may be folder/model.ckpt-N; one of bert_jax is a workdir or a checkpoint. The exit
 status is 0 when the work is done, with a report of every name, and 2 for a mistake that you can correct (one line).
@@ -17,7 +18,8 @@ def main(argv: list[str]) -> int:
     flag = parser.flag
     flag("from", "", "name on the Hugging Face Hub, or folder of Hugging Face, google-research/bert or bert_jax")
     flag("to", "", "folder to be made")
-    flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface"))
+    flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface", "stablehlo", "openvino"))
+    flag("dtype", "float32", "of the weights in a program", choices=("float32", "bfloat16", "float16"))
     flag("architecture", "", "of a Hugging Face target, or of a source that does not name one [by the task]")
     flag("extend_vocab", "", "file of new words, one per line", metavar="FILE")
     flag("max_position_embeddings", 0, "number of positions; further ones repeat the old")

@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors import SafetensorError
 
 from bert_jax.config import UserError, pattern
-from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface
+from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface, portable
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
@@ -23,7 +23,7 @@ from bert_jax.options import default_config
 from bert_jax.training.checkpoint import has_checkpoint, write_checkpoint
 from bert_jax.training.parameters import flatten
 
-FORMATS = ("bert_jax", "huggingface")
+FORMATS = ("bert_jax", "huggingface", *portable.FORMATS)
 CARD = "README.md"
 _MOST_POSITIONS = 1 << 20
 # What a converted checkpoint of ours consists of. One that was trained has an optimizer or metrics besides, and is not
@@ -50,6 +50,7 @@ def convert(
     max_position_embeddings: int = 0,
     allow: str = "",
     overwrite: bool = False,
+    dtype: str = "float32",
 ) -> str:
     """Reads `source`, writes `target` and returns the report of every name.
 
@@ -61,6 +62,18 @@ def convert(
         raise UserError(f"--format is '{format}'; it can be {', '.join(FORMATS)}")
     if not 0 <= max_position_embeddings <= _MOST_POSITIONS:
         raise UserError(f"--max_position_embeddings is {max_position_embeddings}; it can be 1 to {_MOST_POSITIONS}")
+    if dtype not in portable.DTYPES:
+        raise UserError(f"--dtype is '{dtype}'; it can be {', '.join(portable.DTYPES)}")
+    if format in portable.FORMATS:
+        options = {"architecture": architecture, "extend_vocab": extend_vocab, "allow": allow}
+        options["max_position_embeddings"] = str(max_position_embeddings or "")
+        if given := [name for name, value in options.items() if value]:
+            raise UserError(f"--{given[0]} is not for --format={format}: convert to bert_jax first, then export that")
+        _check_target(Path(target), source, overwrite)
+        with _replacing(Path(target)) as folder:
+            return f"wrote {target}: " + portable.write(folder, open_model(source), format=format, dtype=dtype)
+    if dtype != "float32":
+        raise UserError(f"--dtype is for --format={' and '.join(portable.FORMATS)}; {format} has float32")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
     _check_target(Path(target), source, overwrite)
     opened = open_source(source, architecture="" if format == "huggingface" else architecture, allow=allow)
@@ -187,8 +200,8 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
         raise UserError(f"--to={target} exists; choose another folder, or replace it with --overwrite")
     if not is_folder:
         raise UserError(f"--to={target} is not a folder, and nothing else is replaced; remove it by hand")
-    written = WRITTEN if "run" in names else huggingface.WRITTEN
-    if not names & {"run", "model.safetensors"} or not names <= written:
+    written = WRITTEN if "run" in names else portable.WRITTEN | huggingface.WRITTEN
+    if not names & {"run", "model.safetensors", portable.OPENVINO} or not names <= written:
         others = ", ".join(sorted(names - written)[:3]) or "no checkpoint"
         raise UserError(
             f"--to={target} holds what a conversion does not write ({others}); move it away, or choose another folder"

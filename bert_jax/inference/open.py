@@ -6,11 +6,12 @@ Whoever wants a trained model goes through `open_model`: evaluation, Predictor, 
 import copy
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,9 @@ from bert_jax.tasks.task import Task
 from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
 from bert_jax.training.parameters import Parameters, structure, take_over, unflatten
+
+if TYPE_CHECKING:
+    from bert_jax.inference.openvino_model import OpenVinoModel
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,7 @@ class Opened:
         the MLM head, which need no class."""
         dtype = self.bert_config.dtype if backend.current().bfloat16_is_fast else "float32"
         if self.config.predict.backend == "openvino":
-            # An optional package, which takes a second to import.
-            from bert_jax.inference.openvino_model import OpenVinoModel
-
-            return OpenVinoModel(self._whole_model("float32"), dtype)
+            return openvino_model(self._whole_model("float32"), dtype)
         return PredictionModel(self._whole_model(dtype))
 
     def _whole_model(self, dtype: str) -> nnx.Module:
@@ -107,6 +108,15 @@ class Opened:
         parameters, report = take_over(shapes, self.parameters, new=absent, dropped=dropped, origin=origin)
         zeros = {name: jnp.zeros(parameters[name].shape, parameters[name].dtype) for name in report.missing}
         return graphdef, parameters | zeros
+
+
+def openvino_model(model: nnx.Module, dtype: str) -> "OpenVinoModel":
+    """Returns a model whose programs OpenVINO runs. The package, an optional one, is imported without the part of it
+    that reports every import to its makers."""
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    from bert_jax.inference.openvino_model import OpenVinoModel
+
+    return OpenVinoModel(model, dtype)
 
 
 def open_model(

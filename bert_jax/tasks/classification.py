@@ -133,6 +133,10 @@ class Classification(FineTuning):
     def window_pooling(self) -> str:
         return self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
 
+    def not_portable(self) -> str:
+        several = self.config.data.long_texts == "windows"
+        return "data.long_texts=windows joins several rows; set another that cuts long texts" if several else ""
+
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         vectors, weights = sequence_vectors(model, batch, trunk_key), batch["part_weights"]

@@ -182,6 +182,10 @@ class FineTuning(Task, ABC):
 
     # What follows from these
 
+    def not_portable(self) -> str:
+        """Returns why `outputs` cannot be computed of rows of tokens alone, one for an example; "" if they can."""
+        return f"the head of task={self.config.task} reads more than one row of tokens"
+
     def description(self) -> Description:
         return {name: getattr(self, name) for name in self.described} | self.head_features.description()
 

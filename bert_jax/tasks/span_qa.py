@@ -165,6 +165,9 @@ class SpanQA(FineTuning):
         """The first logit of a token is that of an answer's start, the second that of its end; no dropout here."""
         return {"span": LinearHead(self.bert_config, 2, rngs=rngs, inputs=self.head_features.size)}
 
+    def not_portable(self) -> str:
+        return ""
+
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         logits = model.heads["span"].logits(token_vectors(model, batch, key))
         # The original lets padding take part in the softmax. Here the amount of padding depends on the other rows of

@@ -155,6 +155,9 @@ class Tagging(FineTuning):
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         return {"classifier": Classifier(self.bert_config, len(self.labels), rngs=rngs, inputs=self.head_features.size)}
 
+    def not_portable(self) -> str:
+        return ""
+
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         logits = model.heads["classifier"].logits(token_vectors(model, batch, trunk_key), key=head_key)
