@@ -33,8 +33,8 @@ _switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq, extractive "
-        "or a Class", "needed"),
+    _text("task", "pretraining", "pretraining, visual_pretraining, classification, tagging, span_qa, multiple_choice, "
+        "seq2seq, extractive or a Class", "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
@@ -95,6 +95,26 @@ _OPTIONS = (
         "inference"),
     _switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
 
+    # With data.image, data.sound or data.features only.
+    _integer("image.height", 224, "[1, 65536]", "pixels that a picture is scaled to; an array must have them"),
+    _integer("image.width", 224, "[1, 65536]", "the same"),
+    _integer("image.channels", 3, "[1, 1024]", "of files 1 (grey) or 3 (colours), of arrays any number"),
+    _integer("image.patch_size", 16, "[1, 65536]", "pixels on each side of a patch, which becomes one vector"),
+    _choice("image.fit", "stretch", "stretch | crop | error", "of a picture of another size: crop keeps proportions"),
+    _text("image.mean", "0.5", "of pixels from 0 to 1: a number, or one per channel; it is subtracted", "needed"),
+    _text("image.std", "0.5", "the same; pixels are divided by it", "needed"),
+    _integer("sound.sample_rate", 16_000, "[1000, 1000000]", "Hz that a recording is resampled to"),
+    _integer("sound.mels", 64, "[1, 4096]", "frequency bands of a spectrogram"),
+    _integer("sound.frames", 1024, "[1, 2^20]", "of 10 ms at most; the rest of a recording is cut off"),
+    _integer("sound.patch_frames", 16, "[1, 65536]", "frames of a patch, which becomes one vector"),
+    _integer("sound.patch_mels", 16, "[1, 4096]", "frequency bands of a patch"),
+    _integer("features.size", 2048, "[1, 2^20]", "numbers of each region"),
+    _integer("features.regions", 36, "[1, 65536]", "of a row at most"),
+    _choice("vectors.positions", None, "grid | axes | none", "a learned position per place, or one per row and one per "
+        "column; None = grid for pictures, axes for sounds, none for features"),
+    _number("vectors.mask_rate", 0.5, "(0, 1)", "task=visual_pretraining: share of the vectors that are predicted"),
+    _number("vectors.mismatch_rate", 0.5, "[0, 1)", "task=visual_pretraining: share of rows with vectors of another"),
+
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
     _text("data.text_field", "text", "of a JSONL line or of a TFDS example", "needed"),
@@ -131,6 +151,14 @@ _OPTIONS = (
     _integer("data.workers", None, "[1, 4096]", "processes that prepare the corpus; None = by the cores", "restart"),
     _integer("data.read_workers", 0, "[0, 4096]", "processes that read during training; 0 = threads", "restart"),
     _integer("data.prefetch", 8, "[1, 65536]", "batches that are kept ready", "restart"),
+    # Vectors beside the text: bert_jax/data/media.
+    _text("data.image", "", "column of pictures: PNG or JPEG files, .npy or .npz, FILE.npy#NUMBER; empty = none",
+        "inference"),
+    _text("data.sound", "", "column of recordings: WAV files, or spectrograms as .npy or .npz", "inference"),
+    _text("data.features", "", "column of regions × features: .npy or .npz files, or lists of lists", "inference"),
+    _text("data.media", "", "folder of these files, which they must not leave; empty = that of the table", "restart",
+        "inference"),
+    _choice("data.modalities", "both", "both | text | vectors", "what of a row with text and vectors a model reads"),
     # Fine-tuning only.
     _text("data.train", "", "labelled examples: a file, a glob, or tfds:NAME[/CONFIG][:VERSION]@SPLIT"),
     _text("data.validation", "", "as data.train"),

@@ -26,6 +26,13 @@ class Encoded(NamedTuple):
     layers: list[Float[Array, "B L D"]] | None
 
 
+class Given(NamedTuple):
+    """Vectors that take the place of the sum of word, position and token type where `there` is True."""
+
+    sums: Float[Array, "B L E"]
+    there: Bool[Array, "B L"]
+
+
 class Embeddings(nnx.Module):
     """The normalised sum of word, position and token type embeddings; a projection follows if factorised (ALBERT).
     Rotary positions are not part of it (`rotary_angles`)."""
@@ -49,6 +56,7 @@ class Embeddings(nnx.Module):
         position_ids: Int[Array, "B L"],
         *,
         seed: UInt32[Array, "2"] | None = None,
+        given: Given | None = None,
     ) -> Float[Array, "B L D"]:
         """Returns the vectors that the first layer reads. `words` are the word embeddings of the tokens."""
         config = self.config
@@ -62,7 +70,10 @@ class Embeddings(nnx.Module):
         # one-hot matrix.
         types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
         types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
-        x = self.layer_norm((words if positions is None else words + positions) + types, config.dtype)
+        x = (words if positions is None else words + positions) + types
+        if given is not None:
+            x = jnp.where(given.there[:, :, None], given.sums.astype(x.dtype), x)
+        x = self.layer_norm(x, config.dtype)
         x = dropout(x, config.hidden_dropout, seed)
         return self.projection(x, config.dtype) if config.embedding_size != config.hidden_size else x
 

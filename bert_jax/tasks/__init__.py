@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # A new task family is a file beside this one and a line here.
 TASKS = {
     "pretraining": "bert_jax.tasks.pretraining.Pretraining",
+    "visual_pretraining": "bert_jax.tasks.visual_pretraining.VisualPretraining",
     "classification": "bert_jax.tasks.classification.Classification",
     "tagging": "bert_jax.tasks.tagging.Tagging",
     "span_qa": "bert_jax.tasks.span_qa.SpanQA",

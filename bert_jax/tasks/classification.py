@@ -26,7 +26,7 @@ from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
-from bert_jax.tasks.texts import agreed_labels, encode_long, listed, log_cut, log_splits
+from bert_jax.tasks.texts import agreed_labels, encode_texts, listed, log_splits
 
 
 class Classification(FineTuning):
@@ -40,6 +40,7 @@ class Classification(FineTuning):
     described = "labels", "thresholds", "label_kind"
     reads_features = True
     reads_vectors = True
+    reads_media = True
     shares_rows = True
     labels: list[str]
     thresholds: list[float]  # only of kind multi: the probability from which a label is given; 0.5 until it is tuned
@@ -51,14 +52,14 @@ class Classification(FineTuning):
     def read(self, spec: str) -> Iterator[TextExample]:
         data = self.config.data
         columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
-        examples = text_examples(spec, **columns, kind=data.label_kind, separator=data.label_separator)
+        options = {"separator": data.label_separator, "vectors": self.source and self.source.read}
+        examples = text_examples(spec, **columns, kind=data.label_kind, **options)
         return map(self._with_named_label, examples) if data.labels and self.label_kind == "single" else examples
 
     def example(self, row: Row) -> TextExample:
         data = self.config.data
-        return TextExample(
-            row.origin, text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
-        )
+        texts = text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
+        return TextExample(row.origin, *texts, vectors=self.source and self.source.read(row))
 
     @classmethod
     def assumed(cls, config: ConfigDict) -> Description:
@@ -70,7 +71,8 @@ class Classification(FineTuning):
         return {"labels": labels, "thresholds": thresholds, "label_kind": data.label_kind}
 
     def stand_in(self, text: str) -> TextExample:
-        return TextExample("stand-in", text, text if self.config.data.text_pair else None)
+        vectors = self.source and self.source.of_array(self.source.blank(), "stand-in", "stand-in")
+        return TextExample("stand-in", text, text if self.config.data.text_pair else None, vectors=vectors)
 
     def learn(self) -> None:
         log_splits(self.examples)
@@ -102,18 +104,9 @@ class Classification(FineTuning):
             raise UserError(f"the checkpoint has {known}: it is damaged; use another")
 
     def encode(self, examples: Sequence[TextExample]) -> list[Item]:
-        data = self.config.data
-        firsts = self.tokenizer.encode_words([example.text for example in examples])
-        seconds: Sequence[list[int] | None] = [None] * len(examples)
-        if any(example.text_pair is not None for example in examples):
-            seconds = self.tokenizer.encode_words([example.text_pair or "" for example in examples])
-        texts = [
-            encode_long(self.tokenizer, first, second, data, example.origin)
-            for first, second, example in zip(firsts, seconds, examples, strict=True)
-        ]
-        log_cut(sum(dropped for _, dropped in texts), len(examples), data)
         values = self._values(examples)
-        return [Item(parts, {name: value[i] for name, value in values.items()}) for i, (parts, _) in enumerate(texts)]
+        rows = encode_texts(self.tokenizer, examples, self.config.data)
+        return [Item(parts, {name: x[i] for name, x in values.items()}, own) for i, (parts, own) in enumerate(rows)]
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         heads: dict[str, nnx.Module] = {"classifier": self.classifier(rngs)}

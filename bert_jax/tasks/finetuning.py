@@ -4,7 +4,6 @@ A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq
 are read and encoded, what the head computes for a batch, the loss, and how its outputs become predictions and scores.
 """
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +22,11 @@ from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import by_item, collate, ordered_batches, train_batches
-from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.items import Item, digest_of
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
 from bert_jax.data.labelled.tables import Row
+from bert_jax.data.media.source import vector_source
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model
@@ -34,6 +34,7 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.features import FeatureConfig, feature_head
+from bert_jax.models.patches import vector_embedding
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, shapes_of
 
@@ -50,6 +51,7 @@ class FineTuning(Task, ABC):
     has_classes = True  # whether train.class_weights and train.label_smoothing mean something
     reads_features = False  # whether `heads` and `outputs` follow the options head.*
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
+    reads_media = False  # whether examples may have a picture, a sound or features beside their text
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
@@ -59,7 +61,8 @@ class FineTuning(Task, ABC):
         check_length(self.bert_config, config.data.sequence_length)
         self.head_features = FeatureConfig.from_options(config.head, self.bert_config.hidden_size)
         head = self.head if self.head_features.is_default else f"{self.head}|heads/features/"
-        self.new_parameters = f"{head}|pooler/"
+        self.source = vector_source(config)
+        self.new_parameters = f"{head}|pooler/|heads/vectors/"
         self.dropped_parameters = "heads/"
         self.renewed_parameters = head if description is None else ""
         self.examples: dict[str, list] = {}
@@ -99,6 +102,8 @@ class FineTuning(Task, ABC):
         for group, key in (("eval", "blimp"), ("train", "z_loss"), ("train", "sampled_softmax")):
             if config[group][key]:
                 raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
+        if self.source is not None and not self.reads_media:
+            raise UserError(f"data.{self.source.kind}: task={config.task} reads text alone; leave it out")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
@@ -193,7 +198,8 @@ class FineTuning(Task, ABC):
 
     def init(self, rngs: nnx.Rngs) -> Model:
         trunk, heads = Bert(self.bert_config, rngs=rngs), self.heads(rngs)
-        return Model(trunk, {**heads, **feature_head(self.bert_config, self.head_features, rngs=rngs)})
+        heads = {**heads, **feature_head(self.bert_config, self.head_features, rngs=rngs)}
+        return Model(trunk, {**heads, **vector_embedding(self.bert_config, self.source, rngs=rngs)})
 
     def prediction_examples(self, rows) -> Iterator[Any]:
         return result_or_error(self.example, rows)
@@ -270,9 +276,7 @@ class FineTuning(Task, ABC):
     def report(self, evaluation: Evaluation) -> Report:
         examples = self.examples[evaluation.split][: len(evaluation.predictions)]
         pairs = zip(examples, evaluation.predictions, strict=True)
-        # Examples of a user's own task need not be dataclasses.
-        records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
-        return Report(records, self.report_sections(evaluation))
+        return Report([_record(e) | {"prediction": p} for e, p in pairs], self.report_sections(evaluation))
 
     def metric_names(self, split: str) -> tuple[str, ...]:
         return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
@@ -338,11 +342,11 @@ class FineTuning(Task, ABC):
     def _fingerprint(self, split: str) -> str:
         """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
         training."""
-        digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
-        for item in self.items[split]:
-            arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
-            arrays += [] if item.target is None else [item.target]
-            for array in (*arrays, *item.values.values(), *item.token_values.values()):
-                digest.update(array.tobytes())
-            digest.update(b"|")
-        return digest.hexdigest()
+        return digest_of(self.items[split], b"packed" if self.plan.is_packed else b"")
+
+
+def _record(example: Any) -> dict[str, Any]:
+    """Returns an example as JSON has it. Those of a user's own task need not be dataclasses."""
+    found = asdict(example) if is_dataclass(example) else {}  # type: ignore[arg-type]
+    vectors = found.pop("vectors", None)
+    return found if vectors is None else found | {"vectors": vectors.name}
