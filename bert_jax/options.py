@@ -11,28 +11,19 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from bert_jax.media_options import MEDIA
 from bert_jax.option import Option
+from bert_jax.option import choice as _choice
+from bert_jax.option import integer as _integer
+from bert_jax.option import number as _number
+from bert_jax.option import switch as _switch
+from bert_jax.option import text as _text
 
-
-def _text(name: str, default: str | bool | None, meaning: str, *marks: str, kind: type = str) -> Option:
-    return Option(name, kind, default, meaning, marks=marks)
-
-
-def _number(name: str, default: float | None, range: str, meaning: str, *marks: str, kind: type = float) -> Option:
-    return Option(name, kind, default, meaning, range=range, marks=marks)
-
-
-def _choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
-    return Option(name, str, default, meaning, tuple(choices.split(" | ")), marks=marks)
-
-
-_switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
@@ -98,25 +89,7 @@ _OPTIONS = (
         "inference"),
     _switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
 
-    # With data.image, data.sound or data.features only.
-    _integer("image.height", 224, "[1, 65536]", "pixels that a picture is scaled to; an array must have them"),
-    _integer("image.width", 224, "[1, 65536]", "the same"),
-    _integer("image.channels", 3, "[1, 1024]", "of files 1 (grey) or 3 (colours), of arrays any number"),
-    _integer("image.patch_size", 16, "[1, 65536]", "pixels on each side of a patch, which becomes one vector"),
-    _choice("image.fit", "stretch", "stretch | crop | error", "of a picture of another size: crop keeps proportions"),
-    _text("image.mean", "0.5", "of pixels from 0 to 1: a number, or one per channel; it is subtracted", "needed"),
-    _text("image.std", "0.5", "the same; pixels are divided by it", "needed"),
-    _integer("sound.sample_rate", 16_000, "[1000, 1000000]", "Hz that a recording is resampled to"),
-    _integer("sound.mels", 64, "[1, 4096]", "frequency bands of a spectrogram"),
-    _integer("sound.frames", 1024, "[1, 2^20]", "of 10 ms at most; the rest of a recording is cut off"),
-    _integer("sound.patch_frames", 16, "[1, 65536]", "frames of a patch, which becomes one vector"),
-    _integer("sound.patch_mels", 16, "[1, 4096]", "frequency bands of a patch"),
-    _integer("features.size", 2048, "[1, 2^20]", "numbers of each region"),
-    _integer("features.regions", 36, "[1, 65536]", "of a row at most"),
-    _choice("vectors.positions", None, "grid | axes | none", "a learned position per place, or one per row and one per "
-        "column; None = grid for pictures, axes for sounds, none for features"),
-    _number("vectors.mask_rate", 0.5, "(0, 1)", "task=visual_pretraining: share of the vectors that are predicted"),
-    _number("vectors.mismatch_rate", 0.5, "[0, 1)", "task=visual_pretraining: share of rows with vectors of another"),
+    *MEDIA,
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),

@@ -76,8 +76,8 @@ def encode_long(
         return (tokenizer.row(a, b),), False
     if data.long_texts == "error":
         raise UserError(
-            f"{origin}: {length + taken} tokens, over data.sequence_length {limit + taken}; raise it, or choose another "
-            "data.long_texts, such as head+tail"
+            f"{origin}: {length + taken} tokens, over data.sequence_length {limit + taken}; raise it, or choose "
+            "another data.long_texts, such as head+tail"
         )
     if data.long_texts != "windows":
         return (tokenizer.row(a, b, max_length=limit, how=data.long_texts),), True
