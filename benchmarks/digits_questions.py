@@ -2,10 +2,10 @@
 
     python benchmarks/digits_questions.py --to=digits
 
-    images.npy                               1,797 digits of 8 × 8 pixels, float32 from 0 to 1; rows name images.npy#NUMBER
-    train, validation, test.jsonl            four questions about each of 1,257, 270 and 270 digits
-    pretrain.jsonl, pretrain_validation.jsonl     the same digits as train and validation, with sentences about them
-    vocab.txt                                a WordPiece vocabulary of their words
+    images.npy                       1,797 digits of 8 × 8 pixels, float32 from 0 to 1; rows name images.npy#NUMBER
+    train, validation, test.jsonl    four questions about each of 1,257, 270 and 270 digits
+    pretrain.jsonl, pretrain_validation.jsonl    a sentence about each digit of train and of validation
+    vocab.txt                        a WordPiece vocabulary of their words
 
 The questions are "which digit is it?", "is it even?" and twice "is it larger than N?", N from one to eight: neither the
 picture alone nor the question alone says the answer. Takes a second.
@@ -48,17 +48,17 @@ def make(_: Path, to: Path) -> None:
 
 
 def _write(_: Path, made: Path) -> None:
-    digits = load_digits()
-    np.save(made / "images.npy", (digits.images / 16).astype(np.float32))
+    pixels, digits = map(np.asarray, load_digits(return_X_y=True))
+    np.save(made / "images.npy", (pixels.reshape(-1, 8, 8) / 16).astype(np.float32))
     random = np.random.default_rng(12_345)
-    order, start = random.permutation(len(digits.target)), 0
+    order, start = random.permutation(len(digits)), 0
     for split, count in _SPLITS.items():
         own, start = order[start : start + count], start + count
-        rows = [row for number in own for row in _questions(int(number), int(digits.target[number]), random)]
+        rows = [row for number in own for row in _questions(int(number), int(digits[number]), random)]
         _write_rows(made / f"{split}.jsonl", rows)
         name = {"train": "pretrain", "validation": "pretrain_validation"}.get(split)
         if name:
-            facts = [_fact(int(number), int(digits.target[number]), random) for number in own]
+            facts = [_fact(int(number), int(digits[number]), random) for number in own]
             _write_rows(made / f"{name}.jsonl", facts)
     (made / "vocab.txt").write_text("\n".join((*_SPECIAL, *_NAMES, *_WORDS)) + "\n", encoding="utf-8")
 

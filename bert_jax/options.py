@@ -24,7 +24,6 @@ from bert_jax.option import number as _number
 from bert_jax.option import switch as _switch
 from bert_jax.option import text as _text
 
-
 # fmt: off
 _OPTIONS = (
     _text("task", "pretraining", "pretraining, visual_pretraining, classification, tagging, span_qa, multiple_choice, "

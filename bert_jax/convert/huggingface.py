@@ -106,6 +106,11 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     Raises UserError, before anything is written, if the model is no BERT of theirs, or parameters are missing or have
     no place in `architecture` ("" = the fullest one of the task).
     """
+    if any(name.startswith("heads/vectors/") for name in model.parameters):
+        raise UserError(
+            "this model reads vectors beside its text (heads/vectors/), which no architecture of Hugging Face that is "
+            "written here does: use it with bert_jax"
+        )
     architecture = architecture or default_architecture(model)
     if architecture not in ARCHITECTURES:
         raise UserError(f"cannot write a {architecture}; it can be {', '.join(ARCHITECTURES)}")

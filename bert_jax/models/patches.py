@@ -98,10 +98,10 @@ def trunk_inputs(
     masked: Bool[Array, "B L"] | None = None,
     mask: Float[Array, " E"] | None = None,
 ) -> TrunkInputs:
-    """Returns the rows of a batch with the vectors that they have, of a model that reads any. `masked` and `mask` as in
-    `VectorEmbedding`."""
+    """Returns the rows of a batch with the vectors that they have; those that a tool makes of a text have none.
+    `masked` and `mask` as in `VectorEmbedding`."""
     inputs, embed = TrunkInputs.from_batch(batch), model.heads.get(NAME)
-    if embed is None:
+    if embed is None or "vectors" not in batch:
         return inputs
     given = embed(batch["vectors"], batch["vector_grid"], masked=masked, mask=mask)
     return inputs._replace(given=Given(given, is_vector(batch)))

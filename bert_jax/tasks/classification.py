@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
-from bert_jax.data.labelled.columns import names_of, text_examples, text_in
+from bert_jax.data.labelled.columns import names_of, text_examples
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -26,7 +26,15 @@ from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
-from bert_jax.tasks.texts import agreed_labels, encode_texts, listed, log_splits
+from bert_jax.tasks.texts import (
+    agreed_labels,
+    blank_example,
+    encode_texts,
+    listed,
+    log_splits,
+    text_columns,
+    text_example,
+)
 
 
 class Classification(FineTuning):
@@ -51,15 +59,12 @@ class Classification(FineTuning):
 
     def read(self, spec: str) -> Iterator[TextExample]:
         data = self.config.data
-        columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
-        options = {"separator": data.label_separator, "vectors": self.source and self.source.read}
-        examples = text_examples(spec, **columns, kind=data.label_kind, **options)
+        columns = text_columns(data) | {"label": data.label, "separator": data.label_separator}
+        examples = text_examples(spec, **columns, kind=data.label_kind, vectors=self.source and self.source.read)
         return map(self._with_named_label, examples) if data.labels and self.label_kind == "single" else examples
 
     def example(self, row: Row) -> TextExample:
-        data = self.config.data
-        texts = text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
-        return TextExample(row.origin, *texts, vectors=self.source and self.source.read(row))
+        return text_example(row, self.config.data, self.source)
 
     @classmethod
     def assumed(cls, config: ConfigDict) -> Description:
@@ -71,8 +76,7 @@ class Classification(FineTuning):
         return {"labels": labels, "thresholds": thresholds, "label_kind": data.label_kind}
 
     def stand_in(self, text: str) -> TextExample:
-        vectors = self.source and self.source.of_array(self.source.blank(), "stand-in", "stand-in")
-        return TextExample("stand-in", text, text if self.config.data.text_pair else None, vectors=vectors)
+        return blank_example(text, self.config.data, self.source)
 
     def learn(self) -> None:
         log_splits(self.examples)

@@ -7,7 +7,6 @@ are read and encoded, what the head computes for a batch, the loss, and how its 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, Self
 
 import jax
@@ -25,6 +24,7 @@ from bert_jax.data.batching.batches import by_item, collate, ordered_batches, tr
 from bert_jax.data.batching.items import Item, digest_of
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
+from bert_jax.data.labelled.examples import as_record
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.media.source import vector_source
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -62,6 +62,7 @@ class FineTuning(Task, ABC):
         self.head_features = FeatureConfig.from_options(config.head, self.bert_config.hidden_size)
         head = self.head if self.head_features.is_default else f"{self.head}|heads/features/"
         self.source = vector_source(config)
+        self.blank_columns = {} if self.source is None else {self.source.column: self.source.blank()}
         self.new_parameters = f"{head}|pooler/|heads/vectors/"
         self.dropped_parameters = "heads/"
         self.renewed_parameters = head if description is None else ""
@@ -276,7 +277,7 @@ class FineTuning(Task, ABC):
     def report(self, evaluation: Evaluation) -> Report:
         examples = self.examples[evaluation.split][: len(evaluation.predictions)]
         pairs = zip(examples, evaluation.predictions, strict=True)
-        return Report([_record(e) | {"prediction": p} for e, p in pairs], self.report_sections(evaluation))
+        return Report([as_record(e) | {"prediction": p} for e, p in pairs], self.report_sections(evaluation))
 
     def metric_names(self, split: str) -> tuple[str, ...]:
         return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
@@ -343,10 +344,3 @@ class FineTuning(Task, ABC):
         """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
         training."""
         return digest_of(self.items[split], b"packed" if self.plan.is_packed else b"")
-
-
-def _record(example: Any) -> dict[str, Any]:
-    """Returns an example as JSON has it. Those of a user's own task need not be dataclasses."""
-    found = asdict(example) if is_dataclass(example) else {}  # type: ignore[arg-type]
-    vectors = found.pop("vectors", None)
-    return found if vectors is None else found | {"vectors": vectors.name}

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Part
+from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import (
     TaggedExample,
     TextExample,
@@ -18,21 +19,41 @@ from bert_jax.data.labelled.examples import (
     summarise,
     warnings,
 )
+from bert_jax.data.labelled.tables import Row
 from bert_jax.data.labelled.windows import sliding
+from bert_jax.data.media.source import VectorSource
 from bert_jax.data.tokenizers.rows import row_length
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+
+
+def text_columns(data: ConfigDict) -> dict[str, str]:
+    """Returns the columns of the texts that a model reads: none with data.modalities=vectors."""
+    names = ("text", "text_pair")
+    return {name: "" if data.modalities == "vectors" else data[name] for name in names}
+
+
+def text_example(row: Row, data: ConfigDict, source: VectorSource | None) -> TextExample:
+    """Returns the example of a row, without label. Raises UserError for what is wrong with the row."""
+    text, pair = text_columns(data).values()
+    texts = text_in(row, text) if text else "", text_in(row, pair) if pair else None
+    return TextExample(row.origin, *texts, vectors=source and source.read(row))
+
+
+def blank_example(text: str, data: ConfigDict, source: VectorSource | None) -> TextExample:
+    """Returns an example of one text, beside which all vectors that a row can have are zero."""
+    values = {name: text for name in text_columns(data).values() if name}
+    return text_example(Row("stand-in", values | ({source.column: source.blank()} if source else {})), data, source)
 
 
 def encode_texts(
     tokenizer: Tokenizer, examples: Sequence[TextExample], data: ConfigDict
 ) -> list[tuple[tuple[Part, ...], dict[str, np.ndarray]]]:
     """Returns the parts of each example, and what its tokens have besides: [CLS] text [SEP] (pair [SEP]), and after it
-    the vectors of the example, if it has some. With data.modalities=vectors the texts count as empty."""
-    hidden = data.modalities == "vectors"
-    firsts = tokenizer.encode_words(["" if hidden else example.text for example in examples])
+    the vectors of the example, if it has some."""
+    firsts = tokenizer.encode_words([example.text for example in examples])
     seconds: Sequence[list[int] | None] = [None] * len(examples)
     if any(example.text_pair is not None for example in examples):
-        seconds = tokenizer.encode_words(["" if hidden else example.text_pair or "" for example in examples])
+        seconds = tokenizer.encode_words([example.text_pair or "" for example in examples])
     found, cut = [], 0
     for example, first, second in zip(examples, firsts, seconds, strict=True):
         taken = 0 if example.vectors is None else len(example.vectors.values)

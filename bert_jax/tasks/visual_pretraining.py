@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
-from bert_jax.data.labelled.columns import text_examples, text_in
+from bert_jax.data.labelled.columns import text_examples
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums, mean_of_each
-from bert_jax.tasks.texts import encode_texts, log_splits
+from bert_jax.tasks.texts import blank_example, encode_texts, log_splits, text_columns, text_example
 
 
 class VisualPretraining(FineTuning):
@@ -68,18 +68,14 @@ class VisualPretraining(FineTuning):
             raise UserError("data.packing: task=visual_pretraining needs rows of their own; leave it out")
 
     def read(self, spec: str) -> Iterator[TextExample]:
-        data = self.config.data
-        columns = {"text": data.text, "text_pair": data.text_pair, "label": ""}
-        return text_examples(spec, **columns, kind="single", separator="|", vectors=self.source and self.source.read)
+        columns = text_columns(self.config.data) | {"label": "", "separator": "|"}
+        return text_examples(spec, **columns, kind="single", vectors=self.source and self.source.read)
 
     def example(self, row: Row) -> TextExample:
-        data = self.config.data
-        texts = text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
-        return TextExample(row.origin, *texts, vectors=self.source and self.source.read(row))
+        return text_example(row, self.config.data, self.source)
 
     def stand_in(self, text: str) -> TextExample:
-        vectors = self.source and self.source.of_array(self.source.blank(), "stand-in", "stand-in")
-        return TextExample("stand-in", text, text if self.config.data.text_pair else None, vectors=vectors)
+        return blank_example(text, self.config.data, self.source)
 
     def unlabelled(self, example: TextExample) -> str:
         return ""

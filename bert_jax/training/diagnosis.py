@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Key
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.encoder import Layer
 from bert_jax.models.layers import dropout_seeds
+from bert_jax.models.patches import trunk_inputs
 from bert_jax.sharding import Mesh, gathered
 from bert_jax.tasks.task import Batch, Constants, Task
 from bert_jax.training.checkpoint_format import not_finite
@@ -109,11 +110,12 @@ def _trunk_flags(model: Any, batch: Batch, key: Key[Array, ""]) -> Flags:
     """Returns none for a task of the user's own whose model or batch is of another kind."""
     if not isinstance(model, Model) or not {*TrunkInputs._fields[:4]} <= batch.keys():
         return {}
-    trunk, inputs = model.trunk, TrunkInputs.from_batch(batch)
+    trunk, inputs = model.trunk, trunk_inputs(model, batch)
     seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * trunk.config.num_hidden_layers)
     words = trunk.embeddings.word(batch["input_ids"])
     seed = None if seeds is None else seeds[0]
-    embedded = trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=seed)
+    ids = inputs.token_type_ids, inputs.position_ids
+    embedded = trunk.embeddings(words, *ids, seed=seed, given=inputs.given)
     layers = trunk.encode(inputs, key=key, all_layers=True).layers or []
     outputs = {f"layer {i} (of 0 to {len(layers) - 1})": _is_finite(x) for i, x in enumerate(layers)}
     return {"the embeddings": _is_finite(embedded)} | outputs

@@ -34,10 +34,10 @@ def text_examples(
     multi       any number of class names, joined by `separator` or a list; or `label` names several columns, joined by
                 `separator`, each 0 or 1. An empty cell is no class, null is None
     regression  a finite number
-    `vectors` reads what a row has beside its texts. Raises UserError with the row for a missing column or a wrong
+    `vectors` reads what a row has beside its texts, which then may be "", none. Raises UserError with the row for a missing column or a wrong
     value.
     """
-    if not text:
+    if not text and vectors is None:
         raise UserError(f"{spec}: no column is named for the text: set data.text")
     if kind not in get_args(Kind):
         raise UserError(f"data.label_kind {kind!r} is unknown ({spec}): choose single, multi or regression")
@@ -45,7 +45,7 @@ def text_examples(
         raise UserError(f"data.label_separator is empty ({spec}): give the text between the labels, e.g. '|'")
     flags = label.split(separator) if kind == "multi" and separator in label else []
     for row in read_rows(spec, has_header([text, text_pair, *(flags or [label])])):
-        texts = text_in(row, text), text_in(row, text_pair) if text_pair else None
+        texts = text_in(row, text) if text else "", text_in(row, text_pair) if text_pair else None
         named = _label(row, label, flags, kind, separator) if label else None
         yield TextExample(row.origin, *texts, named, vectors(row) if vectors else None)
 

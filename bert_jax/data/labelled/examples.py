@@ -7,7 +7,7 @@ messages.
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,6 +100,13 @@ class DocumentExample:
     sentences: tuple[str, ...]
     summary: tuple[str, ...] | None = None
     chosen: tuple[int, ...] = ()
+
+
+def as_record(example: Any) -> dict[str, Any]:
+    """Returns an example as JSON takes it; {} of one that is no dataclass, as those of a user's own task may be."""
+    found = asdict(example) if is_dataclass(example) else {}  # type: ignore[arg-type]
+    vectors = found.pop("vectors", None)
+    return found if vectors is None else found | {"vectors": vectors.name}
 
 
 def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
@@ -221,7 +228,8 @@ def _labels_by_text(examples: Iterable[TextExample]) -> dict[Any, set]:
 def _key(example: TextExample) -> tuple[str | None, ...]:
     pair, vectors = example.text_pair, example.vectors
     texts = " ".join(example.text.split()), None if pair is None else " ".join(pair.split())
-    return texts if vectors is None else (*texts, vectors.name)
+    # Beside vectors a text may be empty.
+    return texts if vectors is None else (texts[0] or None, texts[1] or None, vectors.name)
 
 
 def _comparable(label: str | float | tuple[str, ...]) -> str | float | frozenset[str]:
