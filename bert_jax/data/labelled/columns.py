@@ -34,8 +34,8 @@ def text_examples(
     multi       any number of class names, joined by `separator` or a list; or `label` names several columns, joined by
                 `separator`, each 0 or 1. An empty cell is no class, null is None
     regression  a finite number
-    `vectors` reads what a row has beside its texts, which then may be "", none. Raises UserError with the row for a missing column or a wrong
-    value.
+    `vectors` reads what a row has beside its texts, which then may be "", none. Raises UserError with the row for a
+    missing column or a wrong value.
     """
     if not text and vectors is None:
         raise UserError(f"{spec}: no column is named for the text: set data.text")

@@ -1,0 +1,26 @@
+"""The options of pictures, sounds and features of regions beside the text: a part of `options.py`."""
+
+from bert_jax.option import choice, integer, number, text
+
+# fmt: off
+MEDIA = (
+    integer("image.height", 224, "[1, 65536]", "pixels that a picture is scaled to; an array must have them"),
+    integer("image.width", 224, "[1, 65536]", "the same"),
+    integer("image.channels", 3, "[1, 1024]", "of files 1 (grey) or 3 (colours), of arrays any number"),
+    integer("image.patch_size", 16, "[1, 65536]", "pixels on each side of a patch, which becomes one vector"),
+    choice("image.fit", "stretch", "stretch | crop | error", "of a picture of another size: crop keeps proportions"),
+    text("image.mean", "0.5", "of pixels from 0 to 1: a number, or one per channel; it is subtracted", "needed"),
+    text("image.std", "0.5", "the same; pixels are divided by it", "needed"),
+    integer("sound.sample_rate", 16_000, "[1000, 1000000]", "Hz that a recording is resampled to"),
+    integer("sound.mels", 64, "[1, 4096]", "frequency bands of a spectrogram"),
+    integer("sound.frames", 1024, "[1, 2^20]", "of 10 ms at most; the rest of a recording is cut off"),
+    integer("sound.patch_frames", 16, "[1, 65536]", "frames of a patch, which becomes one vector"),
+    integer("sound.patch_mels", 16, "[1, 4096]", "frequency bands of a patch"),
+    integer("features.size", 2048, "[1, 2^20]", "numbers of each region"),
+    integer("features.regions", 36, "[1, 65536]", "of a row at most"),
+    choice("vectors.positions", None, "grid | axes | none", "a learned position per place, or one per row and one per "
+        "column; None = grid for pictures, axes for sounds, none for features"),
+    number("vectors.mask_rate", 0.5, "(0, 1)", "task=visual_pretraining: share of the vectors that are predicted"),
+    number("vectors.mismatch_rate", 0.5, "[0, 1)", "task=visual_pretraining: share of rows with vectors of another"),
+)
+# fmt: on
