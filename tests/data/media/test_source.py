@@ -13,8 +13,8 @@ from scipy.io import wavfile
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import Row
-from bert_jax.data.media.source import VectorSource, patches, vector_source
 from bert_jax.data.media.sound import log_mel, mel_filters
+from bert_jax.data.media.source import VectorSource, patches, vector_source
 from experiments import visual
 
 RANDOM = np.random.default_rng(0)
