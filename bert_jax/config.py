@@ -14,8 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.files import write_atomically
-from bert_jax.option import can_be
-from bert_jax.options import OPTIONS, RESTART, default_config, nearest
+from bert_jax.option import Option, can_be
+from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find_option, nearest
 
 
 class UserError(Exception):
@@ -33,7 +33,8 @@ def result_or_error(function: Callable[[Any], Any], inputs: Iterable[Any]) -> It
 
 def check_option(name: str, value: Any) -> None:
     """Raises UserError unless the option `name` accepts the value."""
-    option = OPTIONS[name]
+    option = find_option(name)
+    assert option is not None, name
     if problem := option.problem(value):
         raise UserError(problem)
     if "pattern" in option.marks:
@@ -46,13 +47,17 @@ def check_options(config: ConfigDict) -> None:
     A task of the user's own (`module.Class`) may have keys of its own.
     """
     given = flatten(config.to_dict())
-    for name in OPTIONS:
+    named = {f"{group}.{name}": group for group in NAMED for name in config.get(group, {})}
+    own = [f"{entry}.{key}" for entry, group in named.items() for key in NAMED[group]]
+    for name in (*OPTIONS, *own):
         if name not in given:
-            raise UserError(f"{name} is missing; begin with bert_jax.options.default_config(), which has every option")
-        check_option(name, given[name])
-    unknown = [name for name in given if name not in OPTIONS]
-    if unknown and "." not in config.task:
-        raise UserError(f"{unknown[0]} is not an option; the nearest is {nearest(unknown[0])}")
+            begin = "bert_jax.entries.add_entry" if name in own else "bert_jax.options.default_config()"
+            raise UserError(f"{name} is missing; begin with {begin}, which has every option")
+    for name, value in given.items():
+        if find_option(name):
+            check_option(name, value)
+        elif "." not in given.get(".".join([*name.split(".")[:2], "task"]), given["task"]):
+            raise UserError(f"{name} is not an option; the nearest is {nearest(name)}")
 
 
 def pattern(name: str, text: str) -> re.Pattern[str]:
@@ -191,12 +196,14 @@ def from_json_dict(saved: object) -> ConfigDict:
     if not isinstance(saved, dict):
         raise UserError("the saved config is not a JSON object")
     for name, value in flatten(saved).items():
-        option = OPTIONS.get(name)
+        option = find_option(name)
         if option and value is not None and not option.has_type(value):
             raise UserError(f"{name} is {value!r} in the saved config; it must be {option.allowed}")
     config = default_config()
     try:
         with config.unlocked():  # tasks of the user's own have keys of their own
+            for group in NAMED:
+                config[group].update({name: default_entry(group) for name in saved.get(group, {})})
             config.update(saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the saved config has another structure than today's: {error}") from None
@@ -225,12 +232,10 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
     if path.exists() and any(child.name[0].isdigit() for folder in kept for child in folder.glob("*")):
         saved = read_config(path).to_dict()
         may_grow = config.optimizer.decay_steps and not config.train.phases
-        free = (*RESTART, "train.steps") if may_grow else RESTART
         differing = [
             f"{key} was {old!r}, is {new!r}"
             for key, old, new in differences(saved, config.to_dict())
-            # A shape is written in full: what is open was added since. `run.inherit` has filled it in and checked it.
-            if key not in free and not (old is None and "shape" in OPTIONS[key].marks)
+            if not (key == "train.steps" and may_grow) and not _may_differ(find_option(key), old)
         ]
         if differing:
             raise UserError(
@@ -241,6 +246,12 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
         write_atomically(path, config.to_json(indent=2))
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}); remove the cause and start again") from problem
+
+
+def _may_differ(option: Option | None, old: object) -> bool:
+    """Returns whether a continued run may have another value of an option than the `old` one."""
+    # A shape is written in full: what is open was added since. `run.inherit` has filled it in and checked it.
+    return option is not None and ("restart" in option.marks or (old is None and "shape" in option.marks))
 
 
 def differences(old: dict, new: dict) -> list[tuple[str, object, object]]:

@@ -7,7 +7,10 @@ means that the value comes from elsewhere; the meaning says from where.
 """
 
 import difflib
+import re
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -248,8 +251,29 @@ _OPTIONS = (
     _text("mesh.rules", "", "pattern=axis,axis;… for names of parameters, before the built-in rules; - = not split",
         "restart"),
 )
+
+# Groups whose entries the user names: * stands for such a name. `entries.py` adds and reads them.
+_NAMED = (
+    _text("corpora.*.files", "", "as data.files, of this corpus"),
+    _text("corpora.*.corpus", "text", "as data.corpus, of this corpus", "needed"),
+    _text("corpora.*.language", "", "of this corpus, e.g. de; empty = not said"),
+    _number("corpora.*.share", None, "[0, 1000000]", "of the rows, relative to the other corpora's; None = by size"),
+
+    _text("tasks.*.task", "", "as task, of this task", "needed"),
+    _number("tasks.*.share", None, "[0, 1000000]", "of the batches, relative to the other tasks'; None = by size"),
+    _number("tasks.*.weight", 1.0, "[0, 1000000]", "of its loss"),
+)
 # fmt: on
 OPTIONS = {option.name: option for option in _OPTIONS}
+# Options that an entry of `tasks` may set for itself: all tasks share the rest, the vocabulary too.
+_OF_A_TASK = re.compile(
+    r"(data|head)\.(?!tokenizer|vocab_|lowercase|strip_accents|split_cjk|prefetch)|train\.(class_weights|label_smoothing)"
+)
+NAMED = {
+    group: {option.name.split(".", 2)[2]: option for option in options}
+    for group, options in groupby(_NAMED, lambda option: option.name.partition(".")[0])
+}
+_BORROWED = {"tasks": {name: option for name, option in OPTIONS.items() if _OF_A_TASK.match(name)}}
 SHAPE = tuple(name.removeprefix("model.") for name, option in OPTIONS.items() if "shape" in option.marks)
 RESTART = tuple(name for name, option in OPTIONS.items() if "restart" in option.marks)
 INFERENCE = tuple(name for name, option in OPTIONS.items() if "inference" in option.marks)
@@ -257,49 +281,52 @@ INFERENCE = tuple(name for name, option in OPTIONS.items() if "inference" in opt
 
 def default_config() -> ConfigDict:
     """Returns a config with every option at its default, locked: a key that is not declared here is an error."""
-    groups: dict[str, dict[str, object]] = {"": {}}
+    groups: dict[str, dict[str, object]] = {"": {}} | {group: {} for group in NAMED}
     for name, option in OPTIONS.items():
         group, _, key = name.rpartition(".")
-        value = placeholder(option.type) if option.default is None else option.default
-        groups.setdefault(group, {})[key] = value
+        groups.setdefault(group, {})[key] = _default(option)
     return ConfigDict(groups.pop("") | groups).lock()
+
+
+def default_entry(group: str) -> dict[str, object]:
+    """Returns a new entry of one of the groups `NAMED`, with every option of its own at its default."""
+    return {key: _default(option) for key, option in NAMED[group].items()}
+
+
+def find_option(name: str) -> Option | None:
+    """Returns the option that a name stands for, or None: `tasks.sst2.weight` is the entry sst2's own, and
+    `tasks.sst2.data.train` is `data.train` for this entry alone."""
+    group, entry, key = [*name.split(".", 2), "", ""][:3]
+    if group not in NAMED:
+        return OPTIONS.get(name)
+    option = (NAMED[group] | _BORROWED.get(group, {})).get(key)
+    return replace(option, name=name) if option and is_entry_name(entry) else None
+
+
+def is_entry_name(text: str) -> bool:
+    """Returns whether a text can be the name of an entry."""
+    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", text) is not None
 
 
 def nearest(name: str) -> str:
     """Returns the declared option whose name is most like `name`, whose group may be wrong or missing."""
-    tails = {option.rpartition(".")[2]: option for option in reversed(OPTIONS)}
-    close = difflib.get_close_matches(name, OPTIONS, 1, 0.7)
+    group, entry, key = [*name.split(".", 2), "", ""][:3]
+    if group in NAMED:
+        begin = f"{group}.{entry if is_entry_name(entry) else 'NAME'}."
+        return begin + _most_like(key or entry, NAMED[group] | _BORROWED.get(group, {}))
+    return _most_like(name, OPTIONS)
+
+
+def _most_like(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    tails = {option.rpartition(".")[2]: option for option in reversed(names)}
+    close = difflib.get_close_matches(name, names, 1, 0.7)
     close += [tails[match] for match in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.7)]
-    return (close + difflib.get_close_matches(name, OPTIONS, 1, 0))[0]
+    return (close + difflib.get_close_matches(name, names, 1, 0))[0]
 
 
-def table() -> str:
-    """Returns docs/options.md: one line per option, in the groups of the config."""
-    lines = [_INTRODUCTION]
-    for group, options in groupby(OPTIONS.values(), lambda option: option.name.rpartition(".")[0]):
-        lines += [f"\n## {group or 'run'}\n", "| option | default | values | meaning |", "|---|---|---|---|"]
-        for option in options:
-            default = f"`{option.default!r}`" if isinstance(option.default, str) else str(option.default)
-            marks = [mark[0].upper() for mark in ("shape", "restart", "inference") if mark in option.marks]
-            values = f"{option.type.__name__}, {option.range}" if option.range else option.allowed
-            cells = (" ".join([f"`{option.name}`", *marks]), default, values, option.meaning)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-_INTRODUCTION = """# Options
-
-Generated from `bert_jax/options.py` by `python -m bert_jax.options > docs/options.md`; do not edit it by hand.
-
-Set an option with `--config.NAME=VALUE`, or in an experiment file with `config.NAME = VALUE`. An unknown name, a wrong
-type and a value out of range are errors. The letters after a name say when its value may differ:
-
-- **S**: belongs to the model's shape. A run that starts from a checkpoint takes it from there.
-- **R**: may differ between two starts of one run. It changes nothing of what is learned.
-- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `generate`, `embed`).
-
-Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, and `--allow` of `bert_jax.convert`)
-match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""
+def _default(option: Option) -> object:
+    return placeholder(option.type) if option.default is None else option.default
 
 
 def main(argv: list[str]) -> int:
@@ -307,6 +334,8 @@ def main(argv: list[str]) -> int:
     if argv not in ([], ["--help"], ["-h"]):
         print("error: this command takes no flags but --help", file=sys.stderr)
         return 2
+    from bert_jax.options_page import table  # which reads the declarations above
+
     print(__doc__ if argv else table(), end="")
     return 0
 

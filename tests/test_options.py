@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bert_jax.config import UserError, check_option, check_options, from_json_dict, pattern
-from bert_jax.options import INFERENCE, OPTIONS, RESTART, SHAPE, default_config, nearest, table
+from bert_jax.options import INFERENCE, OPTIONS, RESTART, SHAPE, default_config, nearest
+from bert_jax.options_page import table
 from experiments import glue
 from experiments.base import get_config
 
