@@ -1,7 +1,6 @@
 """Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
 
 import hashlib
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,20 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Share, TrainBatches
 from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
 from bert_jax.data.pretraining import pipeline
+from bert_jax.data.pretraining.corpora import Mixture
 from bert_jax.data.pretraining.packing import Packing
-from bert_jax.data.pretraining.prepare import prepare
-from bert_jax.data.pretraining.prepared import PreparedCorpus
-from bert_jax.data.text.sample import sample_versions
+from bert_jax.data.pretraining.pipeline import Prepared
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.entries import entries
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length
@@ -40,6 +37,7 @@ from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import mask_tokens
+from bert_jax.tasks.pretraining_text import prepared_corpora, token_counts
 from bert_jax.tasks.scores import wilson_interval
 from bert_jax.tasks.task import (
     Batch,
@@ -67,8 +65,8 @@ class Pretraining(Task):
     dropped_parameters = "heads/"
     renewed_parameters = ""
     final_splits = ()
-    prepared: PreparedCorpus  # only of a task with data
-    corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})  # by length of rows, where phases have other rows
+    prepared: Prepared  # only of a task with data
+    corpora: Mapping[int, Prepared] = MappingProxyType({})  # by length of rows, where phases have other rows
     origin = 0  # position of the row that batch 0 would begin with; of a phase
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
     cumulative: np.ndarray | None = None  # shares of the vocabulary, for train.sampled_softmax; None = all alike
@@ -101,7 +99,7 @@ class Pretraining(Task):
 
     @classmethod
     def over(
-        cls, config: ConfigDict, prepared: PreparedCorpus, corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})
+        cls, config: ConfigDict, prepared: Prepared, corpora: Mapping[int, Prepared] = MappingProxyType({})
     ) -> Self:
         """Returns the task over a corpus that is prepared already, with `corpora` for the lengths of rows of phases."""
         task = cls(config, prepared.tokenizer, None)
@@ -110,7 +108,7 @@ class Pretraining(Task):
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
         if config.train.sampled_softmax:
-            task.cumulative = sampled_softmax.cumulative_shares(sampled_softmax.token_counts(prepared))
+            task.cumulative = sampled_softmax.cumulative_shares(token_counts(prepared))
         task.steps_per_epoch = math.ceil(task._steps_of_an_epoch())
         return task
 
@@ -130,8 +128,8 @@ class Pretraining(Task):
         return config.data.max_predictions_per_sequence
 
     @classmethod
-    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path:
-        return Path(config.data.prepared) / str(position["dataset"])
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+        return [Path(config.data.prepared) / name for name in str(position["dataset"]).split("+")]
 
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
@@ -147,8 +145,8 @@ class Pretraining(Task):
         found = {}
         for length, prepared in self.corpora.items():
             rows = "" if prepared is self.prepared else f" for rows of {length}"
-            shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in prepared.manifest["shards"]]
-            found |= {f"prepared corpus{rows}": prepared.directory.name, f"prepared shards{rows}": str(shards)}
+            shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in prepared.shards]
+            found |= {f"prepared corpus{rows}": prepared.name, f"prepared shards{rows}": str(shards)}
         if self.minimal_pairs is not None:
             found["minimal pairs"] = hashlib.blake2b(repr(self.minimal_pairs.pairs).encode()).hexdigest()
         return found
@@ -248,7 +246,16 @@ class Pretraining(Task):
         if key is None:  # an evaluation: also count the labels, for the metrics of a guesser without context
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
+            sums |= self._sums_by_corpus(logits, batch)
         return sums
+
+    def _sums_by_corpus(self, logits: Float[Array, "B P V"], batch: Batch) -> Sums:
+        found: Sums = {}
+        for number, corpus in enumerate(entries(self.config, "corpora")):
+            own = (batch["corpus_ids"] == number).astype(jnp.float32)[:, None]
+            sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"] * own)
+            found |= {f"{name}/{corpus}": value for name, value in sums.items()}
+        return found
 
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         if "text_ids" in batch:  # of minimal pairs
@@ -267,6 +274,7 @@ class Pretraining(Task):
         """Adds to the means:
 
         mlm_perplexity            exp(mlm_loss)
+        mlm_loss/<corpus>         of one of config.corpora; mlm_accuracy/<corpus> likewise
         unigram_entropy           loss in nats of the best guesser without context: entropy of the predicted tokens
         majority_accuracy         accuracy of always guessing the most frequent of them
         nsp_accuracy_low, _high   95 % Wilson interval
@@ -297,6 +305,9 @@ class Pretraining(Task):
         names = ("loss", "mlm_loss", "mlm_accuracy", "mlm_perplexity", "unigram_entropy", "majority_accuracy")
         if self.config.data.pairing != "none":
             names += ("nsp_loss", "nsp_accuracy", "nsp_accuracy_low", "nsp_accuracy_high")
+        if isinstance(self.prepared, Mixture):
+            found = [one.name for one in self.prepared.members if one.prepared.num_records(split)]
+            names += tuple(f"{name}/{corpus}" for name in ("mlm_loss", "mlm_accuracy") for corpus in found)
         return (*names, "real_tokens", *blimp)
 
     def _steps_of_an_epoch(self) -> Fraction:
@@ -308,36 +319,3 @@ class Pretraining(Task):
             epochs_per_step += Fraction(share - before) * Fraction(pairs) / prepared.num_records("train")
             before = share
         return 1 / epochs_per_step
-
-
-def prepared_corpora(config: ConfigDict, source: Source | None) -> dict[int, PreparedCorpus]:
-    """Returns the corpora of a run, by the length of their rows: that of the config, and those of phases with other
-    rows, which have its vocabulary."""
-    prepared = prepared_corpus(config, source)
-    found, known = {config.data.sequence_length: prepared}, Source(prepared.tokenizer, config.task, {})
-    for _, phase in phase_configs(config):
-        if (length := phase.data.sequence_length) not in found:
-            found[length] = prepared_corpus(phase, known)
-    return found
-
-
-def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus:
-    """Returns the corpus of the config, which is prepared first unless it was before."""
-    if config.data.corpus == "sample" and not config.data.files:
-        logging.warning(
-            "THE CORPUS IS THE BUILT-IN SAMPLE (7 MB of the documentation of %s). "
-            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'",
-            sample_versions(),
-        )
-    if config.data.runner == "beam" and jax.process_count() > 1:
-        remedy = "run --mode=prepare in one process first, then train with data.runner=local"
-        raise UserError(f"data.runner=beam starts workers itself, and {jax.process_count()} processes run: {remedy}")
-    # The first of several processes prepares; the others wait, then find it done or fail for the same reason. The
-    # folder must be visible to every machine.
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("prepared")
-    try:
-        return prepare(config.data, config.data.seed, source and source.tokenizer)
-    finally:
-        if jax.process_index() == 0 and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("prepared")

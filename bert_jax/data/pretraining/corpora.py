@@ -245,9 +245,7 @@ def _of_language(tokenizer: Tokenizer, name: str, corpus: Corpus, characters: in
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{'corpus':<12}{'characters':>14}{'pieces/word':>13}{'chars/piece':>13}{'[UNK]':>9}{'of vocabulary':>15}"
-    ]
+    lines = [f"{'corpus':<12}{'characters':>14}{'pieces/word':>13}{'chars/piece':>13}{'[UNK]':>9}{'of vocabulary':>15}"]
     for row in rows:
         numbers = f"{row['characters']:>14,}{row['pieces_per_word']:>13.2f}{row['characters_per_piece']:>13.2f}"
         shares = f"{row['unknown_share']:>9.3%}{row['vocabulary_share']:>15.1%}"

@@ -43,28 +43,19 @@ class Sampler:
 
 
 class MixedRows:
-    """The endless sequence of rows of several corpora, each of which has one of its own, in which it reads on.
+    """The endless sequence of rows of several corpora, each of which has one of its own, in which it reads on."""
 
-    A row has besides: corpus_ids int32[], the number of its corpus, and language_ids int32[L], those of the languages
-    of its tokens: of the first and the second part, which `languages` names for each corpus.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Callable[[int], Batch]],
-        languages: Sequence[tuple[int, int]],
-        shares: Sequence[float],
-        seed: int,
-    ):
-        self._rows, self._languages, self._sampler = list(rows), list(languages), Sampler(shares, seed)
+    def __init__(self, rows: Sequence[Callable[[int], Batch]], shares: Sequence[float], seed: int):
+        self._rows, self._sampler = list(rows), Sampler(shares, seed)
 
     def __call__(self, position: int) -> Batch:
         corpus, own = self._sampler(position)
-        return with_corpus(self._rows[corpus](own), corpus, self._languages[corpus])
+        return self._rows[corpus](own)
 
 
 def with_corpus(row: Batch, corpus: int, languages: tuple[int, int]) -> Batch:
-    """Returns a row with the numbers of its corpus and of its languages, as in `MixedRows`."""
+    """Returns a row with corpus_ids int32[], the number of its corpus, and language_ids int32[L], the numbers of the
+    languages of its tokens: `languages` of the first and of the second parts."""
     of_tokens = np.where(row["token_type_ids"] == 0, *languages).astype(np.int32)
     return row | {"corpus_ids": np.asarray(corpus, np.int32), "language_ids": of_tokens}
 
@@ -103,7 +94,7 @@ def _block(bounds: tuple[int, ...], start: int, block: int) -> tuple[Int[np.ndar
     """Returns for each slot of a block, which are its rows before they are shuffled, the number of its corpus and how
     many of the slots before it are of that corpus."""
     first = block * _TOGETHER
-    multiples = (np.arange(_TOGETHER, dtype=np.uint64) * np.uint64(_STEP) + np.uint64((first * _STEP + start) % _WHOLE))
+    multiples = np.arange(_TOGETHER, dtype=np.uint64) * np.uint64(_STEP) + np.uint64((first * _STEP + start) % _WHOLE)
     corpora = np.searchsorted(np.asarray(bounds, np.uint64), multiples % np.uint64(_WHOLE), side="right") - 1
     below = [_count_below(bound, first, start) for bound in bounds]
     positions = np.zeros(_TOGETHER, np.int64)

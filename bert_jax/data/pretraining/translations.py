@@ -53,7 +53,9 @@ def open_parallel(files: str, text_field: str, name_field: str, option: str) -> 
         both = [path for name in (one, other) if name for path in find_data_files(name)]
         paths += both
         if other and all(suffix_of(path) in (".jsonl", ".json") for path in both):
-            _log_unpaired(_texts(one, text_field, name_field).keys(), _texts(other, text_field, name_field).keys(), both)
+            _log_unpaired(
+                _texts(one, text_field, name_field).keys(), _texts(other, text_field, name_field).keys(), both
+            )
             read = partial(_read_named, one, other, text_field, name_field)
         elif other:
             read = partial(_read_groups, one, other)
