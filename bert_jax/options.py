@@ -53,6 +53,7 @@ _OPTIONS = (
     _choice("model.hidden_act", None, "gelu_tanh | gelu", "gelu: erf; None = gelu_tanh, the original", "shape"),
     _number("model.layer_norm_eps", None, "(0, 1]", "None = 1e-12", "shape"),
     _choice("model.position_embedding", None, "learned | sinusoidal | rotary", "None = learned", "shape"),
+    _text("model.languages", None, "languages with a vector each; auto = those of corpora; None = none", "shape"),
     _switch("model.gated", None, "True = feed-forward parts with a gate (GEGLU, Shazeer 2020); None = False", "shape"),
     _switch("model.use_bias", None, "False = no biases in the trunk and the MLM head; None = True", "shape"),
     _switch("model.tie_embeddings", None, "False = the MLM output has a table of its own; None = True", "shape"),

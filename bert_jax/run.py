@@ -19,6 +19,7 @@ from bert_jax.command import report_as_process
 from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
 from bert_jax.convert import google_tf, hub
 from bert_jax.data.labelled.parallel import file_pairs
+from bert_jax.data.pretraining.corpora import languages_of
 from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.open import check_alike, open_model
@@ -110,6 +111,8 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
 def check_run(config: ConfigDict, vocab_size: int) -> None:
     """Fills in what the config leaves open of the model's shape. Raises UserError for values that do not go together,
     or not with the devices of this process."""
+    if config.model.languages == "auto":
+        config.model.languages = ",".join(languages_of(config))
     model = bert_config(config.model, config.model.vocab_size or vocab_size)
     config.model.update({key: getattr(model, key) for key in SHAPE})
     check_length(model, config.data.sequence_length)

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -18,10 +17,11 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
+from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Share, TrainBatches
 from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
 from bert_jax.data.pretraining import pipeline
-from bert_jax.data.pretraining.corpora import Mixture
+from bert_jax.data.pretraining.corpora import Mixture, languages_of
 from bert_jax.data.pretraining.packing import Packing
 from bert_jax.data.pretraining.pipeline import Prepared
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -36,8 +36,8 @@ from bert_jax.phases import phase_configs, phase_ends
 from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
 from bert_jax.tasks.losses import cross_entropy_sums
-from bert_jax.tasks.masking import mask_tokens
-from bert_jax.tasks.pretraining_text import prepared_corpora, token_counts
+from bert_jax.tasks.masking import WordsOfLanguages, mask_tokens
+from bert_jax.tasks.pretraining_text import prepared_corpora, token_counts, words_of_languages
 from bert_jax.tasks.scores import wilson_interval
 from bert_jax.tasks.task import (
     Batch,
@@ -69,6 +69,7 @@ class Pretraining(Task):
     corpora: Mapping[int, Prepared] = MappingProxyType({})  # by length of rows, where phases have other rows
     origin = 0  # position of the row that batch 0 would begin with; of a phase
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
+    words: WordsOfLanguages | None = None  # that random tokens are drawn from; None = the vocabulary
     cumulative: np.ndarray | None = None  # shares of the vocabulary, for train.sampled_softmax; None = all alike
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
@@ -79,6 +80,12 @@ class Pretraining(Task):
         check_length(self.bert_config, data.sequence_length)
         if config.train.z_loss:
             self.objectives = {**self.objectives, "mlm_z_loss": config.train.z_loss}
+        if data.random_words == "language":
+            if not config.corpora:
+                raise UserError("data.random_words=language needs the languages of corpora; set it to vocabulary")
+            every = np.arange(tokenizer.vocab_size, dtype=np.int32)  # until the text is there, and says which
+            count = len(languages_of(config))
+            self.words = np.tile(every, (count, 1)), np.full(count, len(every), np.int32)
         sampled_softmax.check(config.train.sampled_softmax, tokenizer.vocab_size)
         self.packing = Packing.from_config(data) if data.packing else None
         pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
@@ -107,6 +114,8 @@ class Pretraining(Task):
         if config.eval.blimp:
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
+        if task.words is not None and isinstance(prepared, Mixture):
+            task.words = words_of_languages(prepared, languages_of(config))
         if config.train.sampled_softmax:
             task.cumulative = sampled_softmax.cumulative_shares(token_counts(prepared))
         task.steps_per_epoch = math.ceil(task._steps_of_an_epoch())
@@ -160,6 +169,7 @@ class Pretraining(Task):
             if config is self.config:
                 return [Phase(end, self)]
             task, start = type(self)(config, self.tokenizer, None), found[-1].end if found else 0
+            task.words = self.words
             length, row = config.data.sequence_length, 0
             if self.corpora:
                 task.prepared = self.corpora[length]
@@ -199,16 +209,19 @@ class Pretraining(Task):
         return batch
 
     def _masked(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        mask = partial(mask_tokens, data=self.config.data, tokenizer=self.tokenizer)
-        if "records" not in batch:
-            packing = self.packing if batch["first_tokens"].shape[1] > 1 else None
-            return mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
+        def mask(ids, sequences, languages, key, packing=None):
+            of = None if self.words is None else (languages, self.words)
+            return mask_tokens(ids, sequences, self.config.data, self.tokenizer, key, packing=packing, languages=of)
 
-        def mask_record(ids, sequences, record):
-            masked = mask(ids[None], sequences[None], key=jax.random.fold_in(key, record))
+        def mask_record(ids, sequences, languages, record):
+            own = None if languages is None else languages[None]
+            masked = mask(ids[None], sequences[None], own, jax.random.fold_in(key, record))
             return {name: value[0] for name, value in masked.items()}
 
-        return jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
+        rows = batch["input_ids"], batch["sequence_ids"], batch.get("language_ids")
+        if "records" not in batch:
+            return mask(*rows, key, self.packing if batch["first_tokens"].shape[1] > 1 else None)
+        return jax.vmap(mask_record)(*rows, batch["records"])
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         # The 1e-5 is the original's: it avoids a division by zero where nothing is masked.

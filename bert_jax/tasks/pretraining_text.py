@@ -1,13 +1,13 @@
 """The text of a pretraining run: prepared by one of its processes, and counted."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
@@ -17,6 +17,7 @@ from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.text.sample import sample_versions
 from bert_jax.phases import phase_configs
+from bert_jax.tasks.masking import WordsOfLanguages
 from bert_jax.tasks.task import Source
 
 _RECORDS = 20_000  # that tokens are counted in
@@ -61,9 +62,7 @@ def token_counts(prepared: Prepared) -> Float[np.ndarray, " V"]:
     return np.sum([share * _RECORDS * counts / counts.sum() for share, counts in found], axis=0)
 
 
-def words_of_languages(
-    mixture: Mixture, languages: list[str]
-) -> tuple[Int32[np.ndarray, "K V"], Int32[np.ndarray, " K"]]:
+def words_of_languages(mixture: Mixture, languages: Sequence[str]) -> WordsOfLanguages:
     """Returns for each language the tokens that occur in its corpora, special ones left out, in the first entries of a
     row; and their number. Parallel corpora are not counted, unless the language has no other."""
     vocab_size = mixture.tokenizer.vocab_size
@@ -71,6 +70,8 @@ def words_of_languages(
     for row, language in enumerate(languages):
         own = [one for one in mixture.members if language in one.languages]
         own = [one for one in own if not one.is_parallel] or own
+        if not own:  # a language of model.languages that the run has no text of: no row is of it
+            continue
         counts = np.sum([_counts(one.prepared) for one in own], axis=0)
         counts[list(mixture.tokenizer.special_ids)] = 0
         found = np.flatnonzero(counts)

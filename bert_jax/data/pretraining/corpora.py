@@ -101,9 +101,18 @@ def prepare_corpora(config: ConfigDict, tokenizer: Tokenizer | None, *, progress
 
 
 def languages_of(config: ConfigDict) -> list[str]:
-    """Returns the languages of `config.corpora`, sorted; their numbers in batches are their places here."""
-    found = {one for name, entry in entries(config, "corpora").items() for one in _languages(name, entry)}
-    return sorted(found)
+    """Returns the languages of a run, whose numbers in batches are their places here: those of model.languages if it
+    names some, else those of `config.corpora`, sorted. Raises UserError for a corpus of another language."""
+    of_corpora = {name: _languages(name, entry) for name, entry in entries(config, "corpora").items()}
+    found = sorted({language for both in of_corpora.values() for language in both})
+    if config.model.languages in (None, "", "auto"):
+        return found
+    known = [name.strip() for name in config.model.languages.split(",")]
+    for name, both in of_corpora.items():
+        if new := [language for language in both if language not in known]:
+            wrong = f"corpora.{name} is of {new[0]!r}, which model.languages={config.model.languages} lacks"
+            raise UserError(f"{wrong}: only a model from scratch can have it; or say one of these instead")
+    return known
 
 
 def _open(data: ConfigDict, name: str, entry: ConfigDict) -> _Opened:
