@@ -239,12 +239,12 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
 
 def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
     from bert_jax.tasks.sections import Cell, Table
-    from bert_jax.training.evaluation import is_lower_better
+    from bert_jax.training.evaluation import LOWER_IS_BETTER
 
     rows: list[list[str | Cell]] = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
     for name in _ordered(runs, (name for line in found.values() for name in line)):
         values = [found[run.label].get(name) for run in runs]
-        rows.append([name, *_numbers(values, _same_task(runs) and _is_score(name), is_lower_better(name))])
+        rows.append([name, *_numbers(values, _same_task(runs) and _is_score(name), name.endswith(LOWER_IS_BETTER))])
     return Table(["metric", *(run.label for run in runs)], rows, range(1, len(runs) + 1))
 
 

@@ -267,7 +267,7 @@ class Pretraining(Task):
         for number, corpus in enumerate(entries(self.config, "corpora")):
             own = (batch["corpus_ids"] == number).astype(jnp.float32)[:, None]
             sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"] * own)
-            found |= {f"{name}/{corpus}": value for name, value in sums.items()}
+            found |= {f"{corpus}/{name}": value for name, value in sums.items()}
         return found
 
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
@@ -287,7 +287,7 @@ class Pretraining(Task):
         """Adds to the means:
 
         mlm_perplexity            exp(mlm_loss)
-        mlm_loss/<corpus>         of one of config.corpora; mlm_accuracy/<corpus> likewise
+        <corpus>/mlm_loss         of one of config.corpora, and its mlm_accuracy
         unigram_entropy           loss in nats of the best guesser without context: entropy of the predicted tokens
         majority_accuracy         accuracy of always guessing the most frequent of them
         nsp_accuracy_low, _high   95 % Wilson interval
@@ -320,7 +320,7 @@ class Pretraining(Task):
             names += ("nsp_loss", "nsp_accuracy", "nsp_accuracy_low", "nsp_accuracy_high")
         if isinstance(self.prepared, Mixture):
             found = [one.name for one in self.prepared.members if one.prepared.num_records(split)]
-            names += tuple(f"{name}/{corpus}" for name in ("mlm_loss", "mlm_accuracy") for corpus in found)
+            names += tuple(f"{corpus}/{name}" for name in ("mlm_loss", "mlm_accuracy") for corpus in found)
         return (*names, "real_tokens", *blimp)
 
     def _steps_of_an_epoch(self) -> Fraction:

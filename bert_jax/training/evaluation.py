@@ -19,7 +19,7 @@ from bert_jax.training.processes import joined, parts_of_batch
 from bert_jax.training.step import make_eval_step
 
 # Ends of the names of metrics that are better when lower; all others are better when higher.
-_LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
+LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
 
 Evaluate = Callable[[Parameters, str, Description], Evaluation]
 
@@ -70,18 +70,13 @@ def make_evaluation(
     return evaluate
 
 
-def is_lower_better(name: str) -> bool:
-    """Returns whether a metric is better when lower; that of a part, as mlm_loss/de, is as that of the whole."""
-    return name.partition("/")[0].endswith(_LOWER_IS_BETTER)
-
-
 def check_best_metric(config: ConfigDict, task: Task) -> None:
     """Raises UserError if no evaluation of the task gives checkpoint.best_metric; warns of a mode that looks wrong."""
     name, mode, names = config.checkpoint.best_metric, config.checkpoint.best_mode, task.metric_names("validation")
     if names and name not in names:
         near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.0)
         raise UserError(f"checkpoint.best_metric is '{name}'; of task={config.task} it can be {', '.join(near)}")
-    right = "min" if is_lower_better(name) else "max"
+    right = "min" if name.endswith(LOWER_IS_BETTER) else "max"
     if names and mode != right:
         kind = {"min": "lowest", "max": "highest"}[mode]
         text = "checkpoint.best_mode is %s, so the best checkpoint is the one with the %s %s; usual is %s"

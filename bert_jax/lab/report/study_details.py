@@ -15,7 +15,7 @@ from bert_jax.lab.report.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.report.study_figures import Curves, Scale
 from bert_jax.lab.study import Study
 from bert_jax.tasks.sections import PROBLEM, Cell, Table
-from bert_jax.training.evaluation import is_lower_better
+from bert_jax.training.evaluation import LOWER_IS_BETTER
 from bert_jax.training.metrics_log import Record, read_metrics
 
 _PRETRAINING = ("mlm_loss", "mlm_accuracy", "nsp_accuracy")
@@ -98,7 +98,7 @@ def _panels(stage: str, runs: Sequence[RunRecord], study: Study) -> Iterator[Cur
 
 def _scale(name: str, drawn: Mapping[str, list]) -> Scale:
     largest = max((abs(x) for some in drawn.values() for _, values in some for x in values), default=0.0)
-    return Scale(100.0 if largest <= 1 and not is_lower_better(name) else 1.0, 1, name)
+    return Scale(100.0 if largest <= 1 and not name.endswith(LOWER_IS_BETTER) else 1.0, 1, name)
 
 
 def not_seeds(levels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

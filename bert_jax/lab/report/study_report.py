@@ -19,7 +19,7 @@ from bert_jax.lab.statistics.differences import WORSE as IS_WORSE
 from bert_jax.lab.statistics.levels import Comparison, Level, compare_levels
 from bert_jax.lab.statistics.resampling import expected_best
 from bert_jax.tasks.sections import BEST, BETTER, PROBLEM, UNCLEAR, WORSE, Cell, Table
-from bert_jax.training.evaluation import is_lower_better
+from bert_jax.training.evaluation import LOWER_IS_BETTER
 
 MINUS, NOTHING = "−", "–"
 _IN_BRACKETS = "In brackets: the difference of the means ± half of its 95 % interval, in the units of the table below."
@@ -51,7 +51,7 @@ def scale_of(metric: str, values: Iterable[float]) -> Scale:
     words = {"eval": "validation", "last": "validation at the last step", "test": "test"}
     label = f"{words.get(split, split)} {name.replace('_', ' ')}"
     largest = max((abs(value) for value in values), default=0.0)
-    if largest <= 1 and not is_lower_better(name):
+    if largest <= 1 and not name.endswith(LOWER_IS_BETTER):
         return Scale(100.0, 1, f"{label}, ×100")
     return Scale(1.0, 3 if largest < 10 else 2 if largest < 100 else 1, label)
 

@@ -27,7 +27,7 @@ from bert_jax.lab.statistics.differences import (
     welch,
 )
 from bert_jax.lab.statistics.resampling import FEWEST_SEEDS, Bootstrapped, almost_stochastic_order, multibootstrap
-from bert_jax.training.evaluation import is_lower_better
+from bert_jax.training.evaluation import LOWER_IS_BETTER
 
 Scores = dict[str, np.ndarray]  # independent run → the score of each example
 _OF_EXAMPLES = "eval.accuracy"  # the mean of scores of examples that runs keep
@@ -108,7 +108,7 @@ def _compare(
     where: dict[str, str],
 ) -> Comparison:
     """Returns the comparison of the runs of a stage."""
-    higher = not is_lower_better(metric)
+    higher = not metric.endswith(LOWER_IS_BETTER)
     groups = {label: [run for run in runs if run.levels[factor] == label] for label in _labels(runs, factor)}
     # An earlier stage may vary the factor: its runs are independent, those that start from one of them are not. If this
     # stage varies it, and starts from several runs, those are the independent ones, and levels are paired by them.
