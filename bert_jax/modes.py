@@ -18,10 +18,11 @@ from bert_jax.option import Value
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
     from bert_jax.run import start_run
-    from bert_jax.tasks.pretraining import prepared_corpora
+    from bert_jax.tasks.pretraining_text import prepared_corpora
 
     for prepared in prepared_corpora(config, start_run(config, workdir)).values():
-        logging.info("prepared: %s", prepared.directory)
+        for name in prepared.name.split("+"):
+            logging.info("prepared: %s", Path(config.data.prepared) / name)
     return 0
 
 

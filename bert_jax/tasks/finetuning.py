@@ -4,9 +4,9 @@ A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq
 are read and encoded, what the head computes for a batch, the loss, and how its outputs become predictions and scores.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -21,10 +21,11 @@ from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import by_item, collate, ordered_batches, train_batches
-from bert_jax.data.batching.items import Item, digest_of
+from bert_jax.data.batching.items import Item, fingerprint
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
 from bert_jax.data.labelled.examples import as_record
+from bert_jax.data.labelled.languages import ByLanguage
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.media.source import vector_source
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -35,6 +36,7 @@ from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.features import FeatureConfig, feature_head
 from bert_jax.models.patches import vector_embedding
+from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, shapes_of
 
@@ -68,6 +70,7 @@ class FineTuning(Task, ABC):
         self.renewed_parameters = head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
+        self.languages = ByLanguage(config.data)
         self.check()
         if description is not None:
             self.restore(description)
@@ -142,6 +145,10 @@ class FineTuning(Task, ABC):
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
         return f"no label in column '{self.config.data.label}'" if example.label is None else ""
 
+    def of_language(self, example: Any, language: str) -> Any:
+        """Returns an example as one of a language among examples of others."""
+        return example
+
     @abstractmethod
     def learn(self) -> None:
         """Takes what prediction needs (names of labels) from the training examples, unless a checkpoint gave it; checks
@@ -213,7 +220,7 @@ class FineTuning(Task, ABC):
         if data.read_workers:
             raise UserError("data.read_workers: fine-tuning reads its examples from memory; set it to 0")
         splits = ("train", "validation", "test")
-        self.examples = {split: list(self.read(data[split])) for split in splits if data[split]}
+        self.examples = {s: self.languages.read(s, self.read, self.of_language) for s in splits if data[s]}
         for split, examples in self.examples.items():
             if not examples:
                 raise UserError(f"data.{split}={data[split]} has no examples")
@@ -229,7 +236,7 @@ class FineTuning(Task, ABC):
         self.plan = self.make_plan()
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.count_step(*self.plan.mean_shape())
-        self._log_plan()
+        self.plan.log(self.tokens_per_step)
 
     def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of batches whose rows are as long as data.sequence_length and not shared. A text that
@@ -271,16 +278,21 @@ class FineTuning(Task, ABC):
         predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
         learned = self.tune(examples, predictions) if split == "validation" else {}
         predictions = self.decide(predictions, description | learned)
-        metrics = self.means(sums) | self.score(examples, predictions, description | learned)
+        score = partial(self.score, description=description | learned)
+        metrics = self.means(sums) | self.languages.scores(split, examples, predictions, score)
         return Evaluation(split, metrics, predictions, learned)
 
     def report(self, evaluation: Evaluation) -> Report:
         examples = self.examples[evaluation.split][: len(evaluation.predictions)]
         pairs = zip(examples, evaluation.predictions, strict=True)
-        return Report([as_record(e) | {"prediction": p} for e, p in pairs], self.report_sections(evaluation))
+        records = [as_record(e) | {"prediction": p} for e, p in pairs]
+        parts = self.languages.parts(evaluation.split)
+        return Report(records, [*sections.by_language(evaluation.metrics, parts), *self.report_sections(evaluation)])
 
     def metric_names(self, split: str) -> tuple[str, ...]:
-        return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
+        if not self.items.get(split):
+            return ()
+        return "loss", *self.score_names(split), "real_tokens", *self.languages.names(split, self.score_names(split))
 
     def _sums(self, outputs: Outputs, batch: Batch) -> Sums:
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
@@ -321,17 +333,6 @@ class FineTuning(Task, ABC):
         self.flops_per_step += self.head_features.training_flops(rows * length)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
-    def _log_plan(self) -> None:
-        train = self.items["train"]
-        tokens = sum(len(part.ids) for item in train for part in item.parts)
-        tokens += sum(item.target_length for item in train)
-        logging.info(
-            "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
-            *(self.steps_per_epoch, len(train), " or ".join(map(str, self.plan.shapes))),
-            " in rows that are shared" if self.plan.is_packed else "",
-            100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
-        )
-
     def _break_even_tokens(self, devices: backend.Backend) -> float:
         """Returns how many tokens of an epoch are trained on in the time that it takes to compile the step for one more
         shape of a batch, divided by the epochs: a rough estimate."""
@@ -341,6 +342,4 @@ class FineTuning(Task, ABC):
         return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self, split: str) -> str:
-        """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
-        training."""
-        return digest_of(self.items[split], b"packed" if self.plan.is_packed else b"")
+        return fingerprint(self.items[split], is_packed=self.plan.is_packed)

@@ -1,7 +1,7 @@
 """Encoded examples: what the model sees of one example, before it is in a batch."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,9 +33,10 @@ class Item:
         return 0 if self.target is None else len(self.target)
 
 
-def digest_of(items: Iterable[Item], salt: bytes) -> str:
-    """Returns a digest of everything that batches of the items are made of."""
-    digest = hashlib.blake2b(salt, digest_size=8)
+def fingerprint(items: Sequence[Item], *, is_packed: bool) -> str:
+    """Returns a digest of everything that batches of the items are made of: a resumed run must find the same for
+    training."""
+    digest = hashlib.blake2b(b"packed" if is_packed else b"", digest_size=8)
     for item in items:
         arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
         arrays += [] if item.target is None else [item.target]

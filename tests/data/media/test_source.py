@@ -241,7 +241,7 @@ def test_a_bad_row_is_one_line_that_names_row_and_file(hostile, values, message)
 )
 def test_a_damaged_recording_is_one_line(tmp_path, content):
     (tmp_path / "a.wav").write_bytes(content)
-    with pytest.raises(UserError, match="train.jsonl:7: .*a.wav (is no whole WAV|has no samples)"):
+    with pytest.raises(UserError, match=r"train.jsonl:7: .*a.wav (is no whole WAV|has no samples)"):
         read(make_source(data_image="", data_sound="sound"), tmp_path, "a.wav", "sound")
 
 
