@@ -22,6 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
+from bert_jax import backend
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_examples
@@ -31,7 +32,7 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.attention import take_places
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.cost import training_flops
-from bert_jax.models.heads import LinearHead, MaskedLMHead
+from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.models.patches import MaskedVectorHead, is_vector, trunk_inputs
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import cross_entropy_sums
@@ -138,7 +139,10 @@ class VisualPretraining(FineTuning):
         of = dict(zip(places, jnp.split(hidden.hidden, ends, axis=1), strict=True))
         found = {}
         if self.reads_text:
-            found["mlm"] = model.heads["mlm"](of["masked"], model.trunk.embeddings.word.embedding[...])
+            mlm = model.heads["mlm"]
+            table, bias = mlm.table_and_bias(model.trunk.embeddings.word.embedding[...])
+            decoder = padded_decoder(table, bias, backend.current().vocabulary_multiple)
+            found["mlm"] = vocabulary_logits(mlm.vectors(of["masked"]), *decoder, self.bert_config.dtype)
         if self.source is not None:
             found["vector"] = model.heads["masked_vectors"](of["vector"])
         if self.learns_match:

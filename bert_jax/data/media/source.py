@@ -41,11 +41,12 @@ class VectorSource:
         """The most vectors that a row has."""
         return self.rows * self.columns
 
-    def read(self, row: Row) -> Vectors:
-        """Returns the vectors of a row. Raises UserError, with row and file, for anything wrong with them."""
+    def read(self, row: Row, *, folder: str = "") -> Vectors:
+        """Returns the vectors of a row, whose file lies in `folder`, by default where data.media says. Raises
+        UserError, with row and file, for anything wrong with them."""
         value = value_in(row, self.column)
         if isinstance(value, str):
-            path, number = file_in(row, self.column, self._config.data.media)
+            path, number = file_in(row, self.column, folder or self._config.data.media)
             name = path.name if number is None else f"{path.name}#{number}"
             where, suffix = f"{row.origin}: {path}", path.suffix.lower()
             if suffix in ARRAYS:
@@ -84,6 +85,23 @@ class VectorSource:
         if self.kind == "sound":
             return np.zeros((config.sound.frames, config.sound.mels), np.float32)
         return np.zeros((self.rows, self.size), np.float32)
+
+    def picture(self, vectors: Vectors) -> Float32[np.ndarray, "H W"] | None:
+        """Returns what the model sees, for a reader: in grey from 0 to 1, a spectrogram with low notes below; None of
+        features."""
+        if self.kind == "features":
+            return None
+        image, options = self._config.image, self._config.sound
+        height, width, channels = options.patch_frames, options.patch_mels, 1
+        if self.kind == "image":
+            height = width = image.patch_size
+            channels = image.channels
+        rows, columns = vectors.grid.max(axis=0)
+        cut = vectors.values.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+        grey = cut.reshape(rows * height, columns * width, channels).mean(axis=-1)
+        low, high = float(grey.min()), float(grey.max())
+        grey = (grey - low) / max(high - low, 1e-6)
+        return grey if self.kind == "image" else np.ascontiguousarray(grey.T[::-1])
 
     def _of_pixels(self, pixels: Float32[np.ndarray, "H W C"], name: str) -> Vectors:
         image = self._config.image
