@@ -24,6 +24,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study_data")
     for name in ("corpus", "blimp", "reviews", "sst2_texts", *TASKS):
         (folder / name).mkdir()
+    (folder / "images.npy").touch()
     return folder
 
 
@@ -57,7 +58,7 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
 def test_a_docstring_names_source_scale_orderings_and_time(file):
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
     assert text.partition("?")[1], "it begins with the question"
-    folder = "translation_data" if file.stem == "translation" else "study_data"
+    folder = {"translation": "translation_data", "visual": "digits"}.get(file.stem, "study_data")
     assert f"--study=experiments/studies/{file.name}:{folder}" in text
     assert re.search(r"et al\. \((19|20)\d\d|Gimpel \(2016\)", text), "the source"
     for words in ("Scaled down:", "Orderings that may be expected:", "on two cores"):

@@ -1,4 +1,4 @@
-"""Texts with pictures: learns from both, predicts files and arrays, resumes to the bit, masks and mismatches by hand."""
+"""Texts with pictures: learns from both, predicts, resumes to the bit, masks and mismatches by hand."""
 
 import json
 
@@ -53,7 +53,8 @@ def make_config(folder, kind="classify", **data):
     config.data.update(train=str(folder / "rows.jsonl"), validation=str(folder / "rows.jsonl"), image="image")
     config.data.update(vocab_file=str(folder / "vocab.txt"), sequence_length=16, buckets=1, prefetch=2, **data)
     config.image.update(height=4, width=4, channels=1, patch_size=2)
-    config.optimizer.update(learning_rate=3e-3)
+    config.model.initializer = "width"
+    config.optimizer.update(name="muon", learning_rate=5e-3)
     config.train.update(epochs=60.0, batch_size=8, log_every=60, peak_tflops=1.0)
     config.eval.update(batch_size=8, every=180)
     config.checkpoint.every = 180
@@ -112,7 +113,7 @@ def test_what_words_look_at_is_drawn(tuned, folder):
 
 
 def test_hugging_face_has_no_such_model(tuned, tmp_path):
-    with pytest.raises(UserError, match="reads vectors beside its text .heads/vectors/., which no architecture"):
+    with pytest.raises(UserError, match=r"reads vectors beside its text .heads/vectors/., which no architecture"):
         convert(str(tuned[0]), str(tmp_path / "theirs"), format="huggingface")
     assert not (tmp_path / "theirs").exists()
 
@@ -124,7 +125,7 @@ def parameters(workdir):
 def test_pretraining_learns_resumes_to_the_bit_and_is_what_a_classifier_starts_from(folder):
     config = make_config(folder, "pretrain", max_predictions_per_sequence=4)
     config.train.update(epochs=None, steps=120)
-    config.optimizer.update(decay_steps=120, learning_rate=2e-3)
+    config.optimizer.update(decay_steps=120)
     config.eval.update(every=60, at_start=True)
     config.checkpoint.every = 60
     whole = run(config.copy_and_resolve_references(), folder / "whole")
@@ -137,8 +138,8 @@ def test_pretraining_learns_resumes_to_the_bit_and_is_what_a_classifier_starts_f
     assert whole.last == again.last
     lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = (line for line in lines if line["split"] == "eval")
-    for name in ("mlm_loss", "vector_loss", "match_loss"):
-        assert last[name] < first[name], name
+    assert last["mlm_loss"] < first["mlm_loss"] and last["vector_loss"] < first["vector_loss"]
+    assert 0.4 < last["match_loss"] < 1  # nothing to learn: a question goes with any picture
     assert last["vector_explained"] == pytest.approx(1 - last["vector_loss"] / last["vector_square"])
     tuning = make_config(folder)
     tuning.init_from, tuning.train.epochs, tuning.optimizer.learning_rate = str(folder / "whole"), 1.0, 0.0
