@@ -16,13 +16,13 @@ from itertools import groupby
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from bert_jax.media_options import MEDIA
 from bert_jax.option import Option
 from bert_jax.option import choice as _choice
 from bert_jax.option import integer as _integer
 from bert_jax.option import number as _number
 from bert_jax.option import switch as _switch
 from bert_jax.option import text as _text
+from bert_jax.option_groups import GROUPS
 
 # fmt: off
 _OPTIONS = (
@@ -88,7 +88,7 @@ _OPTIONS = (
     _integer("extractive.words", None, "[1, 2^31)", "of a summary at most, in place of its sentences", "inference"),
     _switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
 
-    *MEDIA,
+    *GROUPS,
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),

@@ -18,6 +18,7 @@ from bert_jax.backend import keep_programs
 from bert_jax.command import report_as_process
 from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
 from bert_jax.convert import google_tf, hub
+from bert_jax.convert.extend import extend_start
 from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.labelled.parallel import file_pairs
 from bert_jax.data.pretraining.corpora import languages_of
@@ -104,6 +105,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         check_files(config)
         task_class(config.task)
         _fetch(config.checkpoint.mirror, workdir)
+        _extend(config, workdir)
         source = inherit(config, workdir)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
@@ -139,6 +141,15 @@ def _fetch(mirror: str, workdir: Path) -> None:
         on_first_process(lambda: check_writable(workdir))
         with alone_in(workdir):
             on_first_process(lambda: Mirror(mirror, workdir).fetch())
+
+
+def _extend(config: ConfigDict, workdir: Path) -> None:
+    """Gives the vocabulary of init_from the new words that extend.words asks for, before a run's first step."""
+    if config.extend.words and not checkpoint.has_checkpoint(str(workdir)):
+        if config.init_from and not checkpoint.has_checkpoint(config.init_from):
+            _explain_init_from(config.init_from)
+        on_first_process(lambda: check_writable(workdir))
+        on_first_process(lambda: extend_start(config, workdir))
 
 
 def check_files(config: ConfigDict) -> None:
@@ -245,17 +256,17 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
         own = bert_config(model, model.vocab_size or config.data.vocab_size)
         check_structure(config.model, own, workdir)
         inherit_shape(config.model, own)
-    if not config.init_from:
+    if not (start := checkpoint.start_of(config, workdir)):
         return None
-    if not has_own and not checkpoint.has_checkpoint(config.init_from):
-        _explain_init_from(config.init_from)
+    if not has_own and not checkpoint.has_checkpoint(start):
+        _explain_init_from(start)
     try:
-        folder = checkpoint.find_checkpoint(str(workdir)) if has_own else checkpoint.choose_checkpoint(config.init_from)
+        folder = checkpoint.find_checkpoint(str(workdir)) if has_own else checkpoint.choose_checkpoint(start)
         item, tokenizer = checkpoint.describe_checkpoint(folder)
     except checkpoint.Damaged:
         if not has_own:
             raise
-        item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(config.init_from))
+        item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(start))
     saved = from_json_dict(item["config"])
     shape = bert_config(saved.model, tokenizer.vocab_size)
     check_structure(config.model, shape, config.init_from)

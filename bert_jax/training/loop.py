@@ -19,7 +19,7 @@ from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, to_mesh
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums, Task
 from bert_jax.training import step as steps
-from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
+from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint, start_of
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.diagnosis import first_not_finite
 from bert_jax.training.evaluation import Evaluate, check_best_metric, make_evaluation
@@ -261,13 +261,13 @@ def _first_state(run: _Run) -> tuple[TrainState, dict[str, Any] | None]:
     if restored is not None:
         logging.info("resuming %s at step %d", run.workdir, int(restored[0].step))
         return restored
-    known = _warm_start(abstract.parameters, task, config, mesh) if config.init_from else {}
+    known = _warm_start(abstract.parameters, task, config, mesh, run.workdir) if config.init_from else {}
     return steps.init_state(task, optimizer, config.seed, mesh, known), None
 
 
-def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) -> Parameters:
+def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh, workdir: Path) -> Parameters:
     """Returns the parameters that are taken from `init_from`, on the mesh."""
-    folder = choose_checkpoint(config.init_from)
+    folder = choose_checkpoint(start_of(config, workdir))
     saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
     source, copied = with_copies(saved.parameters, task.copied_parameters)
     renewed = matching("renewed_parameters", task.renewed_parameters, source)

@@ -57,6 +57,7 @@ def describe_run(
     environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
     parts = [
         Part("Best checkpoint on validation", [Table(["metric", "value"], values, {1})] if values else []),
+        Part("Before and after", *_before_and_after(records, metrics)),
         Part("Run", [Table(["key", "value"], settings)]),
         Part("Set on the command line", [Code(command)] if command else []),
         Part("Learning curve", [Picture(curve, "learning curve", "curve")] if curve else []),
@@ -66,6 +67,22 @@ def describe_run(
         Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
     ]
     return Document(f"{config.task}: {workdir.name}", parts)
+
+
+def _before_and_after(records: list[dict[str, Any]], metrics: Mapping[str, float]) -> tuple[list[Block], str]:
+    """Returns a table of the MLM losses of all text and of each corpus, of a run that has several: before the first
+    step and of the best checkpoint. That of general text says what was forgotten."""
+    before = next((line for line in records if line["split"] == "eval" and line["step"] == 0), {})
+    names = [name for name in metrics if name.endswith("mlm_loss") and name in before]
+    if not any("/" in name for name in names):
+        return [], ""
+    rows = []
+    for name in names:
+        pair = float(before[name]), float(metrics[name])
+        change = f"{pair[1] - pair[0]:+.4f}".replace("-", "−")
+        rows.append([name.removesuffix("mlm_loss").rstrip("/") or "all", *(f"{value:.4f}" for value in pair), change])
+    note = "The loss of masked tokens in nats; lower is better. Vocabularies that differ make losses that differ."
+    return [Table(["corpus", "before", "after", "change"], rows, {1, 2, 3})], note
 
 
 def _drawn(section: Section) -> tuple[list[Block], str]:

@@ -1,9 +1,10 @@
-"""The options of pictures, sounds and features of regions beside the text: a part of `options.py`."""
+"""Groups of options that few runs set, a part of `options.py`: pictures, sounds and features of regions beside the text,
+and new words for the vocabulary of a model that is trained further."""
 
 from bert_jax.option import choice, integer, number, text
 
 # fmt: off
-MEDIA = (
+GROUPS = (
     integer("image.height", 224, "[1, 65536]", "pixels that a picture is scaled to; an array must have them"),
     integer("image.width", 224, "[1, 65536]", "the same"),
     integer("image.channels", 3, "[1, 1024]", "of files 1 (grey) or 3 (colours), of arrays any number"),
@@ -22,5 +23,9 @@ MEDIA = (
         "column; None = grid for pictures, axes for sounds, none for features"),
     number("vectors.mask_rate", 0.5, "(0, 1)", "task=visual_pretraining: share of the vectors that are predicted"),
     number("vectors.mismatch_rate", 0.5, "[0, 1)", "task=visual_pretraining: share of rows with vectors of another"),
+    integer("extend.words", 0, "[0, 1000000]", "task=pretraining: words of the corpus that become tokens of the "
+        "vocabulary of init_from; 0 = none"),
+    text("extend.corpora", "", "entries of corpora whose words are looked at, comma-separated; empty = all"),
+    integer("extend.least", 5, "[1, 2^31)", "occurrences of a word that can become a token"),
 )
 # fmt: on
