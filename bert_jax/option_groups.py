@@ -1,5 +1,5 @@
-"""Groups of options that few runs set, a part of `options.py`: pictures, sounds and features of regions beside the text,
-and new words for the vocabulary of a model that is trained further."""
+"""Groups of options that few runs set, a part of `options.py`: pictures, sounds and features beside the text, and new
+words for the vocabulary of a model that is trained further."""
 
 from bert_jax.option import choice, integer, number, text
 

@@ -1,11 +1,11 @@
 """A BERT that is there → a BERT of your domain: pretraining on its texts, with some general text against forgetting.
 
-    python -m bert_jax.main --config=experiments/domain.py:dapt --workdir=runs/dapt --config.init_from=ckpts/bert-base \\
-        --config.corpora.domain.files='reports/*.txt' \\
+    python -m bert_jax.main --config=experiments/domain.py:dapt --workdir=runs/dapt \\
+        --config.init_from=ckpts/bert-base --config.corpora.domain.files='reports/*.txt' \\
         --config.corpora.general.files='wikipedia/*.txt' --config.corpora.general.share=0.2
     python -m bert_jax.main --config=experiments/domain.py:tapt --workdir=runs/tapt --config.init_from=runs/dapt \\
         --config.corpora.task.files=train.jsonl --config.corpora.task.text_field=review
-    python -m bert_jax.main --config=experiments/classify.py --config.init_from=runs/tapt --config.data.train=train.jsonl …
+    python -m bert_jax.main --config=experiments/classify.py --workdir=runs/task --config.init_from=runs/tapt …
 
 `dapt` (domain-adaptive) reads the domain; here a fifth of the rows are general text, without which the model forgets
 it. `tapt` (task-adaptive) reads the texts of the task itself, without their labels, for 100 epochs. Gururangan et al.

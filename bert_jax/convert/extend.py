@@ -43,8 +43,8 @@ def extend_start(config: ConfigDict, workdir: Path) -> None:
 
 
 def new_words(tokenizer: Tokenizer, texts: Iterable[str], count: int, least: int) -> list[str]:
-    """Returns up to `count` words of letters that the tokenizer splits, those first whose tokens would save most pieces:
-    occurrences × (pieces − 1). They occur at least `least` times.
+    """Returns up to `count` words of letters that the tokenizer splits and that occur at least `least` times, those
+    first whose tokens would save most pieces: occurrences × (pieces − 1).
 
     Raises UserError for a tokenizer that is not WordPiece, and if there is no such word.
     """
@@ -58,7 +58,8 @@ def new_words(tokenizer: Tokenizer, texts: Iterable[str], count: int, least: int
     saved = {word: counts[word] * (size - 1) for word, size in zip(known, pieces, strict=True) if size > 1}
     if not saved:
         raise UserError(
-            f"extend.words: no word of the corpus occurs {least} times (extend.least) and has several pieces; set it to 0"
+            f"extend.words: no word of the corpus that has several pieces occurs {least} times (extend.least); set it "
+            "to 0"
         )
     return sorted(saved, key=lambda word: (-saved[word], word))[:count]
 

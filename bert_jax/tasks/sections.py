@@ -310,7 +310,9 @@ def _scores_of(line: Mapping[str, float]) -> tuple[float, float, float, int]:
 
 
 def _text(example: TextExample) -> str:
-    return _cut(example.text) if example.text_pair is None else f"{_cut(example.text)} ‖ {_cut(example.text_pair)}"
+    parts = [example.text] if example.text_pair is None else [example.text, example.text_pair]
+    shown = " ‖ ".join(map(_cut, parts))
+    return shown if example.vectors is None else f"{shown} [{example.vectors.name}]".lstrip()
 
 
 def _cut(text: str) -> str:

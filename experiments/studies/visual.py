@@ -1,4 +1,4 @@
-"""Does a small BERT answer questions about a picture from the question, from the picture, or from both?
+"""Does a small BERT answer questions about a picture from the question, the picture, or both?
 
     python benchmarks/digits_questions.py --to=digits
     python -m bert_jax.lab.sweep --study=experiments/studies/visual.py:digits --workdir=runs/visual
@@ -51,14 +51,14 @@ def get_study(argument: str = "") -> Study:
     folder = Path(argument or "digits").expanduser().absolute()
     if not (folder / "images.npy").is_file():
         raise UserError(
-            f"{folder} is not the data of this study; make it with python benchmarks/digits_questions.py --to={folder}, "
-            "or name another folder behind the colon of --study"
+            f"{folder} is not the data of this study; make it with python benchmarks/digits_questions.py "
+            f"--to={folder}, or name another folder behind the colon of --study"
         )
     files = {f"data.{split}": str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
     files["data.vocab_file"] = str(folder / "vocab.txt")
     points = grid(choice("reads", READS), SEEDS, (Point({}, MODEL | RECIPE | files),))
     return Study(
-        question="Does a small BERT answer questions about a picture from the question, from the picture, or from both?",
+        question="Does a small BERT answer questions about a picture from the question, the picture, or both?",
         stages=(Stage("answers", "experiments/visual.py:classify", points),),
         factor="reads",
         baseline="question",
