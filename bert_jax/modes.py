@@ -82,11 +82,14 @@ def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
         from bert_jax.config import read_config
         from bert_jax.lab import replay as replaying
         from bert_jax.run import start_run
-        from bert_jax.tasks import task_class
+        from bert_jax.tasks import named_tasks, task_class
 
         own = read_config(workdir / "config.json")
-        if "." in own.task and own.task != config.task:
-            raise UserError(f"the run's task is {own.task}: --replay needs the --config of the run, which names it too")
+        foreign = [name for name in named_tasks(own) if "." in name and name not in named_tasks(config)]
+        if foreign:
+            raise UserError(
+                f"the run's task is {foreign[0]}: --replay needs the --config of the run, which names it too"
+            )
         task = task_class(own.task).with_data(own, start_run(own, workdir))
         say(f"ok       replay: {replaying.replay(task, own, workdir, replay)}")
     return 0

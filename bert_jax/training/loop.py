@@ -28,7 +28,7 @@ from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.mirror import mirrored
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
-from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over, with_copies
+from bert_jax.training.parameters import Parameters, is_stacked, matching, of_one_task, take_over, with_copies
 from bert_jax.training.processes import check_same, ends_with_the_others, on_first_process
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
@@ -269,7 +269,7 @@ def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) 
     """Returns the parameters that are taken from `init_from`, on the mesh."""
     folder = choose_checkpoint(config.init_from)
     saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
-    source, copied = with_copies(saved.parameters, task.copied_parameters)
+    source, copied = with_copies(of_one_task(saved.parameters, config.init_task), task.copied_parameters)
     renewed = matching("renewed_parameters", task.renewed_parameters, source)
     source = {name: value for name, value in source.items() if name not in renewed}
     _, report = take_over(shapes, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder))
