@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors import SafetensorError
 
 from bert_jax.config import UserError, pattern
-from bert_jax.convert import google_tf, hub, huggingface
+from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
@@ -124,7 +124,7 @@ def _open_ours(source: str, task: str) -> Source:
 
 def _foreign(model: Loaded, name: str) -> Source:
     """Returns the model with the config that a run of ours would have that ended with it."""
-    if model.task in ("tagging", "span_qa") and "pooler/kernel" not in model.parameters:
+    if model.task in ("tagging", "span_qa", encoder_decoder.TASK) and "pooler/kernel" not in model.parameters:
         model.report.notes.append("a pooler was added, as initialised: this head does not use it")
         size = model.config.hidden_size
         pooler = Linear(size, size, stddev=model.config.kernel_stddev(size), rngs=nnx.Rngs(params=0))
@@ -136,6 +136,9 @@ def _foreign(model: Loaded, name: str) -> Source:
     config.data.sequence_length = min(longest, model.config.max_position_embeddings)
     if model.task == "classification":
         config.data.label_kind = model.description["label_kind"]
+    if model.task == encoder_decoder.TASK:
+        config.seq2seq.model = "encoder_decoder"
+        config.data.target_length = min(config.data.target_length, model.config.max_position_embeddings)
     config = config.to_dict()
     config["model"] |= _shape(model)
     return Source(model, {"step": 0, "config": config, "task": model.description, "converted_from": name}, None)
