@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.command import say
 from bert_jax.config import UserError
-from bert_jax.inference.modes import blimp, embed, fill_mask, generate, predict, score
+from bert_jax.inference.modes import blimp, embed, fill_mask, generate, predict, retrieve, score
 from bert_jax.option import Value
 
 
@@ -112,6 +112,7 @@ MODES = {
     "embed": embed,
     "score": score,
     "blimp": blimp,
+    "retrieve": retrieve,
     "doctor": doctor,
     "compile": compile,
 }

@@ -102,6 +102,8 @@ class FineTuning(Task, ABC):
         for group, key in (("eval", "blimp"), ("train", "z_loss"), ("train", "sampled_softmax")):
             if config[group][key]:
                 raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
+        if config.eval.retrieval:
+            raise UserError("eval.retrieval is for pretraining: leave it out, and use --mode=retrieve on this model")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32
 from bert_jax.config import UserError
 from bert_jax.data.labelled.languages import named_parts
 from bert_jax.data.labelled.parallel import aligned_lines, file_pairs
-from bert_jax.data.labelled.tables import read_rows
+from bert_jax.data.labelled.tables import find_data_files, read_rows, suffix_of
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import pool_tokens
@@ -140,10 +140,11 @@ def _read(name: str, files: str, option: str) -> Translations:
     for one, other in file_pairs(files):
         pairs += [(a.origin, a.values["text"], b.values["text"]) for a, b in aligned_lines(one, other)]
     if not pairs:
+        if not all(suffix_of(path) in (".tsv", ".csv") for path in find_data_files(files)):
+            raise UserError(f"{option}: {files} is one file: name two, one+other, or a .tsv of two columns")
         for row in read_rows(files, header=False):
             if len(row.values) != 2:
-                wrong = f"{len(row.values)} columns, where a text and its translation were expected"
-                raise UserError(f"{row.origin}: {wrong}: {option} takes two files, one+other, or such a table")
+                raise UserError(f"{row.origin}: {len(row.values)} columns, where a text and its translation should be")
             pairs.append((row.origin, row.values["0"], row.values["1"]))
     for origin, *both in pairs:
         if not all(text.strip() for text in both):
