@@ -11,17 +11,22 @@ from ml_collections import ConfigDict
 
 from bert_jax.command import say
 from bert_jax.config import UserError
-from bert_jax.inference.modes import blimp, embed, fill_mask, generate, predict, score
+from bert_jax.inference.modes import blimp, embed, fill_mask, generate, predict, retrieve, score
 from bert_jax.option import Value
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
     from bert_jax.run import start_run
-    from bert_jax.tasks.pretraining import prepared_corpora
+    from bert_jax.tasks.pretraining_text import prepared_corpora
 
+    if config.tasks:
+        raise UserError(
+            "--mode=prepare is for one pretraining run; a run of several tasks prepares what it needs itself"
+        )
     for prepared in prepared_corpora(config, start_run(config, workdir)).values():
-        logging.info("prepared: %s", prepared.directory)
+        for name in prepared.name.split("+"):
+            logging.info("prepared: %s", Path(config.data.prepared) / name)
     return 0
 
 
@@ -114,6 +119,7 @@ MODES = {
     "embed": embed,
     "score": score,
     "blimp": blimp,
+    "retrieve": retrieve,
     "doctor": doctor,
     "compile": compile,
 }

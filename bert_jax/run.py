@@ -18,7 +18,9 @@ from bert_jax.backend import keep_programs
 from bert_jax.command import report_as_process
 from bert_jax.config import UserError, check_option, from_json_dict, naming, read_config, validate
 from bert_jax.convert import google_tf, hub
+from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.labelled.parallel import file_pairs
+from bert_jax.data.pretraining.corpora import languages_of
 from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
 from bert_jax.entries import of_task
@@ -111,6 +113,8 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
 def check_run(config: ConfigDict, vocab_size: int) -> None:
     """Fills in what the config leaves open of the model's shape. Raises UserError for values that do not go together,
     or not with the devices of this process."""
+    if config.model.languages == "auto":
+        config.model.languages = ",".join(languages_of(config))
     model = bert_config(config.model, config.model.vocab_size or vocab_size)
     config.model.update({key: getattr(model, key) for key in SHAPE})
     check_length(model, config.data.sequence_length)
@@ -153,10 +157,11 @@ def check_files(config: ConfigDict) -> None:
         with naming(f"tasks.{name}"):
             check_files(of_task(config, name))
     for key in ("train", "validation", "test"):
-        pairs = file_pairs(config.data[key])
-        for files in itertools.chain(*pairs) if pairs else [config.data[key]]:
-            if files and not files.startswith("tfds:"):
-                find_files(files, f"data.{key}")
+        for one in files_of(config.data[key], f"data.{key}"):
+            pairs = file_pairs(one)
+            for files in itertools.chain(*pairs) if pairs else [one]:
+                if files and not files.startswith("tfds:"):
+                    find_files(files, f"data.{key}")
     if config.eval.blimp and not Path(config.eval.blimp).is_dir():
         raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
     if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():

@@ -302,7 +302,7 @@ def _written_names(architecture: str) -> list[Name]:
 def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
     config, (task, parts) = model.config, ARCHITECTURES[architecture]
     needed = {"norm": "post", "position_embedding": "learned", "embedding_size": config.hidden_size}
-    needed |= {"gated": False, "use_bias": True}
+    needed |= {"gated": False, "use_bias": True, "languages": ""}
     if "mlm" in parts:
         needed["tie_embeddings"] = True
     if task in ("classification", "multiple_choice"):

@@ -228,6 +228,48 @@ def blimp(
     return 0
 
 
+def retrieve(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    overrides: Mapping[str, Value] | None = None,
+    pooling: str = "mean",
+    layer: str = "-1",
+    retrieval_score: str = "cosine",
+    checkpoint: str = "best",
+    **_,
+) -> int:
+    """Prints how many of the texts of `input` have their translation as the nearest one of the other side by their
+    vectors, in both directions; with `layer` "all", of each layer."""
+    if not input:
+        raise UserError("--mode=retrieve needs --input: translations, as test.en+test.de or en_de=test.en+test.de,…")
+    from bert_jax.inference.embeddings import Embedder
+    from bert_jax.inference.open import open_model
+    from bert_jax.inference.output import json_line, whole_file
+    from bert_jax.tasks.retrieval import read_translations
+    from bert_jax.tasks.retrieval import retrieve as found_by
+
+    path = _prepare(config, workdir, "", output, (".jsonl",))
+    sets = read_translations(input, "--input")
+    opened = open_model(path, **_opening(config, overrides, checkpoint))
+    layers = list(range(1, opened.bert_config.num_hidden_layers + 1)) if layer == "all" else [layer]
+    length = {"max_length": overrides["data.sequence_length"]} if "data.sequence_length" in (overrides or {}) else {}
+    records = []
+    for one in layers:
+        embedder = Embedder(opened, pooling=pooling, layer=one, batch_size=config.eval.batch_size, **length)
+        for pairs in sets:
+            accuracy = found_by(pairs, embedder, retrieval_score)
+            records.append({"name": pairs.name, "texts": len(pairs.texts), "layer": str(one)} | accuracy._asdict())
+            shown = f"{100 * accuracy.forward:5.1f} %   backward {100 * accuracy.backward:5.1f} %"
+            say(f"{pairs.name:12} layer {one!s:12} {len(pairs.texts):6} texts   forward {shown}")
+    if output != "-":
+        with whole_file(Path(output)) as file:
+            file.write(b"".join(map(json_line, records)))
+    return 0
+
+
 def _check_input(mode: str, input: str) -> None:
     if not input:
         raise UserError(f"--mode={mode} needs --input: a file, - for standard input, or tfds:NAME@SPLIT")

@@ -4,11 +4,11 @@ A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq
 are read and encoded, what the head computes for a batch, the loss, and how its outputs become predictions and scores.
 """
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -23,9 +23,10 @@ from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import by_item, collate, ordered_batches, train_batches
-from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.items import Item, fingerprint
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
+from bert_jax.data.labelled.languages import ByLanguage
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
@@ -34,6 +35,7 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.features import FeatureConfig, feature_head
+from bert_jax.tasks import sections
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import Batch, Description, Evaluation, Source, Sums, Task, shapes_of
 
@@ -64,6 +66,7 @@ class FineTuning(Task, ABC):
         self.renewed_parameters = head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
+        self.languages = ByLanguage(config.data)
         self.check()
         if description is not None:
             self.restore(description)
@@ -99,6 +102,8 @@ class FineTuning(Task, ABC):
         for group, key in (("eval", "blimp"), ("train", "z_loss"), ("train", "sampled_softmax")):
             if config[group][key]:
                 raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
+        if config.eval.retrieval:
+            raise UserError("eval.retrieval is for pretraining: leave it out, and use --mode=retrieve on this model")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
@@ -135,6 +140,10 @@ class FineTuning(Task, ABC):
     def unlabelled(self, example: Any) -> str:
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
         return f"no label in column '{self.config.data.label}'" if example.label is None else ""
+
+    def of_language(self, example: Any, language: str) -> Any:
+        """Returns an example as one of a language among examples of others."""
+        return example
 
     @abstractmethod
     def learn(self) -> None:
@@ -206,7 +215,7 @@ class FineTuning(Task, ABC):
         if data.read_workers:
             raise UserError("data.read_workers: fine-tuning reads its examples from memory; set it to 0")
         splits = ("train", "validation", "test")
-        self.examples = {split: list(self.read(data[split])) for split in splits if data[split]}
+        self.examples = {s: self.languages.read(s, self.read, self.of_language) for s in splits if data[s]}
         for split, examples in self.examples.items():
             if not examples:
                 raise UserError(f"data.{split}={data[split]} has no examples")
@@ -264,7 +273,8 @@ class FineTuning(Task, ABC):
         predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
         learned = self.tune(examples, predictions) if split == "validation" else {}
         predictions = self.decide(predictions, description | learned)
-        metrics = self.means(sums) | self.score(examples, predictions, description | learned)
+        score = partial(self.score, description=description | learned)
+        metrics = self.means(sums) | self.languages.scores(split, examples, predictions, score)
         return Evaluation(split, metrics, predictions, learned)
 
     def report(self, evaluation: Evaluation) -> Report:
@@ -272,10 +282,13 @@ class FineTuning(Task, ABC):
         pairs = zip(examples, evaluation.predictions, strict=True)
         # Examples of a user's own task need not be dataclasses.
         records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
-        return Report(records, self.report_sections(evaluation))
+        parts = self.languages.parts(evaluation.split)
+        return Report(records, [*sections.by_language(evaluation.metrics, parts), *self.report_sections(evaluation)])
 
     def metric_names(self, split: str) -> tuple[str, ...]:
-        return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
+        if not self.items.get(split):
+            return ()
+        return "loss", *self.score_names(split), "real_tokens", *self.languages.names(split, self.score_names(split))
 
     def _sums(self, outputs: Outputs, batch: Batch) -> Sums:
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
@@ -318,8 +331,7 @@ class FineTuning(Task, ABC):
 
     def _log_plan(self) -> None:
         train = self.items["train"]
-        tokens = sum(len(part.ids) for item in train for part in item.parts)
-        tokens += sum(item.target_length for item in train)
+        tokens = sum(len(part.ids) for item in train for part in item.parts) + sum(item.target_length for item in train)
         logging.info(
             "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
             *(self.steps_per_epoch, len(train), " or ".join(map(str, self.plan.shapes))),
@@ -336,13 +348,4 @@ class FineTuning(Task, ABC):
         return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self, split: str) -> str:
-        """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
-        training."""
-        digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
-        for item in self.items[split]:
-            arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
-            arrays += [] if item.target is None else [item.target]
-            for array in (*arrays, *item.values.values(), *item.token_values.values()):
-                digest.update(array.tobytes())
-            digest.update(b"|")
-        return digest.hexdigest()
+        return fingerprint(self.items[split], is_packed=self.plan.is_packed)

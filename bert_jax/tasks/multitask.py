@@ -5,6 +5,7 @@ alone. A batch says which member it is of by a key, so that everything that is d
 is traced: programs are as many as the members' shapes of batches.
 """
 
+import logging
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -81,6 +82,7 @@ class MultiTask(Task):
             alone, its = configs[name], None
             if tokenizer is not None:
                 its = Source(tokenizer, alone.task if name in known else "", known.get(name, {}))
+            logging.info("task %s: %s", name, alone.task)
             with naming(f"tasks.{name}"):
                 members[name] = task_class(alone.task).with_data(alone, its)
             tokenizer = members[name].tokenizer
@@ -172,14 +174,12 @@ class MultiTask(Task):
         return max(task_class(alone.task).predicted_tokens(alone) for alone in configs_of_members(config).values())
 
     @classmethod
-    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path | None:
-        """Returns that of the first member that has one."""
-        found = (
-            task_class(alone.task).prepared_folder(alone, position["tasks"][name])
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+        return [
+            folder
             for name, alone in configs_of_members(config).items()
-            if name in position["tasks"]
-        )
-        return next(filter(None, found), None)
+            for folder in task_class(alone.task).prepared_folders(alone, position["tasks"][name])
+        ]
 
     def description(self) -> Description:
         kinds = {name: member.config.task for name, member in self.members.items()}
@@ -262,7 +262,7 @@ class MultiTask(Task):
         mains = [present[name][main] for name, main in self.main_metrics.items() if main in present.get(name, {})]
         together = {"loss": float(np.mean(losses))} if losses else {}
         together |= {"mean": float(np.mean(mains))} if mains else {}
-        tokens = [value for name, value in sums.items() if name.endswith("/real_tokens")]
+        tokens = [sums[key] for name in self.members if (key := f"{name}/real_tokens") in sums]
         if tokens and (positions := sum(float(weight) for _, weight in tokens)):
             together["real_tokens"] = sum(float(total) for total, _ in tokens) / positions
         return together | {key: x for name, metrics in present.items() for key, x in _prefixed(name, metrics).items()}

@@ -141,10 +141,10 @@ class Task(Protocol):
         return 0
 
     @classmethod
-    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path | None:
-        """Returns the folder of prepared data that a data position of a run belongs to; None if the task reads the
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+        """Returns the folders of prepared data that a data position of a run belongs to; [] if the task reads the
         user's files themselves."""
-        return None
+        return []
 
     def description(self) -> Description:
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""

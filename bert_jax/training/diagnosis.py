@@ -113,7 +113,8 @@ def _trunk_flags(model: Any, batch: Batch, key: Key[Array, ""]) -> Flags:
     seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * trunk.config.num_hidden_layers)
     words = trunk.embeddings.word(batch["input_ids"])
     seed = None if seeds is None else seeds[0]
-    embedded = trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=seed)
+    types, positions, languages = inputs.token_type_ids, inputs.position_ids, inputs.language_ids
+    embedded = trunk.embeddings(words, types, positions, language_ids=languages, seed=seed)
     layers = trunk.encode(inputs, key=key, all_layers=True).layers or []
     outputs = {f"layer {i} (of 0 to {len(layers) - 1})": _is_finite(x) for i, x in enumerate(layers)}
     return {"the embeddings": _is_finite(embedded)} | outputs

@@ -15,6 +15,7 @@ from bert_jax import backend
 from bert_jax import run as runs
 from bert_jax.config import UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
+from bert_jax.data.labelled.languages import files_of
 from bert_jax.lab.programs import stand_in_tokenizer
 from bert_jax.lab.study import PlannedRun
 from bert_jax.models.config import BertConfig, bert_config, check_structure, inherit_shape
@@ -173,7 +174,8 @@ def _steps(config: ConfigDict, task: Any) -> int | None:
         if not task.makes_predictions or config.data.train.startswith("tfds:"):
             return None
         try:
-            examples = sum(1 for _ in task.read(config.data.train))
+            parts = files_of(config.data.train, "data.train")
+            examples = sum(1 for files in parts for _ in task.read(files))
         except (UserError, AttributeError):  # the run itself will say what is wrong with its data
             return None
         resolve_steps(config, steps_per_epoch(examples, config.train.batch_size))
