@@ -1,10 +1,18 @@
-"""Groups of options that few runs set, a part of `options.py`: pictures, sounds and features beside the text, and new
-words for the vocabulary of a model that is trained further."""
+"""Groups of options that few runs set, a part of `options.py`: extractive summaries; pictures, sounds and features beside
+the text; new words for the vocabulary of a model that is trained further."""
 
-from bert_jax.option import choice, integer, number, text
+from bert_jax.option import choice, integer, number, switch, text
 
 # fmt: off
 GROUPS = (
+    # Extractive summaries only.
+    integer("extractive.layers", 2, "[0, 64]", "transformer layers over the sentences of a row, new ones"),
+    integer("extractive.sentences", 3, "[1, 2^20]", "sentences of a summary", "inference"),
+    number("extractive.share", None, "(0, 1]", "of a document's sentences, in place of their number", "inference"),
+    integer("extractive.words", None, "[1, 2^31)", "of a summary at most, in place of its sentences", "inference"),
+    switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
+
+    # With data.image, data.sound or data.features only.
     integer("image.height", 224, "[1, 65536]", "pixels that a picture is scaled to; an array must have them"),
     integer("image.width", 224, "[1, 65536]", "the same"),
     integer("image.channels", 3, "[1, 1024]", "of files 1 (grey) or 3 (colours), of arrays any number"),
@@ -23,6 +31,8 @@ GROUPS = (
         "column; None = grid for pictures, axes for sounds, none for features"),
     number("vectors.mask_rate", 0.5, "(0, 1)", "task=visual_pretraining: share of the vectors that are predicted"),
     number("vectors.mismatch_rate", 0.5, "[0, 1)", "task=visual_pretraining: share of rows with vectors of another"),
+
+    # New words for the vocabulary of init_from.
     integer("extend.words", 0, "[0, 1000000]", "task=pretraining: words of the corpus that become tokens of the "
         "vocabulary of init_from; 0 = none"),
     text("extend.corpora", "", "entries of corpora whose words are looked at, comma-separated; empty = all"),

@@ -108,6 +108,8 @@ class FineTuning(Task, ABC):
                 raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
         if self.source is not None and not self.reads_media:
             raise UserError(f"data.{self.source.kind}: task={config.task} reads text alone; leave it out")
+        if config.eval.retrieval:
+            raise UserError("eval.retrieval is for pretraining: leave it out, and use --mode=retrieve on this model")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)

@@ -1,6 +1,7 @@
 """Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +18,6 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Share, TrainBatches
 from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
 from bert_jax.data.pretraining import pipeline
@@ -37,7 +37,8 @@ from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.masking import WordsOfLanguages, mask_tokens
-from bert_jax.tasks.pretraining_text import prepared_corpora, token_counts, words_of_languages
+from bert_jax.tasks.pretraining_text import assumed_words, prepared_corpora, token_counts, words_of_languages
+from bert_jax.tasks.retrieval import RetrievalProbe
 from bert_jax.tasks.scores import wilson_interval
 from bert_jax.tasks.task import (
     Batch,
@@ -69,6 +70,7 @@ class Pretraining(Task):
     corpora: Mapping[int, Prepared] = MappingProxyType({})  # by length of rows, where phases have other rows
     origin = 0  # position of the row that batch 0 would begin with; of a phase
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
+    retrieval: RetrievalProbe | None = None  # of eval.retrieval
     words: WordsOfLanguages | None = None  # that random tokens are drawn from; None = the vocabulary
     cumulative: np.ndarray | None = None  # shares of the vocabulary, for train.sampled_softmax; None = all alike
 
@@ -80,12 +82,7 @@ class Pretraining(Task):
         check_length(self.bert_config, data.sequence_length)
         if config.train.z_loss:
             self.objectives = {**self.objectives, "mlm_z_loss": config.train.z_loss}
-        if data.random_words == "language":
-            if not config.corpora:
-                raise UserError("data.random_words=language needs the languages of corpora; set it to vocabulary")
-            every = np.arange(tokenizer.vocab_size, dtype=np.int32)  # until the text is there, and says which
-            count = len(languages_of(config))
-            self.words = np.tile(every, (count, 1)), np.full(count, len(every), np.int32)
+        self.words = assumed_words(config, tokenizer.vocab_size) if data.random_words == "language" else None
         sampled_softmax.check(config.train.sampled_softmax, tokenizer.vocab_size)
         self.packing = Packing.from_config(data) if data.packing else None
         pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
@@ -114,6 +111,10 @@ class Pretraining(Task):
         if config.eval.blimp:
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
+        if config.eval.retrieval:
+            most = min(config.data.sequence_length, task.bert_config.max_position_embeddings)
+            layers = config.eval.retrieval_layer, task.bert_config.num_hidden_layers
+            task.retrieval = RetrievalProbe(config.eval.retrieval, task.tokenizer, most, *layers)
         if task.words is not None and isinstance(prepared, Mixture):
             task.words = words_of_languages(prepared, languages_of(config))
         if config.train.sampled_softmax:
@@ -186,14 +187,18 @@ class Pretraining(Task):
         return pipeline.train_batches(self.prepared, self.config, **position, origin=self.origin)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the records; then, with the validation split, the sentences of eval.blimp, a row per token."""
+        """Yields the records; then, with the validation split, the texts of eval.retrieval, and the sentences of
+        eval.blimp, a row per token."""
         process = {"process_index": process_index, "process_count": process_count}
         if self.prepared.num_records(split):
             yield from pipeline.eval_batches(self.prepared, self.config, split=split, **process)
-        if split == "validation" and self.minimal_pairs is not None:
-            share = Share(self.config.eval.batch_size, **process, key="eval.batch_size")
-            for batch in self.minimal_pairs.batches(self.config.eval.batch_size, self.config.data.sequence_length):
-                own = share.of(len(batch["text_ids"]))
+        if split == "validation":
+            size, length = self.config.eval.batch_size, self.config.data.sequence_length
+            share = Share(size, **process, key="eval.batch_size")
+            texts = self.retrieval.batches(size) if self.retrieval else ()
+            sentences = self.minimal_pairs.batches(size, length) if self.minimal_pairs else ()
+            for batch in itertools.chain(texts, sentences):
+                own = share.of(len(batch["input_ids"]))
                 yield {name: x[own] for name, x in batch.items()}
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -202,7 +207,7 @@ class Pretraining(Task):
         In an evaluation every record has a key of its own, so that its masks depend on (eval.seed, record) alone and
         not on which other records share its batch.
         """
-        if "masked_positions" not in batch:
+        if "masked_positions" not in batch and "vector_ids" not in batch:
             batch = batch | self._masked(batch, key)
         if self.config.train.sampled_softmax:
             batch = batch | sampled_softmax.seeds(key, len(batch["input_ids"]))
@@ -274,6 +279,8 @@ class Pretraining(Task):
         if "text_ids" in batch:  # of minimal pairs
             rows: Rows = {"text_ids": batch["text_ids"], "log_probabilities": token_log_probabilities(model, batch)}
             return {}, rows
+        if "vector_ids" in batch and self.retrieval is not None:
+            return {}, {"vector_ids": batch["vector_ids"], "vectors": self.retrieval.vectors(model, batch)}
         return self.sums(model, batch, None, constants), {}
 
     def means(self, sums) -> dict[str, float]:
@@ -291,6 +298,7 @@ class Pretraining(Task):
         unigram_entropy           loss in nats of the best guesser without context: entropy of the predicted tokens
         majority_accuracy         accuracy of always guessing the most frequent of them
         nsp_accuracy_low, _high   95 % Wilson interval
+        retrieval                 accuracy on eval.retrieval, a mean; <name>/retrieval of one of its sets
         blimp, blimp/<phenomenon> accuracy on the minimal pairs of eval.blimp, a mean over paradigms
         """
         metrics = self.means(sums)
@@ -303,8 +311,11 @@ class Pretraining(Task):
             if "nsp_accuracy" in metrics:
                 low, high = wilson_interval(metrics["nsp_accuracy"], float(sums["nsp_accuracy"][1]))
                 metrics |= {"nsp_accuracy_low": low, "nsp_accuracy_high": high}
+        if of_texts := [batch for batch in rows if "vector_ids" in batch]:
+            assert self.retrieval is not None
+            metrics |= self.retrieval.metrics(of_texts)
         if rows and self.minimal_pairs is not None:
-            scored = ((batch["text_ids"], batch["log_probabilities"]) for batch in rows)
+            scored = ((one["text_ids"], one["log_probabilities"]) for one in rows if "text_ids" in one)
             scores = text_log_likelihoods(scored, len(self.minimal_pairs.texts))
             found = self.minimal_pairs.accuracies(scores)
             metrics |= {"blimp": found.overall} | {f"blimp/{name}": x for name, x in found.phenomena.items()}
@@ -313,6 +324,7 @@ class Pretraining(Task):
     def metric_names(self, split: str) -> tuple[str, ...]:
         pairs = self.minimal_pairs.pairs if self.minimal_pairs and split == "validation" else ()
         blimp = ("blimp", *sorted({f"blimp/{pair.phenomenon}" for pair in pairs})) if pairs else ()
+        blimp += self.retrieval.metric_names() if self.retrieval and split == "validation" else ()
         if self.prepared.num_records(split) == 0:
             return blimp
         names = ("loss", "mlm_loss", "mlm_accuracy", "mlm_perplexity", "unigram_entropy", "majority_accuracy")

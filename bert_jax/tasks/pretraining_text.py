@@ -11,7 +11,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining.corpora import Mixture, prepare_corpora
+from bert_jax.data.pretraining.corpora import Mixture, languages_of, prepare_corpora
 from bert_jax.data.pretraining.pipeline import Prepared
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
@@ -60,6 +60,15 @@ def token_counts(prepared: Prepared) -> Float[np.ndarray, " V"]:
         return _counts(prepared)
     found = [(one.share, _counts(one.prepared)) for one in prepared.members]
     return np.sum([share * _RECORDS * counts / counts.sum() for share, counts in found], axis=0)
+
+
+def assumed_words(config: ConfigDict, vocab_size: int) -> WordsOfLanguages:
+    """Returns what stands for `words_of_languages` where there is no text: of each language, the whole vocabulary.
+    Raises UserError for a run without languages."""
+    if not config.corpora:
+        raise UserError("data.random_words=language needs the languages of corpora; set it to vocabulary")
+    count = len(languages_of(config))
+    return np.tile(np.arange(vocab_size, dtype=np.int32), (count, 1)), np.full(count, vocab_size, np.int32)
 
 
 def words_of_languages(mixture: Mixture, languages: Sequence[str]) -> WordsOfLanguages:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Batch
-from bert_jax.data.pretraining.pairs import mix, shuffled
+from bert_jax.data.pretraining.pairs import mix
 
 _WHOLE = 1 << 32  # parts that shares are counted in
 _STEP = 2_654_435_769  # 2^32 / the golden ratio: multiples of it fall everywhere in [0, 2^32) equally often, and evenly
@@ -27,19 +27,18 @@ class Sampler:
     """A function from the position of a row to (number of its corpus, position in that corpus's own sequence).
 
     It depends on (seed, position) alone and takes O(log) time, so a run is resumed anywhere by any number of processes.
-    Of any n rows from the first on, each corpus has its share × n to within a few rows: the golden ratio's multiples
-    are spread more evenly than random numbers. Their order is shuffled among 1,024 rows.
+    Of the first n × 1,024 rows each corpus has its share to within a few rows: multiples of the golden ratio are spread
+    more evenly than random numbers. The order of 1,024 rows is shuffled.
     """
 
     def __init__(self, shares: Sequence[float], seed: int):
         ends = [round(_WHOLE * end / sum(shares)) for end in accumulate(shares)]
-        self._bounds, self._seed, self._start = (0, *ends), seed, mix(seed) % _WHOLE
+        self._bounds, self._seed = (0, *ends), seed
 
     def __call__(self, position: int) -> tuple[int, int]:
         block, place = divmod(position, _TOGETHER)
-        corpora, positions = _block(self._bounds, self._start, block)
-        slot = shuffled(place, _TOGETHER, self._seed, block)
-        return int(corpora[slot]), int(positions[slot])
+        corpora, positions = _block(self._bounds, self._seed, block)
+        return int(corpora[place]), int(positions[place])
 
 
 class MixedRows:
@@ -90,10 +89,9 @@ def sampling_shares(sizes: Mapping[str, float], given: Mapping[str, float | None
 
 
 @lru_cache(maxsize=16)
-def _block(bounds: tuple[int, ...], start: int, block: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Returns for each slot of a block, which are its rows before they are shuffled, the number of its corpus and how
-    many of the slots before it are of that corpus."""
-    first = block * _TOGETHER
+def _block(bounds: tuple[int, ...], seed: int, block: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Returns for each row of a block the number of its corpus and its position in that corpus's sequence."""
+    first, start = block * _TOGETHER, mix(seed) % _WHOLE
     multiples = np.arange(_TOGETHER, dtype=np.uint64) * np.uint64(_STEP) + np.uint64((first * _STEP + start) % _WHOLE)
     corpora = np.searchsorted(np.asarray(bounds, np.uint64), multiples % np.uint64(_WHOLE), side="right") - 1
     below = [_count_below(bound, first, start) for bound in bounds]
@@ -101,12 +99,13 @@ def _block(bounds: tuple[int, ...], start: int, block: int) -> tuple[Int[np.ndar
     for corpus, (lower, upper) in enumerate(pairwise(below)):
         own = corpora == corpus
         positions[own] = upper - lower + np.arange(np.count_nonzero(own))
-    return corpora, positions
+    order = np.random.default_rng((seed, block)).permutation(_TOGETHER)
+    return corpora[order], positions[order]
 
 
-def _count_below(bound: int, slots: int, start: int) -> int:
-    """Returns how many of the first slots have a multiple below the bound."""
-    return _floor_sum(slots, _WHOLE, _STEP, start) - _floor_sum(slots, _WHOLE, _STEP, start - bound)
+def _count_below(bound: int, count: int, start: int) -> int:
+    """Returns how many of the first multiples are below the bound, before rows are shuffled."""
+    return _floor_sum(count, _WHOLE, _STEP, start) - _floor_sum(count, _WHOLE, _STEP, start - bound)
 
 
 def _floor_sum(count: int, divisor: int, slope: int, offset: int) -> int:

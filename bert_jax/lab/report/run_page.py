@@ -77,7 +77,7 @@ def _before_and_after(records: list[dict[str, Any]], metrics: Mapping[str, float
     if not any("/" in name for name in names):
         return [], ""
     rows = []
-    for name in names:
+    for name in sorted(names, key=lambda name: ("/" in name, name)):
         pair = float(before[name]), float(metrics[name])
         change = f"{pair[1] - pair[0]:+.4f}".replace("-", "−")
         rows.append([name.removesuffix("mlm_loss").rstrip("/") or "all", *(f"{value:.4f}" for value in pair), change])
