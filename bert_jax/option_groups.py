@@ -1,5 +1,5 @@
-"""Groups of options that few runs set, a part of `options.py`: extractive summaries; pictures, sounds and features beside
-the text; new words for the vocabulary of a model that is trained further."""
+"""Groups of options that few runs set, a part of `options.py`: extractive summaries; pictures, sounds and features
+beside a text; new words for the vocabulary of a model that is trained further."""
 
 from bert_jax.option import choice, integer, number, switch, text
 

@@ -73,7 +73,8 @@ def test_a_run_starts_with_new_words_of_its_domain_and_resumes(small_config, fol
 
     lines = list(read_metrics(folder / "run" / "metrics.jsonl"))
     first, last = (next(x for x in lines if x["split"] == "eval" and x["step"] == step) for step in (0, 2))
-    parts = {part.title: part for part in describe_run(None, last, further, folder / "run").parts}
+    metrics = {name: value for name, value in last.items() if name not in ("step", "split")}
+    parts = {part.title: part for part in describe_run(None, metrics, further, folder / "run").parts}
     [shown] = parts["Before and after"].blocks
     assert isinstance(shown, Table) and [row[0] for row in shown.rows] == ["all", "domain", "general"]
     of_domain = shown.rows[1]
