@@ -4,8 +4,9 @@ A row is [CLS] text [SEP] and then its vectors. Each is projected to the size of
 and a type of its own; the trunk normalises the sum as it does that of a token (VisualBERT, Li et al. 2019; ViLT, Kim
 et al. 2021). Initialisation:
 
-    projection, positions, type, mask   as embeddings: normal(0, initializer_range)
-    output of the masked objective      as embeddings
+    positions, type, mask            as embeddings: normal(0, initializer_range)
+    projection                       normal(0, initializer_range / √inputs): its result is as large as a position
+    output of the masked objective   normal(0, initializer_range)
 
 A batch has, beside what all have (`data/batching/batches.py`):
 
@@ -38,7 +39,8 @@ class VectorEmbedding(nnx.Module):
     def __init__(self, config: BertConfig, source: VectorSource, *, rngs: nnx.Rngs):
         self.config, self.positions, self.columns = config, source.positions, source.columns
         size, stddev = config.embedding_size, config.initializer_range
-        self.projection = Linear(source.size, size, stddev=stddev, rngs=rngs)
+        # By initializer_range alone, a patch of 768 numbers would drown its position.
+        self.projection = Linear(source.size, size, stddev=stddev / source.size**0.5, rngs=rngs)
         if source.positions == "grid":
             self.position = Embedding(source.most, size, stddev=stddev, rngs=rngs)
         elif source.positions == "axes":
