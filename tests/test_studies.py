@@ -84,3 +84,27 @@ def test_missing_data_is_one_line_that_says_how_to_make_it(argument, monkeypatch
 def test_a_task_that_is_not_known_is_refused():
     with pytest.raises(UserError, match=r"study_finetuning.py:treck is not known; .* \(did you mean trec\?\)"):
         study_finetuning.get_config("study_data/treck")
+
+
+def test_a_domain_of_ones_own_is_six_models_each_fine_tuned_with_five_seeds(tmp_path):
+    for name in ("model", "domain", "general", "task"):
+        (tmp_path / name).mkdir()
+    file = "experiments/studies/domain_adaptive.py"
+    with pytest.raises(UserError, match=r"train.jsonl is missing; the docstring of domain_adaptive.py says what"):
+        load_study(f"{file}:{tmp_path}")
+    for split in ("train", "validation", "test"):
+        (tmp_path / "task" / f"{split}.jsonl").touch()
+    study = load_study(f"{file}:{tmp_path}")
+    runs = plan(study)
+    configs = resolve(study, runs, tmp_path / "runs")
+    assert [sum(one.stage == stage for one in runs) for stage in ("dapt", "tapt", "task")] == [3, 6, 30]
+    for one in runs:
+        config = configs[one.key]
+        validate(config, 1)
+        unchanged = one.levels.get("TAPT" if one.stage == "tapt" else "domain") in ("as it is", "no")
+        if one.stage != "task":
+            assert (config.optimizer.learning_rate == 0) == (config.train.steps == 1) == unchanged
+    of_domain = [configs[one.key] for one in runs if one.stage == "dapt"]
+    assert sorted(config.extend.words for config in of_domain) == [0, 0, 1000]
+    assert {config.corpora.general.share for config in of_domain} == {0.2}
+    assert all(config.init_from == str(tmp_path / "model") for config in of_domain)
