@@ -57,7 +57,7 @@ class Predictor:
         """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
         data = self.config.data
         columns = (data.text, data.text_pair, *data.choices.split(","), "question", "context")
-        values = dict.fromkeys(columns, "a") | self.task.blank_columns
+        values = {**dict.fromkeys(columns, "a"), **self.task.blank_columns}
         [example] = self.task.prediction_examples([Row("warm-up", values)])
         self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 
