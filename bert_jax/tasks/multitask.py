@@ -131,10 +131,9 @@ class MultiTask(Task):
     def _count_steps(self, sizes: Mapping[str, float]) -> None:
         """Sets what a step costs in the mean over training; `sizes` are batches per epoch."""
         self.sizes = sizes
-        self.steps_per_epoch = round(sum(sizes.values()))
-        shares = (
-            self.turns(11).shares(np.arange(11)).mean(axis=0)
-        )  # of the whole of training, which 11 points stand for
+        # 11 points stand for the whole of training, over which shares may change.
+        shares = self.turns(11).shares(np.arange(11)).mean(axis=0)
+        self.steps_per_epoch = round(sum(size for size, share in zip(sizes.values(), shares, strict=True) if share > 0))
         costs = {name: 0.0 for name in ("tokens_per_step", "flops_per_step", "bytes_per_step")}
         for share, member in zip(shares.tolist(), self.members.values(), strict=True):
             costs = {name: cost + share * getattr(member, name) for name, cost in costs.items()}
