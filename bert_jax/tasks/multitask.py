@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, naming
-from bert_jax.data.batching.turns import BatchesInTurn, Turns
+from bert_jax.data.batching.turns import BatchesInTurn, Turns, check_shares
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import entries, of_task
 from bert_jax.models.bert import Bert, Model
@@ -41,6 +41,7 @@ from bert_jax.tasks.task import (
     Sums,
     Task,
     TrainBatches,
+    description_of,
     mean_of_each,
 )
 
@@ -75,6 +76,7 @@ class MultiTask(Task):
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
         configs, members = configs_of_members(config), dict[str, Task]()
+        check_shares(config.multitask.sampling, _shares(config))  # before any data is read
         known = _known(config, source.description if source is not None and source.task == config.task else None)
         tokenizer = None if source is None else source.tokenizer
         # Without a checkpoint or a file the vocabulary comes from the first member that learns one from its data.
@@ -142,8 +144,7 @@ class MultiTask(Task):
 
     def turns(self, steps: int) -> Turns:
         """Returns which member each of so many batches is of. Raises UserError."""
-        shares = {name: entry.share for name, entry in entries(self.config, "tasks").items()}
-        return Turns.from_options(self.config.multitask, self.sizes, shares, self.config.seed, steps)
+        return Turns.from_options(self.config.multitask, self.sizes, _shares(self.config), self.config.seed, steps)
 
     def _main_metric(self, name: str) -> str:
         """Returns the metric of a member that `mean` takes; "" if it has no validation examples. Raises UserError."""
@@ -301,11 +302,15 @@ def configs_of_members(config: ConfigDict) -> dict[str, ConfigDict]:
     return {name: of_task(config, name) for name in entries(config, "tasks")}
 
 
+def _shares(config: ConfigDict) -> dict[str, float | None]:
+    return {name: entry.share for name, entry in entries(config, "tasks").items()}
+
+
 def _known(config: ConfigDict, description: Description | None) -> dict[str, Description]:
     """Returns what a checkpoint says of the members that it has too, as tasks of the same kind."""
-    known = {} if description is None else description["tasks"]
-    same = (name for name in known if name in config.tasks and config.tasks[name].task == known[name]["task"])
-    return {name: known[name]["description"] for name in same}
+    kinds = {} if description is None else {name: one["task"] for name, one in description.get("tasks", {}).items()}
+    same = (name for name, kind in kinds.items() if name in config.tasks and config.tasks[name].task == kind)
+    return {name: description_of(description, name) for name in same}
 
 
 def _beside(name: str, text: str) -> str:
