@@ -252,6 +252,9 @@ def test_a_task_is_trained_further_with_its_head_or_a_new_one(trained, data, tmp
     start = read_checkpoint(trained.checkpoint).parameters
     found = read_checkpoint(result.checkpoint).parameters
     kept = [key for key, x in of_one_task(start, "first").items() if np.array_equal(x, found[key])]
+    with pytest.raises(UserError, match="init_task=lm is a task=pretraining, whose head task=classification cannot"):
+        config.init_task = "lm"
+        inherit(config, tmp_path / "other")
     heads = [key for key in kept if key.startswith("heads/classifier/kernel")]
     assert len(heads) == (1 if name else 0)
     assert {key for key in found if not key.startswith("heads/")} <= set(kept)
