@@ -293,8 +293,8 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
             item["task"] = description_of(item["task"], config.init_task)
         if saved.task != config.task:
             raise UserError(
-                f"init_task={config.init_task} is a task={saved.task}, whose head task={config.task} cannot take: leave "
-                "it out, which begins a new head"
+                f"init_task={config.init_task} is a task={saved.task}, whose head task={config.task} cannot take: "
+                "leave it out, which begins a new head"
             )
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
