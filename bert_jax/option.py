@@ -84,6 +84,7 @@ def number(name: str, default: float | None, range: str, meaning: str, *marks: s
 
 
 def choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
+    """Returns an option with these `choices`, which " | " separates."""
     return Option(name, str, default, meaning, tuple(choices.split(" | ")), marks=marks)
 
 

@@ -1,6 +1,7 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -35,7 +36,7 @@ from bert_jax.option import Value
 from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
-from bert_jax.tasks.task import Description, Evaluation, Source, Task
+from bert_jax.tasks.task import Description, Evaluation, Source, Task, description_of
 from bert_jax.training import checkpoint
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.ledger import Ledger
@@ -227,7 +228,19 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
     best = checkpoint.choose_checkpoint(str(workdir))
     if finished.signal is None and task.makes_predictions and finished.evaluation:
         _report(task, config, workdir, finished, best, overrides)
+    _log_bests(task, workdir, int(best.name))
     return _result(workdir, finished, best)
+
+
+def _log_bests(task: Task, workdir: Path, best: int) -> None:
+    """Logs when each of several tasks was at its best, which may be another step than that of the best checkpoint."""
+    evaluations = [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "eval"]
+    for name, metric in task.main_metrics.items():
+        found = {line["step"]: line[key] for line in evaluations if (key := f"{name}/{metric}") in line}
+        step = max(found, key=found.__getitem__, default=None)
+        if step is not None and best in found:
+            values = name, metric, found[step], step, found[best], best
+            logging.info("%s: best %s %.4f at step %d; %.4f at the best checkpoint, step %d", *values)
 
 
 class _ImportsForTheEnd(Observer):
@@ -288,7 +301,12 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     if config.init_task and not has_own:
         with naming(f"init_task: {config.init_from}"):
             saved = of_task(saved, config.init_task)
-        item["task"] = item["task"]["tasks"][config.init_task]["description"]
+            item["task"] = description_of(item["task"], config.init_task)
+        if saved.task != config.task:
+            raise UserError(
+                f"init_task={config.init_task} is a task={saved.task}, whose head task={config.task} cannot take: "
+                "leave it out, which begins a new head"
+            )
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
 

@@ -101,6 +101,7 @@ class Task(Protocol):
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
     blank_columns: Mapping[str, Any] = {}  # columns of a row to predict that hold no text → a value for a trial
     members: Mapping[str, "Task"] = {}  # by name; their parameters are the trunk's and those under heads/NAME/
+    main_metrics: Mapping[str, str] = {}  # one of each member, by which its evaluations are compared
     copied_parameters: Mapping[str, str] = {}  # begin of names → begin of those that a source without them has instead
     # Only of a task with data, or of one that stands in for it
     steps_per_epoch: int
@@ -247,6 +248,14 @@ class Task(Protocol):
     def decoding(self, **given: Any) -> Decoding:
         """Returns how it writes: as the options `generate.*` say, but for those that are `given`. Raises UserError."""
         ...
+
+
+def description_of(description: Any, name: str) -> Description:
+    """Returns what the description of a task with members says of one of them. Raises UserError if it does not."""
+    try:
+        return dict(description["tasks"][name]["description"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"the checkpoint does not say what its task {name} learned; train it again") from None
 
 
 def shapes_of(batch: Mapping[str, np.ndarray]) -> dict[str, ShapeDtypeStruct]:
