@@ -9,14 +9,16 @@ from pathlib import Path
 from bert_jax.config import UserError
 
 
-def run(description: str | None, make: Callable[[Path, Path], None]) -> None:
-    """Calls `make` with the folders that the command line names."""
+def run(description: str | None, make: Callable[[Path, Path], None], *, from_archives: bool = True) -> None:
+    """Calls `make` with the folders that the command line names: that of the archives, if there are some, and that to
+    make."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archives", required=True, help="folder of the .tar.xz files")
+    if from_archives:
+        parser.add_argument("--archives", required=True, help="folder of the .tar.xz files")
     parser.add_argument("--to", required=True, help="folder to make")
     options = parser.parse_args()
     try:
-        make(Path(options.archives), Path(options.to))
+        make(Path(options.archives if from_archives else ""), Path(options.to))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

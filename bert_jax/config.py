@@ -4,6 +4,7 @@
 The options themselves are declared in `options.py`.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -14,12 +15,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.files import write_atomically
-from bert_jax.option import can_be
-from bert_jax.options import OPTIONS, RESTART, default_config, nearest
+from bert_jax.option import Option, can_be
+from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find_option, is_entry_name, nearest
 
 
 class UserError(Exception):
     """A mistake that a user can correct: what is wrong, where, and what to do, in one line."""
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts before every UserError what it is about, e.g. "tasks.sst2", whose options it then names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {str(error).replace('--config.data.', f'--config.{what}.data.')}") from error
 
 
 def result_or_error(function: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
@@ -33,7 +43,8 @@ def result_or_error(function: Callable[[Any], Any], inputs: Iterable[Any]) -> It
 
 def check_option(name: str, value: Any) -> None:
     """Raises UserError unless the option `name` accepts the value."""
-    option = OPTIONS[name]
+    option = find_option(name)
+    assert option is not None, name
     if problem := option.problem(value):
         raise UserError(problem)
     if "pattern" in option.marks:
@@ -46,13 +57,17 @@ def check_options(config: ConfigDict) -> None:
     A task of the user's own (`module.Class`) may have keys of its own.
     """
     given = flatten(config.to_dict())
-    for name in OPTIONS:
+    named = {f"{group}.{name}": group for group in NAMED for name in config.get(group, {})}
+    own = [f"{entry}.{key}" for entry, group in named.items() for key in NAMED[group]]
+    for name in (*OPTIONS, *own):
         if name not in given:
-            raise UserError(f"{name} is missing; begin with bert_jax.options.default_config(), which has every option")
-        check_option(name, given[name])
-    unknown = [name for name in given if name not in OPTIONS]
-    if unknown and "." not in config.task:
-        raise UserError(f"{unknown[0]} is not an option; the nearest is {nearest(unknown[0])}")
+            begin = "bert_jax.entries.add_entry" if name in own else "bert_jax.options.default_config()"
+            raise UserError(f"{name} is missing; begin with {begin}, which has every option")
+    for name, value in given.items():
+        if find_option(name):
+            check_option(name, value)
+        elif "." not in given.get(".".join([*name.split(".")[:2], "task"]), given["task"]):
+            raise UserError(f"{name} is not an option; the nearest is {nearest(name)}")
 
 
 def pattern(name: str, text: str) -> re.Pattern[str]:
@@ -92,6 +107,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
     if data.masking == "static" and data.packing:
         raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
+    if config.task == "pretraining" and (media := [key for key in ("image", "sound", "features") if data[key]]):
+        raise UserError(f"data.{media[0]}: task=pretraining reads text alone; leave it out, or use visual_pretraining")
     if not data.isolated and not data.packing:
         raise UserError("data.isolated=False is for sequences that share rows: it needs data.packing=True")
     for key in ("muon_learning_rate", "head_learning_rate"):
@@ -199,12 +216,17 @@ def from_json_dict(saved: object) -> ConfigDict:
     if not isinstance(saved, dict):
         raise UserError("the saved config is not a JSON object")
     for name, value in flatten(saved).items():
-        option = OPTIONS.get(name)
+        option = find_option(name)
         if option and value is not None and not option.has_type(value):
             raise UserError(f"{name} is {value!r} in the saved config; it must be {option.allowed}")
     config = default_config()
     try:
         with config.unlocked():  # tasks of the user's own have keys of their own
+            for group in NAMED:
+                names = list(saved.get(group, {}))
+                if wrong := [name for name in names if not is_entry_name(name)]:
+                    raise UserError(f"{group} has an entry {wrong[0][:40]!r} in the saved config, which is no name")
+                config[group].update({name: default_entry(group) for name in names})
             config.update(saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the saved config has another structure than today's: {error}") from None
@@ -233,12 +255,10 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
     if path.exists() and any(child.name[0].isdigit() for folder in kept for child in folder.glob("*")):
         saved = read_config(path).to_dict()
         may_grow = config.optimizer.decay_steps and not config.train.phases
-        free = (*RESTART, "train.steps") if may_grow else RESTART
         differing = [
             f"{key} was {old!r}, is {new!r}"
             for key, old, new in differences(saved, config.to_dict())
-            # A shape is written in full: what is open was added since. `run.inherit` has filled it in and checked it.
-            if key not in free and not (old is None and "shape" in OPTIONS[key].marks)
+            if not (key == "train.steps" and may_grow) and not _may_differ(find_option(key), old)
         ]
         if differing:
             raise UserError(
@@ -249,6 +269,12 @@ def write_or_compare(config: ConfigDict, path: Path) -> None:
         write_atomically(path, config.to_json(indent=2))
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}); remove the cause and start again") from problem
+
+
+def _may_differ(option: Option | None, old: object) -> bool:
+    """Returns whether a continued run may have another value of an option than the `old` one."""
+    # A shape is written in full: what is open was added since. `run.inherit` has filled it in and checked it.
+    return option is not None and ("restart" in option.marks or (old is None and "shape" in option.marks))
 
 
 def differences(old: dict, new: dict) -> list[tuple[str, object, object]]:

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, check_options
+from bert_jax.entries import set_option
 from bert_jax.option import Option, Value
-from bert_jax.options import OPTIONS, nearest
+from bert_jax.options import NAMED, find_option, nearest
 
 _MAX_BYTES = 1 << 20  # an experiment is a page of Python; anything longer is another kind of file
 _MAX_CAUSE = 300  # characters
@@ -81,16 +82,18 @@ def override(config: ConfigDict, words: list[str]) -> dict[str, Value]:
     given, words = {}, list(words)
     while words:
         name, equals, text = words.pop(0).removeprefix("--config.").partition("=")
-        old = _find(config, name)
+        option = _find(config, name)
         if not equals and words and not words[0].startswith("--"):
             text = words.pop(0)
-        elif not equals and isinstance(old, bool):
+        elif not equals and option.type is bool:
             text = "True"
         elif not equals:
             raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE")
-        group, _, key = name.rpartition(".")
-        given[name] = _parse(name, text, old)
-        (config[group] if group else config)[key] = given[name]
+        try:
+            given[name] = option.parse(text)
+        except ValueError as error:
+            raise UserError(f"--config.{error}") from None
+        set_option(config, name, given[name])
     check_options(config)
     return given
 
@@ -99,12 +102,9 @@ def set_options(config: ConfigDict, overrides: Mapping[str, Value]) -> None:
     """Sets options by name, e.g. {"data.pairing": "none"}. Raises UserError for an unknown name, naming the nearest,
     and for a value that the option does not accept."""
     for name, value in overrides.items():
-        old = _find(config, name, "")
-        option = OPTIONS.get(name) or Option(name, str if old is None else type(old), old, "")
-        if problem := option.problem(value):
+        if problem := _find(config, name, "").problem(value):
             raise UserError(problem)
-        group, _, key = name.rpartition(".")
-        (config[group] if group else config)[key] = value
+        set_option(config, name, value)
     check_options(config)
 
 
@@ -168,21 +168,16 @@ def _cause(error: BaseException, name: str) -> str:
     return f"{type(error).__name__}: {text[:_MAX_CAUSE]}" if text else type(error).__name__
 
 
-def _find(config: ConfigDict, name: str, prefix: str = "--config.") -> Value:
+def _find(config: ConfigDict, name: str, prefix: str = "--config.") -> Option:
+    if option := find_option(name):
+        return option
     value: Any = config
     for key in name.split("."):
         if not isinstance(value, ConfigDict) or key not in value:
             raise UserError(f"{prefix}{name} is not an option; the nearest is {prefix}{nearest(name)}")
         value = value[key]
     if isinstance(value, ConfigDict):
-        raise UserError(f"{prefix}{name} is a group of options; set one of them, as {prefix}{name}.KEY=VALUE")
-    return value
-
-
-def _parse(name: str, text: str, old: Value) -> Value:
-    try:
-        # A task of the user's own may have options that are declared nowhere: they keep their type.
-        option = OPTIONS.get(name) or Option(name, str if old is None else type(old), old, "")
-        return option.parse(text)
-    except ValueError as error:
-        raise UserError(f"--config.{error}") from None
+        one = ".NAME.KEY" if name in NAMED else ".KEY"
+        raise UserError(f"{prefix}{name} is a group of options; set one of them, as {prefix}{name}{one}=VALUE")
+    # A task of the user's own may have options that are declared nowhere: they keep their type.
+    return Option(name, str if value is None else type(value), value, "")

@@ -57,7 +57,7 @@ def _parser() -> Parser:
     flag("workdir", None, "folder of the run [runs/<name of the experiment file>]", metavar="DIR")
     flag("debug", False, "show the traceback of an error")
     flag("checkpoint", "best", "best, newest, a step, or a path", "evaluate", "fill_mask", "predict", "generate",
-        "embed", "score", "blimp")  # fmt: skip
+        "embed", "score", "blimp", "retrieve")  # fmt: skip
     flag("replay", 0, "number of steps that are taken again, to compare their bits", "doctor")
     flag("profile", 0, "number of steps whose time is traced and broken down", "train")
     flag("text", [], "a text with [MASK] in it; may be given several times", "fill_mask", action="append")
@@ -71,16 +71,22 @@ def _parser() -> Parser:
     flag("contains", "", "words that must be among the fillings, comma-separated", "fill_mask")
     flag("allowed", "", "pieces that masks may get, comma-separated", "fill_mask")
     of_texts = ("predict", "generate", "embed", "fill_mask", "score")
-    flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT; blimp: a folder of .jsonl", *of_texts, "blimp")
+    flag("input", "", "a file, - for standard input, or tfds:NAME@SPLIT; blimp: a folder of .jsonl; retrieve: "
+        "translations, one+other or NAME=one+other,…", *of_texts, "blimp", "retrieve")  # fmt: skip
     formats = ["", "jsonl", "csv", "tsv", "txt"]
     flag("input_format", "", "format of --input [by its suffix]", *of_texts, choices=formats)
     flag("output", "-", "predict: .jsonl, .json (SQuAD), .zip (GLUE) or - for standard output; embed: .npy or "
-        ".parquet; compile: .json; blimp: .json or .csv; generate, fill_mask, score: .jsonl", *of_texts, "compile",
-        "blimp")  # fmt: skip
+        ".parquet; compile: .json; blimp: .json or .csv; generate, fill_mask, score, retrieve: .jsonl", *of_texts,
+        "compile", "blimp", "retrieve")  # fmt: skip
     flag("bad_lines", "fail", "whether a bad line ends the command", *of_texts, choices=["fail", "skip"])
+    flag("task_name", "", "of several tasks, the one whose head is used", *of_texts, "blimp", metavar="NAME")
     flag("glue", "", "test set whose predictions go into --output=<name>.zip", "predict", choices=["", *FILES])
-    flag("pooling", "mean", "how the vectors of tokens become one", "embed", choices=["cls", "mean", "max"])
-    flag("layer", "-1", "number of the layer, -1 is the last; or last4_sum, last4_concat", "embed")
+    flag("pooling", "mean", "how the vectors of tokens become one", "embed", "retrieve",
+        choices=["cls", "mean", "max"])  # fmt: skip
+    flag("layer", "-1", "number of the layer, -1 is the last; or last4_sum, last4_concat; retrieve: or all", "embed",
+        "retrieve")  # fmt: skip
+    flag("retrieval_score", "cosine", "ratio: a cosine is compared with those of other near texts", "retrieve",
+        choices=["cosine", "ratio"])  # fmt: skip
     flag("normalize", False, "scale vectors to length 1", "embed")
     flag("topology", "", "the machine to compile for: v5e:2x4, v4:2x2x2, 2xv5e:4x4 (two slices), h100:8, cpu:8",
         "compile")  # fmt: skip

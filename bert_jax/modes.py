@@ -11,17 +11,20 @@ from ml_collections import ConfigDict
 
 from bert_jax.command import say
 from bert_jax.config import UserError
-from bert_jax.inference.modes import blimp, embed, fill_mask, generate, predict, score
+from bert_jax.inference.modes import blimp, embed, fill_mask, generate, predict, retrieve, score
 from bert_jax.option import Value
 
 
 def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     """Text → vocabulary → prepared data set, or finds the one that is already there."""
     from bert_jax.run import start_run
-    from bert_jax.tasks.pretraining import prepared_corpora
+    from bert_jax.tasks.pretraining_text import prepared_corpora
 
+    if config.tasks:
+        raise UserError("--mode=prepare is for one pretraining run; with several tasks --mode=train prepares first")
     for prepared in prepared_corpora(config, start_run(config, workdir)).values():
-        logging.info("prepared: %s", prepared.directory)
+        for name in prepared.name.split("+"):
+            logging.info("prepared: %s", Path(config.data.prepared) / name)
     return 0
 
 
@@ -81,11 +84,16 @@ def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
     if replay:
         from bert_jax.config import read_config
         from bert_jax.lab import replay as replaying
-        from bert_jax.run import start_run, trained_task
+        from bert_jax.run import start_run
+        from bert_jax.tasks import named_tasks
+        from bert_jax.teaching import trained_task
 
         own = read_config(workdir / "config.json")
-        if "." in own.task and own.task != config.task:
-            raise UserError(f"the run's task is {own.task}: --replay needs the --config of the run, which names it too")
+        foreign = [name for name in named_tasks(own) if "." in name and name not in named_tasks(config)]
+        if foreign:
+            raise UserError(
+                f"the run's task is {foreign[0]}: --replay needs the --config of the run, which names it too"
+            )
         task = trained_task(own, start_run(own, workdir))
         say(f"ok       replay: {replaying.replay(task, own, workdir, replay)}")
     return 0
@@ -110,6 +118,7 @@ MODES = {
     "embed": embed,
     "score": score,
     "blimp": blimp,
+    "retrieve": retrieve,
     "doctor": doctor,
     "compile": compile,
 }

@@ -7,37 +7,31 @@ means that the value comes from elsewhere; the meaning says from where.
 """
 
 import difflib
+import re
 import sys
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bert_jax.option import Option
-
-
-def _text(name: str, default: str | bool | None, meaning: str, *marks: str, kind: type = str) -> Option:
-    return Option(name, kind, default, meaning, marks=marks)
-
-
-def _number(name: str, default: float | None, range: str, meaning: str, *marks: str, kind: type = float) -> Option:
-    return Option(name, kind, default, meaning, range=range, marks=marks)
-
-
-def _choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
-    return Option(name, str, default, meaning, tuple(choices.split(" | ")), marks=marks)
-
-
-_switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
+from bert_jax.option import choice as _choice
+from bert_jax.option import integer as _integer
+from bert_jax.option import number as _number
+from bert_jax.option import switch as _switch
+from bert_jax.option import text as _text
+from bert_jax.option_groups import GROUPS
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq, extractive "
-        "or a Class", "needed"),
+    _text("task", "pretraining", "pretraining, visual_pretraining, classification, tagging, span_qa, multiple_choice, "
+        "seq2seq, extractive, multitask or a Class", "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
+    _text("init_task", "", "task of several in init_from whose head is taken too; empty = a new head"),
 
     _choice("model.size", None, "tiny | mini | small | medium | base | large", "the five sizes below; None = base"),
     _integer("model.hidden_size", None, "[1, 65536]", "width of a token's vector; None = by model.size", "shape"),
@@ -50,6 +44,7 @@ _OPTIONS = (
     _choice("model.hidden_act", None, "gelu_tanh | gelu", "gelu: erf; None = gelu_tanh, the original", "shape"),
     _number("model.layer_norm_eps", None, "(0, 1]", "None = 1e-12", "shape"),
     _choice("model.position_embedding", None, "learned | sinusoidal | rotary", "None = learned", "shape"),
+    _text("model.languages", None, "languages with a vector each; auto = those of corpora; None = none", "shape"),
     _switch("model.gated", None, "True = feed-forward parts with a gate (GEGLU, Shazeer 2020); None = False", "shape"),
     _switch("model.use_bias", None, "False = no biases in the trunk and the MLM head; None = True", "shape"),
     _switch("model.tie_embeddings", None, "False = the MLM output has a table of its own; None = True", "shape"),
@@ -87,13 +82,12 @@ _OPTIONS = (
     _integer("seq2seq.eval_examples", 500, "[0, 2^31)", "of validation that an evaluation writes for, by generate.*; "
         "0 = all", "restart"),
 
-    # Extractive summaries only.
-    _integer("extractive.layers", 2, "[0, 64]", "transformer layers over the sentences of a row, new ones"),
-    _integer("extractive.sentences", 3, "[1, 2^20]", "sentences of a summary", "inference"),
-    _number("extractive.share", None, "(0, 1]", "of a document's sentences, in place of their number", "inference"),
-    _integer("extractive.words", None, "[1, 2^31)", "of a summary at most, in place of the number of sentences",
-        "inference"),
-    _switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
+    *GROUPS,
+    # Several tasks only.
+    _choice("multitask.sampling", "proportional", "proportional | temperature | annealed | explicit", "which task "
+        "a batch is of: by size (batches per epoch), size^(1 / temperature), size^α with a falling α, tasks.*.share"),
+    _number("multitask.temperature", 2.0, "[1, 1000]", "temperature: 1 = proportional, large = all tasks alike"),
+    _number("multitask.last_exponent", 0.2, "[0, 1]", "annealed: α at the last step; it is 1 at the first"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
@@ -107,16 +101,19 @@ _OPTIONS = (
     _switch("data.strip_accents", None, "None = as data.lowercase, like the original"),
     _switch("data.split_cjk", True, "True = each CJK character is a word"),
     _integer("data.sequence_length", 128, "[8, 2^20]", "tokens per row, [CLS] and [SEP] included", "inference"),
+    _number("data.corpora_exponent", 0.7, "[0, 1]", "of corpora: sampled by size^this; 1 = as it is"),
     _choice("data.pairing", "nsp", "nsp | sop | none", "second sentences; none = rows are packed with full sentences"),
     _number("data.random_next_rate", 0.5, "[0, 1]", "share of nsp pairs with a random second part"),
     _number("data.short_sequence_rate", 0.1, "[0, 1]", "share of rows with a random shorter target length"),
     _switch("data.packing", False, "sequences share rows; None (fine-tuning) = where it saves time", "optional"),
+    _switch("data.restart_positions", True, "rows with a translation: its positions begin at 0 again"),
     _switch("data.isolated", True, "with packing: sequences of a row do not see each other; False is an ablation"),
     _choice("data.masking", "dynamic", "dynamic | static", "new masks in each step, or the original script's"),
     _choice("data.mask_unit", "token", "token | word | span", "what is masked as a whole"),
     _number("data.mask_rate", 0.15, "(0, 1]", "share of a row's tokens that are predicted"),
     _number("data.mask_share", 0.8, "[0, 1]", "share of the predicted tokens that are shown as [MASK]"),
     _number("data.random_share", 0.1, "[0, 1]", "share of the predicted tokens that are shown as a random token"),
+    _choice("data.random_words", "vocabulary", "vocabulary | language", "random tokens are of all, or of the language"),
     _number("data.keep_share", 0.1, "[0, 1]", "share of the predicted tokens that are shown unchanged"),
     _integer("data.max_predictions_per_sequence", 20, "[1, 2^20]", "predicted tokens per row, at most"),
     _integer("data.dupe_factor", 10, "[1, 100000]", "static masking only: passes over the corpus"),
@@ -131,10 +128,17 @@ _OPTIONS = (
     _integer("data.workers", None, "[1, 4096]", "processes that prepare the corpus; None = by the cores", "restart"),
     _integer("data.read_workers", 0, "[0, 4096]", "processes that read during training; 0 = threads", "restart"),
     _integer("data.prefetch", 8, "[1, 65536]", "batches that are kept ready", "restart"),
+    # Vectors beside the text: bert_jax/data/media.
+    _text("data.image", "", "column of pictures: PNG, JPEG, .npy or .npz files; empty = none", "inference"),
+    _text("data.sound", "", "column of recordings: WAV files, or spectrograms as .npy or .npz", "inference"),
+    _text("data.features", "", "column of regions × features: .npy or .npz files, or lists of lists", "inference"),
+    _text("data.media", "", "folder of these files; empty = that of the table", "restart", "inference"),
+    _choice("data.modalities", "both", "both | text | vectors", "what of a row with text and vectors a model reads"),
     # Fine-tuning only.
-    _text("data.train", "", "labelled examples: a file, a glob, or tfds:NAME[/CONFIG][:VERSION]@SPLIT"),
+    _text("data.train", "", "labelled examples: a file, a glob, tfds:NAME[/CONFIG][:VERSION]@SPLIT, or de=FILE,…"),
     _text("data.validation", "", "as data.train"),
     _text("data.test", "", "as data.train; the best checkpoint is evaluated on it at the end", "restart"),
+    _text("data.language", "", "column with the language of an example, whose scores are then reported by language"),
     _text("data.text", "text", "a column: its name, or its number from 0 without a header", "needed", "inference"),
     _text("data.text_pair", "", "column of the second text; empty = there is none", "inference"),
     _text("data.label", "label", "column, or comma-separated columns, of the label", "needed"),
@@ -183,8 +187,7 @@ _OPTIONS = (
     _integer("train.patience", 0, "[0, 2^31)", "evaluations without a better best_metric that end the run; 0 = off"),
     _integer("train.max_rollbacks", 0, "[0, 1000]", "bad batches left out, each after going back; 0 = end", "restart"),
     _number("train.spike_factor", 0.0, "[0, 1000000]", "× median loss or grad_norm: a bad batch; 0 = off", "restart"),
-    _number("train.watchdog_seconds", 1800.0, "[0, 2^31)", "without a step: stacks are shown, then the run ends",
-        "restart"),
+    _number("train.watchdog_seconds", 1800.0, "[0, 2^31)", "without a step that end the run, with stacks", "restart"),
     _text("train.trackers", "", "beside TensorBoard: wandb, mlflow, trackio, comma-separated; empty = none", "restart"),
     _text("train.take_layers", "", "numbers, from 0 and comma-separated, of the layers of init_from that a warm start "
         "takes, the first one first; empty = all"),
@@ -204,6 +207,8 @@ _OPTIONS = (
     _integer("eval.seed", 12_345, "[0, 2^32)", "of the pairs and masks, which are the same in every evaluation"),
     _text("eval.blimp", "", "pretraining: folder of minimal pairs (.jsonl); their accuracy is a metric", "restart"),
     _integer("eval.blimp_pairs", 50, "[0, 2^31)", "of each paradigm, drawn by eval.seed; 0 = all", "restart"),
+    _text("eval.retrieval", "", "pretraining: translations to find by vectors, e.g. en_de=test.en+test.de", "restart"),
+    _integer("eval.retrieval_layer", None, "[1, 4096]", "whose mean vector stands for a text; None = last", "restart"),
 
     _integer("checkpoint.every", 10_000, "[1, 2^31)", "steps; None = with every evaluation", "optional", "restart"),
     _integer("checkpoint.keep", 3, "[1, 1000000]", "latest checkpoints; the best one is kept besides", "restart"),
@@ -237,19 +242,6 @@ _OPTIONS = (
     _integer("generate.seed", 0, "[0, 2^32)", "what is drawn is a function of it and of the row's number", "restart",
         "inference"),
 
-    _text("distillation.teacher", "", "trained model that the run learns from: checkpoint, workdir, a model in another "
-        "format or a name of the Hub; empty = none"),
-    _number("distillation.relations", 0.0, "[0, 1e6]", "weight of the relations between tokens, for any width"),
-    _number("distillation.soft", 1.0, "[0, 1e6]", "weight of the teacher's probabilities"),
-    _number("distillation.hidden", 0.0, "[0, 1e6]", "weight of the hidden states, through a projection"),
-    _number("distillation.hard", 1.0, "[0, 1e6]", "weight of the task's own loss"),
-    _number("distillation.temperature", 2.0, "[1, 1000]", "by which both models' logits are divided for soft"),
-    _text("distillation.relation_kinds", "queries,keys,values", "of queries, keys, values, attention; MiniLM: "
-        "attention,values"),
-    _integer("distillation.relation_heads", None, "[1, 4096]", "parts of a vector; None = the teacher's heads, or "
-        "fewer that divide both widths"),
-    _integer("distillation.teacher_layer", None, "[1, 4096]", "whose relations are learned; None = the last"),
-
     _choice("predict.backend", "jax", "jax | openvino", "who runs predictions; openvino: CPUs only, needs its extra",
         "restart", "inference"),
 
@@ -263,8 +255,33 @@ _OPTIONS = (
     _text("mesh.rules", "", "pattern=axis,axis;… for names of parameters, before the built-in rules; - = not split",
         "restart"),
 )
+
+# Groups whose entries the user names: * stands for such a name. `entries.py` adds and reads them.
+_NAMED = (
+    _text("corpora.*.files", "", "as data.files, of this corpus; parallel: one+other, or a .tsv of two columns"),
+    _text("corpora.*.corpus", "text", "as data.corpus, of this corpus; or parallel: texts and translations", "needed"),
+    _text("corpora.*.text_field", "text", "as data.text_field, of this corpus", "needed"),
+    _text("corpora.*.name_field", "id", "parallel JSONL: the field by which documents belong together", "needed"),
+    _text("corpora.*.language", "", "e.g. de; parallel: en+de; empty = the corpus's name"),
+    _number("corpora.*.share", None, "[0, 1]", "of the rows; None = of what is left, by size^data.corpora_exponent"),
+
+    _text("tasks.*.task", "", "as task, of this task", "needed"),
+    _number("tasks.*.share", None, "[0, 1000000]", "of the batches, relative to the other tasks'; None = by size"),
+    _number("tasks.*.weight", 1.0, "[0, 1000000]", "of its loss"),
+    _text("tasks.*.metric", "", "of validation, which `mean` takes, e.g. f1; empty = the usual one of its kind"),
+)
 # fmt: on
 OPTIONS = {option.name: option for option in _OPTIONS}
+# Options that an entry of `tasks` may set for itself: all tasks share the rest, the vocabulary too.
+_OF_A_TASK = re.compile(
+    r"(data|head)\.(?!tokenizer|vocab_|lowercase|strip_accents|split_cjk|prefetch)"
+    r"|train\.(class_weights|label_smoothing|z_loss|sampled_softmax)|eval\.(blimp|max_examples)"
+)
+NAMED = {
+    group: {option.name.split(".", 2)[2]: option for option in options}
+    for group, options in groupby(_NAMED, lambda option: option.name.partition(".")[0])
+}
+_BORROWED = {"tasks": {name: option for name, option in OPTIONS.items() if _OF_A_TASK.match(name)}}
 SHAPE = tuple(name.removeprefix("model.") for name, option in OPTIONS.items() if "shape" in option.marks)
 RESTART = tuple(name for name, option in OPTIONS.items() if "restart" in option.marks)
 INFERENCE = tuple(name for name, option in OPTIONS.items() if "inference" in option.marks)
@@ -272,49 +289,52 @@ INFERENCE = tuple(name for name, option in OPTIONS.items() if "inference" in opt
 
 def default_config() -> ConfigDict:
     """Returns a config with every option at its default, locked: a key that is not declared here is an error."""
-    groups: dict[str, dict[str, object]] = {"": {}}
+    groups: dict[str, dict[str, object]] = {"": {}} | {group: {} for group in NAMED}
     for name, option in OPTIONS.items():
         group, _, key = name.rpartition(".")
-        value = placeholder(option.type) if option.default is None else option.default
-        groups.setdefault(group, {})[key] = value
+        groups.setdefault(group, {})[key] = _default(option)
     return ConfigDict(groups.pop("") | groups).lock()
+
+
+def default_entry(group: str) -> dict[str, object]:
+    """Returns a new entry of one of the groups `NAMED`, with every option of its own at its default."""
+    return {key: _default(option) for key, option in NAMED[group].items()}
+
+
+def find_option(name: str) -> Option | None:
+    """Returns the option that a name stands for, or None: `tasks.sst2.weight` is the entry sst2's own, and
+    `tasks.sst2.data.train` is `data.train` for this entry alone."""
+    group, entry, key = [*name.split(".", 2), "", ""][:3]
+    if group not in NAMED:
+        return OPTIONS.get(name)
+    option = (NAMED[group] | _BORROWED.get(group, {})).get(key)
+    return replace(option, name=name) if option and is_entry_name(entry) else None
+
+
+def is_entry_name(text: str) -> bool:
+    """Returns whether a text can be the name of an entry."""
+    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", text) is not None
 
 
 def nearest(name: str) -> str:
     """Returns the declared option whose name is most like `name`, whose group may be wrong or missing."""
-    tails = {option.rpartition(".")[2]: option for option in reversed(OPTIONS)}
-    close = difflib.get_close_matches(name, OPTIONS, 1, 0.7)
+    group, entry, key = [*name.split(".", 2), "", ""][:3]
+    if group in NAMED:
+        begin = f"{group}.{entry if is_entry_name(entry) else 'NAME'}."
+        return begin + _most_like(key or entry, NAMED[group] | _BORROWED.get(group, {}))
+    return _most_like(name, OPTIONS)
+
+
+def _most_like(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    tails = {option.rpartition(".")[2]: option for option in reversed(names)}
+    close = difflib.get_close_matches(name, names, 1, 0.7)
     close += [tails[match] for match in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.7)]
-    return (close + difflib.get_close_matches(name, OPTIONS, 1, 0))[0]
+    return (close + difflib.get_close_matches(name, names, 1, 0))[0]
 
 
-def table() -> str:
-    """Returns docs/options.md: one line per option, in the groups of the config."""
-    lines = [_INTRODUCTION]
-    for group, options in groupby(OPTIONS.values(), lambda option: option.name.rpartition(".")[0]):
-        lines += [f"\n## {group or 'run'}\n", "| option | default | values | meaning |", "|---|---|---|---|"]
-        for option in options:
-            default = f"`{option.default!r}`" if isinstance(option.default, str) else str(option.default)
-            marks = [mark[0].upper() for mark in ("shape", "restart", "inference") if mark in option.marks]
-            values = f"{option.type.__name__}, {option.range}" if option.range else option.allowed
-            cells = (" ".join([f"`{option.name}`", *marks]), default, values, option.meaning)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-_INTRODUCTION = """# Options
-
-Generated from `bert_jax/options.py` by `python -m bert_jax.options > docs/options.md`; do not edit it by hand.
-
-Set an option with `--config.NAME=VALUE`, or in an experiment file with `config.NAME = VALUE`. An unknown name, a wrong
-type and a value out of range are errors. The letters after a name say when its value may differ:
-
-- **S**: belongs to the model's shape. A run that starts from a checkpoint takes it from there.
-- **R**: may differ between two starts of one run. It changes nothing of what is learned.
-- **I**: may differ between a run and a command that uses its checkpoint (`evaluate`, `predict`, `generate`, `embed`).
-
-Options that are regular expressions (`optimizer.no_decay`, `optimizer.freeze`, and `--allow` of `bert_jax.convert`)
-match anywhere in a name, as Python's `re.search` does: `^` anchors a pattern to the start, `$` to the end."""
+def _default(option: Option) -> object:
+    return placeholder(option.type) if option.default is None else option.default
 
 
 def main(argv: list[str]) -> int:
@@ -322,6 +342,8 @@ def main(argv: list[str]) -> int:
     if argv not in ([], ["--help"], ["-h"]):
         print("error: this command takes no flags but --help", file=sys.stderr)
         return 2
+    from bert_jax.options_page import table  # which reads the declarations above
+
     print(__doc__ if argv else table(), end="")
     return 0
 

@@ -1,6 +1,7 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -8,27 +9,28 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import jax
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from bert_jax.backend import keep_programs
 from bert_jax.command import report_as_process
-from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
+from bert_jax.config import UserError, check_option, from_json_dict, naming, read_config, validate
 from bert_jax.convert import google_tf, hub
+from bert_jax.convert.extend import extend_start
+from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.labelled.parallel import file_pairs
+from bert_jax.data.pretraining.corpora import languages_of
 from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
-from bert_jax.inference.open import Opened, check_alike, open_model
+from bert_jax.entries import of_task
+from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
-from bert_jax.models.bert import Model
 from bert_jax.models.config import (
     SHAPE,
     bert_config,
@@ -39,10 +41,10 @@ from bert_jax.models.config import (
 )
 from bert_jax.option import Value
 from bert_jax.phases import check_phases
-from bert_jax.sharding import check_heads, current, gathered, make_mesh, place
+from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
-from bert_jax.tasks.distillation import Distillation, Teacher
-from bert_jax.tasks.task import Description, Evaluation, Source, Task
+from bert_jax.tasks.task import Description, Evaluation, Source, Task, description_of
+from bert_jax.teaching import source_of_teacher, trained_task
 from bert_jax.training import checkpoint
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.ledger import Ledger
@@ -50,7 +52,6 @@ from bert_jax.training.loop import Finished, train
 from bert_jax.training.metrics_log import read_metrics
 from bert_jax.training.mirror import Mirror
 from bert_jax.training.observer import Observer
-from bert_jax.training.parameters import unflatten
 from bert_jax.training.processes import (
     check_same,
     ends_with_the_others,
@@ -114,38 +115,32 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         check_files(config)
         task_class(config.task)
         _fetch(config.checkpoint.mirror, workdir)
-        source = inherit(config, workdir) or _taught(config)
+        _extend(config, workdir)
+        source = inherit(config, workdir) or source_of_teacher(config)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
-
-
-def trained_task(config: ConfigDict, source: Source | None) -> Task:
-    """Returns the task of a run with its data, and with its teacher if it has one. Raises UserError."""
-    task = task_class(config.task).with_data(config, source)
-    if not config.distillation.teacher:
-        return task
-    opened = _teacher(config.distillation.teacher)
-    whole = config.distillation.soft > 0  # else the trunk is enough, whatever the heads
-    graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/", dropped="^heads/")
-    if whole and (absent := [name for name in parameters if name not in opened.parameters]):
-        raise UserError(f"distillation.soft: {opened.path} has no {absent[0]}; its outputs would mean nothing")
-
-    def model(parameters: Mapping[str, Array]) -> Model:
-        mesh = current()
-        return unflatten(graphdef, dict(parameters) if mesh is None else gathered(mesh, parameters))
-
-    return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path))))
 
 
 def check_run(config: ConfigDict, vocab_size: int) -> None:
     """Fills in what the config leaves open of the model's shape. Raises UserError for values that do not go together,
     or not with the devices of this process."""
+    if config.model.languages == "auto":
+        config.model.languages = ",".join(languages_of(config))
     model = bert_config(config.model, config.model.vocab_size or vocab_size)
     config.model.update({key: getattr(model, key) for key in SHAPE})
     check_length(model, config.data.sequence_length)
     validate(config, jax.device_count())
     check_phases(config, model, jax.device_count(), is_possible=task_class(config.task).has_phases)
     check_heads(make_mesh(config.mesh), model.num_attention_heads)
+    has_members = task_class(config.task).has_members
+    if config.tasks and not has_members:
+        name = next(iter(config.tasks))
+        raise UserError(
+            f"tasks.{name} is for task=multitask, not for task={config.task}: set it, or leave the tasks out"
+        )
+    for name in config.tasks:
+        with naming(f"tasks.{name}"):
+            check_run(of_task(config, name), vocab_size)
 
 
 def check_folders(config: ConfigDict, workdir: Path) -> None:
@@ -167,13 +162,26 @@ def _fetch(mirror: str, workdir: Path) -> None:
             on_first_process(lambda: Mirror(mirror, workdir).fetch())
 
 
+def _extend(config: ConfigDict, workdir: Path) -> None:
+    """Gives the vocabulary of init_from the new words that extend.words asks for, before a run's first step."""
+    if config.extend.words and not checkpoint.has_checkpoint(str(workdir)):
+        if config.init_from and not checkpoint.has_checkpoint(config.init_from):
+            _explain_init_from(config.init_from)
+        on_first_process(lambda: check_writable(workdir))
+        on_first_process(lambda: extend_start(config, workdir))
+
+
 def check_files(config: ConfigDict) -> None:
     """Raises UserError for a file that the config names and that is not there, before anything slow is done."""
+    for name in config.tasks:
+        with naming(f"tasks.{name}"):
+            check_files(of_task(config, name))
     for key in ("train", "validation", "test"):
-        pairs = file_pairs(config.data[key])
-        for files in itertools.chain(*pairs) if pairs else [config.data[key]]:
-            if files and not files.startswith("tfds:"):
-                find_files(files, f"data.{key}")
+        for one in files_of(config.data[key], f"data.{key}"):
+            pairs = file_pairs(one)
+            for files in itertools.chain(*pairs) if pairs else [one]:
+                if files and not files.startswith("tfds:"):
+                    find_files(files, f"data.{key}")
     if config.eval.blimp and not Path(config.eval.blimp).is_dir():
         raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
     if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
@@ -192,7 +200,8 @@ def evaluate_checkpoint(task: Task, config: ConfigDict, path: str, which: str) -
             f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
-    graphdef, parameters = opened.fit(task.init)
+    # Members of the run that this task leaves out are not evaluated.
+    graphdef, parameters = opened.fit(task.init, dropped=task.dropped_parameters if task.members else "")
     evaluate = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))
     description: Description = task.description() | opened.run["task"]
     found = {}
@@ -227,21 +236,19 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
     best = checkpoint.choose_checkpoint(str(workdir))
     if finished.signal is None and task.makes_predictions and finished.evaluation:
         _report(task, config, workdir, finished, best, overrides)
+    _log_bests(task, workdir, int(best.name))
     return _result(workdir, finished, best)
 
 
-@lru_cache(maxsize=1)
-def _teacher(path: str) -> Opened:
-    return open_model(path)
-
-
-def _taught(config: ConfigDict) -> Source | None:
-    """Returns what a student from scratch takes from its teacher: the vocabulary, unless data.vocab_file gives it, and
-    with it the names of labels."""
-    if not config.distillation.teacher or config.data.vocab_file:
-        return None
-    opened = _teacher(config.distillation.teacher)
-    return Source(opened.tokenizer, opened.config.task, opened.run["task"])
+def _log_bests(task: Task, workdir: Path, best: int) -> None:
+    """Logs when each of several tasks was at its best, which may be another step than that of the best checkpoint."""
+    evaluations = [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "eval"]
+    for name, metric in task.main_metrics.items():
+        found = {line["step"]: line[key] for line in evaluations if (key := f"{name}/{metric}") in line}
+        step = max(found, key=found.__getitem__, default=None)
+        if step is not None and best in found:
+            values = name, metric, found[step], step, found[best], best
+            logging.info("%s: best %s %.4f at step %d; %.4f at the best checkpoint, step %d", *values)
 
 
 class _ImportsForTheEnd(Observer):
@@ -284,17 +291,17 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
         own = bert_config(model, model.vocab_size or config.data.vocab_size)
         check_structure(config.model, own, workdir)
         inherit_shape(config.model, own)
-    if not config.init_from:
+    if not (start := checkpoint.start_of(config, workdir)):
         return None
-    if not has_own and not checkpoint.has_checkpoint(config.init_from):
-        _explain_init_from(config.init_from)
+    if not has_own and not checkpoint.has_checkpoint(start):
+        _explain_init_from(start)
     try:
-        folder = checkpoint.find_checkpoint(str(workdir)) if has_own else checkpoint.choose_checkpoint(config.init_from)
+        folder = checkpoint.find_checkpoint(str(workdir)) if has_own else checkpoint.choose_checkpoint(start)
         item, tokenizer = checkpoint.describe_checkpoint(folder)
     except checkpoint.Damaged:
         if not has_own:
             raise
-        item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(config.init_from))
+        item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(start))
     saved = from_json_dict(item["config"])
     shape = bert_config(saved.model, tokenizer.vocab_size)
     if not has_own:
@@ -302,6 +309,15 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
         shape = replace(shape, num_hidden_layers=len(taken))
     check_structure(config.model, shape, config.init_from)
     inherit_shape(config.model, shape)
+    if config.init_task and not has_own:
+        with naming(f"init_task: {config.init_from}"):
+            saved = of_task(saved, config.init_task)
+            item["task"] = description_of(item["task"], config.init_task)
+        if saved.task != config.task:
+            raise UserError(
+                f"init_task={config.init_task} is a task={saved.task}, whose head task={config.task} cannot take: "
+                "leave it out, which begins a new head"
+            )
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
 

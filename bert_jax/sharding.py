@@ -45,6 +45,8 @@ RULES: tuple[Rule, ...] = (
     (rf"{LAYERS}(\w*attention/(query|key|value)|gate|intermediate)/bias$", ("tensor",)),
     (rf"{LAYERS}(\w*attention/)?output/kernel$", ("tensor", "fsdp")),
     (f"({'|'.join(TABLES)})$", (("fsdp", "tensor"),)),
+    # Numbers of patches and of their values are rarely multiples of the devices: 196 of a picture of 224 pixels.
+    (r"heads/(vectors|masked_vectors/mask)/", (None, "fsdp")),
     (r"embedding$", ("fsdp",)),
     (r"kernel$", ("fsdp", None)),
 )

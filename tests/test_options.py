@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bert_jax.config import UserError, check_option, check_options, from_json_dict, pattern
-from bert_jax.options import INFERENCE, OPTIONS, RESTART, SHAPE, default_config, nearest, table
+from bert_jax.options import INFERENCE, OPTIONS, RESTART, SHAPE, default_config, nearest
+from bert_jax.options_page import table
 from experiments import glue
 from experiments.base import get_config
 
@@ -39,7 +40,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     ),
     *("seq2seq.mask_rate", "seq2seq.eval_examples", "generate.length_penalty", "generate.temperature"),
     *("generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest", "vectors.mismatch_rate", "extend.words"),
 }
 
 
@@ -145,6 +146,7 @@ def test_a_saved_config_gets_todays_defaults():
         "classify": ("", "single", "multi", "regression"),
         "glue": ("", *glue.TASKS),
         "multiple_choice": ("",),
+        "multitask": ("",),
         "ner": ("", "entities", "plain"),
         "squad": ("", "v1", "v2"),
         "summarize": ("", "abstractive", "extractive"),

@@ -22,8 +22,9 @@ FILES = sorted(path for path in Path("experiments/studies").glob("*.py") if path
 def data(tmp_path_factory):
     """A folder that looks like the data of the studies."""
     folder = tmp_path_factory.mktemp("study_data")
-    for name in ("corpus", "blimp", "reviews", "sst2_texts", *TASKS):
+    for name in ("corpus", "blimp", "reviews", "sst2_texts", "sts", *TASKS):
         (folder / name).mkdir()
+    (folder / "images.npy").touch()
     return folder
 
 
@@ -44,7 +45,8 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
         validate(config, 1)
         model = bert_config(config.model, 100)
         assert config.data.sequence_length <= model.max_position_embeddings, key
-        assert config.task in ("pretraining", "classification", "tagging", "seq2seq") and task_class(config.task)
+        assert config.task in ("pretraining", "classification", "tagging", "seq2seq", "multitask")
+        assert task_class(config.task)
         if config.task == "pretraining":
             assert config.eval.every == config.checkpoint.every == config.train.steps, key
     assert study.factor and study.baseline and study.metrics
@@ -57,7 +59,7 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
 def test_a_docstring_names_source_scale_orderings_and_time(file):
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
     assert text.partition("?")[1], "it begins with the question"
-    folder = "translation_data" if file.stem == "translation" else "study_data"
+    folder = {"translation": "translation_data", "visual": "digits"}.get(file.stem, "study_data")
     assert f"--study=experiments/studies/{file.name}:{folder}" in text
     assert re.search(r"et al\. \((19|20)\d\d|Gimpel \(2016\)", text), "the source"
     for words in ("Scaled down:", "Orderings that may be expected:", "on two cores"):
@@ -83,3 +85,27 @@ def test_missing_data_is_one_line_that_says_how_to_make_it(argument, monkeypatch
 def test_a_task_that_is_not_known_is_refused():
     with pytest.raises(UserError, match=r"study_finetuning.py:treck is not known; .* \(did you mean trec\?\)"):
         study_finetuning.get_config("study_data/treck")
+
+
+def test_a_domain_of_ones_own_is_six_models_each_fine_tuned_with_five_seeds(tmp_path):
+    for name in ("model", "domain", "general", "task"):
+        (tmp_path / name).mkdir()
+    file = "experiments/studies/domain_adaptive.py"
+    with pytest.raises(UserError, match=r"train.jsonl is missing; the docstring of domain_adaptive.py says what"):
+        load_study(f"{file}:{tmp_path}")
+    for split in ("train", "validation", "test"):
+        (tmp_path / "task" / f"{split}.jsonl").touch()
+    study = load_study(f"{file}:{tmp_path}")
+    runs = plan(study)
+    configs = resolve(study, runs, tmp_path / "runs")
+    assert [sum(one.stage == stage for one in runs) for stage in ("dapt", "tapt", "task")] == [3, 6, 30]
+    for one in runs:
+        config = configs[one.key]
+        validate(config, 1)
+        unchanged = one.levels.get("TAPT" if one.stage == "tapt" else "domain") in ("as it is", "no")
+        if one.stage != "task":
+            assert (config.optimizer.learning_rate == 0) == (config.train.steps == 1) == unchanged
+    of_domain = [configs[one.key] for one in runs if one.stage == "dapt"]
+    assert sorted(config.extend.words for config in of_domain) == [0, 0, 1000]
+    assert {config.corpora.general.share for config in of_domain} == {0.2}
+    assert all(config.init_from == str(tmp_path / "model") for config in of_domain)

@@ -46,6 +46,7 @@ def convert(
     *,
     format: str = "bert_jax",
     architecture: str = "",
+    task: str = "",
     extend_vocab: str = "",
     max_position_embeddings: int = 0,
     allow: str = "",
@@ -76,7 +77,7 @@ def convert(
         raise UserError(f"--dtype is for --format={' and '.join(portable.FORMATS)}; {format} has float32")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
     _check_target(Path(target), source, overwrite)
-    opened = open_source(source, architecture="" if format == "huggingface" else architecture, allow=allow)
+    opened = open_source(source, architecture="" if format == "huggingface" else architecture, task=task, allow=allow)
     model, run = opened.model, opened.run
     lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings)]
     run["config"]["model"] |= _shape(model)
@@ -92,7 +93,7 @@ def convert(
     return "\n".join(lines)
 
 
-def open_source(source: str, *, architecture: str = "", allow: str = "") -> Source:
+def open_source(source: str, *, architecture: str = "", task: str = "", allow: str = "") -> Source:
     """Opens whatever `source` is: 1. our checkpoint or workdir, 2. a Hugging Face folder, 3. a TensorFlow checkpoint,
     4. a name of the Hub. Raises UserError if it is none of these."""
     path = Path(source)
@@ -102,7 +103,9 @@ def open_source(source: str, *, architecture: str = "", allow: str = "") -> Sour
     if architecture and (is_ours or is_google):
         raise UserError(f"--architecture={architecture}: this source says itself what it is; leave the flag out")
     if is_ours:
-        return _open_ours(source)
+        return _open_ours(source, task)
+    if task:
+        raise UserError(f"--task={task}: {source} was not trained by bert_jax for several tasks; leave the flag out")
     if is_google:
         return _foreign(google_tf.read(path, allow=allow), path.resolve().name)
     if is_theirs:  # without where the folder lies, which is private
@@ -119,8 +122,10 @@ def open_source(source: str, *, architecture: str = "", allow: str = "") -> Sour
     return _foreign(huggingface.read(hub.fetch(source), architecture=architecture, allow=allow), source)
 
 
-def _open_ours(source: str) -> Source:
-    opened = open_model(source)
+def _open_ours(source: str, task: str) -> Source:
+    opened = open_model(source, task_name=task)
+    if names := ", ".join(opened.config.tasks):
+        raise UserError(f"{source} holds the tasks {names}: choose the one to write by --task=NAME")
     parameters = {name: np.asarray(value) for name, value in opened.parameters.items()}  # on a CPU the same memory
     report, saved = Report(loaded={name: name for name in parameters}), opened.run
     model = Loaded(opened.bert_config, parameters, opened.tokenizer, opened.config.task, saved["task"], report)

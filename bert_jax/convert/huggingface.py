@@ -119,6 +119,11 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     Raises UserError, before anything is written, if the model is no BERT of theirs, or parameters are missing or have
     no place in `architecture` ("" = the fullest one of the task).
     """
+    if any(name.startswith("heads/vectors/") for name in model.parameters):
+        raise UserError(
+            "this model reads vectors beside its text (heads/vectors/), which no architecture of Hugging Face that is "
+            "written here does: use it with bert_jax"
+        )
     architecture = architecture or default_architecture(model)
     if architecture not in ARCHITECTURES:
         raise UserError(f"cannot write a {architecture}; it can be {', '.join(ARCHITECTURES)}")
@@ -302,7 +307,7 @@ def _written_names(architecture: str) -> list[Name]:
 def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
     config, (task, parts) = model.config, ARCHITECTURES[architecture]
     needed = {"norm": "post", "position_embedding": "learned", "embedding_size": config.hidden_size}
-    needed |= {"gated": False, "use_bias": True}
+    needed |= {"gated": False, "use_bias": True, "languages": ""}
     if "mlm" in parts:
         needed["tie_embeddings"] = True
     if task in ("classification", "multiple_choice"):

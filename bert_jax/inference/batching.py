@@ -75,7 +75,9 @@ class Batching:
         for length in sorted({*lengths}):
             nothing = np.zeros(length, np.int32)
             parts = (Part(nothing, nothing),) * count
-            item = Item(parts, like.values, like.token_values) if like else Item(parts)
+            item = Item(parts)
+            if like:
+                item = Item(parts, like.values, {name: x[:length] for name, x in like.token_values.items()})
             for rows in {1, self.rows(count, length)}:
                 jax.block_until_ready(program(_arrays([item], [0], Shape(rows, count, length))))
 

@@ -15,8 +15,9 @@ from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened
 from bert_jax.models.attention import Angles, attention_mask
-from bert_jax.models.bert import Model, TrunkInputs
+from bert_jax.models.bert import Model
 from bert_jax.models.encoder import rotary_angles
+from bert_jax.models.patches import trunk_inputs
 
 
 class Encoded(NamedTuple):
@@ -137,13 +138,13 @@ def trunk_outputs(
 ) -> dict[str, Float32[Array, "..."]]:
     """Returns "pooled", "hidden i" of the embeddings (0) and of layer i, of the last one alone unless `hidden`, and
     "attention i" if asked for."""
-    inputs, trunk = TrunkInputs.from_batch(batch), model.trunk
+    inputs, trunk = trunk_inputs(model, batch), model.trunk
     config = trunk.config
     encoded = trunk.encode(inputs, all_layers=True)
     assert encoded.layers is not None
     # The last one as the heads see it, also in a pre-norm model. XLA computes the embeddings once.
     words = trunk.embeddings.word(batch["input_ids"])
-    embedded = trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids)
+    embedded = trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids, given=inputs.given)
     states = [embedded, *encoded.layers[:-1], encoded.hidden]
     outputs = {"pooled": trunk.pool(encoded.hidden)}
     for i, state in enumerate(states):

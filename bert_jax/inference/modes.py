@@ -35,6 +35,7 @@ def fill_mask(
     bad_lines: str = "fail",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text, or with a strategy the text with its gaps filled;
@@ -52,7 +53,7 @@ def fill_mask(
     flags = {"gap": gap, "iterations": iterations, "seed": seed, "whole_words": whole_words}
     how = Infilling.from_flags(strategy, **flags, contains=contains, allowed=allowed)
     path = _prepare(config, workdir, input, output, (".jsonl",)) if input else meant(workdir, config.init_from)
-    opened = open_model(path, which=checkpoint, overrides=overrides)
+    opened = open_model(path, which=checkpoint, overrides=overrides, task_name=task_name)
     if how is None:
         fill = FillMask(opened)
         stream, shown = partial(fill.stream, top_k=top_k), partial(fill.lines, top_k=top_k)
@@ -78,6 +79,7 @@ def predict(
     glue: str = "",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """A prediction for every row of `input`: lines of JSON, the answers of SQuAD, or one file of a submission to
@@ -89,7 +91,7 @@ def predict(
     from bert_jax.inference import glue_submission, predictor
     from bert_jax.inference.output import results, write_answers, write_jsonl
 
-    model = predictor.Predictor(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
+    model = predictor.Predictor(path, config.eval.batch_size, **_opening(config, overrides, checkpoint, task_name))
     rows = _rows(input, model.config.data.text, model.config.data.text_pair, input_format)
     if glue:
         description = model.task.description()
@@ -114,6 +116,7 @@ def generate(
     bad_lines: str = "fail",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """A text for every row of `input`, which the model writes as the options generate.* say."""
@@ -122,7 +125,7 @@ def generate(
     from bert_jax.inference.generate import Generator
     from bert_jax.inference.output import write_jsonl
 
-    model = Generator(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
+    model = Generator(path, config.eval.batch_size, **_opening(config, overrides, checkpoint, task_name))
     rows = _rows(input, model.config.data.text, "", input_format)
     write_jsonl(rows, model.stream, output, skip_bad=bad_lines == "skip")
     return 0
@@ -142,6 +145,7 @@ def embed(
     normalize: bool = False,
     tokens: bool = False,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """The vector of every text of `input`, or those of its tokens, of any checkpoint."""
@@ -156,6 +160,7 @@ def embed(
     names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts"}
     given: dict[str, Any] = {names[key]: value for key, value in (overrides or {}).items() if key in names}
     given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint, "overrides": overrides}
+    given |= {"task_name": task_name}
     embedder = Embedder(path, batch_size=config.eval.batch_size, **given)
     # A run without labelled examples, such as pretraining, says nothing about columns.
     names_column = embedder.run_config.data.train and "data.text" not in (overrides or {})
@@ -177,6 +182,7 @@ def score(
     tokens: bool = False,
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """The log-likelihood of every text of `input`, in lines of JSON; a list of texts is ranked."""
@@ -185,7 +191,7 @@ def score(
     from bert_jax.inference.output import write_jsonl
     from bert_jax.inference.score import Scorer
 
-    scorer = Scorer(path, config.eval.batch_size, score_method, **_opening(config, overrides, checkpoint))
+    scorer = Scorer(path, config.eval.batch_size, score_method, **_opening(config, overrides, checkpoint, task_name))
     stream = partial(scorer.stream, column=config.data.text, by_token=tokens)
     write_jsonl(_rows(input, config.data.text, "", input_format), stream, output, skip_bad=bad_lines == "skip")
     return 0
@@ -199,6 +205,7 @@ def blimp(
     output: str,
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """Prints the accuracy on minimal pairs, by field, phenomenon and paradigm. All pairs are scored, unless the command
@@ -212,7 +219,7 @@ def blimp(
     pairs = sample(read_pairs(input), count, config.eval.seed)
     from bert_jax.inference import score
 
-    scorer = score.Scorer(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
+    scorer = score.Scorer(path, config.eval.batch_size, **_opening(config, overrides, checkpoint, task_name))
     rows = score.table(scorer.accuracies(pairs), pairs)
     for row in rows:
         say(f"{row['level']:10}  {row['name']:52}  {100 * row['accuracy']:5.1f}")
@@ -221,14 +228,59 @@ def blimp(
     return 0
 
 
+def retrieve(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    input: str,
+    output: str,
+    overrides: Mapping[str, Value] | None = None,
+    pooling: str = "mean",
+    layer: str = "-1",
+    retrieval_score: str = "cosine",
+    checkpoint: str = "best",
+    **_,
+) -> int:
+    """Prints how many of the texts of `input` have their translation as the nearest one of the other side by their
+    vectors, in both directions; with `layer` "all", of each layer."""
+    if not input:
+        raise UserError("--mode=retrieve needs --input: translations, as test.en+test.de or en_de=test.en+test.de,…")
+    from bert_jax.inference.embeddings import Embedder
+    from bert_jax.inference.open import open_model
+    from bert_jax.inference.output import json_line, whole_file
+    from bert_jax.tasks.retrieval import read_translations
+    from bert_jax.tasks.retrieval import retrieve as found_by
+
+    path = _prepare(config, workdir, "", output, (".jsonl",))
+    sets = read_translations(input, "--input")
+    opened = open_model(path, **_opening(config, overrides, checkpoint))
+    layers = list(range(1, opened.bert_config.num_hidden_layers + 1)) if layer == "all" else [layer]
+    length = {"max_length": overrides["data.sequence_length"]} if "data.sequence_length" in (overrides or {}) else {}
+    records = []
+    for one in layers:
+        embedder = Embedder(opened, pooling=pooling, layer=one, batch_size=config.eval.batch_size, **length)
+        for pairs in sets:
+            accuracy = found_by(pairs, embedder, retrieval_score)
+            records.append({"name": pairs.name, "texts": len(pairs.texts), "layer": str(one)} | accuracy._asdict())
+            shown = f"{100 * accuracy.forward:5.1f} %   backward {100 * accuracy.backward:5.1f} %"
+            say(f"{pairs.name:12} layer {one!s:12} {len(pairs.texts):6} texts   forward {shown}")
+    if output != "-":
+        with whole_file(Path(output)) as file:
+            file.write(b"".join(map(json_line, records)))
+    return 0
+
+
 def _check_input(mode: str, input: str) -> None:
     if not input:
         raise UserError(f"--mode={mode} needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
 
 
-def _opening(config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str) -> dict[str, Any]:
+def _opening(
+    config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str, task_name: str
+) -> dict[str, Any]:
     """Returns how the tools open a checkpoint, as options of `open_model`."""
-    return {"overrides": overrides, "which": checkpoint, "users_task": config.task}
+    users_task = config.tasks[task_name].task if task_name in config.tasks else config.task
+    return {"overrides": overrides, "which": checkpoint, "users_task": users_task, "task_name": task_name}
 
 
 def _prepare(config: ConfigDict, workdir: Path, input: str, output: str, suffixes: tuple[str, ...]) -> str:

@@ -152,14 +152,15 @@ def _data(workdir: Path, found: list[int]) -> str:
     config = read_config(workdir / "config.json")
     check_files(config)
     position = describe_checkpoint(workdir / "checkpoints" / str(found[-1]))[0]["data"] if found else {}
-    is_ours = may_import(config.task, "")  # a class of the run's own would be executed by importing it
-    folder = task_class(config.task).prepared_folder(config, position) if position and is_ours else None
-    if folder is None:
+    is_ours = may_import(config, "")  # a class of the run's own would be executed by importing it
+    folders = task_class(config.task).prepared_folders(config, position) if position and is_ours else []
+    if not folders:
         return "the files that the config names are there"
-    if not folder.exists():
-        return f"{folder} is not there; the next start prepares it again from the corpus"
-    prepared = open_prepared(folder)
-    return f"{folder} has the {len(prepared.manifest['shards'])} shards of its manifest, in their sizes"
+    if missing := [folder for folder in folders if not folder.exists()]:
+        return f"{missing[0]} is not there; the next start prepares it again from the corpus"
+    shards = sum(len(open_prepared(folder).shards) for folder in folders)
+    shown = " and ".join(map(str, folders))
+    return f"{shown} has the {shards} shards of its manifest, in their sizes"
 
 
 def _disk(workdir: Path, found: list[int]) -> Finding:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax.models.attention import attention_mask, take_places
 from bert_jax.models.config import BertConfig
-from bert_jax.models.encoder import Embeddings, Encoded, Encoder, Layer, rotary_angles
+from bert_jax.models.encoder import Embeddings, Encoded, Encoder, Given, Layer, rotary_angles
 from bert_jax.models.layers import Linear, dropout_seeds
 from bert_jax.sharding import gathered_layer
 
@@ -22,6 +22,8 @@ class TrunkInputs(NamedTuple):
     `sequence_ids` is 0 for padding and k for the k-th sequence packed in the row; attention stays inside a sequence.
     `embeddings`, if given, takes the place of the word embeddings, and `input_ids` may then be None. `mask`, if given,
     says which keys (fourth axis) a query (third axis) looks at, in place of the sequences and of model.causal.
+    `language_ids` are read by a model with language embeddings. `given` are vectors in place of tokens, with positions
+    and types of their own (`models/patches.py`).
     """
 
     input_ids: Int[Array, "B L"] | None
@@ -30,10 +32,13 @@ class TrunkInputs(NamedTuple):
     sequence_ids: Int[Array, "B L"]
     embeddings: Float[Array, "B L E"] | None = None
     mask: Bool[Array, "B 1 L L"] | None = None
+    language_ids: Int[Array, "B L"] | None = None
+    given: Given | None = None
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Array]) -> "TrunkInputs":
-        return cls(*(batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "sequence_ids")))
+        names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+        return cls(*(batch[name] for name in names), language_ids=batch.get("language_ids"))
 
 
 class Seen(NamedTuple):
@@ -85,7 +90,8 @@ class Bert(nnx.Module):
                 raise ValueError("TrunkInputs has neither input_ids nor embeddings; give one of them")
             words = self.embeddings.word(inputs.input_ids)
         first_seed = None if seeds is None else seeds[0]
-        x = self.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=first_seed)
+        types, positions, languages = inputs.token_type_ids, inputs.position_ids, inputs.language_ids
+        x = self.embeddings(words, types, positions, language_ids=languages, seed=first_seed, given=inputs.given)
         mask = inputs.mask
         if mask is None:
             mask = attention_mask(inputs.sequence_ids, self.config.causal)

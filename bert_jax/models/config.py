@@ -19,7 +19,7 @@ SIZES = {
     "large": (1024, 24, 16),
 }
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
-_STRUCTURE = ("position_embedding", "norm", "gated", "use_bias", "tie_embeddings")
+_STRUCTURE = ("position_embedding", "norm", "gated", "use_bias", "tie_embeddings", "languages")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class BertConfig:
     gated: bool = False
     use_bias: bool = True
     tie_embeddings: bool = True
+    languages: str = ""
     pooling: str = "cls"
     attention: str = "auto"
     layers: str = "auto"
@@ -72,6 +73,11 @@ class BertConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_languages(self) -> int:
+        """The number of languages with a vector of their own."""
+        return len(self.languages.split(",")) if self.languages else 0
 
     def kernel_stddev(self, inputs: int, *, is_residual: bool = False) -> float:
         """Returns the standard deviation of an initial kernel with so many inputs, by `initializer` (the table is in

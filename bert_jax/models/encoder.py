@@ -26,6 +26,13 @@ class Encoded(NamedTuple):
     layers: list[Float[Array, "B L D"]] | None
 
 
+class Given(NamedTuple):
+    """Vectors that take the place of the sum of word, position and token type where `there` is True."""
+
+    sums: Float[Array, "B L E"]
+    there: Bool[Array, "B L"]
+
+
 class Embeddings(nnx.Module):
     """The normalised sum of word, position and token type embeddings; a projection follows if factorised (ALBERT).
     Rotary positions are not part of it (`rotary_angles`)."""
@@ -37,6 +44,8 @@ class Embeddings(nnx.Module):
         if config.position_embedding == "learned":
             self.position = Embedding(config.max_position_embeddings, size, **options)
         self.token_type = Embedding(config.type_vocab_size, size, **options)
+        if config.num_languages:
+            self.language = Embedding(config.num_languages, size, **options)
         self.layer_norm = LayerNorm(size, eps=config.layer_norm_eps, use_bias=config.use_bias)
         if size != config.hidden_size:
             stddev = config.kernel_stddev(size)
@@ -48,9 +57,14 @@ class Embeddings(nnx.Module):
         token_type_ids: Int[Array, "B L"],
         position_ids: Int[Array, "B L"],
         *,
+        language_ids: Int[Array, "B L"] | None = None,
         seed: UInt32[Array, "2"] | None = None,
+        given: Given | None = None,
     ) -> Float[Array, "B L D"]:
-        """Returns the vectors that the first layer reads. `words` are the word embeddings of the tokens."""
+        """Returns the vectors that the first layer reads. `words` are the word embeddings of the tokens.
+
+        In a model with language embeddings, tokens without `language_ids` get the mean of all languages' vectors.
+        """
         config = self.config
         positions = None
         if config.position_embedding == "learned":
@@ -62,9 +76,21 @@ class Embeddings(nnx.Module):
         # one-hot matrix.
         types = jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=jnp.float32)
         types = jnp.einsum("blt,te->ble", types, self.token_type.embedding[...], precision="highest")
-        x = self.layer_norm((words if positions is None else words + positions) + types, config.dtype)
+        if config.num_languages:
+            types += self._of_languages(language_ids)
+        x = (words if positions is None else words + positions) + types
+        if given is not None:
+            x = jnp.where(given.there[:, :, None], given.sums.astype(x.dtype), x)
+        x = self.layer_norm(x, config.dtype)
         x = dropout(x, config.hidden_dropout, seed)
         return self.projection(x, config.dtype) if config.embedding_size != config.hidden_size else x
+
+    def _of_languages(self, language_ids: Int[Array, "B L"] | None) -> Float[Array, "#B #L E"]:
+        table = self.language.embedding[...]
+        if language_ids is None:
+            return jnp.mean(table, axis=0)[None, None]
+        shares = jax.nn.one_hot(language_ids, self.config.num_languages, dtype=jnp.float32)
+        return jnp.einsum("blt,te->ble", shares, table, precision="highest")
 
 
 class Encoder(nnx.Module):

@@ -23,12 +23,13 @@ from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import pool_sequences
 from bert_jax.models.layers import accumulator, along_last, dot, dropout, dropout_seeds
+from bert_jax.models.patches import trunk_inputs
 from bert_jax.sharding import by_rows
 
 
 def token_vectors(model: Model, batch: Mapping[str, Array], key: Key[Array, ""] | None) -> Float[Array, "B L F"]:
     """Returns what a head reads of every token: the last layer, or what the options head.* choose."""
-    inputs, features = TrunkInputs.from_batch(batch), model.heads.get("features")
+    inputs, features = trunk_inputs(model, batch), model.heads.get("features")
     return model.trunk.encode(inputs, key=key).hidden if features is None else features.tokens(model.trunk, inputs, key)
 
 
@@ -36,7 +37,7 @@ def sequence_vectors(model: Model, batch: Mapping[str, Array], key: Key[Array, "
     """Returns one vector for each part of an item, or for each of the items that share a row (P is W or S): by
     `model.pooling` the pooler's output, or the mean or largest values of the tokens. Of the features that head.* choose
     "cls" is another one (`Features.sequences`)."""
-    inputs, first_tokens, trunk = TrunkInputs.from_batch(batch), batch["first_tokens"], model.trunk
+    inputs, first_tokens, trunk = trunk_inputs(model, batch), batch["first_tokens"], model.trunk
     is_shared, pooling = first_tokens.shape[1] > 1, trunk.config.pooling
     if (features := model.heads.get("features")) is not None:
         tokens = features.tokens(trunk, inputs, key)
@@ -166,7 +167,8 @@ class Features(nnx.Module):
             words = trunk.embeddings.word(inputs.input_ids)
             seeds = dropout_seeds(key, 1)
             seed = None if seeds is None else seeds[0]
-            return trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=seed)
+            ids = inputs.token_type_ids, inputs.position_ids
+            return trunk.embeddings(words, *ids, seed=seed, given=inputs.given)
         encoded = trunk.encode(inputs, key=key, all_layers=True)
         assert encoded.layers is not None
         states = [*encoded.layers[:-1], encoded.hidden]  # the last one as heads see it, also of a pre-norm model

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
-from bert_jax.data.labelled.columns import names_of, text_examples, text_in
+from bert_jax.data.labelled.columns import names_of, text_examples
 from bert_jax.data.labelled.examples import TextExample
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -26,7 +26,15 @@ from bert_jax.tasks import scores, sections
 from bert_jax.tasks.finetuning import FineTuning, Outputs
 from bert_jax.tasks.losses import Logits, balanced_weights, check_finite, cross_entropy_sums, softmax
 from bert_jax.tasks.task import Batch, Description, Evaluation, Sums
-from bert_jax.tasks.texts import agreed_labels, encode_long, listed, log_cut, log_splits
+from bert_jax.tasks.texts import (
+    agreed_labels,
+    blank_example,
+    encode_texts,
+    listed,
+    log_splits,
+    text_columns,
+    text_example,
+)
 
 
 class Classification(FineTuning):
@@ -40,6 +48,7 @@ class Classification(FineTuning):
     described = "labels", "thresholds", "label_kind"
     reads_features = True
     reads_vectors = True
+    reads_media = True
     shares_rows = True
     labels: list[str]
     thresholds: list[float]  # only of kind multi: the probability from which a label is given; 0.5 until it is tuned
@@ -50,15 +59,12 @@ class Classification(FineTuning):
 
     def read(self, spec: str) -> Iterator[TextExample]:
         data = self.config.data
-        columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
-        examples = text_examples(spec, **columns, kind=data.label_kind, separator=data.label_separator)
+        columns = text_columns(data) | {"label": data.label, "separator": data.label_separator}
+        examples = text_examples(spec, **columns, kind=data.label_kind, vectors=self.source and self.source.read)
         return map(self._with_named_label, examples) if data.labels and self.label_kind == "single" else examples
 
     def example(self, row: Row) -> TextExample:
-        data = self.config.data
-        return TextExample(
-            row.origin, text_in(row, data.text), text_in(row, data.text_pair) if data.text_pair else None
-        )
+        return text_example(row, self.config.data, self.source)
 
     @classmethod
     def assumed(cls, config: ConfigDict) -> Description:
@@ -70,7 +76,7 @@ class Classification(FineTuning):
         return {"labels": labels, "thresholds": thresholds, "label_kind": data.label_kind}
 
     def stand_in(self, text: str) -> TextExample:
-        return TextExample("stand-in", text, text if self.config.data.text_pair else None)
+        return blank_example(text, self.config.data, self.source)
 
     def learn(self) -> None:
         log_splits(self.examples)
@@ -102,18 +108,9 @@ class Classification(FineTuning):
             raise UserError(f"the checkpoint has {known}: it is damaged; use another")
 
     def encode(self, examples: Sequence[TextExample]) -> list[Item]:
-        data = self.config.data
-        firsts = self.tokenizer.encode_words([example.text for example in examples])
-        seconds: Sequence[list[int] | None] = [None] * len(examples)
-        if any(example.text_pair is not None for example in examples):
-            seconds = self.tokenizer.encode_words([example.text_pair or "" for example in examples])
-        texts = [
-            encode_long(self.tokenizer, first, second, data, example.origin)
-            for first, second, example in zip(firsts, seconds, examples, strict=True)
-        ]
-        log_cut(sum(dropped for _, dropped in texts), len(examples), data)
         values = self._values(examples)
-        return [Item(parts, {name: value[i] for name, value in values.items()}) for i, (parts, _) in enumerate(texts)]
+        rows = encode_texts(self.tokenizer, examples, self.config.data)
+        return [Item(parts, {name: x[i] for name, x in values.items()}, own) for i, (parts, own) in enumerate(rows)]
 
     def heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         heads: dict[str, nnx.Module] = {"classifier": self.classifier(rngs)}

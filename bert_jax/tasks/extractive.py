@@ -157,10 +157,10 @@ class Extractive(FineTuning):
         return [self._prediction(example, scores, tokens) for example, scores in zip(examples, found, strict=True)]
 
     def score(self, examples, predictions, description) -> dict[str, float]:
-        [split] = [name for name, own in self.examples.items() if own is examples]
+        splits = [name for name, own in self.examples.items() if own is examples]  # none of those of one language
         chosen = [[sentence["number"] for sentence in prediction["sentences"]] for prediction in predictions]
         found = _rouge(examples, chosen)
-        return found | self._compared[split] if split in self._compared else found
+        return found | next((self._compared[split] for split in splits if split in self._compared), {})
 
     def score_names(self, split: str) -> tuple[str, ...]:
         return (*_NAMES, *(f"{method}_{name}" for method in _METHODS for name in _NAMES))

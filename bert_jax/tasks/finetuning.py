@@ -4,11 +4,9 @@ A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq
 are read and encoded, what the head computes for a batch, the loss, and how its outputs become predictions and scores.
 """
 
-import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -23,10 +21,13 @@ from bert_jax.config import UserError, result_or_error, row_parts
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import by_item, collate, ordered_batches, train_batches
-from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.items import Item, fingerprint
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
+from bert_jax.data.labelled.examples import as_record
+from bert_jax.data.labelled.languages import ByLanguage
 from bert_jax.data.labelled.tables import Row
+from bert_jax.data.media.source import vector_source
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model
@@ -34,6 +35,8 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.features import FeatureConfig, feature_head
+from bert_jax.models.patches import vector_embedding
+from bert_jax.tasks import sections
 from bert_jax.tasks.losses import Logits
 from bert_jax.tasks.sections import Report, Section
 from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Source, Sums, Task, shapes_of
@@ -51,6 +54,7 @@ class FineTuning(Task, ABC):
     has_classes = True  # whether train.class_weights and train.label_smoothing mean something
     reads_features = False  # whether `heads` and `outputs` follow the options head.*
     reads_vectors = False  # whether `outputs` are made of `sequence_vectors`
+    reads_media = False  # whether examples may have a picture, a sound or features beside their text
     shares_rows = False  # whether `outputs` and `losses` know of several items in a row (data.packing)
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
@@ -60,11 +64,14 @@ class FineTuning(Task, ABC):
         check_length(self.bert_config, config.data.sequence_length)
         self.head_features = FeatureConfig.from_options(config.head, self.bert_config.hidden_size)
         head = self.head if self.head_features.is_default else f"{self.head}|heads/features/"
-        self.new_parameters = f"{head}|pooler/"
+        self.source = vector_source(config)
+        self.blank_columns = {} if self.source is None else {self.source.column: self.source.blank()}
+        self.new_parameters = f"{head}|pooler/|heads/vectors/"
         self.dropped_parameters = "heads/"
         self.renewed_parameters = head if description is None else ""
         self.examples: dict[str, list] = {}
         self.items: dict[str, list[Item]] = {}
+        self.languages = ByLanguage(config.data)
         self.check()
         if description is not None:
             self.restore(description)
@@ -100,6 +107,10 @@ class FineTuning(Task, ABC):
         for group, key in (("eval", "blimp"), ("train", "z_loss"), ("train", "sampled_softmax")):
             if config[group][key]:
                 raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
+        if self.source is not None and not self.reads_media:
+            raise UserError(f"data.{self.source.kind}: task={config.task} reads text alone; leave it out")
+        if config.eval.retrieval:
+            raise UserError("eval.retrieval is for pretraining: leave it out, and use --mode=retrieve on this model")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
@@ -136,6 +147,10 @@ class FineTuning(Task, ABC):
     def unlabelled(self, example: Any) -> str:
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
         return f"no label in column '{self.config.data.label}'" if example.label is None else ""
+
+    def of_language(self, example: Any, language: str) -> Any:
+        """Returns an example as one of a language among examples of others."""
+        return example
 
     @abstractmethod
     def learn(self) -> None:
@@ -203,7 +218,8 @@ class FineTuning(Task, ABC):
 
     def init(self, rngs: nnx.Rngs) -> Model:
         trunk, heads = Bert(self.bert_config, rngs=rngs), self.heads(rngs)
-        return Model(trunk, {**heads, **feature_head(self.bert_config, self.head_features, rngs=rngs)})
+        heads = {**heads, **feature_head(self.bert_config, self.head_features, rngs=rngs)}
+        return Model(trunk, {**heads, **vector_embedding(self.bert_config, self.source, rngs=rngs)})
 
     def prediction_examples(self, rows) -> Iterator[Any]:
         return result_or_error(self.example, rows)
@@ -216,7 +232,7 @@ class FineTuning(Task, ABC):
         if data.read_workers:
             raise UserError("data.read_workers: fine-tuning reads its examples from memory; set it to 0")
         splits = ("train", "validation", "test")
-        self.examples = {split: list(self.read(data[split])) for split in splits if data[split]}
+        self.examples = {s: self.languages.read(s, self.read, self.of_language) for s in splits if data[s]}
         for split, examples in self.examples.items():
             if not examples:
                 raise UserError(f"data.{split}={data[split]} has no examples")
@@ -232,7 +248,7 @@ class FineTuning(Task, ABC):
         self.plan = self.make_plan()
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.count_step(*self.plan.mean_shape())
-        self._log_plan()
+        self.plan.log(self.tokens_per_step)
 
     def batch_shapes(self, *, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of batches whose rows are as long as data.sequence_length and not shared. A text that
@@ -276,18 +292,21 @@ class FineTuning(Task, ABC):
         predictions = self.predict(examples, items, by_item(rows, items, self.token_outputs))
         learned = self.tune(examples, predictions) if split == "validation" else {}
         predictions = self.decide(predictions, description | learned)
-        metrics = self.means(sums) | self.score(examples, predictions, description | learned)
+        score = partial(self.score, description=description | learned)
+        metrics = self.means(sums) | self.languages.scores(split, examples, predictions, score)
         return Evaluation(split, metrics, predictions, learned)
 
     def report(self, evaluation: Evaluation) -> Report:
         examples = self.examples[evaluation.split][: len(evaluation.predictions)]
         pairs = zip(examples, evaluation.predictions, strict=True)
-        # Examples of a user's own task need not be dataclasses.
-        records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
-        return Report(records, self.report_sections(evaluation))
+        records = [as_record(e) | {"prediction": p} for e, p in pairs]
+        parts = self.languages.parts(evaluation.split)
+        return Report(records, [*sections.by_language(evaluation.metrics, parts), *self.report_sections(evaluation)])
 
     def metric_names(self, split: str) -> tuple[str, ...]:
-        return ("loss", *self.score_names(split), "real_tokens") if self.items.get(split) else ()
+        if not self.items.get(split):
+            return ()
+        return "loss", *self.score_names(split), "real_tokens", *self.languages.names(split, self.score_names(split))
 
     def sums_of(self, outputs: Outputs, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         """Returns what `sums` does, of outputs that are there already."""
@@ -329,17 +348,6 @@ class FineTuning(Task, ABC):
         self.flops_per_step += self.head_features.training_flops(rows * length)
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
-    def _log_plan(self) -> None:
-        train = self.items["train"]
-        tokens = sum(len(part.ids) for item in train for part in item.parts)
-        tokens += sum(item.target_length for item in train)
-        logging.info(
-            "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
-            *(self.steps_per_epoch, len(train), " or ".join(map(str, self.plan.shapes))),
-            " in rows that are shared" if self.plan.is_packed else "",
-            100 * tokens / (self.steps_per_epoch * self.tokens_per_step),
-        )
-
     def _break_even_tokens(self, devices: backend.Backend) -> float:
         """Returns how many tokens of an epoch are trained on in the time that it takes to compile the step for one more
         shape of a batch, divided by the epochs: a rough estimate."""
@@ -349,13 +357,4 @@ class FineTuning(Task, ABC):
         return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
 
     def _fingerprint(self, split: str) -> str:
-        """Returns a digest of everything that batches of a split are made of: a resumed run must find the same for
-        training."""
-        digest = hashlib.blake2b(b"packed" if self.plan.is_packed else b"", digest_size=8)
-        for item in self.items[split]:
-            arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
-            arrays += [] if item.target is None else [item.target]
-            for array in (*arrays, *item.values.values(), *item.token_values.values()):
-                digest.update(array.tobytes())
-            digest.update(b"|")
-        return digest.hexdigest()
+        return fingerprint(self.items[split], is_packed=self.plan.is_packed)

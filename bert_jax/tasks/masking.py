@@ -15,6 +15,8 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer
 
 # SpanBERT (Joshi et al. 2020): lengths from a geometric distribution, cut off at the maximum
 MAX_SPAN = 10  # words
+# Of each language, its tokens in the first entries of a row, and their number.
+WordsOfLanguages = tuple[Int[np.ndarray, "K V"], Int[np.ndarray, " K"]]
 SPAN_P = 0.2
 
 
@@ -26,11 +28,13 @@ def mask_tokens(
     key: Key[Array, ""],
     *,
     packing: Packing | None = None,
+    languages: tuple[Int[Array, "B L"], WordsOfLanguages] | None = None,
 ) -> dict[str, Array]:
     """Hides tokens of each row as `data`, the group of the config, says; padding is where `sequence_ids` is 0.
 
     Without `packing` a row is one sequence and P is min(data.max_predictions_per_sequence, L). With `packing` a row has
-    up to `packing.sequences` of them, and P is `packing.predictions`.
+    up to `packing.sequences` of them, and P is `packing.predictions`. With `languages`, the numbers of the tokens'
+    languages and the words of each, a random token is one of the words of the language of the token that it replaces.
 
     Returns `input_ids` [B, L] as the model sees them and up to P predictions per row in order of position:
     `masked_positions` and `masked_labels` [B, P] int32, `masked_weights` [B, P] float32; unused entries are 0.
@@ -75,7 +79,11 @@ def mask_tokens(
     positions = jnp.where(weights, positions, 0)
     labels = jnp.where(weights, jnp.take_along_axis(input_ids, positions, axis=1), 0)
 
-    shown = _shown(labels, data, tokenizer, show_key, random_key)
+    if languages is None:
+        randoms = jax.random.randint(random_key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
+    else:
+        randoms = _of_languages(jnp.take_along_axis(languages[0], positions, axis=1), languages[1], random_key)
+    shown = _shown(labels, randoms, data, tokenizer, show_key)
     # Unused entries are written past the end, which `mode="drop"` ignores; at position 0 they would overwrite [CLS].
     places = jnp.arange(batch)[:, None], jnp.where(weights, positions, length)
     return {
@@ -86,11 +94,22 @@ def mask_tokens(
     }
 
 
-def _shown(labels: Int[Array, "B P"], data: ConfigDict, tokenizer: Tokenizer, *keys) -> Int[Array, "B P"]:
+def _of_languages(languages: Int[Array, "B P"], words: WordsOfLanguages, key: Key[Array, ""]) -> Int[Array, "B P"]:
+    """Returns for each place a random one of the words of its language."""
+    table, counts = map(jnp.asarray, words)
+    places = jax.random.randint(key, languages.shape, 0, jnp.take(counts, languages), jnp.int32)
+    return table[languages, places]
+
+
+def _shown(
+    labels: Int[Array, "B P"],
+    randoms: Int[Array, "B P"],
+    data: ConfigDict,
+    tokenizer: Tokenizer,
+    key: Key[Array, ""],
+) -> Int[Array, "B P"]:
     """Returns what the model sees in place of the chosen tokens: [MASK], a random token, or the token itself."""
-    show_key, random_key = keys
-    u = jax.random.uniform(show_key, labels.shape)
-    randoms = jax.random.randint(random_key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
+    u = jax.random.uniform(key, labels.shape)
     shown = jnp.where(u < data.mask_share, tokenizer.mask_id, labels)
     return jnp.where((u >= data.mask_share) & (u < data.mask_share + data.random_share), randoms, shown)
 

@@ -1,12 +1,11 @@
 """Masked language model + next sentence prediction (Devlin et al. 2018, section 3.1)."""
 
 import hashlib
-import logging
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
@@ -24,11 +22,11 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Share, TrainBatches
 from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
 from bert_jax.data.pretraining import pipeline
+from bert_jax.data.pretraining.corpora import Mixture, languages_of
 from bert_jax.data.pretraining.packing import Packing
-from bert_jax.data.pretraining.prepare import prepare
-from bert_jax.data.pretraining.prepared import PreparedCorpus
-from bert_jax.data.text.sample import sample_versions
+from bert_jax.data.pretraining.pipeline import Prepared
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.entries import entries
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length
@@ -39,7 +37,9 @@ from bert_jax.phases import phase_configs, phase_ends
 from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
 from bert_jax.tasks.losses import Logits, cross_entropy_sums
-from bert_jax.tasks.masking import mask_tokens
+from bert_jax.tasks.masking import WordsOfLanguages, mask_tokens
+from bert_jax.tasks.pretraining_text import assumed_words, prepared_corpora, token_counts, words_of_languages
+from bert_jax.tasks.retrieval import RetrievalProbe
 from bert_jax.tasks.scores import wilson_interval
 from bert_jax.tasks.task import (
     Batch,
@@ -67,10 +67,12 @@ class Pretraining(Task):
     dropped_parameters = "heads/"
     renewed_parameters = ""
     final_splits = ()
-    prepared: PreparedCorpus  # only of a task with data
-    corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})  # by length of rows, where phases have other rows
+    prepared: Prepared  # only of a task with data
+    corpora: Mapping[int, Prepared] = MappingProxyType({})  # by length of rows, where phases have other rows
     origin = 0  # position of the row that batch 0 would begin with; of a phase
     minimal_pairs: EncodedPairs | None = None  # of eval.blimp
+    retrieval: RetrievalProbe | None = None  # of eval.retrieval
+    words: WordsOfLanguages | None = None  # that random tokens are drawn from; None = the vocabulary
     cumulative: np.ndarray | None = None  # shares of the vocabulary, for train.sampled_softmax; None = all alike
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None = None):
@@ -81,6 +83,7 @@ class Pretraining(Task):
         check_length(self.bert_config, data.sequence_length)
         if config.train.z_loss:
             self.objectives = {**self.objectives, "mlm_z_loss": config.train.z_loss}
+        self.words = assumed_words(config, tokenizer.vocab_size) if data.random_words == "language" else None
         sampled_softmax.check(config.train.sampled_softmax, tokenizer.vocab_size)
         self.packing = Packing.from_config(data) if data.packing else None
         pairs_a_row, predictions = 1, min(data.max_predictions_per_sequence, data.sequence_length)
@@ -101,7 +104,7 @@ class Pretraining(Task):
 
     @classmethod
     def over(
-        cls, config: ConfigDict, prepared: PreparedCorpus, corpora: Mapping[int, PreparedCorpus] = MappingProxyType({})
+        cls, config: ConfigDict, prepared: Prepared, corpora: Mapping[int, Prepared] = MappingProxyType({})
     ) -> Self:
         """Returns the task over a corpus that is prepared already, with `corpora` for the lengths of rows of phases."""
         task = cls(config, prepared.tokenizer, None)
@@ -109,8 +112,14 @@ class Pretraining(Task):
         if config.eval.blimp:
             pairs = sample(read_pairs(config.eval.blimp), config.eval.blimp_pairs, config.eval.seed)
             task.minimal_pairs = EncodedPairs(pairs, task.tokenizer, task.bert_config.max_position_embeddings)
+        if config.eval.retrieval:
+            most = min(config.data.sequence_length, task.bert_config.max_position_embeddings)
+            layers = config.eval.retrieval_layer, task.bert_config.num_hidden_layers
+            task.retrieval = RetrievalProbe(config.eval.retrieval, task.tokenizer, most, *layers)
+        if task.words is not None and isinstance(prepared, Mixture):
+            task.words = words_of_languages(prepared, languages_of(config))
         if config.train.sampled_softmax:
-            task.cumulative = sampled_softmax.cumulative_shares(sampled_softmax.token_counts(prepared))
+            task.cumulative = sampled_softmax.cumulative_shares(token_counts(prepared))
         task.steps_per_epoch = math.ceil(task._steps_of_an_epoch())
         return task
 
@@ -130,8 +139,8 @@ class Pretraining(Task):
         return config.data.max_predictions_per_sequence
 
     @classmethod
-    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path:
-        return Path(config.data.prepared) / str(position["dataset"])
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+        return [Path(config.data.prepared) / name for name in str(position["dataset"]).split("+")]
 
     def init(self, rngs: nnx.Rngs) -> Model:
         config, trunk = self.bert_config, Bert(self.bert_config, rngs=rngs)
@@ -147,8 +156,8 @@ class Pretraining(Task):
         found = {}
         for length, prepared in self.corpora.items():
             rows = "" if prepared is self.prepared else f" for rows of {length}"
-            shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in prepared.manifest["shards"]]
-            found |= {f"prepared corpus{rows}": prepared.directory.name, f"prepared shards{rows}": str(shards)}
+            shards = [(shard["file"], shard["records"], shard["bytes"]) for shard in prepared.shards]
+            found |= {f"prepared corpus{rows}": prepared.name, f"prepared shards{rows}": str(shards)}
         if self.minimal_pairs is not None:
             found["minimal pairs"] = hashlib.blake2b(repr(self.minimal_pairs.pairs).encode()).hexdigest()
         return found
@@ -162,6 +171,7 @@ class Pretraining(Task):
             if config is self.config:
                 return [Phase(end, self)]
             task, start = type(self)(config, self.tokenizer, None), found[-1].end if found else 0
+            task.words = self.words
             length, row = config.data.sequence_length, 0
             if self.corpora:
                 task.prepared = self.corpora[length]
@@ -178,14 +188,18 @@ class Pretraining(Task):
         return pipeline.train_batches(self.prepared, self.config, **position, origin=self.origin)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the records; then, with the validation split, the sentences of eval.blimp, a row per token."""
+        """Yields the records; then, with the validation split, the texts of eval.retrieval, and the sentences of
+        eval.blimp, a row per token."""
         process = {"process_index": process_index, "process_count": process_count}
         if self.prepared.num_records(split):
             yield from pipeline.eval_batches(self.prepared, self.config, split=split, **process)
-        if split == "validation" and self.minimal_pairs is not None:
-            share = Share(self.config.eval.batch_size, **process, key="eval.batch_size")
-            for batch in self.minimal_pairs.batches(self.config.eval.batch_size, self.config.data.sequence_length):
-                own = share.of(len(batch["text_ids"]))
+        if split == "validation":
+            size, length = self.config.eval.batch_size, self.config.data.sequence_length
+            share = Share(size, **process, key="eval.batch_size")
+            texts = self.retrieval.batches(size) if self.retrieval else ()
+            sentences = self.minimal_pairs.batches(size, length) if self.minimal_pairs else ()
+            for batch in itertools.chain(texts, sentences):
+                own = share.of(len(batch["input_ids"]))
                 yield {name: x[own] for name, x in batch.items()}
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -194,23 +208,26 @@ class Pretraining(Task):
         In an evaluation every record has a key of its own, so that its masks depend on (eval.seed, record) alone and
         not on which other records share its batch.
         """
-        if "masked_positions" not in batch:
+        if "masked_positions" not in batch and "vector_ids" not in batch:
             batch = batch | self._masked(batch, key)
         if self.config.train.sampled_softmax:
             batch = batch | sampled_softmax.seeds(key, len(batch["input_ids"]))
         return batch
 
     def _masked(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        mask = partial(mask_tokens, data=self.config.data, tokenizer=self.tokenizer)
-        if "records" not in batch:
-            packing = self.packing if batch["first_tokens"].shape[1] > 1 else None
-            return mask(batch["input_ids"], batch["sequence_ids"], key=key, packing=packing)
+        def mask(ids, sequences, languages, key, packing=None):
+            of = None if self.words is None else (languages, self.words)
+            return mask_tokens(ids, sequences, self.config.data, self.tokenizer, key, packing=packing, languages=of)
 
-        def mask_record(ids, sequences, record):
-            masked = mask(ids[None], sequences[None], key=jax.random.fold_in(key, record))
+        def mask_record(ids, sequences, languages, record):
+            own = None if languages is None else languages[None]
+            masked = mask(ids[None], sequences[None], own, jax.random.fold_in(key, record))
             return {name: value[0] for name, value in masked.items()}
 
-        return jax.vmap(mask_record)(batch["input_ids"], batch["sequence_ids"], batch["records"])
+        rows = batch["input_ids"], batch["sequence_ids"], batch.get("language_ids")
+        if "records" not in batch:
+            return mask(*rows, key, self.packing if batch["first_tokens"].shape[1] > 1 else None)
+        return jax.vmap(mask_record)(*rows, batch["records"])
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         # The 1e-5 is the original's: it avoids a division by zero where nothing is masked.
@@ -261,7 +278,16 @@ class Pretraining(Task):
         if key is None:  # an evaluation: also count the labels, for the metrics of a guesser without context
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
+            sums |= self._sums_by_corpus(outputs["mlm_logits"], batch)
         return sums
+
+    def _sums_by_corpus(self, logits: Float[Array, "B P V"], batch: Batch) -> Sums:
+        found: Sums = {}
+        for number, corpus in enumerate(entries(self.config, "corpora")):
+            own = (batch["corpus_ids"] == number).astype(jnp.float32)[:, None]
+            sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"] * own)
+            found |= {f"{corpus}/{name}": value for name, value in sums.items()}
+        return found
 
     def soft(self, outputs: dict[str, Array], batch: Batch) -> dict[str, list[Logits]]:
         """Returns the logits that a student learns from a teacher's, by objective."""
@@ -276,6 +302,8 @@ class Pretraining(Task):
         if "text_ids" in batch:  # of minimal pairs
             rows: Rows = {"text_ids": batch["text_ids"], "log_probabilities": token_log_probabilities(model, batch)}
             return {}, rows
+        if "vector_ids" in batch and self.retrieval is not None:
+            return {}, {"vector_ids": batch["vector_ids"], "vectors": self.retrieval.vectors(model, batch)}
         return self.sums(model, batch, None, constants), {}
 
     def means(self, sums) -> dict[str, float]:
@@ -289,9 +317,11 @@ class Pretraining(Task):
         """Adds to the means:
 
         mlm_perplexity            exp(mlm_loss)
+        <corpus>/mlm_loss         of one of config.corpora, and its mlm_accuracy
         unigram_entropy           loss in nats of the best guesser without context: entropy of the predicted tokens
         majority_accuracy         accuracy of always guessing the most frequent of them
         nsp_accuracy_low, _high   95 % Wilson interval
+        retrieval                 accuracy on eval.retrieval, a mean; <name>/retrieval of one of its sets
         blimp, blimp/<phenomenon> accuracy on the minimal pairs of eval.blimp, a mean over paradigms
         """
         metrics = self.means(sums)
@@ -304,8 +334,11 @@ class Pretraining(Task):
             if "nsp_accuracy" in metrics:
                 low, high = wilson_interval(metrics["nsp_accuracy"], float(sums["nsp_accuracy"][1]))
                 metrics |= {"nsp_accuracy_low": low, "nsp_accuracy_high": high}
+        if of_texts := [batch for batch in rows if "vector_ids" in batch]:
+            assert self.retrieval is not None
+            metrics |= self.retrieval.metrics(of_texts)
         if rows and self.minimal_pairs is not None:
-            scored = ((batch["text_ids"], batch["log_probabilities"]) for batch in rows)
+            scored = ((one["text_ids"], one["log_probabilities"]) for one in rows if "text_ids" in one)
             scores = text_log_likelihoods(scored, len(self.minimal_pairs.texts))
             found = self.minimal_pairs.accuracies(scores)
             metrics |= {"blimp": found.overall} | {f"blimp/{name}": x for name, x in found.phenomena.items()}
@@ -314,11 +347,15 @@ class Pretraining(Task):
     def metric_names(self, split: str) -> tuple[str, ...]:
         pairs = self.minimal_pairs.pairs if self.minimal_pairs and split == "validation" else ()
         blimp = ("blimp", *sorted({f"blimp/{pair.phenomenon}" for pair in pairs})) if pairs else ()
+        blimp += self.retrieval.metric_names() if self.retrieval and split == "validation" else ()
         if self.prepared.num_records(split) == 0:
             return blimp
         names = ("loss", "mlm_loss", "mlm_accuracy", "mlm_perplexity", "unigram_entropy", "majority_accuracy")
         if self.config.data.pairing != "none":
             names += ("nsp_loss", "nsp_accuracy", "nsp_accuracy_low", "nsp_accuracy_high")
+        if isinstance(self.prepared, Mixture):
+            found = [one.name for one in self.prepared.members if one.prepared.num_records(split)]
+            names += tuple(f"{corpus}/{name}" for name in ("mlm_loss", "mlm_accuracy") for corpus in found)
         return (*names, "real_tokens", *blimp)
 
     def _steps_of_an_epoch(self) -> Fraction:
@@ -330,36 +367,3 @@ class Pretraining(Task):
             epochs_per_step += Fraction(share - before) * Fraction(pairs) / prepared.num_records("train")
             before = share
         return 1 / epochs_per_step
-
-
-def prepared_corpora(config: ConfigDict, source: Source | None) -> dict[int, PreparedCorpus]:
-    """Returns the corpora of a run, by the length of their rows: that of the config, and those of phases with other
-    rows, which have its vocabulary."""
-    prepared = prepared_corpus(config, source)
-    found, known = {config.data.sequence_length: prepared}, Source(prepared.tokenizer, config.task, {})
-    for _, phase in phase_configs(config):
-        if (length := phase.data.sequence_length) not in found:
-            found[length] = prepared_corpus(phase, known)
-    return found
-
-
-def prepared_corpus(config: ConfigDict, source: Source | None) -> PreparedCorpus:
-    """Returns the corpus of the config, which is prepared first unless it was before."""
-    if config.data.corpus == "sample" and not config.data.files:
-        logging.warning(
-            "THE CORPUS IS THE BUILT-IN SAMPLE (7 MB of the documentation of %s). "
-            "For yours: --config.data.corpus=text --config.data.files='corpus/*.txt'",
-            sample_versions(),
-        )
-    if config.data.runner == "beam" and jax.process_count() > 1:
-        remedy = "run --mode=prepare in one process first, then train with data.runner=local"
-        raise UserError(f"data.runner=beam starts workers itself, and {jax.process_count()} processes run: {remedy}")
-    # The first of several processes prepares; the others wait, then find it done or fail for the same reason. The
-    # folder must be visible to every machine.
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("prepared")
-    try:
-        return prepare(config.data, config.data.seed, source and source.tokenizer)
-    finally:
-        if jax.process_index() == 0 and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("prepared")

@@ -12,12 +12,10 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.models.heads import vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.task import Batch, Constants, Sums
 
-_RECORDS = 20_000  # that the probabilities are counted in
 _WHOLE = 2**32 - 1
 _SEEDS = 3  # folded into the key of a batch's features, of which masking splits off 0 to 2
 
@@ -55,15 +53,6 @@ def cumulative_shares(counts: Float[np.ndarray, " V"]) -> UInt32[np.ndarray, " V
     it was: what has probability 0 would never be learned to be improbable."""
     shares = np.cumsum(counts + 1) / np.sum(counts + 1)
     return np.round(shares * _WHOLE).astype(np.uint32)
-
-
-def token_counts(prepared: PreparedCorpus) -> Float[np.ndarray, " V"]:
-    """Returns how often each entry of the vocabulary occurs in training records, which are taken at even distances."""
-    source = prepared.source("train")
-    field = "input_ids" if prepared.manifest["masking"] == "static" else "tokens"
-    numbers = np.unique(np.linspace(0, len(source) - 1, _RECORDS).astype(int))
-    tokens = np.concatenate([source[number][field] for number in numbers.tolist()])
-    return np.bincount(tokens, minlength=prepared.tokenizer.vocab_size).astype(np.float64)
 
 
 def draw_negatives(

@@ -98,6 +98,14 @@ class Report:
     sections: Sequence[Section] = ()
 
 
+def by_language(metrics: Mapping[str, float], parts: Sequence[str]) -> list[Section]:
+    """Returns the section of the metrics <language>/<name>: a row for each of `parts`; none without parts."""
+    found = {part: {n.partition("/")[2]: x for n, x in metrics.items() if n.startswith(f"{part}/")} for part in parts}
+    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
+    rows = [[part, *(scores.get(name, "") for name in names)] for part, scores in found.items()]
+    return [Section("Scores by language", _table(["", *names], rows))] if rows else []
+
+
 def classes(labels: Sequence[str], examples: Sequence[TextExample], predictions: Sequence[Prediction]) -> list[Section]:
     """Returns the sections of a choice among labels."""
     rows = [
@@ -302,7 +310,9 @@ def _scores_of(line: Mapping[str, float]) -> tuple[float, float, float, int]:
 
 
 def _text(example: TextExample) -> str:
-    return _cut(example.text) if example.text_pair is None else f"{_cut(example.text)} ‖ {_cut(example.text_pair)}"
+    parts = [example.text] if example.text_pair is None else [example.text, example.text_pair]
+    shown = " ‖ ".join(map(_cut, parts))
+    return shown if example.vectors is None else f"{shown} [{example.vectors.name}]".lstrip()
 
 
 def _cut(text: str) -> str:

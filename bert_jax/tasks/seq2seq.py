@@ -8,7 +8,7 @@ An evaluation has two parts: the loss of every example, and what the model itsel
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import by_item
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.examples import WritingExample
+from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.labelled.parallel import source_in, writing_examples
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, tokenizer_from_texts
@@ -71,8 +72,9 @@ class Seq2Seq(FineTuning):
         if data.vocab_file or not data.train:
             return super().new_tokenizer(config)
         logging.info("learning a vocabulary from %s", data.train)
-        examples = writing_examples(data.train, source=data.text, target=data.label)
-        texts = (text for example in examples for text in (*example.source, example.target or ""))
+        columns = {"source": data.text, "target": data.label}
+        parts = (writing_examples(files, **columns) for files in files_of(data.train, "data.train"))
+        texts = (text for examples in parts for e in examples for text in (*e.source, e.target or ""))
         return tokenizer_from_texts(data, texts)
 
     def read(self, spec: str) -> Iterator[WritingExample]:
@@ -221,7 +223,9 @@ class Seq2Seq(FineTuning):
         items = self.items[_WRITTEN + split]
         examples = self.examples[split][: len(items)]
         predictions = self.predict(examples, items, by_item(rows, items))
-        return Evaluation(split, self.means(sums) | self.score(examples, predictions, description), predictions)
+        score = partial(self.score, description=description)
+        scores = self.languages.scores(split, examples, predictions, score)
+        return Evaluation(split, self.means(sums) | scores, predictions)
 
     def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
         """Returns for each source the `text` that is written for it."""

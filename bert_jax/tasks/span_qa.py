@@ -6,7 +6,7 @@ logit as the start and one as the end of the answer; those of [CLS] together are
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -210,6 +210,10 @@ class SpanQA(FineTuning):
                         candidates[window.example].append((float(score), span))
         rows = zip(examples, candidates, null_scores.tolist(), strict=True)
         return [self._prediction(example, found, null) for example, found, null in rows]
+
+    def of_language(self, example: QuestionExample, language: str) -> QuestionExample:
+        """Returns the question with its language in its id: XQuAD's translations have the ids of SQuAD."""
+        return replace(example, id=f"{language}/{example.id}")
 
     def score(self, examples, predictions, description) -> dict[str, float]:
         """Returns exact_match and f1 of the answers given; of a model that may say "no answer" also those under the

@@ -27,6 +27,9 @@ Rows = dict[str, Array]  # what an evaluation keeps of every row of a batch
 Description = dict[str, Any]  # JSON: what prediction needs besides config and tokenizer, such as names of labels
 Constants = PyTree[Array]
 
+# Ends of the names of metrics that are better when lower; all others are better when higher.
+LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
+
 
 class Source(NamedTuple):
     """What a run takes from the checkpoint that it continues or starts from, besides its parameters."""
@@ -88,6 +91,7 @@ class Task(Protocol):
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
     makes_texts: ClassVar[bool] = False  # whether it has `writer` and `decoding`, for texts of several kinds
     has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
+    has_members: ClassVar[bool] = False  # whether it consists of the tasks in config.tasks, its `members`
 
     config: ConfigDict
     tokenizer: Tokenizer
@@ -95,6 +99,9 @@ class Task(Protocol):
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
+    blank_columns: Mapping[str, Any] = {}  # columns of a row to predict that hold no text → a value for a trial
+    members: Mapping[str, "Task"] = {}  # by name; their parameters are the trunk's and those under heads/NAME/
+    main_metrics: Mapping[str, str] = {}  # one of each member, by which its evaluations are compared
     copied_parameters: Mapping[str, str] = {}  # begin of names → begin of those that a source without them has instead
     # Only of a task with data, or of one that stands in for it
     steps_per_epoch: int
@@ -136,10 +143,10 @@ class Task(Protocol):
         return 0
 
     @classmethod
-    def prepared_folder(cls, config: ConfigDict, position: Mapping[str, Any]) -> Path | None:
-        """Returns the folder of prepared data that a data position of a run belongs to; None if the task reads the
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+        """Returns the folders of prepared data that a data position of a run belongs to; [] if the task reads the
         user's files themselves."""
-        return None
+        return []
 
     def description(self) -> Description:
         """Returns what the constructor needs besides config and tokenizer; it is saved with every checkpoint."""
@@ -167,6 +174,11 @@ class Task(Protocol):
     def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields every example of a split once; rows that fill up the last batch have weight 0."""
         ...
+
+    def idle_parameters(self, batch: Batch) -> str:
+        """Returns a regular expression of the parameters that a step on this batch leaves as they are, with their
+        state of the optimizer."""
+        return ""
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Returns the batch as the model sees it; runs on the device, on the whole batch at once.
@@ -236,6 +248,14 @@ class Task(Protocol):
     def decoding(self, **given: Any) -> Decoding:
         """Returns how it writes: as the options `generate.*` say, but for those that are `given`. Raises UserError."""
         ...
+
+
+def description_of(description: Any, name: str) -> Description:
+    """Returns what the description of a task with members says of one of them. Raises UserError if it does not."""
+    try:
+        return dict(description["tasks"][name]["description"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"the checkpoint does not say what its task {name} learned; train it again") from None
 
 
 def shapes_of(batch: Mapping[str, np.ndarray]) -> dict[str, ShapeDtypeStruct]:

@@ -4,37 +4,101 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Part
+from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import (
     TaggedExample,
     TextExample,
+    Vectors,
     WritingExample,
     format_summary,
     summarise,
     warnings,
 )
+from bert_jax.data.labelled.tables import Row
 from bert_jax.data.labelled.windows import sliding
+from bert_jax.data.media.source import VectorSource
 from bert_jax.data.tokenizers.rows import row_length
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 
 
+def text_columns(data: ConfigDict) -> dict[str, str]:
+    """Returns the columns of the texts that a model reads: none with data.modalities=vectors."""
+    names = ("text", "text_pair")
+    return {name: "" if data.modalities == "vectors" else data[name] for name in names}
+
+
+def text_example(row: Row, data: ConfigDict, source: VectorSource | None) -> TextExample:
+    """Returns the example of a row, without label. Raises UserError for what is wrong with the row."""
+    text, pair = text_columns(data).values()
+    texts = text_in(row, text) if text else "", text_in(row, pair) if pair else None
+    return TextExample(row.origin, *texts, vectors=source and source.read(row))
+
+
+def blank_example(text: str, data: ConfigDict, source: VectorSource | None) -> TextExample:
+    """Returns an example of one text, beside which all vectors that a row can have are zero."""
+    values = {name: text for name in text_columns(data).values() if name}
+    return text_example(Row("stand-in", values | ({source.column: source.blank()} if source else {})), data, source)
+
+
+def encode_texts(
+    tokenizer: Tokenizer, examples: Sequence[TextExample], data: ConfigDict
+) -> list[tuple[tuple[Part, ...], dict[str, np.ndarray]]]:
+    """Returns the parts of each example, and what its tokens have besides: [CLS] text [SEP] (pair [SEP]), and after it
+    the vectors of the example, if it has some."""
+    firsts = tokenizer.encode_words([example.text for example in examples])
+    seconds: Sequence[list[int] | None] = [None] * len(examples)
+    if any(example.text_pair is not None for example in examples):
+        seconds = tokenizer.encode_words([example.text_pair or "" for example in examples])
+    found, cut = [], 0
+    for example, first, second in zip(examples, firsts, seconds, strict=True):
+        taken = 0 if example.vectors is None else len(example.vectors.values)
+        parts, dropped = encode_long(tokenizer, first, second, data, example.origin, taken=taken)
+        cut += dropped
+        found.append((parts, {}) if example.vectors is None else with_vectors(parts, example.vectors, tokenizer))
+    log_cut(cut, len(examples), data)
+    return found
+
+
+def with_vectors(
+    parts: tuple[Part, ...], vectors: Vectors, tokenizer: Tokenizer
+) -> tuple[tuple[Part, ...], dict[str, np.ndarray]]:
+    """Returns the only part with positions for the vectors behind its tokens, and the arrays of these positions."""
+    [part] = parts
+    size, count = len(part.ids), len(vectors.values)
+    ids = np.concatenate([part.ids, np.full(count, tokenizer.pad_id, np.int32)])
+    # Vectors have a type of their own: this one is not looked up for them.
+    row = Part(ids, np.concatenate([part.type_ids, np.zeros(count, np.int32)]))
+    values = {"vectors": vectors.values, "vector_grid": vectors.grid}
+    return (row,), {name: np.pad(x, ((size, 0), (0, 0))) for name, x in values.items()}
+
+
 def encode_long(
-    tokenizer: Tokenizer, a: list[int], b: list[int] | None, data: ConfigDict, origin: str
+    tokenizer: Tokenizer, a: list[int], b: list[int] | None, data: ConfigDict, origin: str, *, taken: int = 0
 ) -> tuple[tuple[Part, ...], bool]:
     """Returns [CLS] a [SEP] (b [SEP]) as one part or as windows over the longer text, and whether tokens were left out.
+    `taken` positions of a row are for something else.
 
     Raises UserError, which names `origin`, for too many tokens with data.long_texts=error.
     """
-    limit, length = data.sequence_length, row_length(len(a), None if b is None else len(b))
+    limit, length = data.sequence_length - taken, row_length(len(a), None if b is None else len(b))
+    if taken and limit < row_length(1, None if b is None else 1):
+        raise UserError(
+            f"{origin}: its {taken} vectors leave no room for a text in data.sequence_length {data.sequence_length}: "
+            "raise it, or choose larger patches"
+        )
+    if taken and data.long_texts == "windows":
+        raise UserError("data.long_texts=windows is for text alone: choose head, tail, head+tail or error")
     if length <= limit:
         return (tokenizer.row(a, b),), False
     if data.long_texts == "error":
         raise UserError(
-            f"{origin}: {length} tokens, over data.sequence_length {limit}; raise it, or choose another "
-            "data.long_texts, such as head+tail"
+            f"{origin}: {length + taken} tokens, over data.sequence_length {limit + taken}; raise it, or choose "
+            "another data.long_texts, such as head+tail"
         )
     if data.long_texts != "windows":
         return (tokenizer.row(a, b, max_length=limit, how=data.long_texts),), True

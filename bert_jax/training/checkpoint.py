@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
+from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.text.buckets import local
@@ -35,6 +36,7 @@ from bert_jax.training.step import TrainState
 
 Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings
 HIDDEN = ".deleting-"  # begins names that no reader takes for a checkpoint; what has one is removed at the next start
+EXTENDED = "extended"  # in a workdir: the checkpoint of init_from with the new tokens of extend.words
 _SMALL = 1 << 30  # bytes of parameters that any file may claim
 _MOST_COMPRESSED = 64  # bytes of parameters per byte of their files, beyond that; trained ones have about 1
 
@@ -181,6 +183,13 @@ def choose_checkpoint(path: str, which: str = "best") -> Path:
             folder, reason = newest.parent / str(best), f"the best by {rule['best_metric']}, {known[best]:.4f}"
     logging.info("%s: %s", folder, reason)
     return folder
+
+
+def start_of(config: ConfigDict, workdir: Path) -> str:
+    """Returns the path that a run's first parameters and vocabulary come from: init_from, or once it is made the one
+    with the new tokens of extend.words."""
+    extended = workdir / EXTENDED
+    return str(extended) if config.extend.words and extended.is_dir() else config.init_from
 
 
 def has_checkpoint(path: str) -> bool:

@@ -12,11 +12,12 @@ from jaxtyping import Array, Bool, Key
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.encoder import Layer
 from bert_jax.models.layers import dropout_seeds
+from bert_jax.models.patches import trunk_inputs
 from bert_jax.sharding import Mesh, gathered
 from bert_jax.tasks.task import Batch, Constants, Task
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.parameters import Parameters, is_stacked, unflatten
-from bert_jax.training.step import DROPOUT, MASKING, TrainState
+from bert_jax.training.step import DROPOUT, MASKING, TrainState, weighted_loss
 
 Flags = dict[str, Bool[Array, ""]]  # what it is → whether it is finite
 
@@ -82,11 +83,11 @@ def _flags(
     def loss(trained: Parameters) -> tuple[Array, Any]:
         parameters = gathered(mesh, state.parameters | trained)
         sums = task.sums(unflatten(graphdef, parameters), batch, key, constants)
-        return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums  # type: ignore
+        return weighted_loss(task, sums, weights), sums
 
     trained = {name: x for name, x in state.parameters.items() if name not in frozen}
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
-    losses = {f"the head or its loss ({name})": _is_finite(sums[name][0]) for name in task.objectives}
+    losses = {f"the head or its loss ({name})": _is_finite(sums[name][0]) for name in task.objectives if name in sums}
     return [
         _input_flags(task, batch),
         _trunk_flags(unflatten(graphdef, gathered(mesh, state.parameters)), batch, key),
@@ -109,11 +110,12 @@ def _trunk_flags(model: Any, batch: Batch, key: Key[Array, ""]) -> Flags:
     """Returns none for a task of the user's own whose model or batch is of another kind."""
     if not isinstance(model, Model) or not {*TrunkInputs._fields[:4]} <= batch.keys():
         return {}
-    trunk, inputs = model.trunk, TrunkInputs.from_batch(batch)
+    trunk, inputs = model.trunk, trunk_inputs(model, batch)
     seeds = dropout_seeds(key, 1 + Layer.DROPOUTS * trunk.config.num_hidden_layers)
     words = trunk.embeddings.word(batch["input_ids"])
     seed = None if seeds is None else seeds[0]
-    embedded = trunk.embeddings(words, inputs.token_type_ids, inputs.position_ids, seed=seed)
+    types, positions, languages = inputs.token_type_ids, inputs.position_ids, inputs.language_ids
+    embedded = trunk.embeddings(words, types, positions, language_ids=languages, seed=seed, given=inputs.given)
     layers = trunk.encode(inputs, key=key, all_layers=True).layers or []
     outputs = {f"layer {i} (of 0 to {len(layers) - 1})": _is_finite(x) for i, x in enumerate(layers)}
     return {"the embeddings": _is_finite(embedded)} | outputs

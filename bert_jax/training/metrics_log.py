@@ -23,9 +23,12 @@ from bert_jax.training.tensorboard import EventFile
 from bert_jax.training.trackers import Trackers
 
 Record = dict[str, Any]  # a line of metrics.jsonl
-_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
+_SHOWN = ("loss", "mean", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
 _SHOWN += ("entity_f1", "exact_match", "perplexity", "bleu", "chrf", "rouge1", "rouge2", "rougeLsum")
 _SHOWN += ("tokens_per_second", "mfu", "wait_share")
+# Of a part such as a language, as de/mlm_loss, while there are few.
+_OF_PARTS = ("mlm_loss", "accuracy", "entity_f1", "f1", "retrieval")
+_MOST_PARTS = 8
 
 
 class MetricsLog:
@@ -79,7 +82,10 @@ class MetricsLog:
             self.trackers.add(step, scalars)
         if split == "train" and not self.started:  # what is left is estimated without the first steps, which compile
             self.first, self.started = step, time.perf_counter()
-        line = ", ".join(f"{name} {rounded[name]:.4g}" for name in _SHOWN if name in metrics)
+        shown = [name for name in _SHOWN if name in metrics]
+        of_parts = [name for name in metrics if "/" in name and name.rpartition("/")[2] in _OF_PARTS]
+        shown += of_parts if len(of_parts) <= _MOST_PARTS else []
+        line = ", ".join(f"{name} {rounded[name]:.4g}" for name in shown)
         if not line:
             return
         if self.bar.disable:

@@ -17,9 +17,9 @@ from bert_jax.models.config import layer_numbers
 from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Description, Sums, Task
 from bert_jax.training import step as steps
-from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
+from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint, start_of
 from bert_jax.training.guard import Guard
-from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over, with_copies
+from bert_jax.training.parameters import Parameters, is_stacked, matching, of_one_task, take_over, with_copies
 from bert_jax.training.programs import Programs
 from bert_jax.training.saving import Checkpoints
 from bert_jax.training.step import TrainState
@@ -35,7 +35,8 @@ def first_state(
     if restored is not None:
         logging.info("resuming %s at step %d", checkpoints.directory.parent, int(restored[0].step))
         return restored
-    known = _warm_start(abstract.parameters, task, config, mesh) if config.init_from else {}
+    workdir = checkpoints.directory.parent
+    known = _warm_start(abstract.parameters, task, config, mesh, workdir) if config.init_from else {}
     return steps.init_state(task, optimizer, config.seed, mesh, known), None
 
 
@@ -76,11 +77,11 @@ class Record:
         return run | {"pending": lists, "guard": guard.state()}
 
 
-def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) -> Parameters:
+def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh, workdir: Path) -> Parameters:
     """Returns the parameters that are taken from `init_from`, on the mesh."""
-    folder = choose_checkpoint(config.init_from)
+    folder = choose_checkpoint(start_of(config, workdir))
     saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
-    source, copied = with_copies(saved.parameters, task.copied_parameters)
+    source, copied = with_copies(of_one_task(saved.parameters, config.init_task), task.copied_parameters)
     taken, depths = config.train.take_layers, {len(x) for name, x in source.items() if is_stacked(name)}
     if taken:
         places = np.asarray(layer_numbers("train.take_layers", taken, min(depths)))

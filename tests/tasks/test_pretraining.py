@@ -21,7 +21,8 @@ from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.models.bert import TrunkInputs
 from bert_jax.models.heads import padded_decoder, vocabulary_logits
 from bert_jax.tasks.losses import cross_entropy_sums
-from bert_jax.tasks.pretraining import Pretraining, prepared_corpus
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.tasks.pretraining_text import prepared_corpus
 from bert_jax.training.loop import train
 from bert_jax.training.observer import LEDGER
 
@@ -125,7 +126,8 @@ def test_masks_of_evaluation_depend_on_the_record_alone(packed_config):
 
 
 LOUD = """
-from bert_jax.tasks.pretraining import Pretraining, prepared_corpus
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.tasks.pretraining_text import prepared_corpus
 
 class Loud(Pretraining):
     objectives = {"mlm_loss": 1.0, "nsp_loss": 0.5}

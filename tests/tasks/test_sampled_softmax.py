@@ -9,7 +9,8 @@ from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.tasks.losses import cross_entropy_sums
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.tasks.sampled_softmax import cumulative_shares, draw_negatives, sampled_logits, token_counts
+from bert_jax.tasks.pretraining_text import token_counts
+from bert_jax.tasks.sampled_softmax import cumulative_shares, draw_negatives, sampled_logits
 
 ENTRIES, COUNT = 50, 16
 

@@ -21,7 +21,7 @@ from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.memory import peak_bytes
 from bert_jax.training.parameters import is_stacked, structure
 from bert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
-from experiments import classify, multiple_choice, ner, squad
+from experiments import classify, multiple_choice, ner, squad, visual
 
 FACTORISATIONS = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
 BASIC = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -178,13 +178,34 @@ def choices(folder):
     return config
 
 
+def pictures(folder, kind="classify"):
+    config = visual.get_config(kind)
+    np.save(folder / "pictures.npy", np.random.default_rng(0).random((25, 4, 6), np.float32))
+    asked = [f"{word} {other}" for word in WORDS for other in WORDS]
+    examples = [
+        {"text": text, "label": "hot" if "red" in text else "not", "image": f"pictures.npy#{i}"}
+        for i, text in enumerate(asked)
+    ]
+    config.data.train = config.data.validation = rows(folder, "pictures.jsonl", examples)
+    config.data.image = "image"
+    config.image.update(height=4, width=6, channels=1, patch_size=2)
+    return config
+
+
+def masked_pictures(folder):
+    return pictures(folder, "pretrain")
+
+
 FAMILIES = (classification, tagging, span_qa, choices, pytest.param(with_lstm, marks=pytest.mark.slow))
+FAMILIES = (*FAMILIES, masked_pictures, pytest.param(pictures, marks=pytest.mark.slow))
 
 
 def compared(folder, family, meshes, shape):
     config = small(family(folder))
     config.model.update(shape)
-    config.data.update(vocab_file=str(folder / "vocab.txt"), sequence_length=16, buckets=1, packing=None)
+    config.data.update(vocab_file=str(folder / "vocab.txt"), sequence_length=16, buckets=1)
+    if config.task != "visual_pretraining":
+        config.data.packing = None
     config.train.batch_size = config.eval.batch_size = 16
     config.mesh.data = 8  # for the number of rows
     task = task_class(config.task).with_data(config, None)

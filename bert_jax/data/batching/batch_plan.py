@@ -4,6 +4,7 @@ A plan depends on the items and the config alone, not on the seed: all seeds of 
 depends on the training items alone: validation and test files may change between two starts of a run.
 """
 
+import logging
 from functools import cached_property
 
 import numpy as np
@@ -77,6 +78,18 @@ class BatchPlan:
         rows = float(np.mean([shape.rows * shape.parts for shape in used]))
         targets = float(np.mean([shape.rows * shape.targets for shape in used])) / rows
         return rows, float(np.mean([shape.cost() for shape in used])) / rows - targets, targets
+
+    def log(self, tokens_per_step: float) -> None:
+        """Logs the batches of training, which have so many positions on average."""
+        train = self.items["train"]
+        tokens = sum(len(part.ids) for item in train for part in item.parts)
+        tokens += sum(item.target_length for item in train)
+        logging.info(
+            "%d steps per epoch of %d examples; batches of %s tokens%s, %.0f %% of them real",
+            *(self.steps_per_epoch, len(train), " or ".join(map(str, self.shapes))),
+            " in rows that are shared" if self.is_packed else "",
+            100 * tokens / (self.steps_per_epoch * tokens_per_step),
+        )
 
     def _shares_rows(self, split: str) -> bool:
         return self.is_packed and all(len(item.parts) == 1 for item in self.items[split])

@@ -14,7 +14,7 @@ Attention stays inside a sequence, and `position_ids` begin at 0 in each. Fine-t
     part_weights                              float32[G, W]  0 = a row that the item does not need
     item_ids                                  int32[G, S]    numbers of the items; -1 = no item
     item_weights                              float32[G, S]  0 = no item
-    what a task adds to its items: per item [G, S, …], per token [B, L]
+    what a task adds to its items: per item [G, S, …], per token [B, L, …]
     target_ids                                int32[B, T]    of items with a target, which have rows of their own
     target_weights                            float32[B, T]  0 = padding
 
@@ -88,7 +88,7 @@ def collate(items: Sequence[Item], groups: Sequence[Sequence[int]], shape: Shape
     batch["item_weights"] = np.zeros(per_item, np.float32)
     first = items[0]
     batch |= {name: np.zeros((*per_item, *x.shape), x.dtype) for name, x in first.values.items()}
-    batch |= {name: np.zeros(per_token, x.dtype) for name, x in first.token_values.items()}
+    batch |= {name: np.zeros((*per_token, *x.shape[1:]), x.dtype) for name, x in first.token_values.items()}
     if first.target is not None:
         batch["target_ids"] = np.zeros((len(groups), shape.targets), np.int32)
         batch["target_weights"] = np.zeros((len(groups), shape.targets), np.float32)

@@ -1,5 +1,7 @@
 """Encoded examples: what the model sees of one example, before it is in a batch."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,3 +31,16 @@ class Item:
     @property
     def target_length(self) -> int:
         return 0 if self.target is None else len(self.target)
+
+
+def fingerprint(items: Sequence[Item], *, is_packed: bool) -> str:
+    """Returns a digest of everything that batches of the items are made of: a resumed run must find the same for
+    training."""
+    digest = hashlib.blake2b(b"packed" if is_packed else b"", digest_size=8)
+    for item in items:
+        arrays = [x for part in item.parts for x in (part.ids, part.type_ids)]
+        arrays += [] if item.target is None else [item.target]
+        for array in (*arrays, *item.values.values(), *item.token_values.values()):
+            digest.update(array.tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()

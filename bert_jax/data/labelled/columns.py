@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NoReturn, get_args
 
 from bert_jax.config import UserError
@@ -17,7 +17,14 @@ Kind = Literal["single", "multi", "regression"]
 
 
 def text_examples(
-    spec: str, *, text: str, text_pair: str, label: str, kind: Kind, separator: str
+    spec: str,
+    *,
+    text: str,
+    text_pair: str,
+    label: str,
+    kind: Kind,
+    separator: str,
+    vectors: Callable[[Row], Any] | None = None,
 ) -> Iterator[TextExample]:
     """Yields an example for each row of `spec`, see `tables.read_rows`.
 
@@ -27,9 +34,10 @@ def text_examples(
     multi       any number of class names, joined by `separator` or a list; or `label` names several columns, joined by
                 `separator`, each 0 or 1. An empty cell is no class, null is None
     regression  a finite number
-    Raises UserError with the row for a missing column or a wrong value.
+    `vectors` reads what a row has beside its texts, which then may be "", none. Raises UserError with the row for a
+    missing column or a wrong value.
     """
-    if not text:
+    if not text and vectors is None:
         raise UserError(f"{spec}: no column is named for the text: set data.text")
     if kind not in get_args(Kind):
         raise UserError(f"data.label_kind {kind!r} is unknown ({spec}): choose single, multi or regression")
@@ -37,8 +45,9 @@ def text_examples(
         raise UserError(f"data.label_separator is empty ({spec}): give the text between the labels, e.g. '|'")
     flags = label.split(separator) if kind == "multi" and separator in label else []
     for row in read_rows(spec, has_header([text, text_pair, *(flags or [label])])):
-        texts = text_in(row, text), text_in(row, text_pair) if text_pair else None
-        yield TextExample(row.origin, *texts, _label(row, label, flags, kind, separator) if label else None)
+        texts = text_in(row, text) if text else "", text_in(row, text_pair) if text_pair else None
+        named = _label(row, label, flags, kind, separator) if label else None
+        yield TextExample(row.origin, *texts, named, vectors(row) if vectors else None)
 
 
 def choice_examples(spec: str, *, context: str, ending_start: str, choices: str, label: str) -> Iterator[ChoiceExample]:

@@ -5,7 +5,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from bert_jax.data.tokenizers.rows import Span
 Scheme = Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES", "plain"]
 
 _TABLES = (".jsonl", ".json", ".parquet")
+_LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z-]+)?:).")
 _TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 # What tells a scheme from BIO; E is in two of them, and so is S.
 _OWN_LETTERS: dict[Scheme, set[str]] = {"BIOES": {*"ES"}, "BMES": {*"MES"}, "BILOU": {*"LU"}}
@@ -150,6 +151,22 @@ def _number(column: str, path: Path) -> int:
 
 
 def _read_columns(path: Path, text: int, label: int | None) -> Iterator[TaggedExample]:
+    """Yields the sentences. In WikiANN's files every word begins with the language (`de:Haus`), which is left out: it
+    is what all words of the first sentence begin with."""
+    language: str | None = None
+    for sentence in _sentences(path, text, label):
+        if language is None:
+            found = {match[1] if (match := _LANGUAGE.match(word)) else "" for word in sentence.words}
+            language = found.pop() if len(found) == 1 else ""
+        if language:
+            if other := [word for word in sentence.words if not word.startswith(language)]:
+                wrong = f"the word {other[0]!r} does not begin with {language!r}, as those before do"
+                raise UserError(f"{sentence.origin}: {wrong}: correct this sentence")
+            sentence = replace(sentence, words=tuple(word[len(language) :] for word in sentence.words))
+        yield sentence
+
+
+def _sentences(path: Path, text: int, label: int | None) -> Iterator[TaggedExample]:
     width = first = 0
     words: list[str] = []
     tags: list[str] = []

@@ -7,8 +7,11 @@ messages.
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
 
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _ODD = {  # what may be a mistake in an example, as warnings say it
@@ -21,14 +24,24 @@ _FEW = 5  # examples of a label
 _SHOWN = 30  # labels of a split in the report
 
 
+class Vectors(NamedTuple):
+    """What a row has beside its text (`data/media`): K vectors of F values in a grid."""
+
+    values: Float32[np.ndarray, "K F"]
+    grid: Int32[np.ndarray, "K 2"]  # row and column of each vector, from 1
+    name: str  # of the file, as messages and reports show it
+
+
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """`label` is a class name, a number (regression) or class names (several per text); None if there is none."""
+    """`label` is a class name, a number (regression) or class names (several per text); None if there is none.
+    `vectors` are what the row has beside its text."""
 
     origin: str
     text: str
     text_pair: str | None = None
     label: str | float | tuple[str, ...] | None = None
+    vectors: Vectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +100,13 @@ class DocumentExample:
     sentences: tuple[str, ...]
     summary: tuple[str, ...] | None = None
     chosen: tuple[int, ...] = ()
+
+
+def as_record(example: Any) -> dict[str, Any]:
+    """Returns an example as JSON takes it; {} of one that is no dataclass, as those of a user's own task may be."""
+    found = asdict(example) if is_dataclass(example) else {}  # type: ignore[arg-type]
+    vectors = found.pop("vectors", None)
+    return found if vectors is None else found | {"vectors": vectors.name}
 
 
 def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
@@ -205,9 +225,11 @@ def _labels_by_text(examples: Iterable[TextExample]) -> dict[Any, set]:
     return found
 
 
-def _key(example: TextExample) -> tuple[str, str | None]:
-    pair = example.text_pair
-    return " ".join(example.text.split()), None if pair is None else " ".join(pair.split())
+def _key(example: TextExample) -> tuple[str | None, ...]:
+    pair, vectors = example.text_pair, example.vectors
+    texts = " ".join(example.text.split()), None if pair is None else " ".join(pair.split())
+    # Beside vectors a text may be empty.
+    return texts if vectors is None else (texts[0] or None, texts[1] or None, vectors.name)
 
 
 def _comparable(label: str | float | tuple[str, ...]) -> str | float | frozenset[str]:

@@ -65,6 +65,23 @@ def file_pairs(spec: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def aligned_lines(one: str, other: str) -> Iterator[tuple[Row, Row]]:
+    """Yields the lines of two files with the same number, as rows with the column "text". Raises UserError for the
+    first line that lacks its partner, and for files without lines."""
+    paths = [_only_file(name) for name in (one, other)]
+    streams, number = (_lines(path) for path in paths), 0
+    for number, (source, target) in enumerate(itertools.zip_longest(*streams), 1):
+        if source is None or target is None:
+            alone, ended = (source, paths[1]) if target is None else (target, paths[0])
+            raise UserError(
+                f"{alone and alone.origin}: this line has no partner, {ended} ends after line {number - 1}: give both "
+                "files the same number of lines"
+            )
+        yield source, target
+    if not number:
+        raise UserError(f"{one} and {other} have no lines: correct or leave out these files")
+
+
 def _check_suffixes(spec: str) -> None:
     """Raises UserError for a file that is no table: perhaps one language of two files."""
     for path in [] if spec.startswith("tfds:") else find_data_files(spec):
@@ -76,20 +93,10 @@ def _check_suffixes(spec: str) -> None:
 
 def _aligned(one: str, other: str) -> Iterator[WritingExample]:
     """Yields the pairs of lines of two files."""
-    paths = [_only_file(name) for name in (one, other)]
-    streams, number = (_lines(path) for path in paths), 0
-    for number, (source, target) in enumerate(itertools.zip_longest(*streams), 1):
-        if source is None or target is None:
-            alone, ended = (source, paths[1]) if target is None else (target, paths[0])
-            raise UserError(
-                f"{alone and alone.origin}: this line has no partner, {ended} ends after line {number - 1}: give both "
-                "files the same number of lines"
-            )
+    for source, target in aligned_lines(one, other):
         if not target.values["text"].strip():
             raise UserError(f"{target.origin}: the line is empty: give the text to write, or leave out both lines")
         yield WritingExample(source.origin, source_in(source, "text"), target.values["text"])
-    if not number:
-        raise UserError(f"{one} and {other} have no lines: correct or leave out these files")
 
 
 def _only_file(name: str) -> Path:

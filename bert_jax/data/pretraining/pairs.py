@@ -45,12 +45,13 @@ class PairSettings:
     """What a row depends on besides the chunks; lengths in tokens, rates in [0, 1]."""
 
     sequence_length: int
-    pairing: str  # nsp | sop | none
+    pairing: str  # nsp | sop | none, or translation: a chunk holds a text and its translation
     random_next_rate: float
     short_sequence_rate: float
     cls_id: int
     sep_id: int
     vocab_size: int
+    restart_positions: bool = False  # of a row's second part, from 0
 
     @classmethod
     def from_config(cls, data: ConfigDict, tokenizer: Tokenizer) -> "PairSettings":
@@ -101,6 +102,9 @@ class PairRows:
         # Each row has a stream of draws of its own, so that it can be made without the rows before it.
         draws = _Draws(self._seed, epoch, index)
         chunk = source[record]
+        if settings.pairing == "translation":
+            a, b = np.split(chunk["tokens"], self._ends(chunk)[:1])
+            return Pair(record, *_truncate(a, b, settings.sequence_length - 3, draws), None)
         if settings.pairing == "none":
             return Pair(record, _trim(chunk["tokens"], settings.sequence_length - 2, draws), None, None)
         target = settings.sequence_length - 3
@@ -128,6 +132,8 @@ class PairRows:
                 write_types(token_type_ids[start:end], len(pair.a))
             if most > 1:
                 position_ids[start:end] = self._positions[:tokens]
+            if pair.b is not None and settings.restart_positions:
+                position_ids[end - len(pair.b) - 1 : end] = self._positions[: len(pair.b) + 1]
             sequence_ids[start:end] = number + 1
             first_tokens[number], labels[number], weights[number] = start, pair.label or 0, pair.label is not None
             start = end
@@ -233,7 +239,7 @@ class PairRows:
 
 def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
     """Returns the record that row `index` of an epoch starts from: a permutation of range(count) per (seed, epoch)."""
-    key = _mix(_mix(seed & _MASK64) ^ epoch) & 0xFFFFFFFF
+    key = mix(mix(seed & _MASK64) ^ epoch) & 0xFFFFFFFF
     return index_shuffle(index, max_index=count - 1, seed=key, rounds=4)
 
 
@@ -253,7 +259,7 @@ def _trim(tokens: Tokens, length: int, draws: "_Draws") -> Tokens:
     return tokens[front : front + length]
 
 
-def _mix(state: int) -> int:
+def mix(state: int) -> int:
     """Returns the finaliser of SplitMix64 (Steele, Lea, Flood 2014) on an unsigned 64-bit integer."""
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -266,12 +272,12 @@ class _Draws:
     def __init__(self, *key: int):
         self._state = 0
         for part in key:
-            self._state = _mix((self._state + part + 0x9E3779B97F4A7C15) & _MASK64)
+            self._state = mix((self._state + part + 0x9E3779B97F4A7C15) & _MASK64)
 
     def bits(self) -> int:
         """Returns 64 random bits."""
         self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK64
-        return _mix(self._state)
+        return mix(self._state)
 
     def below(self, count: int) -> int:
         """Returns an integer, uniform on [0, count) but for a bias under count / 2^64."""

@@ -5,14 +5,11 @@ that folder is whole it is used again. It is written beside its final path and m
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -26,11 +23,13 @@ from bert_jax.config import UserError
 from bert_jax.data.pretraining.beam import Preparation, beam_preparation, check_beam
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks, num_bytes
 from bert_jax.data.pretraining.cleaning import Cleaning, marked
+from bert_jax.data.pretraining.folders import move_into_place, only_preparer, temporary_sibling
 from bert_jax.data.pretraining.original import Instance, OriginalSettings, create_instances
 from bert_jax.data.pretraining.prepared import FORMAT_VERSION, MANIFEST, Incomplete, PreparedCorpus, open_prepared
 from bert_jax.data.pretraining.records import DATASET_NAME, ShardWriter, encode_record, record_fields, tfds_features
 from bert_jax.data.pretraining.report import Statistics, make_report, report_text
 from bert_jax.data.pretraining.splits import SPLITS, split_documents
+from bert_jax.data.pretraining.translations import PARALLEL, TranslationWork
 from bert_jax.data.pretraining.workers import in_order, in_worker
 from bert_jax.data.text.corpus import Corpus, Document, open_corpus, split_sentences
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer, tokenizer_from_config
@@ -40,9 +39,15 @@ _log = logging.getLogger(__name__)
 
 
 def prepare(
-    data: ConfigDict, seed: int, tokenizer: Tokenizer | None = None, *, progress: bool = True
+    data: ConfigDict,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
+    *,
+    corpus: Corpus | None = None,
+    progress: bool = True,
 ) -> PreparedCorpus:
-    """Builds the dataset of the `data` group of a config, or reuses it. Raises UserError.
+    """Builds the dataset of the `data` group of a config, or reuses it; `corpus` is what it names, if it is open
+    already. Raises UserError.
 
     Which vocabulary: 1. data.vocab_file, 2. `tokenizer` (a checkpoint's), 3. one trained on the corpus. Its workers
     import the script that calls it: there, call it under `if __name__ == "__main__":`, else it raises RuntimeError.
@@ -57,14 +62,14 @@ def prepare(
         check_beam(data)
     elif data.beam_options or data.beam_temp:
         raise UserError(f"data.beam_options and data.beam_temp belong to data.runner=beam, not {data.runner}: set it")
-    corpus = open_corpus(data)
+    corpus = corpus or open_corpus(data)
     tokenizer = tokenizer_from_config(data, corpus) if data.vocab_file else tokenizer
     settings = _settings(data, seed, corpus, tokenizer)
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     directory = Path(data.prepared) / f"{corpus.name}-{data.sequence_length}-{key}"
     if (found := _found(directory)) is not None:
         return _checked(found, data)
-    with _only_preparer(directory), _temporary_sibling(directory) as temporary, contextlib.ExitStack() as stack:
+    with only_preparer(directory), temporary_sibling(directory) as temporary, contextlib.ExitStack() as stack:
         if (found := _found(directory)) is not None:  # by the process that this one has waited for
             return _checked(found, data)
         preparation = None
@@ -84,7 +89,7 @@ def prepare(
             tokenizer.save(folder)
         results = _results(data, seed, corpus, tokenizer, preparation)
         _build(temporary, data, corpus, tokenizer, settings, results, progress)
-        _move_into_place(temporary, directory)
+        move_into_place(temporary, directory, _is_whole)
     return _checked(open_prepared(directory), data)
 
 
@@ -142,7 +147,8 @@ def _results(
         yield from _static_results(data, seed, tokenizer, fields, split)
     else:
         dtype, cleaning = np.dtype(fields["tokens"]), Cleaning.from_config(data)
-        work = BlockWork(tokenizer, data.sequence_length, dtype, cleaning)
+        kind = TranslationWork if data.corpus == PARALLEL else BlockWork
+        work = kind(tokenizer, data.sequence_length, dtype, cleaning)
         small = corpus.num_bytes is not None and corpus.num_bytes < _SMALL_CORPUS
         workers = data.workers or (1 if small else os.cpu_count() or 1)
         yield from in_order(work, blocks(split), workers) if preparation is None else preparation.results(work)
@@ -243,76 +249,6 @@ def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards:
         tfds.folder_dataset.write_metadata(
             data_dir=os.fspath(directory), features=tfds_features(fields), split_infos=infos, check_data=False
         )
-
-
-@contextlib.contextmanager
-def _only_preparer(directory: Path) -> Iterator[None]:
-    """Waits until no other process of this machine prepares the same dataset, as another run of a study may."""
-    path = directory.parent / f".{directory.name}.preparing"
-    with contextlib.ExitStack() as held:
-        # What goes wrong here, such as permissions, is reported where the dataset is written.
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            is_held = False
-            while not is_held:  # whoever held it before has removed it
-                file = held.enter_context(open(path, "a"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    _log.info("waiting for another process that prepares %s", directory)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                is_held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-@contextlib.contextmanager
-def _temporary_sibling(directory: Path) -> Iterator[Path]:
-    """Gives a locked folder beside `directory`, and removes it at the end, and those of killed processes at once."""
-    prefix = f".{directory.name}.partial-"
-    temporary = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        for stale in directory.parent.glob(f"{prefix}*"):
-            with contextlib.suppress(OSError), open(stale / "lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
-                shutil.rmtree(stale)
-        with contextlib.ExitStack() as locks:
-            # Before it is locked, another process may take the folder for one of a killed process and remove it.
-            while temporary is None or not (temporary / "lock").exists():
-                temporary = directory.parent / f"{prefix}{uuid.uuid4().hex}"
-                temporary.mkdir()
-                fcntl.flock(locks.enter_context(open(temporary / "lock", "w")), fcntl.LOCK_EX)
-            yield temporary
-    except OSError as error:
-        reason = (error.strerror or str(error)).replace(str(temporary), str(directory))
-        raise UserError(f"{directory}: cannot be written ({reason}): free the disk or set data.prepared") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move_into_place(temporary: Path, directory: Path) -> None:
-    """Makes the files durable, then renames the folder once, so that no moment shows half a dataset under its name.
-    Another process may have prepared the same dataset meanwhile, and use it: a whole one is never replaced."""
-    for path in [*temporary.rglob("*"), temporary]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if directory.exists() and not _is_whole(directory):
-        os.replace(directory, temporary / "damaged")  # goes when the temporary folder goes
-    (temporary / "lock").unlink()
-    try:
-        os.replace(temporary, directory)
-    except OSError:  # a folder that is not empty cannot be replaced
-        if not _is_whole(directory):
-            raise
-    shutil.rmtree(directory / "damaged", ignore_errors=True)
 
 
 def _is_whole(directory: Path) -> bool:

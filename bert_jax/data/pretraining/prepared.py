@@ -27,6 +27,14 @@ class PreparedCorpus:
     manifest: dict[str, Any]
     tokenizer: Tokenizer
 
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        return self.manifest["shards"]
+
     def source(self, split: str) -> Records:
         """Returns the records of "train", "validation" or "test". Raises UserError for an empty split."""
         counts = self._counts(split)

@@ -27,6 +27,7 @@ PARTS = {
     "loss": "text",
     "sources": "text",
     "neighbours": "text",
+    "patches": "media",
     "projection": "sentences",
     "probes": "tagged",
     "heads": "",
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
         "",
         "second text, for a model of pairs; context of the question; choices with | between them; what is written",
     )
+    flag("media", "", "picture, sound or features that the text goes with, for patches", metavar="FILE")
     flag("what", "", f"parts of the page, comma-separated: {', '.join(PARTS)} [all that can be made]", metavar="PARTS")
     flag("output", "inspect.html", "the page", metavar="FILE.html")
     flag("target", "", "class, tag, choice, start of the answer or masked word that gradient explains [the likeliest]")
@@ -90,8 +92,10 @@ def _checked(flags: Mapping[str, Any]) -> tuple[list[str], Path]:
         need = PARTS[part]
         if flags["what"] and need and not flags[need].strip():
             raise UserError(f"--what={part} needs --{need}; give one")
-    if not any(flags[name].strip() for name in ("text", "sentences", "tagged", "examples")) and parts != ["heads"]:
-        raise UserError("there is nothing to look at; give --text, --sentences, --tagged or --examples")
+    if not any(flags[name].strip() for name in ("text", "media", "sentences", "tagged", "examples")) and parts != [
+        "heads"
+    ]:
+        raise UserError("there is nothing to look at; give --text, --media, --sentences, --tagged or --examples")
     output = Path(flags["output"]).expanduser()
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output={flags['output']}: the page is HTML; name it {output.stem or 'inspect'}.html")
@@ -172,6 +176,12 @@ class _Page:
         from bert_jax.lab.inspect.sources import dependence
 
         return source_section(dependence(self.model, self.text, self.pair or ""))
+
+    def patches(self) -> str:
+        from bert_jax.lab.inspect.page import patch_section
+        from bert_jax.lab.inspect.patches import words_and_patches
+
+        return patch_section(words_and_patches(self.model, self.text, self.pair, self.flags["media"]))
 
     def neighbours(self) -> str:
         from bert_jax.lab.inspect.page import neighbour_section

@@ -20,6 +20,7 @@ from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.items import Item
 from bert_jax.data.batching.reader import Batch
 from bert_jax.data.batching.shapes import Shape
+from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.text.text_files import find_files
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.inference.open import Opened
@@ -83,7 +84,8 @@ def head_importance(
     """
     opened = insides(model).opened
     if isinstance(opened.task, FineTuning):
-        return _on_examples(model, examples or opened.config.data.validation, limit, progress)
+        own = ",".join(files_of(opened.config.data.validation, "data.validation"))
+        return _on_examples(model, examples or own, limit, progress)
     if not texts:
         raise UserError("there is no text to measure the loss of; give one")
     return _on_texts(model, texts, limit, progress)

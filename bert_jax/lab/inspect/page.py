@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from bert_jax.lab.inspect import pictures
 from bert_jax.lab.inspect.heads import Attention, HeadImportance, rollout
+from bert_jax.lab.inspect.patches import WordsAndPatches
 from bert_jax.lab.inspect.probes import Probes
 from bert_jax.lab.inspect.reading import Reading
 from bert_jax.lab.inspect.sources import Dependence
@@ -121,6 +122,23 @@ def source_section(found: Dependence) -> str:
     )
     body = f'<div class="beside">{"".join(drawn)}</div>{explained}'
     return section("What the written text needs and reads of its source", body, note)
+
+
+def patch_section(found: WordsAndPatches) -> str:
+    what = {"image": "picture", "sound": "spectrogram", "features": "regions"}[found.kind]
+    drawn = picture(pictures.looked_at(found), f"what each token looks at in the {what}")
+    last, count = found.shares[-1], len(found.tokens)
+    first = Table(
+        ["token", f"attention to the {what}"], [[t, _share(x)] for t, x in zip(found.tokens, last, strict=True)], {1}
+    )
+    note = (
+        f"Where each token of the text looks in the {what}: the mean over the heads of a layer, the reddest where it "
+        "looks most. The share under a panel is the part of the token's attention that goes to the "
+        f"{what} at all; the table has it for the last layer."
+    )
+    if count > pictures.MOST_WORDS:
+        note += f" The panels are of the first {pictures.MOST_WORDS} of {count} tokens."
+    return section(f"From words to the {what}", f"{drawn}{folded('all tokens', table(first))}", note)
 
 
 def attribution_section(products: Attribution, integrated: Attribution) -> str:

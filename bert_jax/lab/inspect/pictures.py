@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bert_jax.lab.inspect.heads import HeadImportance
+from bert_jax.lab.inspect.patches import WordsAndPatches
 from bert_jax.lab.inspect.probes import Probes
 from bert_jax.lab.report.html import INK, LINE
 
@@ -16,6 +17,7 @@ from bert_jax.lab.report.html import INK, LINE
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MOST_LABELS = len(COLOURS) - 1  # labels with a colour of their own
 _LONG = 18  # characters of a label
+MOST_WORDS, _MOST_LAYERS = 12, 4  # panels of a picture
 _TOKENS = 40  # tokens up to which a picture names each
 _PALETTE: dict[Any, Any] = {
     **{f"{name}.color": INK for name in ("text", "xtick", "ytick")},
@@ -50,6 +52,34 @@ def token_matrix(
         axis.set_xlabel(what)
 
     return _svg(width + 1.2, height + 1.2, draw)
+
+
+def looked_at(found: WordsAndPatches) -> bytes:
+    """Draws the picture once for each token and layer, the patches in orange that the token looks at most."""
+    layers, tokens = found.weights.shape[:2]
+    shown = range(max(0, layers - _MOST_LAYERS), layers)
+    height, width = found.weights.shape[2:] if found.picture is None else found.picture.shape
+    across, down = (0.95 * min(max(one / other, 0.5), 3) for one, other in ((width, height), (height, width)))
+
+    def draw(axes: Any) -> None:
+        for row, layer in enumerate(shown):
+            for column, token in enumerate(found.tokens[:MOST_WORDS]):
+                axis, weights = axes[row][column], found.weights[layer, column]
+                edges = {"extent": (0, width, height, 0), "interpolation": "nearest", "aspect": "auto"}
+                if found.picture is not None:
+                    axis.imshow(found.picture, cmap="gray", vmin=0, vmax=1, **edges)
+                heat = weights / max(float(weights.max()), 1e-12)
+                axis.imshow(np.full_like(heat, 0.75), cmap="YlOrRd", vmin=0, vmax=1, alpha=0.85 * heat, **edges)
+                axis.set_xticks([])
+                axis.set_yticks([])
+                if row == 0:
+                    axis.set_title(_short(token), fontsize=9)
+                axis.set_xlabel(f"{found.shares[layer, column]:.0%}", fontsize=8)
+            axes[row][0].set_ylabel(f"layer {layer + 1}", fontsize=9)
+
+    columns = min(tokens, MOST_WORDS)
+    size = (across + 0.1) * columns + 0.3, (down + 0.3) * len(shown) + 0.3
+    return _svg(*size, draw, (len(shown), columns))
 
 
 def probe_curve(probes: Probes) -> bytes:
@@ -129,7 +159,8 @@ def _quiet(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _svg(width: float, height: float, draw: Any) -> bytes:
+def _svg(width: float, height: float, draw: Any, panels: tuple[int, int] | None = None) -> bytes:
+    """Returns what `draw` makes of one axis, or of an array of them, one per panel."""
     import matplotlib
     from matplotlib.figure import Figure  # pyplot's figures belong to the main thread, and to a notebook's cells
 
@@ -137,6 +168,6 @@ def _svg(width: float, height: float, draw: Any) -> bytes:
     with matplotlib.rc_context(_PALETTE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's own fonts show the text of an SVG
         figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.subplots())
+        draw(figure.subplots(*panels, squeeze=False) if panels else figure.subplots())
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     return content.getvalue()

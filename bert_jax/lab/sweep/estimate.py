@@ -15,6 +15,7 @@ from bert_jax import backend
 from bert_jax import run as runs
 from bert_jax.config import UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
+from bert_jax.data.labelled.languages import files_of
 from bert_jax.lab.programs import stand_in_tokenizer
 from bert_jax.lab.study import PlannedRun
 from bert_jax.models.config import BertConfig, bert_config, check_structure, inherit_shape
@@ -170,14 +171,24 @@ def _steps(config: ConfigDict, task: Any) -> int | None:
     """Returns the number of steps; of epochs over local files, by counting their examples."""
     config = config.copy_and_resolve_references()
     if config.train.epochs is not None:
-        if not task.makes_predictions or config.data.train.startswith("tfds:"):
-            return None
         try:
-            examples = sum(1 for _ in task.read(config.data.train))
+            resolve_steps(config, _steps_per_epoch(task))
         except (UserError, AttributeError):  # the run itself will say what is wrong with its data
             return None
-        resolve_steps(config, steps_per_epoch(examples, config.train.batch_size))
     return config.train.steps
+
+
+def _steps_per_epoch(task: Any) -> int:
+    """Returns the batches of an epoch, of several tasks those that have a share. Raises UserError if only the data can
+    say."""
+    if task.members:
+        shares = {name: task.config.tasks[name].share for name in task.members}
+        return sum(_steps_per_epoch(member) for name, member in task.members.items() if shares[name] != 0)
+    data = task.config.data
+    if not task.makes_predictions or data.train.startswith("tfds:"):
+        raise UserError("the examples are not in local files")
+    examples = sum(1 for files in files_of(data.train, "data.train") for _ in task.read(files))
+    return steps_per_epoch(examples, task.config.train.batch_size)
 
 
 @cache

@@ -1,0 +1,49 @@
+"""The task of a run with its data, and with the teacher that the options distillation.* name."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import cast
+
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from bert_jax.config import UserError
+from bert_jax.inference.open import Opened, open_model
+from bert_jax.models.bert import Model
+from bert_jax.sharding import current, gathered
+from bert_jax.tasks import task_class
+from bert_jax.tasks.distillation import Distillation, Teacher
+from bert_jax.tasks.task import Source, Task
+from bert_jax.training.parameters import unflatten
+
+
+def trained_task(config: ConfigDict, source: Source | None) -> Task:
+    """Returns the task of a run with its data, and with its teacher if it has one. Raises UserError."""
+    task = task_class(config.task).with_data(config, source)
+    if not config.distillation.teacher:
+        return task
+    opened = _teacher(config.distillation.teacher)
+    whole = config.distillation.soft > 0  # else the trunk is enough, whatever the heads
+    graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/", dropped="^heads/")
+    if whole and (absent := [name for name in parameters if name not in opened.parameters]):
+        raise UserError(f"distillation.soft: {opened.path} has no {absent[0]}; its outputs would mean nothing")
+
+    def model(parameters: Mapping[str, Array]) -> Model:
+        mesh = current()
+        return unflatten(graphdef, dict(parameters) if mesh is None else gathered(mesh, parameters))
+
+    return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path))))
+
+
+def source_of_teacher(config: ConfigDict) -> Source | None:
+    """Returns what a student from scratch takes from its teacher: the vocabulary, unless data.vocab_file gives it, and
+    with it the names of labels."""
+    if not config.distillation.teacher or config.data.vocab_file:
+        return None
+    opened = _teacher(config.distillation.teacher)
+    return Source(opened.tokenizer, opened.config.task, opened.run["task"])
+
+
+@lru_cache(maxsize=1)
+def _teacher(path: str) -> Opened:
+    return open_model(path)
