@@ -26,6 +26,7 @@ def load(
     batch_size: int = 32,
     checkpoint: str = "best",
     task: str = "",
+    task_name: str = "",
     overrides: Mapping[str, Any] | None = None,
 ) -> "LoadedModel":
     """Loads a model into memory, with its tokenizer and, if it was fine-tuned, its task.
@@ -36,12 +37,19 @@ def load(
     `dtype` of the matrix products is "bfloat16" or "float32", by default as in the run. `batch_size` is the largest
     number of rows of a batch. `overrides` sets options of the config that may differ from the run's, such as
     {"data.sequence_length": 64}. `task` is the one class outside bert_jax, as "module.Class", that the checkpoint may
-    name as its task: its code is executed. Raises `bert_jax.config.UserError`.
+    name as its task: its code is executed. `task_name` chooses one of several tasks that were trained together, without
+    which only the encoder can be used. Raises `bert_jax.config.UserError`.
     """
     from bert_jax.inference.loaded import load as load_model
 
     return load_model(
-        path, dtype=dtype, batch_size=batch_size, checkpoint=checkpoint, task=task, overrides=overrides or {}
+        path,
+        dtype=dtype,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        task=task,
+        task_name=task_name,
+        overrides=overrides or {},
     )
 
 

@@ -4,6 +4,7 @@
 The options themselves are declared in `options.py`.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,15 @@ from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find
 
 class UserError(Exception):
     """A mistake that a user can correct: what is wrong, where, and what to do, in one line."""
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts before every UserError what it is about, e.g. "tasks.sst2", whose options it then names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {str(error).replace('--config.data.', f'--config.{what}.data.')}") from error
 
 
 def result_or_error(function: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:

@@ -20,6 +20,10 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     from bert_jax.run import start_run
     from bert_jax.tasks.pretraining_text import prepared_corpora
 
+    if config.tasks:
+        raise UserError(
+            "--mode=prepare is for one pretraining run; a run of several tasks prepares what it needs itself"
+        )
     for prepared in prepared_corpora(config, start_run(config, workdir)).values():
         for name in prepared.name.split("+"):
             logging.info("prepared: %s", Path(config.data.prepared) / name)
@@ -83,11 +87,14 @@ def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
         from bert_jax.config import read_config
         from bert_jax.lab import replay as replaying
         from bert_jax.run import start_run
-        from bert_jax.tasks import task_class
+        from bert_jax.tasks import named_tasks, task_class
 
         own = read_config(workdir / "config.json")
-        if "." in own.task and own.task != config.task:
-            raise UserError(f"the run's task is {own.task}: --replay needs the --config of the run, which names it too")
+        foreign = [name for name in named_tasks(own) if "." in name and name not in named_tasks(config)]
+        if foreign:
+            raise UserError(
+                f"the run's task is {foreign[0]}: --replay needs the --config of the run, which names it too"
+            )
         task = task_class(own.task).with_data(own, start_run(own, workdir))
         say(f"ok       replay: {replaying.replay(task, own, workdir, replay)}")
     return 0

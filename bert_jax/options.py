@@ -36,11 +36,12 @@ _switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq, extractive "
-        "or a Class", "needed"),
+    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq, extractive, "
+        "multitask or a Class", "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
+    _text("init_task", "", "task of several in init_from whose head is taken too; empty = a new head"),
 
     _choice("model.size", None, "tiny | mini | small | medium | base | large", "the five sizes below; None = base"),
     _integer("model.hidden_size", None, "[1, 65536]", "width of a token's vector; None = by model.size", "shape"),
@@ -97,6 +98,12 @@ _OPTIONS = (
     _number("extractive.share", None, "(0, 1]", "of a document's sentences, in place of their number", "inference"),
     _integer("extractive.words", None, "[1, 2^31)", "of a summary at most, in place of its sentences", "inference"),
     _switch("extractive.block_trigrams", True, "no sentence repeats three tokens of one that was chosen", "inference"),
+
+    # Several tasks only.
+    _choice("multitask.sampling", "proportional", "proportional | temperature | annealed | explicit", "which task "
+        "a batch is of: by size (batches per epoch), size^(1 / temperature), size^α with a falling α, tasks.*.share"),
+    _number("multitask.temperature", 2.0, "[1, 1000]", "temperature: 1 = proportional, large = all tasks alike"),
+    _number("multitask.last_exponent", 0.2, "[0, 1]", "annealed: α at the last step; it is 1 at the first"),
 
     _text("data.corpus", "sample", "sample (text if there are files), text, jsonl, wikiextractor, tfds:NAME", "needed"),
     _text("data.files", "", "paths or globs, comma-separated; plain, .gz, .xz or .zst; gs:// or s3://"),
@@ -269,12 +276,14 @@ _NAMED = (
     _text("tasks.*.task", "", "as task, of this task", "needed"),
     _number("tasks.*.share", None, "[0, 1000000]", "of the batches, relative to the other tasks'; None = by size"),
     _number("tasks.*.weight", 1.0, "[0, 1000000]", "of its loss"),
+    _text("tasks.*.metric", "", "of validation, which `mean` takes, e.g. f1; empty = the usual one of its kind"),
 )
 # fmt: on
 OPTIONS = {option.name: option for option in _OPTIONS}
 # Options that an entry of `tasks` may set for itself: all tasks share the rest, the vocabulary too.
 _OF_A_TASK = re.compile(
-    r"(data|head)\.(?!tokenizer|vocab_|lowercase|strip_accents|split_cjk|prefetch)|train\.(class_weights|label_smoothing)"
+    r"(data|head)\.(?!tokenizer|vocab_|lowercase|strip_accents|split_cjk|prefetch)"
+    r"|train\.(class_weights|label_smoothing|z_loss|sampled_softmax)|eval\.(blimp|max_examples)"
 )
 NAMED = {
     group: {option.name.split(".", 2)[2]: option for option in options}

@@ -38,8 +38,9 @@ _ABOUT = {
     "corpora.*": (_NAMES + "`--config.corpora.de.files=de.txt`\nadds the corpus `de`.\n",),
     "tasks.*": (
         _NAMES + "`--config.tasks.sst2.task=classification`\nadds the task `sst2`. Besides the options below, an entry "
-        "may set those of `data` and `head`, `train.class_weights`\nand `train.label_smoothing` for itself, as "
-        "`tasks.sst2.data.train`; not what is one for all tasks: the vocabulary\n(`data.tokenizer`, `data.vocab_*`, "
+        "may set those of `data` and `head` for itself, as\n`tasks.sst2.data.train`, and `train.class_weights`, "
+        "`train.label_smoothing`, `train.z_loss`, `train.sampled_softmax`,\n`eval.blimp`, `eval.blimp_pairs` and "
+        "`eval.max_examples`; not what is one for all tasks: the vocabulary (`data.tokenizer`,\n`data.vocab_*`, "
         "`data.lowercase`, `data.strip_accents`, `data.split_cjk`) and `data.prefetch`.\n",
     ),
 }

@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 
 from bert_jax.backend import keep_programs
 from bert_jax.command import report_as_process
-from bert_jax.config import UserError, check_option, from_json_dict, read_config, validate
+from bert_jax.config import UserError, check_option, from_json_dict, naming, read_config, validate
 from bert_jax.convert import google_tf, hub
 from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.labelled.parallel import file_pairs
 from bert_jax.data.pretraining.corpora import languages_of
 from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import find_files
+from bert_jax.entries import of_task
 from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
@@ -120,6 +121,15 @@ def check_run(config: ConfigDict, vocab_size: int) -> None:
     validate(config, jax.device_count())
     check_phases(config, model, jax.device_count(), is_possible=task_class(config.task).has_phases)
     check_heads(make_mesh(config.mesh), model.num_attention_heads)
+    has_members = task_class(config.task).has_members
+    if config.tasks and not has_members:
+        name = next(iter(config.tasks))
+        raise UserError(
+            f"tasks.{name} is for task=multitask, not for task={config.task}: set it, or leave the tasks out"
+        )
+    for name in config.tasks:
+        with naming(f"tasks.{name}"):
+            check_run(of_task(config, name), vocab_size)
 
 
 def check_folders(config: ConfigDict, workdir: Path) -> None:
@@ -143,6 +153,9 @@ def _fetch(mirror: str, workdir: Path) -> None:
 
 def check_files(config: ConfigDict) -> None:
     """Raises UserError for a file that the config names and that is not there, before anything slow is done."""
+    for name in config.tasks:
+        with naming(f"tasks.{name}"):
+            check_files(of_task(config, name))
     for key in ("train", "validation", "test"):
         for one in files_of(config.data[key], f"data.{key}"):
             pairs = file_pairs(one)
@@ -167,7 +180,8 @@ def evaluate_checkpoint(task: Task, config: ConfigDict, path: str, which: str) -
             f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
-    graphdef, parameters = opened.fit(task.init)
+    # Members of the run that this task leaves out are not evaluated.
+    graphdef, parameters = opened.fit(task.init, dropped=task.dropped_parameters if task.members else "")
     evaluate = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))
     description: Description = task.description() | opened.run["task"]
     found = {}
@@ -258,6 +272,10 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     saved = from_json_dict(item["config"])
     shape = bert_config(saved.model, tokenizer.vocab_size)
     _inherit_shape(config.model, shape, config.init_from)
+    if config.init_task and not has_own:
+        with naming(f"init_task: {config.init_from}"):
+            saved = of_task(saved, config.init_task)
+        item["task"] = item["task"]["tasks"][config.init_task]["description"]
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
 

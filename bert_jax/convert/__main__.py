@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     flag("to", "", "folder to be made")
     flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface"))
     flag("architecture", "", "of a Hugging Face target, or of a source that does not name one [by the task]")
+    flag("task", "", "of several tasks, the one that is written", metavar="NAME")
     flag("extend_vocab", "", "file of new words, one per line", metavar="FILE")
     flag("max_position_embeddings", 0, "number of positions; further ones repeat the old")
     flag("allow", "", "pattern of tensor names that may be left out", metavar="REGEX")

@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors import SafetensorError
 
 from bert_jax.config import UserError, pattern
-from bert_jax.convert import google_tf, hub, huggingface
+from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
@@ -46,6 +46,7 @@ def convert(
     *,
     format: str = "bert_jax",
     architecture: str = "",
+    task: str = "",
     extend_vocab: str = "",
     max_position_embeddings: int = 0,
     allow: str = "",
@@ -63,7 +64,7 @@ def convert(
         raise UserError(f"--max_position_embeddings is {max_position_embeddings}; it can be 1 to {_MOST_POSITIONS}")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
     _check_target(Path(target), source, overwrite)
-    opened = open_source(source, architecture="" if format == "huggingface" else architecture, allow=allow)
+    opened = open_source(source, architecture="" if format == "huggingface" else architecture, task=task, allow=allow)
     model, run = opened.model, opened.run
     lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings)]
     run["config"]["model"] |= _shape(model)
@@ -79,7 +80,7 @@ def convert(
     return "\n".join(lines)
 
 
-def open_source(source: str, *, architecture: str = "", allow: str = "") -> Source:
+def open_source(source: str, *, architecture: str = "", task: str = "", allow: str = "") -> Source:
     """Opens whatever `source` is: 1. our checkpoint or workdir, 2. a Hugging Face folder, 3. a TensorFlow checkpoint,
     4. a name of the Hub. Raises UserError if it is none of these."""
     path = Path(source)
@@ -89,7 +90,9 @@ def open_source(source: str, *, architecture: str = "", allow: str = "") -> Sour
     if architecture and (is_ours or is_google):
         raise UserError(f"--architecture={architecture}: this source says itself what it is; leave the flag out")
     if is_ours:
-        return _open_ours(source)
+        return _open_ours(source, task)
+    if task:
+        raise UserError(f"--task={task}: {source} was not trained by bert_jax for several tasks; leave the flag out")
     if is_google:
         return _foreign(google_tf.read(path, allow=allow), path.resolve().name)
     if is_theirs:  # without where the folder lies, which is private
@@ -106,8 +109,10 @@ def open_source(source: str, *, architecture: str = "", allow: str = "") -> Sour
     return _foreign(huggingface.read(hub.fetch(source), architecture=architecture, allow=allow), source)
 
 
-def _open_ours(source: str) -> Source:
-    opened = open_model(source)
+def _open_ours(source: str, task: str) -> Source:
+    opened = open_model(source, task_name=task)
+    if names := ", ".join(opened.config.tasks):
+        raise UserError(f"{source} holds the tasks {names}: choose the one to write by --task=NAME")
     parameters = {name: np.asarray(value) for name, value in opened.parameters.items()}  # on a CPU the same memory
     report, saved = Report(loaded={name: name for name in parameters}), opened.run
     model = Loaded(opened.bert_config, parameters, opened.tokenizer, opened.config.task, saved["task"], report)
@@ -119,7 +124,7 @@ def _open_ours(source: str) -> Source:
 
 def _foreign(model: Loaded, name: str) -> Source:
     """Returns the model with the config that a run of ours would have that ended with it."""
-    if model.task in ("tagging", "span_qa") and "pooler/kernel" not in model.parameters:
+    if model.task in ("tagging", "span_qa", encoder_decoder.TASK) and "pooler/kernel" not in model.parameters:
         model.report.notes.append("a pooler was added, as initialised: this head does not use it")
         size = model.config.hidden_size
         pooler = Linear(size, size, stddev=model.config.kernel_stddev(size), rngs=nnx.Rngs(params=0))
@@ -131,6 +136,9 @@ def _foreign(model: Loaded, name: str) -> Source:
     config.data.sequence_length = min(longest, model.config.max_position_embeddings)
     if model.task == "classification":
         config.data.label_kind = model.description["label_kind"]
+    if model.task == encoder_decoder.TASK:
+        config.seq2seq.model = "encoder_decoder"
+        config.data.target_length = min(config.data.target_length, model.config.max_position_embeddings)
     config = config.to_dict()
     config["model"] |= _shape(model)
     return Source(model, {"step": 0, "config": config, "task": model.description, "converted_from": name}, None)

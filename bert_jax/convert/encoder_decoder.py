@@ -1,20 +1,27 @@
 """Models that write, as Transformers has them: an EncoderDecoderModel of two BERTs, the second with cross-attention.
 
 A decoder that shares its parameters with the encoder (BERTShare) is written as one that has the same values. UniLM is a
-BERT that reads by another mask, which Transformers lacks: only the BERT can be written.
+BERT that reads by another mask, which Transformers lacks: only the BERT can be written. What is read has an encoder and
+a decoder of one shape, each with parameters of its own.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from bert_jax.convert.mapping import Arrays
-from bert_jax.convert.names import ARCHITECTURES, TRUNK, Name, huggingface_names
+from bert_jax.config import UserError
+from bert_jax.convert.mapping import Arrays, filled
+from bert_jax.convert.names import ARCHITECTURES, CONFIG_FIELDS, TRUNK, Name, huggingface_names
+from bert_jax.data.text.json_files import JsonObject
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.writer import DECODER_OF_BERT
 from bert_jax.training.parameters import with_copies
 
 NAME = "EncoderDecoderModel"
 TASK = ARCHITECTURES[NAME][0]
+KIND = "encoder-decoder"  # their model_type
+_OF_BOTH = set(CONFIG_FIELDS.values()) - {"hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"}
+_OF_BOTH |= {"model_type", "hidden_act", "layer_norm_eps", "position_embedding_type"}
 _LAYERS, _DECODER = "encoder/layers/", "heads/decoder/"
 
 
@@ -35,6 +42,31 @@ def names() -> list[Name]:
             theirs = "decoder.bert." + name.theirs.replace(".attention.", ".crossattention.")
             found.append(replace(name, ours=ours, theirs=theirs))
     return found
+
+
+def encoder(settings: JsonObject) -> JsonObject:
+    """Returns the config of the encoder, with the architecture of both. Raises UserError unless the decoder is a BERT
+    like it, with cross-attention and parameters of its own."""
+    path = settings.origin
+    if settings.get("tie_encoder_decoder", bool, default=False):
+        raise UserError(f"{path}: tie_encoder_decoder is True; only a decoder with parameters of its own can be read")
+    one, other = (filled(settings.object(name)) for name in ("encoder", "decoder"))
+    for name in sorted(_OF_BOTH):
+        ours, theirs = one.content.get(name), other.content.get(name)
+        if ours != theirs:
+            raise UserError(
+                f"{path}: {name} is {theirs!r} in the decoder, {ours!r} in the encoder; it must be the same"
+            )
+    if not other.get("add_cross_attention", bool, default=False):
+        raise UserError(f"{path}: the decoder's add_cross_attention is not true; it could not see the source")
+    return replace(one, content=one.content | {"architectures": [NAME]})
+
+
+def check_tokens(settings: JsonObject, tokenizer: Tokenizer, origin: Path) -> None:
+    """Raises UserError if a target begins or ends with another token than here."""
+    for name, token in _tokens(tokenizer).items():
+        if (theirs := settings.get(name, int, default=token)) != token:
+            raise UserError(f"{origin}: {name} is {theirs}; only {token}, as this project writes, can be read")
 
 
 def whole(parameters: Arrays) -> tuple[Arrays, list[str]]:

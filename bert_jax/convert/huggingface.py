@@ -35,6 +35,13 @@ COPIES = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
     "embeddings.position_ids": None,
 }
+# The same of an encoder and a decoder.
+COPIES |= {
+    "decoder.cls.predictions.decoder.weight": "decoder.bert.embeddings.word_embeddings.weight",
+    "decoder.cls.predictions.decoder.bias": "decoder.cls.predictions.bias",
+    "decoder.bert.embeddings.position_ids": None,
+    "encoder.embeddings.position_ids": None,
+}
 # Our field, theirs. The original has neither of the last two: its epsilon is 1e-12 in the code.
 CONFIG = CONFIG_FIELDS | {"layer_norm_eps": "layer_norm_eps", "causal": "is_decoder"}
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -74,7 +81,9 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     folder = Path(folder)
     weights, pooling, notes = _left_out_of(folder)
     path = weights / "config.json"
-    settings = _settings(path)
+    whole = mapping.read_settings(path)
+    writes = whole.content.get("model_type") == encoder_decoder.KIND
+    settings = _checked(encoder_decoder.encoder(whole) if writes else whole, path)
     config = replace(mapping.shape_of(settings, CONFIG, REQUIRED, ACTIVATIONS), pooling=pooling)
     listed = settings.get("architectures", list, default=[]) or ["BertModel"]
     architecture = architecture or str(listed[0])
@@ -82,12 +91,14 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{path}: architecture {architecture} is not known; --architecture can be {known}")
+    if (architecture == encoder_decoder.NAME) != writes:
+        raise UserError(f"{path}: model_type {whole.content.get('model_type')!r} cannot be read as {architecture}")
     task, parts = ARCHITECTURES[architecture]
     description, num_labels = _description(task, settings)
     tensors, copies = _canonical(open_tensors(weights), folder)
     # Models of pretraining often have more heads in the file than their architecture uses; all are welcome.
     welcome = {*TRUNK, "pooler", *(PRETRAINING_HEADS if task == "pretraining" else parts)}
-    names = [name for name in huggingface_names() if name.part in welcome]
+    names = encoder_decoder.names() if writes else [name for name in huggingface_names() if name.part in welcome]
     parameters, report = from_tensors(tensors, names, config, num_labels=num_labels, origin=folder, allow=allow)
     if task != "pretraining" and not any(name.startswith("heads/") for name in parameters):
         raise UserError(f"{folder} is a {architecture} without a head; read it with --architecture=BertModel")
@@ -97,6 +108,8 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
         report.notes.append(f"classifier_dropout {dropout} is not kept: our heads use model.hidden_dropout")
     tokenizer = load_tokenizer(weights)
     mapping.check_vocabulary(config, tokenizer, folder)
+    if writes:
+        encoder_decoder.check_tokens(whole, tokenizer, path)
     return Loaded(config, parameters, tokenizer, task, description, report)
 
 
@@ -203,9 +216,8 @@ def _module(module: Any, listing: Path) -> tuple[str, Path]:
     return kind.rsplit(".", 1)[-1], listing.parent / path
 
 
-def _settings(path: Path) -> JsonObject:
-    """Returns config.json. Raises UserError for a field that we cannot honour."""
-    settings = mapping.read_settings(path)
+def _checked(settings: JsonObject, path: Path) -> JsonObject:
+    """Returns the config of a BERT. Raises UserError for a field that we cannot honour."""
     content = settings.content
     if isinstance(content.get("model"), dict):
         raise UserError(f"{path.parent} is a workdir of bert_jax without a checkpoint; train first")

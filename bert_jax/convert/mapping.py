@@ -16,6 +16,7 @@ from bert_jax.data.text.json_files import JsonObject, read_object
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig
+from bert_jax.models.decoder import Decoder
 from bert_jax.models.heads import LinearHead, MaskedLMHead
 from bert_jax.training.parameters import first_names, matching, structure
 
@@ -71,8 +72,12 @@ class Loaded:
 
 def read_settings(path: Path) -> JsonObject:
     """Returns the JSON object in a file, in which null is as good as absent. Raises UserError."""
-    found = read_object(path, FETCH_AGAIN)
-    return replace(found, content={name: value for name, value in found.content.items() if value is not None})
+    return filled(read_object(path, FETCH_AGAIN))
+
+
+def filled(settings: JsonObject) -> JsonObject:
+    """Returns the object without its fields that are null."""
+    return replace(settings, content={name: value for name, value in settings.content.items() if value is not None})
 
 
 def shape_of(
@@ -173,7 +178,8 @@ def parameter_shapes(config: BertConfig, num_labels: int) -> dict[str, tuple[int
     def build(rngs: nnx.Rngs) -> Model:
         sizes = {"nsp": 2, "classifier": num_labels, "span": 2}
         heads = {name: LinearHead(config, size, rngs=rngs) for name, size in sizes.items()}
-        return Model(Bert(config, rngs=rngs), {"mlm": MaskedLMHead(config, rngs=rngs)} | heads)
+        writing = {"mlm": MaskedLMHead(config, rngs=rngs), "decoder": Decoder(config, rngs=rngs)}
+        return Model(Bert(config, rngs=rngs), writing | heads)
 
     return {name: tuple(x.shape) for name, x in structure(build)[1].items()}
 

@@ -24,8 +24,7 @@ class FillMask:
     def __init__(self, checkpoint: str | Path | Opened, **options: Any):
         opened = opened_of(checkpoint, **options)
         self.tokenizer, self.config = opened.tokenizer, opened.bert_config
-        if not opened.has("heads/mlm/"):
-            raise UserError(f"{opened.path} has no MLM head, which fills masks; it was made without one")
+        opened.check_mlm_head("fills masks")
         # Neither the pooler nor the head of sentence pairs takes part: a saved BertForMaskedLM has none.
         self._logits, self._any_shape = opened.at_work.program(_logits), opened.at_work.takes_any_shape
         self._lengths = list(range(64, self.config.max_position_embeddings, 64))

@@ -36,6 +36,7 @@ class Generator:
         **options: Any,
     ):
         opened = opened_of(checkpoint, **options)
+        opened.check_single()
         self.config, self.task, self.tokenizer = opened.config, opened.task, opened.tokenizer
         if not self.task.makes_texts:
             raise UserError(

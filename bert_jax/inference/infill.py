@@ -38,8 +38,7 @@ class Infiller:
 
     def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
         opened = opened_of(checkpoint, **options)
-        if not opened.has("heads/mlm/"):
-            raise UserError(f"{opened.path} has no MLM head, which fills gaps; it was made without one")
+        opened.check_mlm_head("fills gaps")
         self._scorer = Scorer(opened, batch_size)
         self.tokenizer, self.max_length = opened.tokenizer, opened.bert_config.max_position_embeddings
         self._batching = Batching(self.max_length, batch_size, any_shape=opened.at_work.takes_any_shape)

@@ -157,11 +157,19 @@ class LoadedModel:
 
 
 def load(
-    path: str | Path, *, dtype: str | None, batch_size: int, checkpoint: str, task: str, overrides: Mapping[str, Any]
+    path: str | Path,
+    *,
+    dtype: str | None,
+    batch_size: int,
+    checkpoint: str,
+    task: str,
+    task_name: str,
+    overrides: Mapping[str, Any],
 ) -> LoadedModel:
     """Loads a model; `bert_jax.load` says how."""
     given = dict(overrides) | ({"model.dtype": dtype} if dtype else {})
-    opened = open_model(path, overrides=given, which=checkpoint, users_task=task).without_parameters()
+    opened = open_model(path, overrides=given, which=checkpoint, users_task=task, task_name=task_name)
+    opened = opened.without_parameters()
     config = FrozenConfigDict(opened.config)
     return LoadedModel(opened.path, opened.step, config, opened.tokenizer, opened, batch_size)
 

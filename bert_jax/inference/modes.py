@@ -35,6 +35,7 @@ def fill_mask(
     bad_lines: str = "fail",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """Prints the likeliest tokens for every [MASK] in every --text, or with a strategy the text with its gaps filled;
@@ -52,7 +53,7 @@ def fill_mask(
     flags = {"gap": gap, "iterations": iterations, "seed": seed, "whole_words": whole_words}
     how = Infilling.from_flags(strategy, **flags, contains=contains, allowed=allowed)
     path = _prepare(config, workdir, input, output, (".jsonl",)) if input else meant(workdir, config.init_from)
-    opened = open_model(path, which=checkpoint, overrides=overrides)
+    opened = open_model(path, which=checkpoint, overrides=overrides, task_name=task_name)
     if how is None:
         fill = FillMask(opened)
         stream, shown = partial(fill.stream, top_k=top_k), partial(fill.lines, top_k=top_k)
@@ -78,6 +79,7 @@ def predict(
     glue: str = "",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """A prediction for every row of `input`: lines of JSON, the answers of SQuAD, or one file of a submission to
@@ -89,7 +91,7 @@ def predict(
     from bert_jax.inference import glue_submission, predictor
     from bert_jax.inference.output import results, write_answers, write_jsonl
 
-    model = predictor.Predictor(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
+    model = predictor.Predictor(path, config.eval.batch_size, **_opening(config, overrides, checkpoint, task_name))
     rows = _rows(input, model.config.data.text, model.config.data.text_pair, input_format)
     if glue:
         description = model.task.description()
@@ -114,6 +116,7 @@ def generate(
     bad_lines: str = "fail",
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """A text for every row of `input`, which the model writes as the options generate.* say."""
@@ -122,7 +125,7 @@ def generate(
     from bert_jax.inference.generate import Generator
     from bert_jax.inference.output import write_jsonl
 
-    model = Generator(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
+    model = Generator(path, config.eval.batch_size, **_opening(config, overrides, checkpoint, task_name))
     rows = _rows(input, model.config.data.text, "", input_format)
     write_jsonl(rows, model.stream, output, skip_bad=bad_lines == "skip")
     return 0
@@ -142,6 +145,7 @@ def embed(
     normalize: bool = False,
     tokens: bool = False,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """The vector of every text of `input`, or those of its tokens, of any checkpoint."""
@@ -156,6 +160,7 @@ def embed(
     names = {"data.sequence_length": "max_length", "data.long_texts": "long_texts"}
     given: dict[str, Any] = {names[key]: value for key, value in (overrides or {}).items() if key in names}
     given |= {"pooling": pooling, "layer": layer, "normalize": normalize, "which": checkpoint, "overrides": overrides}
+    given |= {"task_name": task_name}
     embedder = Embedder(path, batch_size=config.eval.batch_size, **given)
     # A run without labelled examples, such as pretraining, says nothing about columns.
     names_column = embedder.run_config.data.train and "data.text" not in (overrides or {})
@@ -177,6 +182,7 @@ def score(
     tokens: bool = False,
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """The log-likelihood of every text of `input`, in lines of JSON; a list of texts is ranked."""
@@ -185,7 +191,7 @@ def score(
     from bert_jax.inference.output import write_jsonl
     from bert_jax.inference.score import Scorer
 
-    scorer = Scorer(path, config.eval.batch_size, score_method, **_opening(config, overrides, checkpoint))
+    scorer = Scorer(path, config.eval.batch_size, score_method, **_opening(config, overrides, checkpoint, task_name))
     stream = partial(scorer.stream, column=config.data.text, by_token=tokens)
     write_jsonl(_rows(input, config.data.text, "", input_format), stream, output, skip_bad=bad_lines == "skip")
     return 0
@@ -199,6 +205,7 @@ def blimp(
     output: str,
     overrides: Mapping[str, Value] | None = None,
     checkpoint: str = "best",
+    task_name: str = "",
     **_,
 ) -> int:
     """Prints the accuracy on minimal pairs, by field, phenomenon and paradigm. All pairs are scored, unless the command
@@ -212,7 +219,7 @@ def blimp(
     pairs = sample(read_pairs(input), count, config.eval.seed)
     from bert_jax.inference import score
 
-    scorer = score.Scorer(path, config.eval.batch_size, **_opening(config, overrides, checkpoint))
+    scorer = score.Scorer(path, config.eval.batch_size, **_opening(config, overrides, checkpoint, task_name))
     rows = score.table(scorer.accuracies(pairs), pairs)
     for row in rows:
         say(f"{row['level']:10}  {row['name']:52}  {100 * row['accuracy']:5.1f}")
@@ -268,9 +275,12 @@ def _check_input(mode: str, input: str) -> None:
         raise UserError(f"--mode={mode} needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
 
 
-def _opening(config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str) -> dict[str, Any]:
+def _opening(
+    config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str, task_name: str
+) -> dict[str, Any]:
     """Returns how the tools open a checkpoint, as options of `open_model`."""
-    return {"overrides": overrides, "which": checkpoint, "users_task": config.task}
+    users_task = config.tasks[task_name].task if task_name in config.tasks else config.task
+    return {"overrides": overrides, "which": checkpoint, "users_task": users_task, "task_name": task_name}
 
 
 def _prepare(config: ConfigDict, workdir: Path, input: str, output: str, suffixes: tuple[str, ...]) -> str:

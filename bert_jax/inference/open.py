@@ -18,9 +18,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import UserError, from_json_dict, naming
 from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.entries import of_task
 from bert_jax.inference.prepared import PredictionModel
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig, bert_config
@@ -30,7 +31,7 @@ from bert_jax.tasks import known_task, may_import
 from bert_jax.tasks.task import Task
 from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
-from bert_jax.training.parameters import Parameters, structure, take_over, unflatten
+from bert_jax.training.parameters import Parameters, of_one_task, structure, take_over, unflatten
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,29 @@ class Opened:
     @cached_property
     def task(self) -> Task:
         """The task that the checkpoint was trained on, without data."""
-        make = known_task(self.config.task, self.users_task, str(self.path))
+        make = known_task(self.config, self.users_task, str(self.path))
         return make(self.config, self.tokenizer, self.run["task"])
+
+    def check_single(self) -> None:
+        """Raises UserError for a model of several tasks, of which one has to be chosen."""
+        if names := ", ".join(self.config.tasks):
+            raise UserError(
+                f"{self.path} holds the tasks {names}: choose one by --task_name=NAME (in Python task_name=NAME)"
+            )
+
+    def check_mlm_head(self, use: str) -> None:
+        """Raises UserError for a model without an MLM head; `use` says what it is for, as "fills masks"."""
+        if not self.has("heads/mlm/"):
+            self.check_single()
+            raise UserError(f"{self.path} has no MLM head, which {use}; it was made without one")
+
+    def of(self, name: str) -> "Opened":
+        """Returns the model of one of several tasks, as a run of that task alone would have saved it. Raises UserError
+        if there is none of this name."""
+        with naming(str(self.path)):
+            config = of_task(self.config, name)
+        run = self.run | {"task": self.run["task"]["tasks"][name]["description"], "config": config.to_dict()}
+        return replace(self, config=config, parameters=of_one_task(self.parameters, name), run=run)
 
     @cached_property
     def at_work(self) -> PredictionModel:
@@ -73,7 +95,7 @@ class Opened:
         config = copy.deepcopy(self.config)
         config.model.dtype = dtype
         other = replace(self, config=config)
-        build = other.task.init if may_import(self.config.task, self.users_task) else other._without_task
+        build = other.task.init if may_import(self.config, self.users_task) else other._without_task
         return unflatten(*other.fit(build, absent="^(?!embeddings/|encoder/)", dropped="^heads/"))
 
     def _without_task(self, rngs: nnx.Rngs) -> Model:
@@ -113,14 +135,15 @@ def open_model(
     overrides: Mapping[str, Any] | None = None,
     which: str = "best",
     users_task: str = "",
+    task_name: str = "",
     shardings: checkpoint.Shardings = checkpoint.on_one_device,
 ) -> Opened:
     """Opens the checkpoint that `choose_checkpoint(path, which)` finds, or a model in another format (convert/).
 
     Its config is the run's own with those `overrides`, {"model.dtype": "float32", …}, that are in INFERENCE.
-    `users_task` is the one class outside bert_jax that the checkpoint may name as its task. Parameters go directly
-    where `shardings` wants them. Raises UserError if there is no model, if it is damaged, and for overrides that ask
-    for another model.
+    `users_task` is the one class outside bert_jax that the checkpoint may name as its task. `task_name` chooses one of
+    several tasks. Parameters go directly where `shardings` wants them. Raises UserError if there is no model, if it is
+    damaged, and for overrides that ask for another model.
     """
     path = local(str(path))
     if _is_foreign(Path(path)):
@@ -129,6 +152,7 @@ def open_model(
         folder, saved = _read(str(path), which, shardings)
         config = from_json_dict(saved.run["config"])
         opened = Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run, users_task)
+    opened = opened.of(task_name) if task_name else opened
     check_alike(opened.bert_config, overrides or {}, opened.path)
     for key in INFERENCE:
         if overrides and key in overrides:

@@ -21,7 +21,7 @@ _FIRST_WINDOW = 64
 
 class Predictor:
     """Predictions of a fine-tuned model. `checkpoint` is one that is opened, or what `open_model` takes with the
-    `options` overrides, which and users_task.
+    `options` overrides, which, users_task and task_name.
 
     Model, task and names of columns are those of the run, but for `overrides`. `batch_size` is the most rows of a
     batch; programs are compiled as batching.py says. Threads may share a Predictor.
@@ -29,6 +29,7 @@ class Predictor:
 
     def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
         opened = opened_of(checkpoint, **options)
+        opened.check_single()
         self.config, self.task = opened.config, opened.task
         if not self.task.makes_predictions:
             raise UserError(f"{opened.path} was not fine-tuned and predicts nothing; fine-tune it, or use --mode=embed")

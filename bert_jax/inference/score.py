@@ -55,8 +55,7 @@ class Scorer:
         if method not in METHODS:
             raise UserError(f"method '{method}' of scoring is unknown; it can be {' or '.join(METHODS)}")
         opened = opened_of(checkpoint, **options)
-        if not opened.has("heads/mlm/"):
-            raise UserError(f"{opened.path} has no MLM head, which scores texts; it was made without one")
+        opened.check_mlm_head("scores texts")
         self.path, self.step, self.tokenizer, self.method = opened.path, opened.step, opened.tokenizer, method
         self.max_length = opened.bert_config.max_position_embeddings
         self._program = opened.at_work.program(_log_probabilities)

@@ -239,7 +239,7 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
 
 def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
     from bert_jax.tasks.sections import Cell, Table
-    from bert_jax.training.evaluation import LOWER_IS_BETTER
+    from bert_jax.tasks.task import LOWER_IS_BETTER
 
     rows: list[list[str | Cell]] = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
     for name in _ordered(runs, (name for line in found.values() for name in line)):

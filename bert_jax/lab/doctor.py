@@ -152,7 +152,7 @@ def _data(workdir: Path, found: list[int]) -> str:
     config = read_config(workdir / "config.json")
     check_files(config)
     position = describe_checkpoint(workdir / "checkpoints" / str(found[-1]))[0]["data"] if found else {}
-    is_ours = may_import(config.task, "")  # a class of the run's own would be executed by importing it
+    is_ours = may_import(config, "")  # a class of the run's own would be executed by importing it
     folders = task_class(config.task).prepared_folders(config, position) if position and is_ours else []
     if not folders:
         return "the files that the config names are there"

@@ -108,7 +108,7 @@ def _config_of(folder: Path, users_task: str) -> "ConfigDict":
         several = f"; give one seed, as {folder}/seed0" if (folder / "seeds.json").exists() else several
         raise UserError(f"{folder} is not the workdir of a run: there is no config.json{several}")
     config = read_config(folder / "config.json")
-    if not may_import(config.task, users_task):
+    if not may_import(config, users_task):
         raise UserError(f"the task of {folder} is the class {config.task}; if you trust it, give --task={config.task}")
     try:
         check_options(config)

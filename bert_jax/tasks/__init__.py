@@ -4,8 +4,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 from bert_jax.config import UserError
+from bert_jax.entries import entries
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from bert_jax.tasks.task import Task
 
 # A new task family is a file beside this one and a line here.
@@ -17,6 +20,7 @@ TASKS = {
     "multiple_choice": "bert_jax.tasks.multiple_choice.MultipleChoice",
     "seq2seq": "bert_jax.tasks.seq2seq.Seq2Seq",
     "extractive": "bert_jax.tasks.extractive.Extractive",
+    "multitask": "bert_jax.tasks.multitask.MultiTask",
 }
 
 
@@ -44,18 +48,27 @@ def task_class(name: str) -> "type[Task]":
     return found
 
 
-def may_import(name: str, users_task: str) -> bool:
-    """Returns whether the class of a task that a checkpoint names may be imported, which executes its module: one
-    outside `TASKS` only if the user's own config names it too."""
-    return name in TASKS or name == users_task
+def may_import(config: "ConfigDict", users_task: str) -> bool:
+    """Returns whether the classes of the tasks that a saved config names may be imported, which executes their modules:
+    one outside `TASKS` only if the user's own config names it too."""
+    return not _foreign(config, users_task)
 
 
-def known_task(name: str, users_task: str, origin: str) -> "type[Task]":
-    """Returns the class of a task that a checkpoint names. Raises UserError if it may not be imported; `origin` is the
-    checkpoint."""
-    if not may_import(name, users_task):
+def known_task(config: "ConfigDict", users_task: str, origin: str) -> "type[Task]":
+    """Returns the class of the task that a saved config names. Raises UserError if it, or that of one of several tasks,
+    may not be imported; `origin` is the checkpoint."""
+    if foreign := _foreign(config, users_task):
         raise UserError(
-            f"{origin}: its task is the class '{name}', which is code outside bert_jax; "
-            f"if you trust it, name it yourself: --config.task={name}"
+            f"{origin}: its task is the class '{foreign[0]}', which is code outside bert_jax; "
+            f"if you trust it, name it yourself: --config.task={foreign[0]}"
         )
-    return task_class(name)
+    return task_class(config.task)
+
+
+def named_tasks(config: "ConfigDict") -> list[str]:
+    """Returns the task of a config, and those that it consists of."""
+    return [config.task, *(str(entry.get("task", "")) for entry in entries(config, "tasks").values())]
+
+
+def _foreign(config: "ConfigDict", users_task: str) -> list[str]:
+    return [name for name in named_tasks(config) if name not in TASKS and name != users_task]

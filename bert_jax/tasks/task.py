@@ -27,6 +27,9 @@ Rows = dict[str, Array]  # what an evaluation keeps of every row of a batch
 Description = dict[str, Any]  # JSON: what prediction needs besides config and tokenizer, such as names of labels
 Constants = PyTree[Array]
 
+# Ends of the names of metrics that are better when lower; all others are better when higher.
+LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
+
 
 class Source(NamedTuple):
     """What a run takes from the checkpoint that it continues or starts from, besides its parameters."""
@@ -88,6 +91,7 @@ class Task(Protocol):
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
     makes_texts: ClassVar[bool] = False  # whether it has `writer` and `decoding`, for texts of several kinds
     has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
+    has_members: ClassVar[bool] = False  # whether it consists of the tasks in config.tasks, its `members`
 
     config: ConfigDict
     tokenizer: Tokenizer
@@ -95,6 +99,7 @@ class Task(Protocol):
     new_parameters: str  # regular expression: names that a warm start may leave as initialised
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
+    members: Mapping[str, "Task"] = {}  # by name; their parameters are the trunk's and those under heads/NAME/
     copied_parameters: Mapping[str, str] = {}  # begin of names → begin of those that a source without them has instead
     # Only of a task with data, or of one that stands in for it
     steps_per_epoch: int
@@ -167,6 +172,11 @@ class Task(Protocol):
     def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields every example of a split once; rows that fill up the last batch have weight 0."""
         ...
+
+    def idle_parameters(self, batch: Batch) -> str:
+        """Returns a regular expression of the parameters that a step on this batch leaves as they are, with their
+        state of the optimizer."""
+        return ""
 
     def features(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         """Returns the batch as the model sees it; runs on the device, on the whole batch at once.

@@ -16,7 +16,7 @@ from bert_jax.sharding import Mesh, gathered
 from bert_jax.tasks.task import Batch, Constants, Task
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.parameters import Parameters, is_stacked, unflatten
-from bert_jax.training.step import DROPOUT, MASKING, TrainState
+from bert_jax.training.step import DROPOUT, MASKING, TrainState, weighted_loss
 
 Flags = dict[str, Bool[Array, ""]]  # what it is → whether it is finite
 
@@ -82,11 +82,11 @@ def _flags(
     def loss(trained: Parameters) -> tuple[Array, Any]:
         parameters = gathered(mesh, state.parameters | trained)
         sums = task.sums(unflatten(graphdef, parameters), batch, key, constants)
-        return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums  # type: ignore
+        return weighted_loss(task, sums, weights), sums
 
     trained = {name: x for name, x in state.parameters.items() if name not in frozen}
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
-    losses = {f"the head or its loss ({name})": _is_finite(sums[name][0]) for name in task.objectives}
+    losses = {f"the head or its loss ({name})": _is_finite(sums[name][0]) for name in task.objectives if name in sums}
     return [
         _input_flags(task, batch),
         _trunk_flags(unflatten(graphdef, gathered(mesh, state.parameters)), batch, key),

@@ -12,14 +12,11 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, to_mesh
-from bert_jax.tasks.task import Constants, Description, Evaluation, HostSums, Task
+from bert_jax.tasks.task import LOWER_IS_BETTER, Constants, Description, Evaluation, HostSums, Task
 from bert_jax.training.observer import EVALUATION, Observer
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.processes import joined, parts_of_batch
 from bert_jax.training.step import make_eval_step
-
-# Ends of the names of metrics that are better when lower; all others are better when higher.
-LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
 
 Evaluate = Callable[[Parameters, str, Description], Evaluation]
 

@@ -4,22 +4,19 @@ import contextlib
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
 from bert_jax.config import UserError
-from bert_jax.sharding import Mesh, to_mesh
-from bert_jax.tasks.task import Batch, Description, Evaluation, Sums, Task
+from bert_jax.sharding import to_mesh
+from bert_jax.tasks.task import Batch, Evaluation, Task
 from bert_jax.training import step as steps
-from bert_jax.training.checkpoint import choose_checkpoint, on_mesh, read_checkpoint
 from bert_jax.training.checkpoint_format import not_finite
 from bert_jax.training.diagnosis import first_not_finite
 from bert_jax.training.evaluation import Evaluate, check_best_metric, make_evaluation
@@ -28,10 +25,10 @@ from bert_jax.training.memory import out_of_memory_explained
 from bert_jax.training.metrics_log import MetricsLog
 from bert_jax.training.mirror import mirrored
 from bert_jax.training.observer import DATA_WAIT, EVALUATION, LEDGER, SAVING, Observer, Observers
-from bert_jax.training.parameters import Parameters, is_stacked, matching, take_over, with_copies
 from bert_jax.training.processes import check_same, ends_with_the_others, on_first_process
 from bert_jax.training.programs import Programs, make_programs
 from bert_jax.training.saving import Checkpoints, alone_in
+from bert_jax.training.start import Record, check_data, first_state
 from bert_jax.training.step import Diverged, TrainState, check_finite
 from bert_jax.training.watchdog import Watchdog
 
@@ -110,183 +107,166 @@ def train(task: Task, config: ConfigDict, workdir: Path, observers: Sequence[Obs
 def _train_from_checkpoint(run: _Run) -> Finished:
     """Trains from the newest checkpoint, or else from the beginning, to the end. Raises BadStep for a step that has to
     be undone."""
-    task, config, watch, guard, checkpoints = run.task, run.config, run.watch, run.guard, run.checkpoints
-    train, saving, programs = config.train, config.checkpoint, run.programs
-    mesh, key, constants = programs.mesh, programs.key, programs.constants
     with contextlib.ExitStack() as resources:
-        # Phase 3: state and data, from where the checkpoint left off
-        if jax.process_count() == 1 and (checkpoints.latest or 0) < train.steps:  # several compile together
-            resources.callback(programs.compile_ahead(checkpoints.latest or 0))
-        state, resumed = _first_state(run)
-        resources.callback(watch.end)
-        watch.begin(task, state, mesh)
-        first = int(state.step)
-        record = _Record.of(resumed, task)
-        guard.resume(record.guard)
-        number = guard.first_batch(first)  # of the next batch that is read
-        phase, batches = programs.enter(first, number)
-        resources.callback(lambda: batches.close())  # those of the phase that the run is in by then
-        watch.enter_phase(phase.task)
-        if resumed is not None:
-            _check_data(resumed["data"], batches.state(), run.workdir)
-        costs = [(phase.end, phase.task.flops_per_step) for phase in programs.phases]
-        since = first if resumed else -1
-        log = MetricsLog(run.workdir, first, train.steps, forget_after=since, config=config, costs=costs)
-        resources.callback(log.close)
-        evaluation = Evaluation("validation")
-        if not resumed and config.eval.at_start and not (evaluation := _validate(run, state, record, log)):
-            logging.warning("NO VALIDATION EXAMPLES: nothing is evaluated, and no checkpoint is the best")
-
-        # Phase 4: the loop. A report that falls due is made while the next step runs, unless it is needed now
-        step, report_due, stopped_by = first, False, None
-        pending: list[Sums] = record.pending  # of the steps since the last report
-        watch.restart_clock()
+        progress = _Progress(run, resources)
+        run.watch.restart_clock()
         with _Signals() as signals:
-            while step < train.steps and stopped_by is None and not _out_of_patience(record.history, config):
-                guard.examine(state, step)
-                watch.before_batch()
-                with jax.profiler.TraceAnnotation(DATA_WAIT):
-                    for _ in range(number, guard.batch_number(step)):
-                        next(batches)  # one that is left out
-                    position = batches.state() if guard.is_on else {}
-                    batch = to_mesh(mesh, next(batches))
-                watch.before_step(batch)
-                state, sums = phase.launch(state, constants, batch, key)
-                guard.watch(Taken(step, guard.batch_number(step), position, batch, sums))
-                number = guard.batch_number(step) + 1
-                if report_due:
-                    log.record(step, "train", steps.means(task, pending, step) | watch.report())
-                    pending = []
-                step += 1
-                pending.append(sums)
-                watch.after_step(sums)
-                log.advance(step)
-                stopped_by = signals.caught(step)  # once per step: what is decided below must agree with itself
-                report_due = step % train.log_every == 0
-                eval_due = step % config.eval.every == 0 or step == train.steps
-                save_due = step % saving.every == 0 or step == train.steps
-                save_due |= eval_due and train.patience > 0  # the last evaluation may turn out to be this one
-                phase_ends = step == phase.end < train.steps
-                extra_due = not save_due and (stopped_by is not None or checkpoints.are_due_by_time(step, train))
-                if eval_due or save_due or extra_due or phase_ends:
-                    guard.settle()
-                    if report_due or save_due or phase_ends:  # also ends at every checkpoint that was planned
-                        log.record(step, "train", steps.means(task, pending, step) | watch.report())
-                        pending, report_due = [], False
-                if phase_ends:
-                    batches.close()
-                    phase, batches = programs.enter(step, number)
-                    watch.enter_phase(phase.task)
-                if eval_due:
-                    watch.pause(EVALUATION)
-                    if evaluation := _validate(run, state, record, log):
-                        record.history.append(evaluation.metrics[saving.best_metric])
-                if save_due or extra_due:
-                    watch.pause(SAVING)
-                    if names := not_finite((state.parameters, state.optimizer, state.average)):
-                        raise Diverged(f"{names[0]} is no longer finite after step {step}")
-                    saved = record.json(batches.state(), config, guard, pending)
-                    metrics = evaluation.metrics if eval_due else {}
-                    checkpoints.save(state, saved, task.tokenizer, metrics, temporary=extra_due)
-                    log.record(step, LEDGER, watch.account())
-                if eval_due or save_due or extra_due or phase_ends:
-                    watch.restart_clock()
-
-        # Phase 5: what was learned is on disk before this returns; the best of it is tested
-        watch.pause(SAVING)
-        checkpoints.wait()
-        final = _test(run, state, record, log) if stopped_by is None and task.final_splits else {}
-        if step > first:
-            log.record(step, LEDGER, watch.account())
-    ended = "done" if step >= train.steps else "patience"
-    return Finished(step, ended if stopped_by is None else "signal", evaluation, final, stopped_by)
+            while not progress.is_over():
+                progress.take_step()
+                progress.stopped_by = signals.caught(progress.step)  # once per step: what is due must agree with itself
+                if any(due := progress.due()):
+                    progress.do(due)
+        return progress.finish()
 
 
-def _validate(run: _Run, state: TrainState, record: "_Record", log: MetricsLog) -> Evaluation:
-    """Returns the evaluation of a state, which is logged, and takes over what was learned from it."""
-    evaluation, step = run.evaluate(state.learned, "validation", record.description), int(state.step)
-    record.description |= evaluation.learned
-    if evaluation:
-        check_finite(evaluation.metrics, step)
-        log.record(step, "eval", evaluation.metrics)
-    return evaluation
+class _Due(NamedTuple):
+    """What is done between two steps. An `extra` checkpoint is one that was not planned; the next one replaces it."""
+
+    evaluation: bool
+    checkpoint: bool
+    extra: bool
+    next_phase: bool
 
 
-def _test(run: _Run, state: TrainState, record: "_Record", log: MetricsLog) -> dict[str, Evaluation]:
-    """Returns the evaluations of the task's final splits, which are logged: of the best checkpoint, or of the last
-    state if no checkpoint was evaluated."""
-    run.watch.pause(EVALUATION)
-    best, found = run.checkpoints.best(run.programs.mesh), {}
-    parameters = state.learned if best is None else best[0]
-    description = record.description if best is None else record.description | best[1]["task"]
-    for split in run.task.final_splits:
-        found[split] = run.evaluate(parameters, split, description)
-        log.record(int(state.step), split, found[split].metrics)
-    return found
+class _Progress:
+    """What changes while a run trains: the state, the place in the data, the record."""
 
+    def __init__(self, run: _Run, resources: contextlib.ExitStack):
+        """Takes state and data up where the checkpoint left off; `resources` are closed when training ends."""
+        task, config, programs, watch = run.task, run.config, run.programs, run.watch
+        steps_done, self.run = run.checkpoints.latest or 0, run
+        if jax.process_count() == 1 and steps_done < config.train.steps:  # several compile together
+            resources.callback(programs.compile_ahead(steps_done))
+        self.state, resumed = first_state(task, config, programs, run.checkpoints)
+        resources.callback(watch.end)
+        watch.begin(task, self.state, programs.mesh)
+        self.first = self.step = int(self.state.step)
+        self.record = Record.of(resumed, task)
+        run.guard.resume(self.record.guard)
+        self.number = run.guard.first_batch(self.first)  # of the next batch that is read
+        self.phase, self.batches = programs.enter(self.first, self.number)
+        resources.callback(lambda: self.batches.close())  # those of the phase that the run is in by then
+        watch.enter_phase(self.phase.task)
+        if resumed is not None:
+            check_data(resumed["data"], self.batches.state(), run.workdir)
+        costs = [(phase.end, phase.task.flops_per_step) for phase in programs.phases]
+        since = self.first if resumed else -1
+        self.log = MetricsLog(
+            run.workdir, self.first, config.train.steps, forget_after=since, config=config, costs=costs
+        )
+        resources.callback(self.log.close)
+        self.evaluation, self.report_is_due = Evaluation("validation"), False
+        self.stopped_by: int | None = None  # the signal that did
+        if not resumed and config.eval.at_start:
+            self._validate()
+            if not self.evaluation:
+                logging.warning("NO VALIDATION EXAMPLES: nothing is evaluated, and no checkpoint is the best")
 
-@dataclass
-class _Record:
-    """What a checkpoint says of a run besides its arrays, and the run continues from."""
+    def is_over(self) -> bool:
+        config = self.run.config
+        is_done = self.step >= config.train.steps
+        return is_done or self.stopped_by is not None or _out_of_patience(self.record.history, config)
 
-    description: Description
-    history: list[float]  # checkpoint.best_metric of each evaluation
-    pending: list[Sums]  # of the steps since the last report
-    guard: dict[str, Any]
+    def take_step(self) -> None:
+        """Reads the next batch and launches its step. A report that fell due before is made while the step runs."""
+        run, guard, watch, programs = self.run, self.run.guard, self.run.watch, self.run.programs
+        guard.examine(self.state, self.step)
+        watch.before_batch()
+        number = guard.batch_number(self.step)
+        with jax.profiler.TraceAnnotation(DATA_WAIT):
+            for _ in range(self.number, number):
+                next(self.batches)  # one that is left out
+            position = self.batches.state() if guard.is_on else {}
+            batch = to_mesh(programs.mesh, next(self.batches))
+        watch.before_step(batch)
+        self.state, sums = self.phase.launch(self.state, programs.constants, batch, programs.key)
+        guard.watch(Taken(self.step, number, position, batch, sums))
+        self.number = number + 1
+        if self.report_is_due:
+            self._report()
+        self.step += 1
+        self.record.pending.append(sums)
+        watch.after_step(sums)
+        self.log.advance(self.step)
+        self.report_is_due = self.step % run.config.train.log_every == 0
 
-    @classmethod
-    def of(cls, resumed: dict[str, Any] | None, task: Task) -> "_Record":
-        """Returns the record in a checkpoint's `run` item, or that of a run that begins."""
-        run = {"task": {}, "history": [], "pending": [], "guard": {}} if resumed is None else resumed
-        pending = [
-            {name: (jnp.asarray(total), jnp.asarray(weight)) for name, (total, weight) in sums.items()}
-            for sums in run["pending"]
-        ]
-        return cls(task.description() | run["task"], run["history"], pending, run["guard"])
+    def due(self) -> _Due:
+        """Returns what has to be done after the step that was just launched."""
+        step, config, is_last = self.step, self.run.config, self.step == self.run.config.train.steps
+        evaluation = step % config.eval.every == 0 or is_last
+        checkpoint = step % config.checkpoint.every == 0 or is_last
+        checkpoint |= evaluation and config.train.patience > 0  # the last evaluation may turn out to be this one
+        is_asked_for = self.stopped_by is not None
+        extra = not checkpoint and (is_asked_for or self.run.checkpoints.are_due_by_time(step, config.train))
+        return _Due(evaluation, checkpoint, extra, step == self.phase.end and not is_last)
 
-    def json(self, data: dict[str, Any], config: ConfigDict, guard: Guard, pending: list[Sums]) -> dict[str, Any]:
-        """Returns the fields of the `run` item. It copies what is in it: that is written in the background, while the
-        originals change. Waits for the steps whose sums are pending."""
-        host = jax.device_get(pending)
-        lists = [{name: [np.asarray(x).tolist() for x in pair] for name, pair in sums.items()} for sums in host]
-        run = {"data": data, "config": config.to_dict(), "task": self.description, "history": self.history}
-        return run | {"pending": lists, "guard": guard.state()}
+    def do(self, due: _Due) -> None:
+        """Does what is due: waits for the step, reports, enters the next phase, evaluates, saves."""
+        watch = self.run.watch
+        self.run.guard.settle()
+        if self.report_is_due or due.checkpoint or due.next_phase:  # also ends at every checkpoint that was planned
+            self._report()
+        if due.next_phase:
+            self.batches.close()
+            self.phase, self.batches = self.run.programs.enter(self.step, self.number)
+            watch.enter_phase(self.phase.task)
+        if due.evaluation:
+            watch.pause(EVALUATION)
+            self._validate()
+            if self.evaluation:
+                self.record.history.append(self.evaluation.metrics[self.run.config.checkpoint.best_metric])
+        if due.checkpoint or due.extra:
+            watch.pause(SAVING)
+            self._save(self.evaluation.metrics if due.evaluation else {}, is_extra=due.extra)
+        watch.restart_clock()
 
+    def finish(self) -> Finished:
+        """Returns how training ended. What was learned is on disk before; the best of it is tested."""
+        run = self.run
+        run.watch.pause(SAVING)
+        run.checkpoints.wait()
+        final = self._test() if self.stopped_by is None and run.task.final_splits else {}
+        if self.step > self.first:
+            self.log.record(self.step, LEDGER, run.watch.account())
+        ended = "done" if self.step >= run.config.train.steps else "patience"
+        ended = ended if self.stopped_by is None else "signal"
+        return Finished(self.step, ended, self.evaluation, final, self.stopped_by)
 
-def _first_state(run: _Run) -> tuple[TrainState, dict[str, Any] | None]:
-    """Returns the state to begin with and, if it is a resumed one, the checkpoint's `run` item. It comes from 1. the
-    newest whole checkpoint of this workdir, 2. `init_from`, 3. random initialisation."""
-    task, config, (mesh, _, optimizer, abstract, *_) = run.task, run.config, run.programs
-    restored = run.checkpoints.restore_latest(abstract, mesh, task.tokenizer.content_hash)
-    if restored is not None:
-        logging.info("resuming %s at step %d", run.workdir, int(restored[0].step))
-        return restored
-    known = _warm_start(abstract.parameters, task, config, mesh) if config.init_from else {}
-    return steps.init_state(task, optimizer, config.seed, mesh, known), None
+    def _report(self) -> None:
+        """Logs the metrics of the steps since the last report; waits for them."""
+        run, pending = self.run, self.record.pending
+        self.log.record(self.step, "train", steps.means(run.task, pending, self.step) | run.watch.report())
+        self.record.pending, self.report_is_due = [], False
 
+    def _validate(self) -> None:
+        """Evaluates and logs the state, and takes over what is learned from it."""
+        self.evaluation = self.run.evaluate(self.state.learned, "validation", self.record.description)
+        self.record.description |= self.evaluation.learned
+        if self.evaluation:
+            check_finite(self.evaluation.metrics, self.step)
+            self.log.record(self.step, "eval", self.evaluation.metrics)
 
-def _warm_start(shapes: Parameters, task: Task, config: ConfigDict, mesh: Mesh) -> Parameters:
-    """Returns the parameters that are taken from `init_from`, on the mesh."""
-    folder = choose_checkpoint(config.init_from)
-    saved = read_checkpoint(folder, shardings=on_mesh(mesh), tokenizer_hash=task.tokenizer.content_hash)
-    source, copied = with_copies(saved.parameters, task.copied_parameters)
-    renewed = matching("renewed_parameters", task.renewed_parameters, source)
-    source = {name: value for name, value in source.items() if name not in renewed}
-    _, report = take_over(shapes, source, new=task.new_parameters, dropped=task.dropped_parameters, origin=str(folder))
-    logging.info("warm start from %s: %s", folder, replace(report, copied=copied))
-    return _without_top_layers({name: source[name] for name in report.loaded}, config.train.reinitialise_layers)
+    def _save(self, metrics: dict[str, float], *, is_extra: bool) -> None:
+        """Writes a checkpoint. Raises Diverged if the state is not finite."""
+        run, state = self.run, self.state
+        if names := not_finite((state.parameters, state.optimizer, state.average)):
+            raise Diverged(f"{names[0]} is no longer finite after step {self.step}")
+        saved = self.record.json(self.batches.state(), run.config, run.guard)
+        run.checkpoints.save(state, saved, run.task.tokenizer, metrics, temporary=is_extra)
+        self.log.record(self.step, LEDGER, run.watch.account())
 
-
-def _without_top_layers(known: Parameters, top: int) -> Parameters:
-    """Leaves out the `top` layers and the pooler, which then start as initialised (Zhang et al. 2021, arXiv:2006.05987,
-    section 4). Raises UserError if there are fewer layers."""
-    if not top:
-        return known
-    depth = next(x.shape[0] for name, x in known.items() if is_stacked(name))
-    if top > depth:
-        raise UserError(f"train.reinitialise_layers is {top}; the model has {depth} layers")
-    kept = {name: x[: depth - top] if is_stacked(name) else x for name, x in known.items()}
-    return {name: x for name, x in kept.items() if x.size and not name.startswith("pooler/")}
+    def _test(self) -> dict[str, Evaluation]:
+        """Returns the evaluations of the task's final splits, which are logged: of the best checkpoint, or of the last
+        state if no checkpoint was evaluated."""
+        run, found = self.run, {}
+        run.watch.pause(EVALUATION)
+        best = run.checkpoints.best(run.programs.mesh)
+        parameters = self.state.learned if best is None else best[0]
+        description = self.record.description if best is None else self.record.description | best[1]["task"]
+        for split in run.task.final_splits:
+            found[split] = run.evaluate(parameters, split, description)
+            self.log.record(self.step, split, found[split].metrics)
+        return found
 
 
 @contextlib.contextmanager
@@ -303,14 +283,6 @@ def _divergence_explained(checkpoints: Checkpoints, workdir: Path, guard: Guard)
         if not guard.is_on:
             remedy += "; to leave out the batch and learn where it arose: --config.train.max_rollbacks=1"
         raise UserError(f"{problem}; {remedy}") from None
-
-
-def _check_data(saved: dict, now: dict, workdir: Path) -> None:
-    if saved != now:
-        raise UserError(
-            f"{workdir} was trained on other data ({saved}, now {now}): "
-            "restore the corpus as it was, or choose another --workdir and --config.init_from"
-        )
 
 
 def _out_of_patience(history: list[float], config: ConfigDict) -> bool:

@@ -23,7 +23,7 @@ from bert_jax.training.tensorboard import EventFile
 from bert_jax.training.trackers import Trackers
 
 Record = dict[str, Any]  # a line of metrics.jsonl
-_SHOWN = ("loss", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
+_SHOWN = ("loss", "mean", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
 _SHOWN += ("entity_f1", "exact_match", "perplexity", "bleu", "chrf", "rouge1", "rouge2", "rougeLsum")
 _SHOWN += ("tokens_per_second", "mfu", "wait_share")
 # Of a part such as a language, as de/mlm_loss, while there are few.

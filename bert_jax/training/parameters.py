@@ -66,6 +66,13 @@ def rename(tree: Any, rule: Callable[[str], str]) -> Any:
     return jax.tree.map(lambda x: {rule(k): v for k, v in x.items()} if is_named(x) else x, tree, is_leaf=is_named)
 
 
+def of_one_task(parameters: Parameters, name: str) -> Parameters:
+    """Returns the trunk and the heads of one of several tasks, as that task alone calls them; all if `name` is ""."""
+    begin = f"{_HEADS}{name}/"
+    own = {_HEADS + key.removeprefix(begin): x for key, x in parameters.items() if key.startswith(begin)}
+    return {key: x for key, x in parameters.items() if not key.startswith(_HEADS)} | own if name else parameters
+
+
 def global_norm(gradients: Mapping[str, Array]) -> Float[Array, ""]:
     """Returns the square root of the sum of squares of all arrays, added up in the order of the names of format 1.
 

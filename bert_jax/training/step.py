@@ -23,7 +23,7 @@ from bert_jax.tasks.task import Batch, Constants, Rows, Sums, Task
 from bert_jax.training.memory import check_program_fits
 from bert_jax.training.observer import Observer
 from bert_jax.training.optimizer import Schedule
-from bert_jax.training.parameters import Parameters, flatten, global_norm, structure, unflatten
+from bert_jax.training.parameters import Parameters, flatten, global_norm, matching, structure, unflatten
 
 MASKING, DROPOUT = 0, 1  # what a key folded from (seed, step) is for
 
@@ -91,11 +91,14 @@ def make_train_step(
         def loss(trained, micro_batch, key):
             parameters = gathered(mesh, state.parameters | trained)
             sums = task.sums(unflatten(graphdef, parameters), micro_batch, key, constants)
-            return sum(share * (sums[name][0] / weights[name]) for name, share in task.objectives.items()), sums
+            return weighted_loss(task, sums, weights), sums
 
         grads, sums = _gradients(loss, trained, batch, dropout_key, accumulation, mesh)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, trained)
         parameters = state.parameters | cast(Parameters, optax.apply_updates(trained, updates))
+        if idle := matching("idle_parameters", task.idle_parameters(batch), trained):
+            parameters |= {name: state.parameters[name] for name in idle}
+            optimizer_state = _with_old(optimizer_state, state.optimizer, idle)
         observed = {"grad_norm": global_norm(cast(Parameters, grads)), "learning_rate": schedule(state.step)}
         sums |= {name: (value, jnp.float32(1)) for name, value in observed.items()}
         average = None
@@ -105,6 +108,12 @@ def make_train_step(
         return as_placed(mesh, TrainState(state.step + 1, parameters, optimizer_state, average)), sums
 
     return jax.jit(mesh.traced(step), donate_argnums=0, compiler_options=dict(mesh.backend.compiler_options))
+
+
+def weighted_loss(task: Task, sums: Sums, weights: Mapping[str, Array]) -> Array:
+    """Returns the loss of a batch, which may have some of the task's objectives only."""
+    present = ((name, share) for name, share in task.objectives.items() if name in sums)
+    return cast(Array, sum(share * (sums[name][0] / weights[name]) for name, share in present))
 
 
 class TrainStep:
@@ -179,7 +188,10 @@ class Diverged(UserError):
 def means(task: Task, sums: list[Sums], step: int) -> dict[str, float]:
     """Returns the metrics of several steps, the last of which is `step`; waits for it. Raises Diverged."""
     host = jax.device_get(sums)
-    metrics = task.means(jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *host))
+    names = dict.fromkeys(name for one in host for name in one)  # steps may have different metrics
+    added = {name: [one[name] for one in host if name in one] for name in names}
+    totals = {name: jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *x) for name, x in added.items()}
+    metrics = task.means(totals)
     check_finite(metrics, step)
     return metrics
 
@@ -213,6 +225,16 @@ def _fresh(task: Task, optimizer: optax.GradientTransformation, key: Key[Array, 
     # A copy, because a step gives the memory of both away.
     average = jax.tree.map(jnp.copy, parameters) if task.config.train.ema_decay else None
     return TrainState(jnp.int32(0), parameters, optimizer.init(parameters), average)
+
+
+def _with_old(new: PyTree[Array], old: PyTree[Array], names: Collection[str]) -> PyTree[Array]:
+    """Returns the optimizer's new state with the old one of the parameters of these names."""
+
+    def chosen(path, x, before):
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return before if keys and keys[-1] in names else x
+
+    return jax.tree_util.tree_map_with_path(chosen, new, old)
 
 
 def _gradients(

@@ -1,6 +1,8 @@
 """A model that writes, exported to Transformers: loaded there whole, with the same logits and the same texts."""
 
 import json
+import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 import bert_jax
+from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.models.bert import TrunkInputs
@@ -87,6 +90,89 @@ def test_transformers_computes_and_writes_the_same(tmp_path, share):
     assert [result["text"] for result in found] == texts
     found = model.generate(TEXTS, repetition_penalty=1.7)
     assert [r["text"] for r in found] == their_texts(num_beams=1, do_sample=False, repetition_penalty=1.7)
+
+
+@pytest.mark.parity
+def test_transformers_models_are_read(tmp_path):
+    """One of random parameters that Transformers made and saved: read here, it writes the same, and comes back
+    from an export as it was."""
+    import torch
+    import transformers
+
+    shape = {"vocab_size": TOKENIZER.vocab_size, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 64, "max_position_embeddings": 40, "initializer_range": 0.4}
+    halves = transformers.BertConfig(**shape), transformers.BertConfig(**shape)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*halves)
+    ids = {"decoder_start_token_id": TOKENIZER.cls_id, "eos_token_id": TOKENIZER.sep_id, "pad_token_id": 0}
+    both.update(ids)
+    torch.manual_seed(0)
+    peer = transformers.EncoderDecoderModel(both).eval()
+    peer.save_pretrained(tmp_path / "theirs")
+    TOKENIZER.save(tmp_path / "theirs")
+    report = convert(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    assert "unexpected" not in report and "task seq2seq" in report
+    model = bert_jax.load(tmp_path / "ours")
+    convert(str(tmp_path / "ours"), str(tmp_path / "back"), format="huggingface")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")(TEXTS, return_tensors="pt", padding=True)
+    inputs = {name: theirs[name] for name in ("input_ids", "attention_mask")}
+    never = {"suppress_tokens": [0, TOKENIZER.cls_id, TOKENIZER.mask_id], "max_new_tokens": 10, "do_sample": False}
+    written = peer.generate(**inputs, **ids, num_beams=1, **never)
+    found = model.generate(TEXTS, max_length=10, min_length=0)
+    assert [result["text"] for result in found] == [TOKENIZER.decode(tokens) for tokens in written.tolist()]
+
+    again = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "back").state_dict()
+    for name, value in peer.state_dict().items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+def tied(settings):
+    settings["tie_encoder_decoder"] = True
+    return "tie_encoder_decoder is True; only a decoder with parameters of its own can be read"
+
+
+def other_vocabulary(settings):
+    settings["decoder"]["vocab_size"] += 1
+    return "vocab_size is 32 in the decoder, 31 in the encoder; it must be the same"
+
+
+def without_cross_attention(settings):
+    settings["decoder"]["add_cross_attention"] = False
+    return "the decoder's add_cross_attention is not true; it could not see the source"
+
+
+def other_start(settings):
+    settings["decoder_start_token_id"] = 7
+    return "decoder_start_token_id is 7; only 2, as this project writes, can be read"
+
+
+def no_encoder(settings):
+    del settings["encoder"]
+    return "no field 'encoder'"
+
+
+def not_a_bert(settings):
+    settings["encoder"]["model_type"] = settings["decoder"]["model_type"] = "gpt2"
+    return "model_type is 'gpt2', only 'bert' can be read"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return _export(tmp_path_factory.mktemp("exported"), model="encoder_decoder")[1]
+
+
+_CHANGES = (tied, other_vocabulary, without_cross_attention, other_start, no_encoder, not_a_bert)
+
+
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
+def test_what_cannot_be_read_is_one_line(exported, tmp_path, change):
+    folder = tmp_path / "theirs"
+    shutil.copytree(exported, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    expected = change(settings)
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        convert(str(folder), str(tmp_path / "ours"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "ours").exists()
 
 
 def test_unilm_is_written_as_the_bert_that_it_is(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
-from bert_jax.tasks import TASKS, known_task, task_class
+from bert_jax.entries import add_entry
+from bert_jax.options import default_config
+from bert_jax.tasks import TASKS, known_task, may_import, task_class
 from bert_jax.tasks.task import Evaluation, Source
 from bert_jax.training.evaluation import check_best_metric
 from bert_jax.training.loop import train
@@ -103,12 +105,20 @@ def test_every_family_trains_and_tests_its_best_checkpoint_alike_on_1_2_and_8_de
 def test_code_outside_the_package_is_loaded_only_if_the_user_names_it(tmp_path, monkeypatch):
     (tmp_path / "trap.py").write_text("class Mine: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for users_task in ("", "classification", "trap.Other"):
-        with pytest.raises(UserError, match=r"ckpt: its task is the class 'trap.Mine'.*--config.task=trap.Mine"):
-            known_task("trap.Mine", users_task, "ckpt")
+    alone, several, saved = default_config(), default_config(), default_config()
+    alone.task, several.task = "trap.Mine", "multitask"
+    add_entry(several, "tasks.x", task="trap.Mine")
+    for users_task in ("", "classification", "trap.Other", "multitask"):
+        for config in (alone, several):
+            with pytest.raises(UserError, match=r"ckpt: its task is the class 'trap.Mine'.*--config.task=trap.Mine"):
+                known_task(config, users_task, "ckpt")
+            assert not may_import(config, users_task)
     assert "trap" not in sys.modules
-    assert known_task("trap.Mine", "trap.Mine", "ckpt").__name__ == "Mine"
-    assert [known_task(name, "", "ckpt") for name in TASKS] == [task_class(name) for name in TASKS]
+    assert known_task(alone, "trap.Mine", "ckpt").__name__ == "Mine"
+    assert may_import(several, "trap.Mine")
+    for name in TASKS:
+        saved.task = name
+        assert known_task(saved, "", "ckpt") is task_class(name)
     with pytest.raises(UserError, match="task is 'taging'; it can be pretraining, classification, tagging"):
         task_class("taging")
 

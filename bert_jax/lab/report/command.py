@@ -114,7 +114,7 @@ def _evaluated(config: "ConfigDict", folder: Path, best: str) -> "tuple[Report |
     from bert_jax.run import evaluate_checkpoint, start_run
     from bert_jax.tasks import may_import, task_class
 
-    if not may_import(config.task, "") or not task_class(config.task).makes_predictions:
+    if not may_import(config, "") or not task_class(config.task).makes_predictions:
         return None
     task = task_class(config.task).with_data(config, start_run(config, folder))
     evaluation = evaluate_checkpoint(task, config, best, "best")[0].get("validation")

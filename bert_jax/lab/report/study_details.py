@@ -15,7 +15,7 @@ from bert_jax.lab.report.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.report.study_figures import Curves, Scale
 from bert_jax.lab.study import Study
 from bert_jax.tasks.sections import PROBLEM, Cell, Table
-from bert_jax.training.evaluation import LOWER_IS_BETTER
+from bert_jax.tasks.task import LOWER_IS_BETTER
 from bert_jax.training.metrics_log import Record, read_metrics
 
 _PRETRAINING = ("mlm_loss", "mlm_accuracy", "nsp_accuracy")

@@ -19,7 +19,7 @@ from bert_jax.lab.statistics.differences import WORSE as IS_WORSE
 from bert_jax.lab.statistics.levels import Comparison, Level, compare_levels
 from bert_jax.lab.statistics.resampling import expected_best
 from bert_jax.tasks.sections import BEST, BETTER, PROBLEM, UNCLEAR, WORSE, Cell, Table
-from bert_jax.training.evaluation import LOWER_IS_BETTER
+from bert_jax.tasks.task import LOWER_IS_BETTER
 
 MINUS, NOTHING = "−", "–"
 _IN_BRACKETS = "In brackets: the difference of the means ± half of its 95 % interval, in the units of the table below."

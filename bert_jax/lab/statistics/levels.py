@@ -27,7 +27,7 @@ from bert_jax.lab.statistics.differences import (
     welch,
 )
 from bert_jax.lab.statistics.resampling import FEWEST_SEEDS, Bootstrapped, almost_stochastic_order, multibootstrap
-from bert_jax.training.evaluation import LOWER_IS_BETTER
+from bert_jax.tasks.task import LOWER_IS_BETTER
 
 Scores = dict[str, np.ndarray]  # independent run → the score of each example
 _OF_EXAMPLES = "eval.accuracy"  # the mean of scores of examples that runs keep

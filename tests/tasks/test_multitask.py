@@ -1,0 +1,287 @@
+"""Several tasks, one encoder: each head as that of a single task, turns, resuming, what moves and what does not."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bert_jax.config import UserError
+from bert_jax.convert.conversion import convert
+from bert_jax.data.tokenizers.wordpiece import make_wordpiece
+from bert_jax.entries import add_entry, of_task
+from bert_jax.experiment import set_options
+from bert_jax.inference.fill_mask import FillMask
+from bert_jax.inference.open import open_model
+from bert_jax.inference.predictor import Predictor
+from bert_jax.run import check_run, inherit, run
+from bert_jax.sharding import make_mesh, to_mesh
+from bert_jax.tasks import task_class
+from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
+from bert_jax.training.evaluation import make_evaluation
+from bert_jax.training.metrics_log import read_metrics
+from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.parameters import flatten, of_one_task, structure, with_copies
+from bert_jax.training.step import TrainState, init_state, make_train_step
+from experiments import finetune
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
+TOKENIZER = make_wordpiece(VOCABULARY, "test", True, None, True)
+KINDS = {"first": "classification", "lm": "pretraining", "pick": "multiple_choice", "qa": "span_qa", "tags": "tagging"}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Examples of every family, by the names of KINDS: `data` of its task."""
+    folder, random = tmp_path_factory.mktemp("multitask"), np.random.default_rng(0)
+    words = [random.choice(LETTERS, random.integers(3, 8)).tolist() for _ in range(48)]
+    texts = [{"text": " ".join(one), "label": "late" if one[0] > "m" else "early"} for one in words]
+    tags = [{"words": one, "tags": ["B-V" if word in "aeiou" else "O" for word in one]} for one in words]
+    picks = [{"text": "a", "e0": one[0], "e1": one[1], "label": i % 2} for i, one in enumerate(words)]
+    questions = [
+        {"id": str(i), "question": "a b", "context": " ".join(one), "answers": [{"text": one[1], "answer_start": 2}]}
+        for i, one in enumerate(words)
+    ]
+    squad = {"data": [{"title": "t", "paragraphs": [{"context": q["context"], "qas": [q]} for q in questions]}]}
+    (folder / "qa.json").write_text(json.dumps(squad))
+    documents = [". ".join(" ".join(random.choice(LETTERS, 6)) for _ in range(12)) for _ in range(20)]
+    write(folder / "corpus.jsonl", [{"text": f"{text}."} for text in documents])
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    files = {"first": write(folder / "texts.jsonl", texts), "tags": write(folder / "tags.jsonl", tags)}
+    files |= {"pick": write(folder / "pick.jsonl", picks), "qa": str(folder / "qa.json")}
+    own = {name: {"train": file, "validation": file} for name, file in files.items()}
+    own["first"] |= {"test": files["first"]}
+    own["tags"] |= {"text": "words", "label": "tags", "long_texts": "windows"}
+    own["pick"] |= {"choices": "e0,e1"}
+    own["lm"] = {"corpus": "jsonl", "files": str(folder / "corpus.jsonl"), "pairing": "none", "validation_share": 0.2}
+    own["lm"] |= {"prepared": str(folder / "prepared"), "workers": 1, "max_predictions_per_sequence": 4}
+    own["lm"] |= {"packing": True, "test_share": 0.0}
+    own["folder"] = folder
+    return own
+
+
+def make_config(data, *names, **options):
+    """Returns the config of the tasks of these names. The options are those of `multitask`."""
+    config = finetune.get_config("multitask", "mean")
+    config.model.update(size="tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64)
+    config.model.update(dtype="float32", max_position_embeddings=32)
+    config.data.update(sequence_length=16, buckets=1, prefetch=2, packing=False)
+    config.data.update(vocab_file=str(data["folder"] / "vocab.txt"), max_query_length=3, window_stride=4)
+    config.optimizer.update(learning_rate=3e-3, warmup_share=None, warmup_steps=2, decay_steps=24)
+    config.train.update(epochs=None, steps=24, batch_size=8, log_every=4, peak_tflops=1.0)
+    config.eval.update(batch_size=16, every=24)
+    config.checkpoint.update(every=24)
+    config.mesh.data = 1
+    config.multitask.update({"sampling": "temperature", "temperature": 10.0} | options)
+    for name in names:
+        add_entry(config, f"tasks.{name}", task=KINDS[name], data=data[name])
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    return run(make_config(data, "first", "lm", "tags"), tmp_path_factory.mktemp("trained") / "mt")
+
+
+def with_data(config):
+    """Returns the task as a run from scratch makes it."""
+    source = inherit(config, Path("nowhere"))
+    check_run(config, TOKENIZER.vocab_size)
+    return task_class(config.task).with_data(config, source)
+
+
+def parameters_of(task):
+    return jax.jit(lambda: flatten(task.init(nnx.Rngs(params=1))))()
+
+
+def test_each_head_is_that_of_a_single_task(data):
+    """Evaluations of all five families, together and each alone, with the same parameters; then of fewer together."""
+    config = make_config(data, *KINDS)
+    task, mesh = with_data(config), make_mesh(config.mesh)
+    parameters = parameters_of(task)
+    evaluate = make_evaluation(task, structure(task.init)[0], config, mesh, {})
+    together = evaluate(parameters, "validation", task.description())
+    mains = {"first": "accuracy", "lm": "mlm_accuracy", "pick": "accuracy", "qa": "f1", "tags": "entity_f1"}
+    assert task.main_metrics == mains
+    assert set(together.metrics) == set(task.metric_names("validation"))
+    for name, member in task.members.items():
+        own, alone = of_one_task(parameters, name), of_task(config, name)
+        evaluate_one = make_evaluation(member, structure(member.init)[0], alone, mesh, {})
+        metrics = evaluate_one(own, "validation", member.description()).metrics
+        assert {f"{name}/{key}" for key in metrics} == {key for key in together.metrics if key.startswith(f"{name}/")}
+        for key, value in metrics.items():
+            assert together.metrics[f"{name}/{key}"] == pytest.approx(value, abs=1e-6), (name, key)
+    values = [together.metrics[f"{name}/{main}"] for name, main in mains.items()]
+    assert together.metrics["mean"] == pytest.approx(np.mean(values))
+    assert together.metrics["loss"] == pytest.approx(np.mean([together.metrics[f"{name}/loss"] for name in mains]))
+    fewer = with_data(make_config(data, "first", "tags"))
+    names = structure(fewer.init)[1]
+    evaluate = make_evaluation(fewer, structure(fewer.init)[0], fewer.config, mesh, {})
+    found = evaluate({name: parameters[name] for name in names}, "validation", fewer.description()).metrics
+    assert {key: found[key] for key in found if "/" in key} == {
+        key: value for key, value in together.metrics.items() if key.startswith(("first/", "tags/"))
+    }
+
+
+def test_a_step_is_that_of_the_single_task_and_leaves_other_heads_alone(data):
+    config = make_config(data, "first", "tags")
+    config.tasks.first.weight = 0.5
+    task, mesh, key = with_data(config), make_mesh(config.mesh), jax.random.key(config.seed)
+    assert task.objectives == {"first/loss": 0.5, "tags/loss": 1.0}
+    schedule = make_schedule(config.optimizer, 24)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    step = make_train_step(task, structure(task.init)[0], optimizer, schedule, mesh)
+    batches, by_task = task.train_batches(0, 0, 1), {}
+    while len(by_task) < 2:
+        batch = next(batches)
+        by_task.setdefault("tags" if "task:tags" in batch else "first", to_mesh(mesh, batch))
+    batches.close()
+    state = init_state(task, optimizer, 0, mesh)
+    before = copy(state)
+    after, sums = step(state, {}, by_task["tags"], key)
+    member, own = task.members["tags"], of_one_task(before.parameters, "tags")
+    alone = make_train_step(member, structure(member.init)[0], optimizer, schedule, mesh)
+    tagged = {name: x for name, x in by_task["tags"].items() if name != "task:tags"}
+    expected, own_sums = alone(TrainState(before.step, copy(own), optimizer.init(own)), {}, tagged, key)
+    assert float(sums["tags/loss"][0]) == pytest.approx(float(own_sums["loss"][0]), rel=1e-6)
+    for name, x in of_one_task(after.parameters, "tags").items():
+        np.testing.assert_allclose(x, expected.parameters[name], rtol=1e-6, atol=1e-8, err_msg=name)
+    assert not any(name.startswith("heads/first/") for name in changed(before.parameters, after.parameters))
+    middle = copy(after)
+    last, _ = step(after, {}, by_task["first"], key)
+    moved = changed(middle.parameters, last.parameters)
+    heads = {f"heads/first/classifier/{name}" for name in ("kernel", "bias")}
+    assert {name for name in moved if name.startswith("heads/")} == heads
+    assert "encoder/layers/attention/query/kernel" in moved
+    for old, new in zip(moments(middle), moments(last), strict=True):  # which do not decay while a head is idle
+        assert {name for name in changed(old, new) if name.startswith("heads/")} == heads
+        assert all(np.any(old[f"heads/tags/classifier/{name}"]) for name in ("kernel", "bias"))
+
+
+def changed(before, after):
+    return {name for name in before if np.any(before[name] != after[name])}
+
+
+def copy(state):
+    """A step gives the memory of its state away."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def moments(state):
+    is_adam = lambda part: hasattr(part, "mu")  # noqa: E731
+    [adam] = filter(is_adam, jax.tree.leaves(state.optimizer, is_leaf=is_adam))
+    return adam.mu, adam.nu
+
+
+def test_a_run_logs_each_task_and_the_mean(trained):
+    lines = read_metrics(trained.workdir / "metrics.jsonl")
+    train = [line for line in lines if line["split"] == "train"]
+    assert {name for line in train for name in line} >= {"loss", "first/loss", "lm/mlm_loss", "tags/loss", "grad_norm"}
+    assert {"mean", "first/accuracy", "lm/mlm_accuracy", "tags/entity_f1"} <= trained.best.keys()
+    assert trained.test.keys() >= {"first/accuracy"} and "tags/loss" not in trained.test
+    records = predictions(trained)
+    assert {record["task"] for record in records} == {"first", "tags"}
+    page = (trained.workdir / "report.html").read_text()
+    assert "first: " in page and "tags: " in page
+
+
+def predictions(result):
+    return [json.loads(line) for line in (result.workdir / "predictions" / "validation.jsonl").read_text().splitlines()]
+
+
+def test_it_resumes_in_mid_epoch_to_the_bit(trained, data, tmp_path):
+    config = make_config(data, "first", "lm", "tags")
+    config.train.steps = 10
+    run(config, tmp_path / "again")
+    config = make_config(data, "first", "lm", "tags")
+    run(config, tmp_path / "again")
+    once, again = (read_checkpoint(find_checkpoint(str(folder))) for folder in (trained.workdir, tmp_path / "again"))
+    assert once.run["data"] == again.run["data"]
+    for item in ("parameters", "optimizer"):
+        assert once.run["checksums"][item] == again.run["checksums"][item]
+    positions = once.run["data"]["tasks"]
+    assert sum(position["step"] for position in positions.values()) == 24
+    assert min(position["step"] for position in positions.values()) >= 6  # nobody starves
+
+
+def test_one_task_of_a_checkpoint_is_a_model_of_its_own(trained, data, tmp_path):
+    rows = [{"text": "z a b"}, {"text": "a b c"}]
+    predict = Predictor(str(trained.workdir), task_name="first")
+    found = predict(rows)
+    assert [set(one["probabilities"]) for one in found] == [{"early", "late"}] * 2
+    records = predictions(trained)
+    texts = [record for record in records if record["task"] == "first"]
+    again = predict([{"text": texts[0]["text"]}])[0]
+    assert again["probabilities"] == pytest.approx(texts[0]["prediction"]["probabilities"], abs=1e-5)
+    assert len(FillMask(str(trained.workdir), task_name="lm")("a [MASK] c", 3)[0]) == 3
+    for tool in (Predictor, FillMask):
+        with pytest.raises(UserError, match=r"holds the tasks first, lm, tags: choose one by --task_name=NAME"):
+            tool(str(trained.workdir))
+    with pytest.raises(UserError, match=r"'mrpc' is not one of the run's tasks \(first, lm, tags\)"):
+        open_model(trained.workdir, task_name="mrpc")
+    with pytest.raises(UserError, match="was not fine-tuned and predicts nothing"):
+        Predictor(str(trained.workdir), task_name="lm")
+    with pytest.raises(UserError, match=r"holds the tasks first, lm, tags: choose the one to write by --task=NAME"):
+        convert(str(trained.workdir), str(tmp_path / "all"))
+    convert(str(trained.workdir), str(tmp_path / "hf"), format="huggingface", task="first")
+    theirs = Predictor(str(tmp_path / "hf"))(rows)
+    assert [one["label"] for one in theirs] == [one["label"] for one in found]
+    assert theirs[0]["probabilities"] == pytest.approx(found[0]["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["", "first"])
+def test_a_task_is_trained_further_with_its_head_or_a_new_one(trained, data, tmp_path, name):
+    config = of_task(make_config(data, "first", "lm"), "first")
+    config.init_from, config.init_task = str(trained.workdir), name
+    config.optimizer.learning_rate, config.optimizer.warmup_steps, config.train.steps = 0.0, 0, 1
+    config.checkpoint.best_metric = "accuracy"
+    result = run(config, tmp_path / "further")
+    start = read_checkpoint(trained.checkpoint).parameters
+    found = read_checkpoint(result.checkpoint).parameters
+    kept = [key for key, x in of_one_task(start, "first").items() if np.array_equal(x, found[key])]
+    heads = [key for key in kept if key.startswith("heads/classifier/kernel")]
+    assert len(heads) == (1 if name else 0)
+    assert {key for key in found if not key.startswith("heads/")} <= set(kept)
+
+
+def test_a_pretrained_mlm_head_becomes_that_of_a_member(data):
+    task = with_data(make_config(data, "first", "lm"))
+    assert task.copied_parameters == {"heads/lm/mlm/": "heads/mlm/", "heads/lm/nsp/": "heads/nsp/"}
+    source = {"heads/mlm/bias": 1, "heads/nsp/bias": 2, "pooler/bias": 3}
+    copied = with_copies(source, task.copied_parameters)[0]
+    assert (copied["heads/lm/mlm/bias"], copied["heads/lm/nsp/bias"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "task=multitask needs tasks: list them in the experiment"),
+        ({"tasks.a.task": "multitask"}, "tasks.a: task=multitask needs tasks"),
+        ({"tasks.a.task": "taging"}, "tasks.a: task is 'taging'; it can be pretraining, classification, tagging"),
+        ({"tasks.a.task": "tagging"}, r"tasks.a: data.train is empty: .*\(--config.tasks.a.data.train=…\)"),
+        ({"tasks.a.task": "tagging", "tasks.a.data.train": "none.conll"}, "tasks.a: data.train: none.conll"),
+        ({"task": "classification", "tasks.a.task": "tagging"}, "tasks.a is for task=multitask, not for task=classif"),
+        ({"tasks.first.share": 0.5}, "tasks.first.share is 0.5, but multitask.sampling=temperature follows the sizes"),
+        ({"tasks.first.metric": "f2"}, "tasks.first.metric is 'f2'; of those that are better when higher, it can be"),
+        ({"tasks.first.metric": "loss"}, "tasks.first.metric is 'loss'; of those that are better when higher"),
+        ({"tasks.first.data.sequence_length": 64}, "tasks.first: data.sequence_length 64 is over model.max_pos"),
+        ({"checkpoint.best_metric": "accuracy"}, "checkpoint.best_metric is 'accuracy'; .*first/accuracy"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_step(data, tmp_path, change, message):
+    names = ["first"] if any("first" in key for key in change) or "checkpoint.best_metric" in change else []
+    config = make_config(data, *names)
+    config.data.long_texts = "windows"
+    with pytest.raises(UserError, match=message) as error:
+        set_options(config, change)
+        run(config, tmp_path / "bad")
+    assert "\n" not in str(error.value) and not (tmp_path / "bad" / "metrics.jsonl").exists()
