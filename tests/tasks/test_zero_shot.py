@@ -109,6 +109,11 @@ def test_translated_training_data_is_one_set(xnli):
     task = task_class(config.task)(config, TOKENIZER, None)
     task.load()
     assert len(task.examples["train"]) == 12 + 23
+    (xnli / "mt.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tneutral\n")  # as XNLI-MT: one language
+    config.data.train = f"en={xnli}/train.tsv,fr={xnli}/mt.tsv"
+    task = task_class(config.task)(config, TOKENIZER, None)
+    task.load()
+    assert len(task.examples["train"]) == 12 + 1
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class ByLanguage:
     def read(self, split: str, read: Callable[[str], Iterable[Any]], name: Callable[[Any, str], Any]) -> list[Any]:
         """Returns the examples of a split. `read` gives those of files, and `name` the example as one of a language.
 
-        A column data.language chooses the rows of a language that the split names, and is that of every row else.
+        A column data.language says the language of every row. Where the split names languages, it chooses the rows of
+        each; a file without this column is of one language then.
         Raises UserError for a language without rows, and for a row of two languages.
         """
         spec, column = self._data[split], self._data.language
@@ -72,8 +73,8 @@ class ByLanguage:
         for language, files in parts.items():
             examples = list(read(files))
             if column:
-                known = self._column(files)
-                examples = [example for example in examples if known[example.origin] == language]
+                known = self._column(files, may_lack=True)
+                examples = [example for example in examples if known.get(example.origin, language) == language]
                 if not examples:
                     shown = ", ".join(sorted(set(known.values())))
                     raise UserError(f"data.{split}: {files} has no row of {language!r} in column {column!r} ({shown})")
@@ -121,11 +122,13 @@ class ByLanguage:
             f"{language}/{key}": value for language, scores in found.items() for key, value in scores.items()
         }
 
-    def _column(self, spec: str) -> dict[str, str]:
-        """Returns the language of each row of a table by the row's origin."""
+    def _column(self, spec: str, *, may_lack: bool = False) -> dict[str, str]:
+        """Returns the language of each row of a table by the row's origin; of rows that have the column, if other ones
+        may lack it."""
         data = self._data
         try:
             rows = read_rows(spec, has_header([data.language, data.text, data.label]))
+            rows = (row for row in rows if not may_lack or data.language in row.values)
             return {row.origin: text_in(row, data.language) for row in rows}
         except UserError as error:
             raise UserError(f"{error} (data.language={data.language})") from error
