@@ -22,23 +22,10 @@ It has 25 runs, which take about 5 hours on two cores.
 from pathlib import Path
 
 from bert_jax.config import UserError
-from bert_jax.lab.study import Point, Stage, Study, choice, grid
+from bert_jax.lab.study import Stage, Study, choice, grid
 from bert_jax.option import Value
 from experiments.studies.common import SEEDS
-
-LANGUAGES = ("en", "de", "fr", "es", "ru", "pl", "ja", "zh")
-WITH_CAPTIONS = ("en", "de", "fr")
-RECIPE: dict[str, Value] = {
-    "data.files": "",
-    "data.pairing": "none",
-    "data.lowercase": False,
-    "data.vocab_size": 8_000,
-    "data.sequence_length": 64,
-    "data.max_predictions_per_sequence": 10,
-    "train.batch_size": 64,
-    "eval.blimp": "",
-    "eval.max_examples": 500,
-} | dict.fromkeys(("train.steps", "eval.every", "checkpoint.every"), 4_000)
+from experiments.study_multilingual import WITH_CAPTIONS
 
 
 def get_study(argument: str = "") -> Study:
@@ -48,19 +35,13 @@ def get_study(argument: str = "") -> Study:
             f"{folder} is not the data of this study; make it with python benchmarks/multilingual_data.py "
             f"--archives=../shared/data --to={folder}, or name another folder behind the colon of --study"
         )
-    shared = RECIPE | _corpora(folder) | {"eval.retrieval": _retrieval(folder)}
     levels = {f"MLM, S = {exponent}": {"data.corpora_exponent": exponent} for exponent in (0.7, 0.3, 1.0)}
     levels["MLM + TLM, S = 0.7"] = {"data.corpora_exponent": 0.7} | _translations(folder)
     levels["MLM + TLM, languages"] = levels["MLM + TLM, S = 0.7"] | {"model.languages": "auto"}
+    base = f"experiments/study_multilingual.py:{folder}"
     return Study(
         question="What makes vectors of two languages alike: sampling, or texts beside their translations?",
-        stages=(
-            Stage(
-                "pretrain",
-                f"experiments/study_pretraining.py:{folder}",
-                grid((Point({}, shared),), choice("objective", levels), SEEDS),
-            ),
-        ),
+        stages=(Stage("pretrain", base, grid(choice("objective", levels), SEEDS)),),
         factor="objective",
         baseline="MLM, S = 0.7",
         metrics={"pretrain": "eval.retrieval"},
@@ -68,32 +49,13 @@ def get_study(argument: str = "") -> Study:
     )
 
 
-def _corpora(folder: Path) -> dict[str, Value]:
-    """Returns the options of one corpus for each language."""
-    found: dict[str, Value] = {}
-    for language in LANGUAGES:
-        captions = f",{folder}/captions/{language}.jsonl" if language in WITH_CAPTIONS else ""
-        found[f"corpora.{language}.files"] = f"{folder}/pages/{language}.jsonl{captions}"
-        found[f"corpora.{language}.corpus"] = "jsonl"
-    return found
-
-
 def _translations(folder: Path) -> dict[str, Value]:
     """Returns the options of the parallel corpora of English with German and with French."""
     found: dict[str, Value] = {}
     for language in WITH_CAPTIONS[1:]:
-        kinds = {"pages": "{}/pages/en.jsonl+{}/pages/{}.jsonl", "captions": "{}/captions.en+{}/captions.{}"}
-        files = ",".join(form.format(folder, folder, language) for form in kinds.values())
+        pages, captions = f"{folder}/pages/{{}}.jsonl", f"{folder}/captions.{{}}"
+        files = ",".join(f"{form.format('en')}+{form.format(language)}" for form in (pages, captions))
         name = f"corpora.en_{language}"
         found |= {f"{name}.corpus": "parallel", f"{name}.language": f"en+{language}"}
         found |= {f"{name}.files": files, f"{name}.name_field": "page"}
     return found
-
-
-def _retrieval(folder: Path) -> str:
-    names = {"captions": "test", "pages": "about"}
-    return ",".join(
-        f"{name}_{language}={folder}/{file}.en+{folder}/{file}.{language}"
-        for language in WITH_CAPTIONS[1:]
-        for name, file in names.items()
-    )
