@@ -21,9 +21,7 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
     from bert_jax.tasks.pretraining_text import prepared_corpora
 
     if config.tasks:
-        raise UserError(
-            "--mode=prepare is for one pretraining run; a run of several tasks prepares what it needs itself"
-        )
+        raise UserError("--mode=prepare is for one pretraining run; with several tasks --mode=train prepares first")
     for prepared in prepared_corpora(config, start_run(config, workdir)).values():
         for name in prepared.name.split("+"):
             logging.info("prepared: %s", Path(config.data.prepared) / name)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Value = bool | int | float | str | None
@@ -72,6 +73,22 @@ class Option:
             return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
         kind = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}[self.type]
         return f"{kind} {_in_words(self.range)}" if self.range else kind
+
+
+def text(name: str, default: str | bool | None, meaning: str, *marks: str, kind: type = str) -> Option:
+    return Option(name, kind, default, meaning, marks=marks)
+
+
+def number(name: str, default: float | None, range: str, meaning: str, *marks: str, kind: type = float) -> Option:
+    return Option(name, kind, default, meaning, range=range, marks=marks)
+
+
+def choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
+    """Returns an option with these `choices`, which " | " separates."""
+    return Option(name, str, default, meaning, tuple(choices.split(" | ")), marks=marks)
+
+
+switch, integer = partial(text, kind=bool), partial(number, kind=int)
 
 
 def can_be(text: str, choices: Iterable[str]) -> str:

@@ -11,28 +11,17 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bert_jax.option import Option
-
-
-def _text(name: str, default: str | bool | None, meaning: str, *marks: str, kind: type = str) -> Option:
-    return Option(name, kind, default, meaning, marks=marks)
-
-
-def _number(name: str, default: float | None, range: str, meaning: str, *marks: str, kind: type = float) -> Option:
-    return Option(name, kind, default, meaning, range=range, marks=marks)
-
-
-def _choice(name: str, default: str | None, choices: str, meaning: str, *marks: str) -> Option:
-    return Option(name, str, default, meaning, tuple(choices.split(" | ")), marks=marks)
-
-
-_switch, _integer = partial(_text, kind=bool), partial(_number, kind=int)
+from bert_jax.option import choice as _choice
+from bert_jax.option import integer as _integer
+from bert_jax.option import number as _number
+from bert_jax.option import switch as _switch
+from bert_jax.option import text as _text
 
 # fmt: off
 _OPTIONS = (

@@ -1,6 +1,7 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -216,7 +217,19 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
     best = checkpoint.choose_checkpoint(str(workdir))
     if finished.signal is None and task.makes_predictions and finished.evaluation:
         _report(task, config, workdir, finished, best, overrides)
+    _log_bests(task, workdir, int(best.name))
     return _result(workdir, finished, best)
+
+
+def _log_bests(task: Task, workdir: Path, best: int) -> None:
+    """Logs when each of several tasks was at its best, which may be another step than that of the best checkpoint."""
+    evaluations = [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "eval"]
+    for name, metric in task.main_metrics.items():
+        found = {line["step"]: line[key] for line in evaluations if (key := f"{name}/{metric}") in line}
+        step = max(found, key=found.__getitem__, default=None)
+        if step is not None and best in found:
+            values = name, metric, found[step], step, found[best], best
+            logging.info("%s: best %s %.4f at step %d; %.4f at the best checkpoint, step %d", *values)
 
 
 class _ImportsForTheEnd(Observer):

@@ -8,7 +8,7 @@ import pytest
 from bert_jax.config import UserError, check_options, from_json_dict, write_or_compare
 from bert_jax.entries import add_entry, entries, of_task
 from bert_jax.experiment import load_experiment, override, set_options
-from bert_jax.options import default_config, find_option
+from bert_jax.options import default_config, default_entry, find_option
 from bert_jax.options_page import table
 
 EXPERIMENT = """from bert_jax.entries import add_entry
@@ -31,14 +31,15 @@ def config(tmp_path):
 
 def test_entries_of_an_experiment_and_of_the_command_line(config):
     given = override(
-        config, ["--config.tasks.ner.task=tagging", "--config.tasks.ner.data.packing", "--config.corpora.de.share=2"]
+        config, ["--config.tasks.ner.task=tagging", "--config.tasks.ner.data.packing", "--config.corpora.de.share=0.5"]
     )
-    assert given == {"tasks.ner.task": "tagging", "tasks.ner.data.packing": True, "corpora.de.share": 2.0}
+    assert given == {"tasks.ner.task": "tagging", "tasks.ner.data.packing": True, "corpora.de.share": 0.5}
     corpora, tasks = entries(config, "corpora"), entries(config, "tasks")
     assert list(corpora) == ["de", "fr"] and list(tasks) == ["ner", "sst2"]  # whatever the order they came in
-    assert corpora["fr"].to_dict() == {"files": "fr.txt", "corpus": "text", "language": "fr", "share": None}
-    assert corpora["de"].corpus == "jsonl" and corpora["de"].share == 2.0
-    assert tasks["ner"].to_dict() == {"task": "tagging", "data": {"packing": True}, "share": None, "weight": 1.0}
+    assert corpora["fr"].to_dict() == default_entry("corpora") | {"files": "fr.txt", "language": "fr", "share": None}
+    assert corpora["de"].corpus == "jsonl" and corpora["de"].share == 0.5
+    own = {"task": "tagging", "data": {"packing": True}, "share": None}
+    assert tasks["ner"].to_dict() == default_entry("tasks") | own
     set_options(config, {"tasks.qa.task": "span_qa", "tasks.sst2.data.train": "b.tsv"})
     assert config.tasks.qa.weight == 1.0 and config.tasks.sst2.data.train == "b.tsv"
     assert config.is_locked and config.tasks.qa.is_locked

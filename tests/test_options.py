@@ -146,6 +146,7 @@ def test_a_saved_config_gets_todays_defaults():
         "classify": ("", "single", "multi", "regression"),
         "glue": ("", *glue.TASKS),
         "multiple_choice": ("",),
+        "multitask": ("",),
         "ner": ("", "entities", "plain"),
         "squad": ("", "v1", "v2"),
         "summarize": ("", "abstractive", "extractive"),

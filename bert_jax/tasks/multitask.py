@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, naming
-from bert_jax.data.batching.turns import Turns
+from bert_jax.data.batching.turns import BatchesInTurn, Turns
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import entries, of_task
 from bert_jax.models.bert import Bert, Model
@@ -55,14 +55,14 @@ class MultiTask(Task):
     A batch leaves the heads of the other members as they are: neither momentum nor weight decay moves them, as in
     PyTorch a parameter without a gradient (`idle_parameters`). The trunk, its pooler included, is every member's.
 
-    `loss` is the mean of the members' losses times their weights, `mean` that of one metric of each member.
+    `loss` is the mean of the members' losses times their weights, `mean` that of one metric of each member
+    (`main_metrics`).
     """
 
     makes_predictions = True
     has_members = True
     makes_vocabulary = True  # where a member does
     dropped_parameters = "heads/"
-    main_metrics: Mapping[str, str] = {}  # what `mean` takes of each member; only of a task with data
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         known = _known(config, description)
@@ -206,8 +206,10 @@ class MultiTask(Task):
         return {name: x for name, x in found.items() if x}
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
-        steps = self.config.optimizer.decay_steps or self.config.train.steps
-        return _TrainBatches(self.members, self.turns(steps), start_step, process_index, process_count)
+        turns = self.turns(self.config.optimizer.decay_steps or self.config.train.steps)
+        counts = zip(self.members.items(), turns.counts(start_step), strict=True)
+        parts = {name: member.train_batches(count, process_index, process_count) for (name, member), count in counts}
+        return BatchesInTurn(parts, turns, start_step, _marked)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         for name, member in self.members.items():
@@ -290,32 +292,6 @@ class MultiTask(Task):
         return name, self.members[name], {key: x for key, x in batch.items() if key != mark}
 
 
-class _TrainBatches:
-    """The batches of all members, each in its turn; a member's next batch follows from counting its turns."""
-
-    def __init__(
-        self, members: Mapping[str, Task], turns: Turns, start_step: int, process_index: int, process_count: int
-    ):
-        self._names, self._turns, self._step = list(members), turns, start_step
-        counts = dict(zip(members, turns.counts(start_step), strict=True))
-        self._batches = {
-            name: member.train_batches(counts[name], process_index, process_count) for name, member in members.items()
-        }
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        name = self._names[self._turns(self._step)]
-        batch = next(self._batches[name])
-        self._step += 1
-        return _marked(name, batch)
-
-    def state(self) -> dict[str, Any]:
-        return {"step": self._step, "tasks": {name: batches.state() for name, batches in self._batches.items()}}
-
-    def close(self) -> None:
-        for batches in self._batches.values():
-            batches.close()
-
-
 def configs_of_members(config: ConfigDict) -> dict[str, ConfigDict]:
     """Returns the config that each member would have alone. Raises UserError if there is none."""
     if not config.tasks:
@@ -343,8 +319,8 @@ def _model_of(model: Any, name: str) -> Model:
     return Model(model.trunk, model.heads[name])
 
 
-def _marked(name: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return batch | {_MARK + name: np.zeros(min(len(x) for x in batch.values()), np.int32)}
+def _marked(name: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(batch) | {_MARK + name: np.zeros(min(len(x) for x in batch.values()), np.int32)}
 
 
 def _prefixed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

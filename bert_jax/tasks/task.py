@@ -100,6 +100,7 @@ class Task(Protocol):
     dropped_parameters: str  # regular expression: names of the source that a warm start may leave behind
     renewed_parameters: str  # regular expression: names that a warm start leaves as initialised whatever the source has
     members: Mapping[str, "Task"] = {}  # by name; their parameters are the trunk's and those under heads/NAME/
+    main_metrics: Mapping[str, str] = {}  # one of each member, by which its evaluations are compared
     copied_parameters: Mapping[str, str] = {}  # begin of names → begin of those that a source without them has instead
     # Only of a task with data, or of one that stands in for it
     steps_per_epoch: int

@@ -53,8 +53,9 @@ def data(tmp_path_factory):
     ]
     squad = {"data": [{"title": "t", "paragraphs": [{"context": q["context"], "qas": [q]} for q in questions]}]}
     (folder / "qa.json").write_text(json.dumps(squad))
-    documents = [". ".join(" ".join(random.choice(LETTERS, 6)) for _ in range(12)) for _ in range(20)]
-    write(folder / "corpus.jsonl", [{"text": f"{text}."} for text in documents])
+    for language, letters in {"de": LETTERS[:16], "en": LETTERS[10:]}.items():
+        documents = [". ".join(" ".join(random.choice(letters, 6)) for _ in range(12)) for _ in range(12)]
+        write(folder / f"{language}.jsonl", [{"text": f"{text}."} for text in documents])
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     files = {"first": write(folder / "texts.jsonl", texts), "tags": write(folder / "tags.jsonl", tags)}
     files |= {"pick": write(folder / "pick.jsonl", picks), "qa": str(folder / "qa.json")}
@@ -62,9 +63,8 @@ def data(tmp_path_factory):
     own["first"] |= {"test": files["first"]}
     own["tags"] |= {"text": "words", "label": "tags", "long_texts": "windows"}
     own["pick"] |= {"choices": "e0,e1"}
-    own["lm"] = {"corpus": "jsonl", "files": str(folder / "corpus.jsonl"), "pairing": "none", "validation_share": 0.2}
-    own["lm"] |= {"prepared": str(folder / "prepared"), "workers": 1, "max_predictions_per_sequence": 4}
-    own["lm"] |= {"packing": True, "test_share": 0.0}
+    own["lm"] = {"prepared": str(folder / "prepared"), "workers": 1, "max_predictions_per_sequence": 4}
+    own["lm"] |= {"pairing": "none", "packing": True, "validation_share": 0.2, "test_share": 0.0}
     own["folder"] = folder
     return own
 
@@ -84,6 +84,8 @@ def make_config(data, *names, **options):
     config.multitask.update({"sampling": "temperature", "temperature": 10.0} | options)
     for name in names:
         add_entry(config, f"tasks.{name}", task=KINDS[name], data=data[name])
+    for language in ("de", "en") if "lm" in names else ():
+        add_entry(config, f"corpora.{language}", corpus="jsonl", files=str(data["folder"] / f"{language}.jsonl"))
     return config
 
 
@@ -186,7 +188,8 @@ def test_a_run_logs_each_task_and_the_mean(trained):
     lines = read_metrics(trained.workdir / "metrics.jsonl")
     train = [line for line in lines if line["split"] == "train"]
     assert {name for line in train for name in line} >= {"loss", "first/loss", "lm/mlm_loss", "tags/loss", "grad_norm"}
-    assert {"mean", "first/accuracy", "lm/mlm_accuracy", "tags/entity_f1"} <= trained.best.keys()
+    languages = {"lm/de/mlm_loss", "lm/en/mlm_loss"}
+    assert {"mean", "first/accuracy", "lm/mlm_accuracy", "tags/entity_f1"} | languages <= trained.best.keys()
     assert trained.test.keys() >= {"first/accuracy"} and "tags/loss" not in trained.test
     records = predictions(trained)
     assert {record["task"] for record in records} == {"first", "tags"}

@@ -1,8 +1,8 @@
 """Which of several tasks a training batch is of: a pure function of (seed, number of the batch), and of their sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -75,6 +75,36 @@ class Turns:
         ends = np.cumsum(self.shares(np.arange(block * BLOCK, (block + 1) * BLOCK)), axis=1)
         # The last end may be a rounding below 1, and a point above it.
         return np.minimum((points[:, None] * ends[:, -1:] >= ends).sum(axis=1), np.flatnonzero(self._sizes)[-1])
+
+
+class BatchesInTurn:
+    """The batches of several tasks, each in its turn; `batches` of a task begin at the number of its turns before
+    `start_step`. `mark` makes a batch say which task it is of."""
+
+    def __init__(
+        self,
+        batches: Mapping[str, Any],
+        turns: Turns,
+        start_step: int,
+        mark: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]],
+    ):
+        self._names, self._batches, self._turns = list(batches), batches, turns
+        self._step, self._mark = start_step, mark
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        name = self._names[self._turns(self._step)]
+        batch = next(self._batches[name])
+        self._step += 1
+        return self._mark(name, batch)
+
+    def state(self) -> dict[str, Any]:
+        """Returns where the next batch of each task begins, and the number of batches before."""
+        return {"step": self._step, "tasks": {name: batches.state() for name, batches in self._batches.items()}}
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        for batches in self._batches.values():
+            batches.close()
 
 
 def check_shares(sampling: str, shares: Mapping[str, float | None]) -> None:

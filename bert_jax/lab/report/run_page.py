@@ -6,7 +6,8 @@ A run with predictions writes predictions/validation.jsonl and report.html when 
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bert_jax.lab import plots
 from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.lab.report.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
 from bert_jax.tasks.sections import Confusions, Report, Scatter, Section, Table, ThresholdCurve
+from bert_jax.tasks.task import LOWER_IS_BETTER
 from bert_jax.training.metrics_log import read_metrics
 
 _KEYS = (
@@ -49,14 +51,18 @@ def describe_run(
     overrides: Mapping[str, Any] | None = None,
 ) -> Document:
     """Returns the document of a run; `report` is its task's part, if it has one, and `metrics` those on validation."""
-    values = [[name, f"{value:.4f}"] for name, value in metrics.items()]
     settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
     command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
     records, starts = read_metrics(workdir / "metrics.jsonl"), read_environments(workdir)
+    evaluations = [line for line in records if line["split"] == "eval"]
+    values = [[name, f"{value:.4f}", *_best_of(name, evaluations)] for name, value in metrics.items()]
     curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
     environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
     parts = [
-        Part("Best checkpoint on validation", [Table(["metric", "value"], values, {1})] if values else []),
+        Part(
+            "Best checkpoint on validation",
+            [Table(["metric", "value", "best of the run", "at step"], values, {1, 2, 3})] if values else [],
+        ),
         Part("Run", [Table(["key", "value"], settings)]),
         Part("Set on the command line", [Code(command)] if command else []),
         Part("Learning curve", [Picture(curve, "learning curve", "curve")] if curve else []),
@@ -66,6 +72,14 @@ def describe_run(
         Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
     ]
     return Document(f"{config.task}: {workdir.name}", parts)
+
+
+def _best_of(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Returns the best value of a metric in all evaluations of a run, and its step."""
+    choose = min if name.endswith(LOWER_IS_BETTER) else max
+    found = [(line[name], line["step"]) for line in evaluations if name in line]
+    value, step = choose(found, key=itemgetter(0)) if found else ("", "")
+    return f"{value:.4f}" if found else "", str(step)
 
 
 def _drawn(section: Section) -> tuple[list[Block], str]:
