@@ -35,7 +35,8 @@ def get_study(argument: str = "") -> Study:
             f"{folder} is not the data of this study; make it with python benchmarks/multilingual_data.py "
             f"--archives=../shared/data --to={folder}, or name another folder behind the colon of --study"
         )
-    levels = {f"MLM, S = {exponent}": {"data.corpora_exponent": exponent} for exponent in (0.7, 0.3, 1.0)}
+    exponents = (0.7, 0.3, 1.0)
+    levels: dict[str, dict[str, Value]] = {f"MLM, S = {s}": {"data.corpora_exponent": s} for s in exponents}
     levels["MLM + TLM, S = 0.7"] = {"data.corpora_exponent": 0.7} | _translations(folder)
     levels["MLM + TLM, languages"] = levels["MLM + TLM, S = 0.7"] | {"model.languages": "auto"}
     base = f"experiments/study_multilingual.py:{folder}"
