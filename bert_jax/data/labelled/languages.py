@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,12 +89,13 @@ class ByLanguage:
     def names(self, split: str, scores: Iterable[str]) -> list[str]:
         """Returns the names of what `scores` returns besides the scores of all examples."""
         scores = list(scores)
-        return [f"{language}/{name}" for language in self.parts(split) for name in scores]
+        return [f"{language}/{name}" for language in self.counts(split) for name in scores]
 
-    def parts(self, split: str) -> list[str]:
-        """Returns the languages of a split in their order, and MEAN after several; [] if it names none."""
-        found = list(dict.fromkeys(self._languages.get(split, {}).values()))
-        return [*found, MEAN] if len(found) > 1 else found
+    def counts(self, split: str) -> dict[str, int]:
+        """Returns the number of examples of each language of a split, and under MEAN that of all if there are several;
+        {} if the split names none."""
+        found = dict(Counter(self._languages.get(split, {}).values()))
+        return found | {MEAN: sum(found.values())} if len(found) > 1 else found
 
     def scores(
         self,
