@@ -55,7 +55,7 @@ def last_line(result):
         (["--mode=doctor"], "run is not a folder; give the folder of a run"),
         (
             [BASE, "--mode=evaluate", "--input=a"],
-            "--input belongs to --mode=predict and generate and embed and fill_mask and score and blimp and retrieve, not",
+            "--input belongs to --mode=predict and generate and embed and fill_mask and score and blimp and retrieve,",
         ),
         (
             [BASE, "--mode=predict", "--pooling=max"],

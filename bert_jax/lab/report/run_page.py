@@ -54,12 +54,10 @@ def describe_run(
     settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
     command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
     records, starts = read_metrics(workdir / "metrics.jsonl"), read_environments(workdir)
-    languages = _languages(report)
-    is_told = lambda name: name.partition("/")[0] in languages  # noqa: E731 — they have a table of their own
     evaluations = [line for line in records if line["split"] == "eval"]
-    values = [
-        [name, f"{value:.4f}", *_best_of(name, evaluations)] for name, value in metrics.items() if not is_told(name)
-    ]
+    told = _languages(report)  # in a table of their own
+    names = [name for name in metrics if name.partition("/")[0] not in told]
+    values = [[name, f"{metrics[name]:.4f}", *_best_of(name, evaluations)] for name in names]
     curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
     environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
     parts = [
