@@ -5,6 +5,7 @@
     corpus/                    every third article file and book of pretrain_en: 66 MB
     sst2_500/, sst2_5000/      so many training examples of SST-2; validation and test are whole
     mrpc/, trec/, wnut17/      whole; validation of MRPC and TREC is 500 of the training examples
+    sts/                       similarity of pairs, 2012 to 2015; 500 of them are validation, those of 2016 the test
     blimp/                     the minimal pairs of BLiMP
     reviews/                   imdb without its labels: the domain of SST-2
     sst2_texts/                the training texts of SST-2 without their labels
@@ -21,7 +22,7 @@ from pathlib import Path
 from archives import make_folder, run
 from finetune_data import SEED, SOURCES, Row, drawn, read_file, table, tagged_rows
 
-_ARCHIVES = ("pretrain_en", "sst2", "mrpc", "trec_qc", "wnut17", "blimp", "imdb")
+_ARCHIVES = ("pretrain_en", "sst2", "mrpc", "trec_qc", "sts12-16", "wnut17", "blimp", "imdb")
 _HELD_OUT = 500  # training examples that become validation where a set has none
 
 
@@ -35,7 +36,7 @@ def tasks(data: Path) -> dict[str, tuple[list[Row], list[Row], list[Row]]]:
     sst2 = SOURCES["sst2"].read(data)
     test = table(data / "glue" / "SST-2" / "test-labeled.tsv", "sentence")
     found = {f"sst2_{count}": (drawn(sst2.train, count), sst2.validation, test) for count in (500, 5000)}
-    for name in ("mrpc", "trec"):
+    for name in ("mrpc", "trec", "sts"):
         splits = SOURCES[name].read(data)
         rows = random.Random(SEED).sample(splits.train, len(splits.train))
         found[name] = rows[_HELD_OUT:], rows[:_HELD_OUT], splits.validation

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.files import write_atomically
 from bert_jax.option import Option, can_be
-from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find_option, nearest
+from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find_option, is_entry_name, nearest
 
 
 class UserError(Exception):
@@ -213,7 +213,10 @@ def from_json_dict(saved: object) -> ConfigDict:
     try:
         with config.unlocked():  # tasks of the user's own have keys of their own
             for group in NAMED:
-                config[group].update({name: default_entry(group) for name in saved.get(group, {})})
+                names = list(saved.get(group, {}))
+                if wrong := [name for name in names if not is_entry_name(name)]:
+                    raise UserError(f"{group} has an entry {wrong[0][:40]!r} in the saved config, which is no name")
+                config[group].update({name: default_entry(group) for name in names})
             config.update(saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the saved config has another structure than today's: {error}") from None

@@ -35,7 +35,7 @@ from bert_jax.option import Value
 from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
-from bert_jax.tasks.task import Description, Evaluation, Source, Task
+from bert_jax.tasks.task import Description, Evaluation, Source, Task, description_of
 from bert_jax.training import checkpoint
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.ledger import Ledger
@@ -288,7 +288,12 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     if config.init_task and not has_own:
         with naming(f"init_task: {config.init_from}"):
             saved = of_task(saved, config.init_task)
-        item["task"] = item["task"]["tasks"][config.init_task]["description"]
+            item["task"] = description_of(item["task"], config.init_task)
+        if saved.task != config.task:
+            raise UserError(
+                f"init_task={config.init_task} is a task={saved.task}, whose head task={config.task} cannot take: "
+                "leave it out, which begins a new head"
+            )
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
 
 

@@ -19,6 +19,7 @@ TASKS = {
     "sst2_5000": ("classification", "accuracy", 3.0),
     "mrpc": ("classification", "accuracy", 3.0),
     "trec": ("classification", "accuracy", 3.0),
+    "sts": ("classification", "pearson", 3.0),
     "wnut17": ("tagging", "entity_f1", 4.0),
 }
 
@@ -37,8 +38,10 @@ def get_config(arg: str = "study_data/sst2_500") -> ConfigDict:
         config.data.text, config.data.label, config.data.long_texts = "words", "tags", "windows"
         config.train.class_weights = "balanced"  # else such small models find no entity at all
         config.data.labels = "corporation,creative-work,group,location,person,product"
-    if name == "mrpc":
+    if name in ("mrpc", "sts"):
         config.data.text_pair = "text_pair"
+    if name == "sts":
+        config.data.label_kind = "regression"
     config.optimizer.learning_rate = 2e-3 if family == "tagging" else 5e-4
     config.train.epochs = epochs
     config.eval.batch_size = 64

@@ -61,7 +61,7 @@ def test_a_saved_config_keeps_its_entries(config, tmp_path):
     assert from_json_dict(saved).to_dict() == config.to_dict()
     del saved["corpora"]["fr"]["share"]  # an option that was added since
     assert from_json_dict(saved).to_dict() == config.to_dict()
-    for broken in ({"tasks": 3}, {"tasks": {"a": 3}}, {"corpora": {"a": {"share": "x"}}}):
+    for broken in ({"tasks": 3}, {"tasks": {"a": 3}}, {"corpora": {"a": {"share": "x"}}}, {"tasks": {"(a+)+$": {}}}):
         with pytest.raises(UserError, match="saved config"):
             from_json_dict(broken)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)

@@ -22,7 +22,7 @@ FILES = sorted(path for path in Path("experiments/studies").glob("*.py") if path
 def data(tmp_path_factory):
     """A folder that looks like the data of the studies."""
     folder = tmp_path_factory.mktemp("study_data")
-    for name in ("corpus", "pages", "blimp", "reviews", "sst2_texts", *TASKS):
+    for name in ("corpus", "pages", "blimp", "reviews", "sst2_texts", "sts", *TASKS):
         (folder / name).mkdir()
     return folder
 
@@ -44,7 +44,8 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
         validate(config, 1)
         model = bert_config(config.model, 100)
         assert config.data.sequence_length <= model.max_position_embeddings, key
-        assert config.task in ("pretraining", "classification", "tagging", "seq2seq") and task_class(config.task)
+        assert config.task in ("pretraining", "classification", "tagging", "seq2seq", "multitask")
+        assert task_class(config.task)
         if config.task == "pretraining":
             assert config.eval.every == config.checkpoint.every == config.train.steps, key
     assert study.factor and study.baseline and study.metrics

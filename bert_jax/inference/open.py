@@ -28,7 +28,7 @@ from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.heads import MaskedLMHead
 from bert_jax.options import INFERENCE, SHAPE
 from bert_jax.tasks import known_task, may_import
-from bert_jax.tasks.task import Task
+from bert_jax.tasks.task import Task, description_of
 from bert_jax.training import checkpoint
 from bert_jax.training.checkpoint_format import Damaged
 from bert_jax.training.parameters import Parameters, of_one_task, structure, take_over, unflatten
@@ -74,7 +74,8 @@ class Opened:
         if there is none of this name."""
         with naming(str(self.path)):
             config = of_task(self.config, name)
-        run = self.run | {"task": self.run["task"]["tasks"][name]["description"], "config": config.to_dict()}
+            description = description_of(self.run["task"], name)
+        run = self.run | {"task": description, "config": config.to_dict()}
         return replace(self, config=config, parameters=of_one_task(self.parameters, name), run=run)
 
     @cached_property

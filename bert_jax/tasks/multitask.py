@@ -21,14 +21,14 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, naming
-from bert_jax.data.batching.turns import BatchesInTurn, Turns
+from bert_jax.data.batching.turns import BatchesInTurn, Turns, check_shares
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import entries, of_task
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import bert_config
 from bert_jax.option import can_be
 from bert_jax.tasks import task_class
-from bert_jax.tasks.sections import Report
+from bert_jax.tasks.sections import Report, Section, Table
 from bert_jax.tasks.task import (
     LOWER_IS_BETTER,
     Batch,
@@ -41,6 +41,7 @@ from bert_jax.tasks.task import (
     Sums,
     Task,
     TrainBatches,
+    description_of,
     mean_of_each,
 )
 
@@ -75,6 +76,7 @@ class MultiTask(Task):
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
         configs, members = configs_of_members(config), dict[str, Task]()
+        check_shares(config.multitask.sampling, _shares(config))  # before any data is read
         known = _known(config, source.description if source is not None and source.task == config.task else None)
         tokenizer = None if source is None else source.tokenizer
         # Without a checkpoint or a file the vocabulary comes from the first member that learns one from its data.
@@ -131,20 +133,18 @@ class MultiTask(Task):
     def _count_steps(self, sizes: Mapping[str, float]) -> None:
         """Sets what a step costs in the mean over training; `sizes` are batches per epoch."""
         self.sizes = sizes
-        self.steps_per_epoch = round(sum(sizes.values()))
-        shares = (
-            self.turns(11).shares(np.arange(11)).mean(axis=0)
-        )  # of the whole of training, which 11 points stand for
+        # 11 points stand for the whole of training, over which shares may change.
+        self.shares = dict(zip(sizes, self.turns(11).shares(np.arange(11)).mean(axis=0).tolist(), strict=True))
+        self.steps_per_epoch = round(sum(size for name, size in sizes.items() if self.shares[name] > 0))
         costs = {name: 0.0 for name in ("tokens_per_step", "flops_per_step", "bytes_per_step")}
-        for share, member in zip(shares.tolist(), self.members.values(), strict=True):
-            costs = {name: cost + share * getattr(member, name) for name, cost in costs.items()}
+        for member, share in self.shares.items():
+            costs = {name: cost + share * getattr(self.members[member], name) for name, cost in costs.items()}
         self.tokens_per_step = round(costs["tokens_per_step"])
         self.flops_per_step, self.bytes_per_step = costs["flops_per_step"], costs["bytes_per_step"]
 
     def turns(self, steps: int) -> Turns:
         """Returns which member each of so many batches is of. Raises UserError."""
-        shares = {name: entry.share for name, entry in entries(self.config, "tasks").items()}
-        return Turns.from_options(self.config.multitask, self.sizes, shares, self.config.seed, steps)
+        return Turns.from_options(self.config.multitask, self.sizes, _shares(self.config), self.config.seed, steps)
 
     def _main_metric(self, name: str) -> str:
         """Returns the metric of a member that `mean` takes; "" if it has no validation examples. Raises UserError."""
@@ -182,9 +182,8 @@ class MultiTask(Task):
         ]
 
     def description(self) -> Description:
-        kinds = {name: member.config.task for name, member in self.members.items()}
-        members = self.members.items()
-        return {"tasks": {name: {"task": kinds[name], "description": member.description()} for name, member in members}}
+        parts = ((name, member.config.task, member.description()) for name, member in self.members.items())
+        return {"tasks": {name: {"task": kind, "description": description} for name, kind, description in parts}}
 
     def fingerprints(self) -> dict[str, str]:
         members = self.members.items()
@@ -275,7 +274,7 @@ class MultiTask(Task):
         return (*own, *(f"{name}/{metric}" for name, metrics in of_members.items() for metric in metrics))
 
     def report(self, evaluation: Evaluation) -> Report | None:
-        records, sections = [], []
+        records, sections = [], [self._overview()]
         for name, member in self.members.items():
             predictions = [one["prediction"] for one in evaluation.predictions if one["task"] == name]
             metrics = _part(name, evaluation.metrics)
@@ -284,6 +283,21 @@ class MultiTask(Task):
                 records += [{"task": name, **record} for record in own.records]
                 sections += [replace(section, title=f"{name}: {section.title}") for section in own.sections]
         return Report(records, sections)
+
+    def _overview(self) -> Section:
+        header = [
+            "task",
+            "kind",
+            "batches per epoch",
+            "share of the batches",
+            "weight of the loss",
+            "metric of the mean",
+        ]
+        rows = []
+        for name, member in self.members.items():
+            numbers = f"{self.sizes[name]:.0f}", f"{self.shares[name]:.3f}", f"{self.loss_weights[name]:g}"
+            rows.append([name, member.config.task, *numbers, self.main_metrics.get(name, "")])
+        return Section("Tasks", Table(header, rows, {2, 3, 4}))
 
     def _of(self, batch: Batch) -> tuple[str, Task, Batch]:
         """Returns the member that a batch is of, by name, and the batch as it knows it."""
@@ -302,11 +316,15 @@ def configs_of_members(config: ConfigDict) -> dict[str, ConfigDict]:
     return {name: of_task(config, name) for name in entries(config, "tasks")}
 
 
+def _shares(config: ConfigDict) -> dict[str, float | None]:
+    return {name: entry.share for name, entry in entries(config, "tasks").items()}
+
+
 def _known(config: ConfigDict, description: Description | None) -> dict[str, Description]:
     """Returns what a checkpoint says of the members that it has too, as tasks of the same kind."""
-    known = {} if description is None else description["tasks"]
-    same = (name for name in known if name in config.tasks and config.tasks[name].task == known[name]["task"])
-    return {name: known[name]["description"] for name in same}
+    kinds = {} if description is None else {name: one["task"] for name, one in description.get("tasks", {}).items()}
+    same = (name for name, kind in kinds.items() if name in config.tasks and config.tasks[name].task == kind)
+    return {name: description_of(description, name) for name in same}
 
 
 def _beside(name: str, text: str) -> str:

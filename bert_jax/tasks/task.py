@@ -249,6 +249,14 @@ class Task(Protocol):
         ...
 
 
+def description_of(description: Any, name: str) -> Description:
+    """Returns what the description of a task with members says of one of them. Raises UserError if it does not."""
+    try:
+        return dict(description["tasks"][name]["description"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"the checkpoint does not say what its task {name} learned; train it again") from None
+
+
 def shapes_of(batch: Mapping[str, np.ndarray]) -> dict[str, ShapeDtypeStruct]:
     """Returns the shapes of a batch."""
     return {name: ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}

@@ -27,6 +27,7 @@ from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.parameters import flatten, of_one_task, structure, with_copies
 from bert_jax.training.step import TrainState, init_state, make_train_step
 from experiments import finetune
+from tests import processes
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
@@ -194,7 +195,7 @@ def test_a_run_logs_each_task_and_the_mean(trained):
     records = predictions(trained)
     assert {record["task"] for record in records} == {"first", "tags"}
     page = (trained.workdir / "report.html").read_text()
-    assert "first: " in page and "tags: " in page
+    assert "first: " in page and "tags: " in page and "share of the batches" in page
 
 
 def predictions(result):
@@ -251,6 +252,9 @@ def test_a_task_is_trained_further_with_its_head_or_a_new_one(trained, data, tmp
     start = read_checkpoint(trained.checkpoint).parameters
     found = read_checkpoint(result.checkpoint).parameters
     kept = [key for key, x in of_one_task(start, "first").items() if np.array_equal(x, found[key])]
+    with pytest.raises(UserError, match="init_task=lm is a task=pretraining, whose head task=classification cannot"):
+        config.init_task = "lm"
+        inherit(config, tmp_path / "other")
     heads = [key for key in kept if key.startswith("heads/classifier/kernel")]
     assert len(heads) == (1 if name else 0)
     assert {key for key in found if not key.startswith("heads/")} <= set(kept)
@@ -288,3 +292,48 @@ def test_bad_input_is_one_line_before_the_first_step(data, tmp_path, change, mes
         set_options(config, change)
         run(config, tmp_path / "bad")
     assert "\n" not in str(error.value) and not (tmp_path / "bad" / "metrics.jsonl").exists()
+
+
+def losses(result):
+    lines = read_metrics(result.workdir / "metrics.jsonl")
+    return [{k: x for k, x in line.items() if k.endswith("loss")} for line in lines if line["split"] == "train"]
+
+
+@pytest.mark.slow
+def test_eight_devices_and_micro_batches_change_only_roundings(data, tmp_path):
+    found = {}
+    for devices, accumulation, dtype in ((1, 1, "float32"), (8, 2, "float32"), (8, 2, "bfloat16")):
+        config = make_config(data, "first", "lm", "tags")
+        config.model.update(dtype=dtype, hidden_dropout=0.0, attention_dropout=0.0)
+        config.data.packing = False  # rows of their own: the shapes of shared ones depend on the devices
+        config.train.update(steps=8, batch_size=16, accumulation=accumulation)
+        config.mesh.data = devices
+        found[devices, dtype] = losses(run(config, tmp_path / f"{devices}{dtype}"))
+    assert found[1, "float32"][-1].keys() == found[8, "float32"][-1].keys()
+    for one, other, rough in zip(*found.values(), strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+        assert one == pytest.approx(rough, rel=0.05)
+
+
+@pytest.mark.slow
+def test_real_processes_and_a_signal_give_the_same_run(data, tmp_path):
+    """One process, two processes, and one that SIGTERM stops in mid-epoch and that is started again."""
+    config = make_config(data, "first", "lm", "tags")
+    config.mesh.data = 2
+    (tmp_path / "config.json").write_text(config.to_json())
+    text = "import json\nfrom bert_jax.config import from_json_dict\n\ndef get_config():\n"
+    text += f"    return from_json_dict(json.load(open({str(tmp_path / 'config.json')!r}))).lock()\n"
+    (tmp_path / "mine.py").write_text(text)
+    command = lambda name: processes.module(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / name}")  # noqa: E731
+    processes.run(command("once"), tmp_path / "once", 1, devices_each=2)
+    processes.run(command("twice"), tmp_path / "twice", 2)
+    with processes.Processes(command("again"), tmp_path / "stopped", 1, devices_each=2) as started:
+        started.wait_for("step 8/24 train")
+        started.signal(0, "SIGTERM")
+        assert started.wait() == [143]
+    processes.run(command("again"), tmp_path / "again", 1, devices_each=2)
+    once, again, twice = (read_checkpoint(find_checkpoint(str(tmp_path / name))) for name in ("once", "again", "twice"))
+    assert once.run["data"] == again.run["data"] == twice.run["data"]
+    assert once.run["checksums"]["parameters"] == again.run["checksums"]["parameters"]
+    for name, x in once.parameters.items():
+        np.testing.assert_allclose(x, twice.parameters[name], rtol=1e-4, atol=1e-5, err_msg=name)

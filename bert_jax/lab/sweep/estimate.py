@@ -171,15 +171,24 @@ def _steps(config: ConfigDict, task: Any) -> int | None:
     """Returns the number of steps; of epochs over local files, by counting their examples."""
     config = config.copy_and_resolve_references()
     if config.train.epochs is not None:
-        if not task.makes_predictions or config.data.train.startswith("tfds:"):
-            return None
         try:
-            parts = files_of(config.data.train, "data.train")
-            examples = sum(1 for files in parts for _ in task.read(files))
+            resolve_steps(config, _steps_per_epoch(task))
         except (UserError, AttributeError):  # the run itself will say what is wrong with its data
             return None
-        resolve_steps(config, steps_per_epoch(examples, config.train.batch_size))
     return config.train.steps
+
+
+def _steps_per_epoch(task: Any) -> int:
+    """Returns the batches of an epoch, of several tasks those that have a share. Raises UserError if only the data can
+    say."""
+    if task.members:
+        shares = {name: task.config.tasks[name].share for name in task.members}
+        return sum(_steps_per_epoch(member) for name, member in task.members.items() if shares[name] != 0)
+    data = task.config.data
+    if not task.makes_predictions or data.train.startswith("tfds:"):
+        raise UserError("the examples are not in local files")
+    examples = sum(1 for files in files_of(data.train, "data.train") for _ in task.read(files))
+    return steps_per_epoch(examples, task.config.train.batch_size)
 
 
 @cache

@@ -89,6 +89,7 @@ def of_class(label, probability, labels=("no", "yes")):
 def test_classes(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 5, "split": "train", "loss": 0.7}\n{"step": 10, "split": "eval", "loss": 0.6, "accuracy": 0.5}\n'
+        '{"step": 20, "split": "eval", "loss": 0.5, "accuracy": 0.6}\n{"step": 30, "split": "eval", "accuracy": 0.4}\n'
     )
     examples = [TextExample(f"dev:{i}", text, label=label) for i, (text, label) in enumerate(
         [("fine", "yes"), ("mild error", "yes"), (EVIL, "no"), ("ok", "no")], 1
@@ -97,7 +98,7 @@ def test_classes(tmp_path):
     found = sections.classes(["no", "yes"], examples, predictions)
     page = report(tmp_path, make_config(), found, overrides={"data.train": "<a>.csv"})
     assert len(page.images) == 2  # learning curve, confusion matrix
-    assert ["accuracy", "0.5000"] in page.rows
+    assert ["accuracy", "0.5000", "0.6000", "20"] in page.rows  # the best of the run, and when it was
     assert ["yes", "0.500", "0.500", "0.500", "2"] in page.rows
     first = page.rows.index(["dev:3", EVIL, "no", "0.200", "yes", "0.800"])
     assert page.rows[first + 1] == ["dev:2", "mild error", "yes", "0.400", "no", "0.600"]
@@ -208,7 +209,7 @@ def test_many_labels_are_cut_to_the_commonest():
 
 def test_a_task_of_ones_own_gets_the_rest_of_the_page(tmp_path):
     page = report(tmp_path, make_config(), [], [{"prediction": {"x": 1}}])
-    assert ["accuracy", "0.5000"] in page.rows
+    assert ["accuracy", "0.5000", "", ""] in page.rows
     assert (tmp_path / "predictions" / "validation.jsonl").read_text() == '{"prediction": {"x": 1}}\n'
 
 
