@@ -103,7 +103,7 @@ class FineTuning(Task, ABC):
             if config[group][key]:
                 raise UserError(f"{group}.{key} needs the MLM head, which task={config.task} lacks: leave it out")
         if config.eval.retrieval:
-            raise UserError("eval.retrieval is for pretraining: leave it out, and use --mode=retrieve on this model")
+            raise UserError("eval.retrieval is for pretraining: leave it out; --mode=retrieve measures any model")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
@@ -282,13 +282,12 @@ class FineTuning(Task, ABC):
         pairs = zip(examples, evaluation.predictions, strict=True)
         # Examples of a user's own task need not be dataclasses.
         records = [(asdict(e) if is_dataclass(e) else {}) | {"prediction": p} for e, p in pairs]  # type: ignore[arg-type]
-        parts = self.languages.parts(evaluation.split)
-        return Report(records, [*sections.by_language(evaluation.metrics, parts), *self.report_sections(evaluation)])
+        of_languages = sections.by_language(evaluation.metrics, self.languages.counts(evaluation.split))
+        return Report(records, [*of_languages, *self.report_sections(evaluation)])
 
     def metric_names(self, split: str) -> tuple[str, ...]:
-        if not self.items.get(split):
-            return ()
-        return "loss", *self.score_names(split), "real_tokens", *self.languages.names(split, self.score_names(split))
+        scores = self.score_names(split) if self.items.get(split) else ()
+        return ("loss", *scores, "real_tokens", *self.languages.names(split, scores)) if self.items.get(split) else ()
 
     def _sums(self, outputs: Outputs, batch: Batch) -> Sums:
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
