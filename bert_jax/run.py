@@ -31,7 +31,7 @@ from bert_jax.lab.plots import plot_run
 from bert_jax.lab.profile import Profiler
 from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
-from bert_jax.models.config import SHAPE, bert_config, check_length, check_structure, inherit_shape
+from bert_jax.models.config import SHAPE, BertConfig, bert_config, check_length, check_structure, inherit_shape
 from bert_jax.option import Value
 from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, make_mesh, place
@@ -281,8 +281,7 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     if has_own and (workdir / "config.json").is_file():
         model = read_config(workdir / "config.json").model
         own = bert_config(model, model.vocab_size or config.data.vocab_size)
-        check_structure(config.model, own, workdir)
-        inherit_shape(config.model, own)
+        _inherit_shape(config.model, own, workdir)
     if not (start := checkpoint.start_of(config, workdir)):
         return None
     if not has_own and not checkpoint.has_checkpoint(start):
@@ -296,8 +295,7 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
         item, tokenizer = checkpoint.describe_checkpoint(checkpoint.choose_checkpoint(start))
     saved = from_json_dict(item["config"])
     shape = bert_config(saved.model, tokenizer.vocab_size)
-    check_structure(config.model, shape, config.init_from)
-    inherit_shape(config.model, shape)
+    _inherit_shape(config.model, shape, config.init_from)
     if config.init_task and not has_own:
         with naming(f"init_task: {config.init_from}"):
             saved = of_task(saved, config.init_task)
@@ -308,6 +306,13 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
                 "leave it out, which begins a new head"
             )
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
+
+
+def _inherit_shape(model: ConfigDict, source: BertConfig, origin: object) -> None:
+    if model.languages == "auto" and source.languages:
+        model.languages = None  # those of the source, in its order
+    check_structure(model, source, origin)
+    inherit_shape(model, source)
 
 
 def _explain_init_from(path: str) -> NoReturn:

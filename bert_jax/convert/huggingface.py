@@ -314,7 +314,8 @@ def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
         needed["pooling"] = "cls"
     if differing := {name: value for name, value in needed.items() if getattr(config, name) != value}:
         ours = ", ".join(f"model.{name} is {getattr(config, name)}" for name in differing)
-        raise UserError(f"{ours}; a {architecture} has {', '.join(map(str, differing.values()))} only")
+        theirs = ", ".join(str(value) or "none" for value in differing.values())
+        raise UserError(f"{ours}; a {architecture} has {theirs} only")
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
     settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}

@@ -258,13 +258,13 @@ class Pretraining(Task):
             logits = vocabulary_logits(vectors, *decoder, self.bert_config.dtype)
             with_z = key is not None and self.config.train.z_loss > 0
             sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"], z_loss=with_z)
+            sums |= self._sums_by_corpus(logits, batch) if key is None else {}
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
         if key is None:  # an evaluation: also count the labels, for the metrics of a guesser without context
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
-            sums |= self._sums_by_corpus(logits, batch)
         return sums
 
     def _sums_by_corpus(self, logits: Float[Array, "B P V"], batch: Batch) -> Sums:
