@@ -107,7 +107,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         check_files(config)
         task_class(config.task)
         _fetch(config.checkpoint.mirror, workdir)
-        _extend(config, workdir)
+        on_first_process(lambda: extend_start(config, workdir))
         source = inherit(config, workdir)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
@@ -152,15 +152,6 @@ def _fetch(mirror: str, workdir: Path) -> None:
         on_first_process(lambda: check_writable(workdir))
         with alone_in(workdir):
             on_first_process(lambda: Mirror(mirror, workdir).fetch())
-
-
-def _extend(config: ConfigDict, workdir: Path) -> None:
-    """Gives the vocabulary of init_from the new words that extend.words asks for, before a run's first step."""
-    if config.extend.words and not checkpoint.has_checkpoint(str(workdir)):
-        if config.init_from and not checkpoint.has_checkpoint(config.init_from):
-            _explain_init_from(config.init_from)
-        on_first_process(lambda: check_writable(workdir))
-        on_first_process(lambda: extend_start(config, workdir))
 
 
 def check_files(config: ConfigDict) -> None:

@@ -120,10 +120,8 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     no place in `architecture` ("" = the fullest one of the task).
     """
     if any(name.startswith("heads/vectors/") for name in model.parameters):
-        raise UserError(
-            "this model reads vectors beside its text (heads/vectors/), which no architecture of Hugging Face that is "
-            "written here does: use it with bert_jax"
-        )
+        what = "this model reads vectors beside its text (heads/vectors/)"
+        raise UserError(f"{what}, which no architecture of Hugging Face written here does: use it with bert_jax")
     architecture = architecture or default_architecture(model)
     if architecture not in ARCHITECTURES:
         raise UserError(f"cannot write a {architecture}; it can be {', '.join(ARCHITECTURES)}")
