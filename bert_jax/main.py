@@ -79,7 +79,8 @@ def _parser() -> Parser:
         ".parquet; compile: .json; blimp: .json or .csv; generate, fill_mask, score, retrieve: .jsonl", *of_texts,
         "compile", "blimp", "retrieve")  # fmt: skip
     flag("bad_lines", "fail", "whether a bad line ends the command", *of_texts, choices=["fail", "skip"])
-    flag("task_name", "", "of several tasks, the one whose head is used", *of_texts, "blimp", metavar="NAME")
+    flag("task_name", "", "of several tasks, the one whose head is used", *of_texts, "blimp", "retrieve",
+        metavar="NAME")  # fmt: skip
     flag("glue", "", "test set whose predictions go into --output=<name>.zip", "predict", choices=["", *FILES])
     flag("pooling", "mean", "how the vectors of tokens become one", "embed", "retrieve",
         choices=["cls", "mean", "max"])  # fmt: skip

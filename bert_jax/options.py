@@ -26,8 +26,8 @@ from bert_jax.option_groups import GROUPS
 
 # fmt: off
 _OPTIONS = (
-    _text("task", "pretraining", "pretraining, visual_pretraining, classification, tagging, span_qa, multiple_choice, "
-        "seq2seq, extractive, multitask or a Class", "needed"),
+    _text("task", "pretraining", "pretraining, classification, tagging, span_qa, multiple_choice, seq2seq, extractive, "
+        "multitask, visual_pretraining or a Class", "needed"),
     _integer("seed", 0, "[0, 2^32)", "initialisation, data order, masks and dropout are functions of it"),
     _integer("seeds", 1, "[1, 1000]", "runs, one after another, with seed, seed + 1, …; their mean and spread"),
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),

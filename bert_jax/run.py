@@ -33,6 +33,7 @@ from bert_jax.lab.provenance import Provenance, digest_of
 from bert_jax.lab.report.run_page import write_report
 from bert_jax.models.config import (
     SHAPE,
+    BertConfig,
     bert_config,
     check_length,
     check_structure,
@@ -115,7 +116,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
         check_files(config)
         task_class(config.task)
         _fetch(config.checkpoint.mirror, workdir)
-        _extend(config, workdir)
+        on_first_process(lambda: extend_start(config, workdir))
         source = inherit(config, workdir) or source_of_teacher(config)
         check_run(config, config.data.vocab_size if source is None else source.tokenizer.vocab_size)
     return source
@@ -160,15 +161,6 @@ def _fetch(mirror: str, workdir: Path) -> None:
         on_first_process(lambda: check_writable(workdir))
         with alone_in(workdir):
             on_first_process(lambda: Mirror(mirror, workdir).fetch())
-
-
-def _extend(config: ConfigDict, workdir: Path) -> None:
-    """Gives the vocabulary of init_from the new words that extend.words asks for, before a run's first step."""
-    if config.extend.words and not checkpoint.has_checkpoint(str(workdir)):
-        if config.init_from and not checkpoint.has_checkpoint(config.init_from):
-            _explain_init_from(config.init_from)
-        on_first_process(lambda: check_writable(workdir))
-        on_first_process(lambda: extend_start(config, workdir))
 
 
 def check_files(config: ConfigDict) -> None:
@@ -289,8 +281,7 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     if has_own and (workdir / "config.json").is_file():
         model = read_config(workdir / "config.json").model
         own = bert_config(model, model.vocab_size or config.data.vocab_size)
-        check_structure(config.model, own, workdir)
-        inherit_shape(config.model, own)
+        _inherit_shape(config.model, own, workdir)
     if not (start := checkpoint.start_of(config, workdir)):
         return None
     if not has_own and not checkpoint.has_checkpoint(start):
@@ -307,8 +298,7 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
     if not has_own:
         taken = layer_numbers("train.take_layers", config.train.take_layers, shape.num_hidden_layers)
         shape = replace(shape, num_hidden_layers=len(taken))
-    check_structure(config.model, shape, config.init_from)
-    inherit_shape(config.model, shape)
+    _inherit_shape(config.model, shape, config.init_from)
     if config.init_task and not has_own:
         with naming(f"init_task: {config.init_from}"):
             saved = of_task(saved, config.init_task)
@@ -319,6 +309,13 @@ def inherit(config: ConfigDict, workdir: Path) -> Source | None:
                 "leave it out, which begins a new head"
             )
     return Source(tokenizer, saved.task, item["task"], "" if has_own else digest_of(item))
+
+
+def _inherit_shape(model: ConfigDict, source: BertConfig, origin: object) -> None:
+    if model.languages == "auto" and source.languages:
+        model.languages = None  # those of the source, in its order
+    check_structure(model, source, origin)
+    inherit_shape(model, source)
 
 
 def _explain_init_from(path: str) -> NoReturn:

@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     kind = choose(arg, ("dapt", "tapt"), "domain")
     config = base.get_config()
     config.data.pairing = "none"
+    config.data.validation_share = 0.05  # of each corpus; of 1 % a few documents may have none
     config.optimizer.learning_rate = 5e-5
     config.optimizer.schedule = "hf"
     config.optimizer.warmup_share = 0.06
@@ -46,6 +47,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.extend.corpora = "domain"
     else:
         config.train.epochs = 100.0
-        config.data.validation_share = 0.05
         add_entry(config, "corpora.task", corpus="jsonl")
     return config

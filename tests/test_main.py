@@ -55,9 +55,12 @@ def last_line(result):
         (["--mode=doctor"], "run is not a folder; give the folder of a run"),
         (
             [BASE, "--mode=evaluate", "--input=a"],
-            "--input belongs to --mode=predict and generate and embed and fill_mask and score and blimp, not",
+            "--input belongs to --mode=predict and generate and embed and fill_mask and score and blimp and retrieve,",
         ),
-        ([BASE, "--mode=predict", "--pooling=max"], "--pooling belongs to --mode=embed, not to --mode=predict"),
+        (
+            [BASE, "--mode=predict", "--pooling=max"],
+            "--pooling belongs to --mode=embed and retrieve, not to --mode=predict",
+        ),
         ([BASE, "--mode=fill_mask", "--top_k=0"], "--top_k is 0; it must be a whole number from 1 to below 2147483648"),
         ([BASE, "--mode=fill_mask"], "--mode=fill_mask needs a text"),
         ([BASE, "--mode=predict"], "--mode=predict needs --input"),

@@ -20,7 +20,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("data.random_share", "data.keep_share", "data.validation_share", "data.test_share", "data.read_workers"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.warmup_share", "optimizer.decay_steps"),
     *("optimizer.b1", "optimizer.b2", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.layer_decay"),
-    *("optimizer.muon_momentum", "train.ema_decay", "train.z_loss", "train.sampled_softmax"),
+    *("data.corpora_exponent", "optimizer.muon_momentum", "train.ema_decay", "train.z_loss", "train.sampled_softmax"),
     *("train.max_rollbacks", "train.spike_factor", "checkpoint.minutes"),
     *(
         "train.watchdog_seconds",
@@ -39,7 +39,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
         "model.initializer_range",
     ),
     *("seq2seq.mask_rate", "seq2seq.eval_examples", "generate.length_penalty", "generate.temperature"),
-    *("generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
+    *("multitask.last_exponent", "generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest", "vectors.mismatch_rate", "extend.words"),
 }
 
@@ -70,7 +70,7 @@ def test_a_default_is_accepted_and_belongs_to_its_key():
     config = default_config()
     check_options(config)
     assert config.is_locked and config.train.steps == 900_000 and config.model.hidden_size is None
-    assert len(SHAPE) == 16 and "data.workers" in RESTART and "model.dtype" in INFERENCE
+    assert len(SHAPE) == 17 and "data.workers" in RESTART and "model.dtype" in INFERENCE
     assert config.to_dict() == get_config().to_dict()
 
 

@@ -22,7 +22,7 @@ FILES = sorted(path for path in Path("experiments/studies").glob("*.py") if path
 def data(tmp_path_factory):
     """A folder that looks like the data of the studies."""
     folder = tmp_path_factory.mktemp("study_data")
-    for name in ("corpus", "blimp", "reviews", "sst2_texts", "sts", *TASKS):
+    for name in ("corpus", "pages", "blimp", "reviews", "sst2_texts", "sts", *TASKS):
         (folder / name).mkdir()
     (folder / "images.npy").touch()
     return folder
@@ -59,9 +59,10 @@ def test_every_run_of_a_study_is_valid(file, data, tmp_path):
 def test_a_docstring_names_source_scale_orderings_and_time(file):
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
     assert text.partition("?")[1], "it begins with the question"
-    folder = {"translation": "translation_data", "visual": "digits"}.get(file.stem, "study_data")
+    of_their_own = {"translation": "translation_data", "multilingual": "multilingual_data", "visual": "digits"}
+    folder = of_their_own.get(file.stem, "study_data")
     assert f"--study=experiments/studies/{file.name}:{folder}" in text
-    assert re.search(r"et al\. \((19|20)\d\d|Gimpel \(2016\)", text), "the source"
+    assert re.search(r"et al\. \((19|20)\d\d|Gimpel \(2016\)|Conneau \(2019\)", text), "the source"
     for words in ("Scaled down:", "Orderings that may be expected:", "on two cores"):
         assert words in text
 

@@ -20,7 +20,7 @@ from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.entries import entries
 from bert_jax.files import write_atomically
 from bert_jax.option import can_be
-from bert_jax.training.checkpoint import EXTENDED, choose_checkpoint, describe_checkpoint
+from bert_jax.training.checkpoint import EXTENDED, choose_checkpoint, describe_checkpoint, has_checkpoint
 
 WORDS = "new_words.txt"
 
@@ -28,16 +28,26 @@ WORDS = "new_words.txt"
 def extend_start(config: ConfigDict, workdir: Path) -> None:
     """Makes the checkpoint that a run with extend.words starts from; what is there from an earlier try is replaced.
 
-    Raises UserError if there is nothing to extend, and as `new_words`.
+    Does nothing for a run that continues, nor if init_from is no checkpoint, which `run.inherit` explains.
+
+    Raises UserError if there is nothing to extend, if the workdir cannot be written, and as `new_words`.
     """
+    if not config.extend.words or has_checkpoint(str(workdir)):
+        return
     if config.task != "pretraining" or not config.init_from:
         missing = "init_from" if config.task == "pretraining" else "task=pretraining"
         raise UserError(f"extend.words needs {missing}: it adds tokens to a trained model that is pretrained further")
     if config.data.vocab_file:
         raise UserError("extend.words adds to the vocabulary of init_from: leave data.vocab_file out")
+    if not has_checkpoint(config.init_from):
+        return
     _, tokenizer = describe_checkpoint(choose_checkpoint(config.init_from))
     words = new_words(tokenizer, _texts(config), config.extend.words, config.extend.least)
-    write_atomically(workdir / WORDS, "".join(f"{word}\n" for word in words))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / WORDS, "".join(f"{word}\n" for word in words))
+    except OSError as problem:
+        raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
     report = convert(config.init_from, str(workdir / EXTENDED), extend_vocab=str(workdir / WORDS), overwrite=True)
     logging.info("%d new tokens, listed in %s; %s", len(words), workdir / WORDS, report.replace("\n", "; "))
 

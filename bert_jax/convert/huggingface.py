@@ -120,10 +120,8 @@ def write(folder: Path, model: Loaded, *, architecture: str = "", card: str = ""
     no place in `architecture` ("" = the fullest one of the task).
     """
     if any(name.startswith("heads/vectors/") for name in model.parameters):
-        raise UserError(
-            "this model reads vectors beside its text (heads/vectors/), which no architecture of Hugging Face that is "
-            "written here does: use it with bert_jax"
-        )
+        what = "this model reads vectors beside its text (heads/vectors/)"
+        raise UserError(f"{what}, which no architecture of Hugging Face written here does: use it with bert_jax")
     architecture = architecture or default_architecture(model)
     if architecture not in ARCHITECTURES:
         raise UserError(f"cannot write a {architecture}; it can be {', '.join(ARCHITECTURES)}")
@@ -314,7 +312,8 @@ def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
         needed["pooling"] = "cls"
     if differing := {name: value for name, value in needed.items() if getattr(config, name) != value}:
         ours = ", ".join(f"model.{name} is {getattr(config, name)}" for name in differing)
-        raise UserError(f"{ours}; a {architecture} has {', '.join(map(str, differing.values()))} only")
+        theirs = ", ".join(str(value) or "none" for value in differing.values())
+        raise UserError(f"{ours}; a {architecture} has {theirs} only")
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
     settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}

@@ -238,6 +238,7 @@ def retrieve(
     pooling: str = "mean",
     layer: str = "-1",
     retrieval_score: str = "cosine",
+    task_name: str = "",
     checkpoint: str = "best",
     **_,
 ) -> int:
@@ -248,21 +249,20 @@ def retrieve(
     from bert_jax.inference.embeddings import Embedder
     from bert_jax.inference.open import open_model
     from bert_jax.inference.output import json_line, whole_file
-    from bert_jax.tasks.retrieval import read_translations
-    from bert_jax.tasks.retrieval import retrieve as found_by
+    from bert_jax.tasks.retrieval import accuracy, read_translations
 
     path = _prepare(config, workdir, "", output, (".jsonl",))
     sets = read_translations(input, "--input")
-    opened = open_model(path, **_opening(config, overrides, checkpoint))
+    opened = open_model(path, **_opening(config, overrides, checkpoint, task_name))
     layers = list(range(1, opened.bert_config.num_hidden_layers + 1)) if layer == "all" else [layer]
-    length = {"max_length": overrides["data.sequence_length"]} if "data.sequence_length" in (overrides or {}) else {}
+    given: Any = (overrides or {}).get("data.sequence_length")
     records = []
     for one in layers:
-        embedder = Embedder(opened, pooling=pooling, layer=one, batch_size=config.eval.batch_size, **length)
+        embedder = Embedder(opened, pooling=pooling, layer=one, batch_size=config.eval.batch_size, max_length=given)
         for pairs in sets:
-            accuracy = found_by(pairs, embedder, retrieval_score)
-            records.append({"name": pairs.name, "texts": len(pairs.texts), "layer": str(one)} | accuracy._asdict())
-            shown = f"{100 * accuracy.forward:5.1f} %   backward {100 * accuracy.backward:5.1f} %"
+            found = accuracy(pairs, (embedder(pairs.texts), embedder(pairs.translations)), retrieval_score)
+            records.append({"name": pairs.name, "texts": len(pairs.texts), "layer": str(one)} | found._asdict())
+            shown = f"{100 * found.forward:5.1f} %   backward {100 * found.backward:5.1f} %"
             say(f"{pairs.name:12} layer {one!s:12} {len(pairs.texts):6} texts   forward {shown}")
     if output != "-":
         with whole_file(Path(output)) as file:

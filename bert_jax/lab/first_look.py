@@ -119,15 +119,16 @@ def _is_word(token: str) -> bool:
 
 
 def _filled(folder: Path, config: "ConfigDict", count: int, top_k: int) -> str:
+    from bert_jax.data.pretraining.corpora import Mixture
     from bert_jax.inference.fill_mask import FillMask
     from bert_jax.run import start_run
     from bert_jax.tasks.pretraining_text import prepared_corpus
 
     if config.data.masking == "static":
         return "The lines need data.masking=dynamic: prepared static instances have no sentences."
-    if config.corpora:
-        return "The lines are those of one corpus; this run has several."
     prepared = prepared_corpus(config, start_run(config, folder))
+    if isinstance(prepared, Mixture):
+        return "The lines are those of one corpus; this run has several."
     if not prepared.num_records("test"):
         return "There are no lines: data.test_share leaves no document for them."
     source, fill = prepared.source("test"), FillMask(folder)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # A new task family is a file beside this one and a line here.
 TASKS = {
     "pretraining": "bert_jax.tasks.pretraining.Pretraining",
-    "visual_pretraining": "bert_jax.tasks.visual_pretraining.VisualPretraining",
     "classification": "bert_jax.tasks.classification.Classification",
     "tagging": "bert_jax.tasks.tagging.Tagging",
     "span_qa": "bert_jax.tasks.span_qa.SpanQA",
@@ -22,6 +21,7 @@ TASKS = {
     "seq2seq": "bert_jax.tasks.seq2seq.Seq2Seq",
     "extractive": "bert_jax.tasks.extractive.Extractive",
     "multitask": "bert_jax.tasks.multitask.MultiTask",
+    "visual_pretraining": "bert_jax.tasks.visual_pretraining.VisualPretraining",
 }
 
 

@@ -110,7 +110,7 @@ class FineTuning(Task, ABC):
         if self.source is not None and not self.reads_media:
             raise UserError(f"data.{self.source.kind}: task={config.task} reads text alone; leave it out")
         if config.eval.retrieval:
-            raise UserError("eval.retrieval is for pretraining: leave it out, and use --mode=retrieve on this model")
+            raise UserError("eval.retrieval is for pretraining: leave it out; --mode=retrieve measures any model")
         if not config.data.isolated:
             raise UserError(f"data.isolated=False is an ablation of pretraining; with task={config.task} leave it True")
         self.head_features.check(self.bert_config.num_hidden_layers, config.task, self.reads_features)
@@ -300,13 +300,12 @@ class FineTuning(Task, ABC):
         examples = self.examples[evaluation.split][: len(evaluation.predictions)]
         pairs = zip(examples, evaluation.predictions, strict=True)
         records = [as_record(e) | {"prediction": p} for e, p in pairs]
-        parts = self.languages.parts(evaluation.split)
-        return Report(records, [*sections.by_language(evaluation.metrics, parts), *self.report_sections(evaluation)])
+        of_languages = sections.by_language(evaluation.metrics, self.languages.counts(evaluation.split))
+        return Report(records, [*of_languages, *self.report_sections(evaluation)])
 
     def metric_names(self, split: str) -> tuple[str, ...]:
-        if not self.items.get(split):
-            return ()
-        return "loss", *self.score_names(split), "real_tokens", *self.languages.names(split, self.score_names(split))
+        scores = self.score_names(split) if self.items.get(split) else ()
+        return ("loss", *scores, "real_tokens", *self.languages.names(split, scores)) if self.items.get(split) else ()
 
     def sums_of(self, outputs: Outputs, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         """Returns what `sums` does, of outputs that are there already."""

@@ -28,7 +28,7 @@ from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import bert_config
 from bert_jax.option import can_be
 from bert_jax.tasks import task_class
-from bert_jax.tasks.sections import Report
+from bert_jax.tasks.sections import Report, Section, Table
 from bert_jax.tasks.task import (
     LOWER_IS_BETTER,
     Batch,
@@ -134,11 +134,11 @@ class MultiTask(Task):
         """Sets what a step costs in the mean over training; `sizes` are batches per epoch."""
         self.sizes = sizes
         # 11 points stand for the whole of training, over which shares may change.
-        shares = self.turns(11).shares(np.arange(11)).mean(axis=0)
-        self.steps_per_epoch = round(sum(size for size, share in zip(sizes.values(), shares, strict=True) if share > 0))
+        self.shares = dict(zip(sizes, self.turns(11).shares(np.arange(11)).mean(axis=0).tolist(), strict=True))
+        self.steps_per_epoch = round(sum(size for name, size in sizes.items() if self.shares[name] > 0))
         costs = {name: 0.0 for name in ("tokens_per_step", "flops_per_step", "bytes_per_step")}
-        for share, member in zip(shares.tolist(), self.members.values(), strict=True):
-            costs = {name: cost + share * getattr(member, name) for name, cost in costs.items()}
+        for member, share in self.shares.items():
+            costs = {name: cost + share * getattr(self.members[member], name) for name, cost in costs.items()}
         self.tokens_per_step = round(costs["tokens_per_step"])
         self.flops_per_step, self.bytes_per_step = costs["flops_per_step"], costs["bytes_per_step"]
 
@@ -182,9 +182,8 @@ class MultiTask(Task):
         ]
 
     def description(self) -> Description:
-        kinds = {name: member.config.task for name, member in self.members.items()}
-        members = self.members.items()
-        return {"tasks": {name: {"task": kinds[name], "description": member.description()} for name, member in members}}
+        parts = ((name, member.config.task, member.description()) for name, member in self.members.items())
+        return {"tasks": {name: {"task": kind, "description": description} for name, kind, description in parts}}
 
     def fingerprints(self) -> dict[str, str]:
         members = self.members.items()
@@ -275,7 +274,7 @@ class MultiTask(Task):
         return (*own, *(f"{name}/{metric}" for name, metrics in of_members.items() for metric in metrics))
 
     def report(self, evaluation: Evaluation) -> Report | None:
-        records, sections = [], []
+        records, sections = [], [self._overview()]
         for name, member in self.members.items():
             predictions = [one["prediction"] for one in evaluation.predictions if one["task"] == name]
             metrics = _part(name, evaluation.metrics)
@@ -284,6 +283,21 @@ class MultiTask(Task):
                 records += [{"task": name, **record} for record in own.records]
                 sections += [replace(section, title=f"{name}: {section.title}") for section in own.sections]
         return Report(records, sections)
+
+    def _overview(self) -> Section:
+        header = [
+            "task",
+            "kind",
+            "batches per epoch",
+            "share of the batches",
+            "weight of the loss",
+            "metric of the mean",
+        ]
+        rows = []
+        for name, member in self.members.items():
+            numbers = f"{self.sizes[name]:.0f}", f"{self.shares[name]:.3f}", f"{self.loss_weights[name]:g}"
+            rows.append([name, member.config.task, *numbers, self.main_metrics.get(name, "")])
+        return Section("Tasks", Table(header, rows, {2, 3, 4}))
 
     def _of(self, batch: Batch) -> tuple[str, Task, Batch]:
         """Returns the member that a batch is of, by name, and the batch as it knows it."""

@@ -271,6 +271,7 @@ class Pretraining(Task):
             with_z = key is not None and self.config.train.z_loss > 0
             labels = batch["masked_labels"], batch["masked_weights"]
             sums = cross_entropy_sums("mlm", outputs["mlm_logits"], *labels, z_loss=with_z)
+            sums |= self._sums_by_corpus(outputs["mlm_logits"], batch) if key is None else {}
         nsp_logits = outputs["nsp_logits"]
         sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
         tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
@@ -278,7 +279,6 @@ class Pretraining(Task):
         if key is None:  # an evaluation: also count the labels, for the metrics of a guesser without context
             counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
             sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
-            sums |= self._sums_by_corpus(outputs["mlm_logits"], batch)
         return sums
 
     def _sums_by_corpus(self, logits: Float[Array, "B P V"], batch: Batch) -> Sums:

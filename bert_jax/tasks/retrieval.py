@@ -5,12 +5,12 @@ side by the cosine of their vectors. The accuracy is the share of texts whose ne
 directions; a text that equals the translation counts as it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.languages import named_parts
@@ -21,7 +21,6 @@ from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.heads import pool_tokens
 from bert_jax.tasks.likelihood import HostBatch, row_lengths
 
-SCORES = ("cosine", "ratio")
 _NEIGHBOURS = 4  # that `ratio` compares with, as in the paper
 _AT_A_TIME = 1024  # texts whose cosines with all others are held in memory
 
@@ -61,11 +60,9 @@ def accuracy(found: Translations, vectors: tuple[Vectors, Vectors], score: str =
     """Returns the accuracy of the vectors of both sides. With the score `ratio` a cosine is divided by the mean of
     those of both texts with their four nearest, so that no text is the nearest of many (the paper's margin)."""
     one, other = map(_normalized, vectors)
-    means = None
-    if score == "ratio":
-        means = _mean_of_nearest(one, other), _mean_of_nearest(other, one)
+    means = (_mean_of_nearest(one, other), _mean_of_nearest(other, one)) if score == "ratio" else None
     forward = _share(one, other, found.translations, means)
-    return Accuracy(forward, _share(other, one, found.texts, means and means[::-1]))
+    return Accuracy(forward, _share(other, one, found.texts, means and (means[1], means[0])))
 
 
 class RetrievalProbe:
@@ -128,11 +125,6 @@ class RetrievalProbe:
     def metric_names(self) -> tuple[str, ...]:
         kinds = ("retrieval", "retrieval_forward", "retrieval_backward")
         return ("retrieval", *(f"{one.name}/{kind}" for one in self.sets if one.name for kind in kinds))
-
-
-def retrieve(found: Translations, embed: Callable[[Sequence[str]], Float32[np.ndarray, "N D"]], score: str) -> Accuracy:
-    """Returns the accuracy of the vectors that `embed` gives."""
-    return accuracy(found, (embed(found.texts), embed(found.translations)), score)
 
 
 def _read(name: str, files: str, option: str) -> Translations:

@@ -26,6 +26,7 @@ _CONFUSIONS = 10
 _LENGTHS = 5  # groups of examples by length
 _LONG = 1_000  # characters of a text that are shown
 _NO_ANSWER = "(no answer)"
+BY_LANGUAGE = "Scores by language"  # a title
 _COLUMNS = ("precision", "recall", "F1", "examples")
 
 Prediction = dict[str, Any]
@@ -98,12 +99,13 @@ class Report:
     sections: Sequence[Section] = ()
 
 
-def by_language(metrics: Mapping[str, float], parts: Sequence[str]) -> list[Section]:
-    """Returns the section of the metrics <language>/<name>: a row for each of `parts`; none without parts."""
-    found = {part: {n.partition("/")[2]: x for n, x in metrics.items() if n.startswith(f"{part}/")} for part in parts}
+def by_language(metrics: Mapping[str, float], counts: Mapping[str, int]) -> list[Section]:
+    """Returns the section of the metrics <language>/<name>: a row for each of `counts`, the examples of a language; no
+    section without languages."""
+    found = {one: {n.partition("/")[2]: x for n, x in metrics.items() if n.startswith(f"{one}/")} for one in counts}
     names = list(dict.fromkeys(name for scores in found.values() for name in scores))
-    rows = [[part, *(scores.get(name, "") for name in names)] for part, scores in found.items()]
-    return [Section("Scores by language", _table(["", *names], rows))] if rows else []
+    rows = [[one, counts[one], *(scores.get(name, "") for name in names)] for one, scores in found.items()]
+    return [Section(BY_LANGUAGE, _table(["language", "examples", *names], rows))] if rows else []
 
 
 def classes(labels: Sequence[str], examples: Sequence[TextExample], predictions: Sequence[Prediction]) -> list[Section]:

@@ -195,7 +195,7 @@ def test_a_run_logs_each_task_and_the_mean(trained):
     records = predictions(trained)
     assert {record["task"] for record in records} == {"first", "tags"}
     page = (trained.workdir / "report.html").read_text()
-    assert "first: " in page and "tags: " in page
+    assert "first: " in page and "tags: " in page and "share of the batches" in page
 
 
 def predictions(result):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ class ByLanguage:
     def read(self, split: str, read: Callable[[str], Iterable[Any]], name: Callable[[Any, str], Any]) -> list[Any]:
         """Returns the examples of a split. `read` gives those of files, and `name` the example as one of a language.
 
-        A column data.language chooses the rows of a language that the split names, and is that of every row else.
+        A column data.language says the language of every row. Where the split names languages, it chooses the rows of
+        each; a file without this column is of one language then.
         Raises UserError for a language without rows, and for a row of two languages.
         """
         spec, column = self._data[split], self._data.language
@@ -72,8 +74,8 @@ class ByLanguage:
         for language, files in parts.items():
             examples = list(read(files))
             if column:
-                known = self._column(files)
-                examples = [example for example in examples if known[example.origin] == language]
+                known = self._column(files, may_lack=True)
+                examples = [example for example in examples if known.get(example.origin, language) == language]
                 if not examples:
                     shown = ", ".join(sorted(set(known.values())))
                     raise UserError(f"data.{split}: {files} has no row of {language!r} in column {column!r} ({shown})")
@@ -87,12 +89,13 @@ class ByLanguage:
     def names(self, split: str, scores: Iterable[str]) -> list[str]:
         """Returns the names of what `scores` returns besides the scores of all examples."""
         scores = list(scores)
-        return [f"{language}/{name}" for language in self.parts(split) for name in scores]
+        return [f"{language}/{name}" for language in self.counts(split) for name in scores]
 
-    def parts(self, split: str) -> list[str]:
-        """Returns the languages of a split in their order, and MEAN after several; [] if it names none."""
-        found = list(dict.fromkeys(self._languages.get(split, {}).values()))
-        return [*found, MEAN] if len(found) > 1 else found
+    def counts(self, split: str) -> dict[str, int]:
+        """Returns the number of examples of each language of a split, and under MEAN that of all if there are several;
+        {} if the split names none."""
+        found = dict(Counter(self._languages.get(split, {}).values()))
+        return found | {MEAN: sum(found.values())} if len(found) > 1 else found
 
     def scores(
         self,
@@ -121,11 +124,13 @@ class ByLanguage:
             f"{language}/{key}": value for language, scores in found.items() for key, value in scores.items()
         }
 
-    def _column(self, spec: str) -> dict[str, str]:
-        """Returns the language of each row of a table by the row's origin."""
+    def _column(self, spec: str, *, may_lack: bool = False) -> dict[str, str]:
+        """Returns the language of each row of a table by the row's origin; of rows that have the column, if other ones
+        may lack it."""
         data = self._data
         try:
             rows = read_rows(spec, has_header([data.language, data.text, data.label]))
+            rows = (row for row in rows if not may_lack or data.language in row.values)
             return {row.origin: text_in(row, data.language) for row in rows}
         except UserError as error:
             raise UserError(f"{error} (data.language={data.language})") from error

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from bert_jax.lab import plots
 from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.lab.report.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
-from bert_jax.tasks.sections import Confusions, Report, Scatter, Section, Table, ThresholdCurve
+from bert_jax.tasks.sections import BY_LANGUAGE, Confusions, Report, Scatter, Section, Table, ThresholdCurve
 from bert_jax.tasks.task import LOWER_IS_BETTER
 from bert_jax.training.metrics_log import read_metrics
 
@@ -55,7 +55,9 @@ def describe_run(
     command = " ".join(f"--config.{key}={value}" for key, value in (overrides or {}).items())
     records, starts = read_metrics(workdir / "metrics.jsonl"), read_environments(workdir)
     evaluations = [line for line in records if line["split"] == "eval"]
-    values = [[name, f"{value:.4f}", *_best_of(name, evaluations)] for name, value in metrics.items()]
+    told = _languages(report)  # in a table of their own
+    names = [name for name in metrics if name.partition("/")[0] not in told]
+    values = [[name, f"{metrics[name]:.4f}", *_best_of(name, evaluations)] for name in names]
     curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
     environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
     parts = [
@@ -97,6 +99,12 @@ def _best_of(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, 
     found = [(line[name], line["step"]) for line in evaluations if name in line]
     value, step = choose(found, key=itemgetter(0)) if found else ("", "")
     return f"{value:.4f}" if found else "", str(step)
+
+
+def _languages(report: Report | None) -> set[Any]:
+    """Returns the languages that the report has scores of."""
+    tables = (section.body for section in (report.sections if report else ()) if section.title == BY_LANGUAGE)
+    return {row[0] for table in tables if isinstance(table, Table) for row in table.rows}
 
 
 def _drawn(section: Section) -> tuple[list[Block], str]:

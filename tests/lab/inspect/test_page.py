@@ -146,7 +146,7 @@ def test_a_page_of_a_pretrained_model(masked, tmp_path, caplog):
     assert main([str(masked.path), *flags, f"--output={output}"]) == 0
     found = parsed(output.read_text(encoding="utf-8"))
     titles = ["Attention", "Attention rollout", "What speaks for the output", "Loss of each token", "Neighbours"]
-    assert found.titles[:5] == titles and len(titles) + 4 == len(PARTS)  # sources are of writers
+    assert found.titles[:5] == titles and len(titles) + 5 == len(PARTS)  # sources, patches: of other models
     assert "2 vectors are too few to project" in found.text  # --limit=2
     assert found.titles[5:] == ["Probes", "Heads by ablation", "Not on this page"]
     held = re.search(r'id="attention-data">(.*?)</script>', output.read_text(encoding="utf-8"))[1]
