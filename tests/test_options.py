@@ -39,7 +39,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
         "model.initializer_range",
     ),
     *("seq2seq.mask_rate", "seq2seq.eval_examples", "generate.length_penalty", "generate.temperature"),
-    *("generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
+    *("multitask.last_exponent", "generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest"),
 }
 
