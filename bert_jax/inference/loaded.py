@@ -22,6 +22,7 @@ from bert_jax.inference.infill import Infiller
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
+from bert_jax.tasks import may_import
 from bert_jax.tasks.likelihood import METHODS
 
 Texts = str | Sequence[str]
@@ -46,6 +47,18 @@ class LoadedModel:
     _batch_size: int = field(repr=False)
     _tools: dict[tuple, Any] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a row that the model takes; its task may take fewer (data.sequence_length)."""
+        return self._opened.bert_config.max_position_embeddings
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns of an object that `predict` or `generate` takes, the first that of a text alone; () if the model
+        does neither."""
+        task = self._opened.task if may_import(self.config.task, self._opened.users_task) else None
+        return task.input_columns if task and (task.makes_predictions or task.makes_texts) else ()
 
     def encode(
         self,
