@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     from bert_jax import backend, load
     from bert_jax.serve.app import State
     from bert_jax.serve.bodies import Limits
-    from bert_jax.serve.routes import Pooling
+    from bert_jax.serve.routes import Setup
     from bert_jax.serve.served import Slot
     from bert_jax.serve.server import serve
 
@@ -46,10 +46,9 @@ def main(argv: list[str]) -> int:
         backend.keep_programs(Path(folder))
     given = {name: flags[name] for name in ("batch_size", "checkpoint", "task")}
     given |= {"dtype": flags["dtype"] or None, "overrides": options}
-    slots = {}
+    setup, slots = Setup(flags["pooling"], str(flags["layer"]), flags["attention"]), {}
     for name, path in models.items():
-        pooling = Pooling(flags["pooling"], str(flags["layer"]))
-        slots[name] = Slot(name, path, flags["checkpoint"], partial(load, path, **given), pooling, lengths)
+        slots[name] = Slot(name, path, flags["checkpoint"], partial(load, path, **given), setup, lengths)
     limits = Limits(
         flags["max_body_bytes"],
         flags["max_inputs"],
@@ -81,6 +80,7 @@ def _parser() -> Parser:
     flag("task", "", "module.Class of a task of your own, whose code is executed")
     flag("pooling", "mean", "how vectors of texts are made", choices=("mean", "cls", "max"))
     flag("layer", -1, "of which vectors are made", least=-(2**15))
+    flag("attention", True, "the page shows the attention of every head")
     flag("lengths", "16,32,64,128,256", "lengths of rows, in tokens, that programs are compiled for", metavar="NUMBERS")
     flag("batch_size", 32, "most rows of a batch", least=1)
     flag("batch_tokens", 4096, "tokens that are taken from the queue at once", least=1)

@@ -96,7 +96,9 @@ def policy() -> str:
 
 
 def _scripts() -> Iterator[str]:
+    """Yields the scripts of the page, and of the frame in it, which has the page's policy."""
     yield from re.findall(r"<script>(.*?)</script>", page(), re.DOTALL)
+    yield resources.files("bert_jax.lab.inspect").joinpath("attention.js").read_text(encoding="utf-8")
 
 
 _READ = {
@@ -160,4 +162,6 @@ def _property(option: Option) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": _TYPES[option.type], "description": f"{option.meaning} ({option.allowed})"}
     if option.choices:
         schema["enum"] = list(option.choices)
+    if option.range:
+        schema["minimum"], schema["maximum"] = option.ends
     return schema if option.default is None else schema | {"default": option.default}

@@ -4,33 +4,39 @@ No parameter asks for another program: what is compiled is decided when the serv
 lists of tokens are cut after the model has run, so that requests with other parameters share a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bert_jax.config import UserError
+from bert_jax.config import UserError, result_or_error
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.generate import Generator
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
+from bert_jax.lab.inspect import page
+from bert_jax.lab.inspect.heads import attention
+from bert_jax.lab.inspect.reading import insides
+from bert_jax.lab.report import html
 from bert_jax.option import Option
 from bert_jax.tasks.likelihood import METHODS
 
 MOST_TOKENS = 50  # of a list for one [MASK]
+_DRAWN = (16, 32, 48, 64)  # lengths of texts whose attention is drawn
 
 Results = list[Any]
 
 
 @dataclass(frozen=True)
-class Pooling:
-    """How vectors of texts are made; decided when the server starts, as each way is a program of its own."""
+class Setup:
+    """What is decided when the server starts, as each choice is a program of its own."""
 
-    pooling: str = "mean"
+    pooling: str = "mean"  # of the vectors of texts
     layer: str = "-1"
+    attention: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,15 @@ class Route:
     meaning: str
     answer: str  # one sentence on each element of the list that is returned
     example: dict[str, Any]
-    run: Callable[[LoadedModel, Pooling, list[Any]], Results]
+    run: Callable[[LoadedModel, Setup, list[Any]], Results]
     shown: Callable[[Any, dict[str, Any]], Any] = lambda result, parameters: result
     parameters: tuple[Option, ...] = ()
-    tool: Callable[[LoadedModel, Pooling], Any] | None = None  # raises UserError if the model lacks what it needs
+    tool: Callable[[LoadedModel, Setup], Any] | None = None  # raises UserError if the model lacks what it needs
     takes_objects: bool = False
     cost: Callable[[LoadedModel, int], int] = lambda model, tokens: tokens  # of an input, in tokens that are computed
 
 
-def _predict(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results:
+def _predict(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
     results = model.predict(inputs)
     # An answer without id is named after its place in the batch, which is nobody's business.
     own = (isinstance(one, dict) and "id" in one for one in inputs)
@@ -61,23 +67,23 @@ def _predict(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results
     ]
 
 
-def _embed(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results:
-    return model.embed(inputs, pooling=pooling.pooling, layer=pooling.layer)
+def _embed(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+    return model.embed(inputs, pooling=setup.pooling, layer=setup.layer)
 
 
-def _fill_mask(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results:
+def _fill_mask(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
     return model.fill_mask(inputs, MOST_TOKENS)
 
 
-def _generate(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results:
+def _generate(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
     return model.generate(inputs)
 
 
-def _score(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results:
+def _score(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
     return model.score(inputs, by_token=True)
 
 
-def _tokenize(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Results:
+def _tokenize(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
     tokenizer, found = model.tokenizer, []
     for row in tokenizer.encode(inputs):
         special = map(bool, row.special_tokens_mask)
@@ -89,6 +95,29 @@ def _tokenize(model: LoadedModel, pooling: Pooling, inputs: list[Any]) -> Result
             ]
         )
     return found
+
+
+class _AttentionPages:
+    """Draws the attention of texts, for one row of any of `_DRAWN` lengths."""
+
+    def __init__(self, model: LoadedModel, setup: Setup):
+        if not setup.attention or model.config.predict.backend != "jax":
+            raise UserError("attention is not served")
+        insides(model)  # raises if there is no BERT inside
+        self._model = model
+
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        for length in _DRAWN:
+            if length <= self._model.max_length:
+                self.drawn("[MASK]" * length, length)
+
+    def drawn(self, text: str, most: int = _DRAWN[-1]) -> str:
+        found = attention(self._model, text, max_length=min(most, self._model.max_length))
+        return html.page("", [page.STYLE, page.attention_section(found)])
+
+
+def _attention(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+    return list(result_or_error(_AttentionPages(model, setup).drawn, inputs))
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -179,6 +208,15 @@ ROUTES = (
         cost=lambda model, tokens: tokens * tokens,
     ),
     Route(
+        "attention",
+        f"The attention of every head, of texts cut to {_DRAWN[-1]} tokens, as a page: it is for the page at /.",
+        "an HTML document, which loads nothing",
+        {"inputs": ["The bank of the river"]},
+        _attention,
+        tool=_AttentionPages,
+        cost=lambda model, tokens: min(tokens, _DRAWN[-1]),
+    ),
+    Route(
         "tokenize",
         "The tokens of texts, in the form of text-embeddings-inference.",
         'a list of {"id", "text", "special", "start", "stop"}; start and stop count characters',
@@ -190,9 +228,9 @@ ROUTES = (
 )
 
 
-def routes_of(model: LoadedModel, pooling: Pooling) -> dict[str, Route]:
+def routes_of(model: LoadedModel, setup: Setup) -> dict[str, Route]:
     """Returns the routes that a model has, by name."""
-    return {route.name: route for route in ROUTES if _has(model, pooling, route)}
+    return {route.name: route for route in ROUTES if _has(model, setup, route)}
 
 
 def longest_of(model: LoadedModel, route: Route) -> int:
@@ -200,10 +238,10 @@ def longest_of(model: LoadedModel, route: Route) -> int:
     return model.config.data.sequence_length if route.takes_objects else model.max_length
 
 
-def _has(model: LoadedModel, pooling: Pooling, route: Route) -> bool:
+def _has(model: LoadedModel, setup: Setup, route: Route) -> bool:
     try:
         if route.tool is not None:
-            route.tool(model, pooling)
+            route.tool(model, setup)
     except UserError:
         return False
     return True

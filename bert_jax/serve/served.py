@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 from bert_jax.config import UserError
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.serve.bodies import Call, Refused, texts_of
-from bert_jax.serve.routes import Pooling, Route, longest_of, routes_of
+from bert_jax.serve.routes import Route, Setup, longest_of, routes_of
 from bert_jax.serve.worker import Worker
 from bert_jax.training.checkpoint import choose_checkpoint
 
@@ -23,21 +24,22 @@ class Served:
     """A checkpoint with the routes that it has."""
 
     model: LoadedModel
-    pooling: Pooling
+    setup: Setup
 
     @cached_property
     def routes(self) -> dict[str, Route]:
-        return routes_of(self.model, self.pooling)
+        return routes_of(self.model, self.setup)
 
     def run(self, route: str, inputs: list[Any]) -> list[Any]:
-        return self.routes[route].run(self.model, self.pooling, inputs)
+        return self.routes[route].run(self.model, self.setup, inputs)
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles all that the routes run, for texts of up to these numbers of tokens and for the longest."""
         for route in self.routes.values():
             if route.tool is not None:
-                longest = longest_of(self.model, route)
-                route.tool(self.model, self.pooling).warm_up([*(x for x in lengths if x < longest), longest])
+                start, longest = time.perf_counter(), longest_of(self.model, route)
+                route.tool(self.model, self.setup).warm_up([*(x for x in lengths if x < longest), longest])
+                logging.info("/%s is compiled, %.1f s", route.name, time.perf_counter() - start)
 
     def tokens(self, call: Call) -> list[int]:
         """Returns the number of tokens of each input, special ones included; 0 for those that cannot be read."""
@@ -57,12 +59,12 @@ class Slot:
     """A name under which a model is served. `load` opens the checkpoint that `path` means at the moment."""
 
     def __init__(
-        self, name: str, path: str, which: str, load: Callable[[], LoadedModel], pooling: Pooling, lengths: list[int]
+        self, name: str, path: str, which: str, load: Callable[[], LoadedModel], setup: Setup, lengths: list[int]
     ):
         self.name, self.path = name, path
-        self._which, self._load, self._pooling, self._lengths = which, load, pooling, lengths
+        self._which, self._load, self._setup, self._lengths = which, load, setup, lengths
         self._seen = self._signature()
-        self.served = Served(load(), pooling)
+        self.served = Served(load(), setup)
         self.worker: Worker | None = None
 
     def start(self, make_worker: Callable[[Callable[[str, list[Any]], list[Any]]], Worker]) -> None:
@@ -89,7 +91,7 @@ class Slot:
         try:
             if choose_checkpoint(self.path, self._which) == self.served.model.path:
                 return False
-            newer = Served(self._load(), self._pooling)
+            newer = Served(self._load(), self._setup)
             newer.warm_up(self._lengths)
         except (UserError, OSError, MemoryError) as problem:
             logging.warning("%s: step %d stays, as the newer is not used: %s", self.name, self.step, problem)

@@ -83,6 +83,7 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
             loop.add_signal_handler(number, _stop, state, server)
         loop.add_signal_handler(signal.SIGHUP, hurry.set)
         thread.start()
+        logging.info("listening on %s; programs are being compiled", _address(where))
         await server.serve([where])
 
     asyncio.run(run())
