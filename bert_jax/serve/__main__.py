@@ -11,6 +11,7 @@ watched: a newer checkpoint takes over without a lost request. SIGTERM answers w
 import re
 from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from bert_jax.command import Parser, run_command
@@ -34,34 +35,8 @@ def main(argv: list[str]) -> int:
         raise UserError("the server needs the extra serve: pip install -e '.[serve]'") from None
     from bert_jax.serve.server import listen
 
-    where = listen(flags["host"], flags["port"])
-    from bert_jax import backend, load
-    from bert_jax.serve.app import State
-    from bert_jax.serve.bodies import Limits
-    from bert_jax.serve.routes import Setup
-    from bert_jax.serve.served import Slot
-    from bert_jax.serve.server import serve
-
-    if folder := next((path for path in models.values() if Path(path).is_dir()), None):
-        backend.keep_programs(Path(folder))
-    given = {name: flags[name] for name in ("batch_size", "checkpoint", "task")}
-    given |= {"dtype": flags["dtype"] or None, "overrides": options}
-    setup, slots = Setup(flags["pooling"], str(flags["layer"]), flags["attention"]), {}
-    for name, path in models.items():
-        slots[name] = Slot(name, path, flags["checkpoint"], partial(load, path, **given), setup, lengths)
-    limits = Limits(
-        flags["max_body_bytes"],
-        flags["max_inputs"],
-        flags["max_input_tokens"],
-        flags["max_queue_tokens"],
-        flags["max_requests"],
-        flags["client_seconds"],
-    )
-    hosts = {"localhost", "127.0.0.1", "[::1]"} if flags["host"] in _LOOPBACK else set()
-    hosts |= {name.strip().lower() for name in flags["allowed_hosts"].split(",") if name.strip()}
-    state = State(slots, limits, token, frozenset(hosts))
-    how = {name: flags[name] for name in ("batch_tokens", "threads")} | {"wait": flags["wait_ms"] / 1000}
-    serve(state, where, partial(_prepare, state, how), stop=flags["stop_seconds"], reload=flags["reload_seconds"])
+    with listen(flags["host"], flags["port"]) as where:
+        _serve(where, flags, models, lengths, options, token)
     return 0
 
 
@@ -98,13 +73,48 @@ def _parser() -> Parser:
     return parser
 
 
+def _serve(
+    where: socket,
+    flags: dict[str, Any],
+    models: dict[str, str],
+    lengths: list[int],
+    options: dict[str, Any],
+    token: str,
+) -> None:
+    from bert_jax import backend, load
+    from bert_jax.serve.app import State
+    from bert_jax.serve.bodies import Limits
+    from bert_jax.serve.routes import Setup
+    from bert_jax.serve.served import Slot
+    from bert_jax.serve.server import serve
+
+    if folder := next((path for path in models.values() if Path(path).is_dir()), None):
+        backend.keep_programs(Path(folder))
+    given = {name: flags[name] for name in ("batch_size", "checkpoint", "task")}
+    given |= {"dtype": flags["dtype"] or None, "overrides": options}
+    setup, slots = Setup(flags["pooling"], str(flags["layer"]), flags["attention"]), {}
+    for name, path in models.items():
+        slots[name] = Slot(name, path, flags["checkpoint"], partial(load, path, **given), setup, lengths)
+    limits = Limits(
+        flags["max_body_bytes"],
+        flags["max_inputs"],
+        flags["max_input_tokens"],
+        flags["max_queue_tokens"],
+        flags["max_requests"],
+        flags["client_seconds"],
+    )
+    hosts = {"localhost", "127.0.0.1", "[::1]"} if flags["host"] in _LOOPBACK else set()
+    hosts |= {name.strip().lower() for name in flags["allowed_hosts"].split(",") if name.strip()}
+    state = State(slots, limits, token, frozenset(hosts))
+    how = {name: flags[name] for name in ("batch_tokens", "threads")} | {"wait": flags["wait_ms"] / 1000}
+    serve(state, where, partial(_prepare, state, how), stop=flags["stop_seconds"], reload=flags["reload_seconds"])
+
+
 def _prepare(state: Any, how: dict[str, Any]) -> None:
     """Compiles the programs of all models and starts their threads."""
-    from bert_jax.serve.worker import Worker
-
     for name, slot in state.slots.items():
         observe = partial(state.metrics.batch, name)
-        slot.start(partial(Worker, queue_tokens=state.limits.queue_tokens, observe=observe, **how))
+        slot.start(observe, queue_tokens=state.limits.queue_tokens, **how)
         state.metrics.watch(name, slot)
 
 

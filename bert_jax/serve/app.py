@@ -78,14 +78,14 @@ class _Server:
 
         async def answer(request: Request) -> Response:
             call = read_call(await read_json(request, self._limits), route.parameters, self._limits)
-            slot, results, _ = await self._run(request, route.name, call)
-            return JSONLine(_shown(slot.route(route.name), results, call), slot)
+            (name, step), results, _ = await self._run(request, route.name, call)
+            return JSONLine(_shown(route, results, call), name, step)
 
         return answer
 
     async def openai_embeddings(self, request: Request) -> Response:
         call = read_call(await read_json(request, self._limits), EMBEDDINGS, self._limits, key="input")
-        slot, vectors, tokens = await self._run(request, "embed", call)
+        (name, step), vectors, tokens = await self._run(request, "embed", call)
         if wrong := next((x for x in vectors if isinstance(x, UserError | Refused)), None):
             raise wrong if isinstance(wrong, Refused) else Refused(422, str(wrong))
         dimensions = call.parameters["dimensions"]
@@ -97,7 +97,7 @@ class _Server:
             for i, x in enumerate(vectors)
         ]
         usage = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
-        return JSONLine({"object": "list", "data": data, "model": slot.name, "usage": usage}, slot)
+        return JSONLine({"object": "list", "data": data, "model": name, "usage": usage}, name, step)
 
     async def models(self, request: Request) -> Response:
         return JSONResponse([described(slot) for slot in self._state.slots.values()])
@@ -199,11 +199,11 @@ class _Server:
             raise Refused(404, f"there is no model '{shown}'; there are {', '.join(slots)}")
         return found
 
-    async def _run(self, request: Request, name: str, call: Call) -> tuple[Slot, list[Any], list[int]]:
-        """Returns the model that is asked, a result or an error for each input, and the number of their tokens."""
+    async def _run(self, request: Request, name: str, call: Call) -> tuple[tuple[str, int], list[Any], list[int]]:
+        """Returns name and step of the model that answers; of each input a result or an error, and its tokens."""
         slot = self._slot(call.model)
         request.state.model = slot.name
-        route, served = slot.route(name), slot.served
+        served, route = slot.route(name)
         problems: dict[int, Any] = {i: UserError(text) for i, text in call.problems.items()}
         if not route.takes_objects:
             objects = (i for i, one in enumerate(call.inputs) if isinstance(one, dict) and i not in problems)
@@ -212,9 +212,11 @@ class _Server:
         tokens = await run_in_threadpool(served.tokens, call) if long else served.tokens(call)
         problems |= self._too_long(served, route, call, tokens)
         places = [i for i in range(len(call.inputs)) if i not in problems]
-        found = await self._queued(request, slot, route, [call.inputs[i] for i in places], [tokens[i] for i in places])
+        found = await self._queued(
+            request, slot, served, route, [call.inputs[i] for i in places], [tokens[i] for i in places]
+        )
         results = problems | {i: _numbered(result, i) for i, result in zip(places, found, strict=True)}
-        return slot, [results[i] for i in range(len(call.inputs))], tokens
+        return (slot.name, served.model.step), [results[i] for i in range(len(call.inputs))], tokens
 
     def _too_long(self, served: Served, route: Route, call: Call, tokens: Sequence[int]) -> dict[int, Refused]:
         most, why = self._limits.input_tokens, "this server takes"
@@ -227,13 +229,13 @@ class _Server:
         }
 
     async def _queued(
-        self, request: Request, slot: Slot, route: Route, inputs: list[Any], tokens: list[int]
+        self, request: Request, slot: Slot, served: Served, route: Route, inputs: list[Any], tokens: list[int]
     ) -> list[Any]:
         """Returns the results of the inputs; drops them if the client leaves before they are begun."""
         if not inputs:
             return []
         if route.tool is None:
-            return await run_in_threadpool(slot.served.run, route.name, inputs)
+            return await run_in_threadpool(served.run, route.name, inputs)
         loop = asyncio.get_running_loop()
         finished = asyncio.Event()
 
@@ -242,7 +244,7 @@ class _Server:
                 loop.call_soon_threadsafe(finished.set)
 
         assert slot.worker is not None
-        job = Job(route.name, inputs, slot.served.costs(route, tokens), wake)
+        job = Job((served, route.name), inputs, served.costs(route, tokens), wake)
         slot.worker.submit(job)
         waiting = [asyncio.create_task(finished.wait()), asyncio.create_task(_left(request))]
         try:
@@ -262,9 +264,8 @@ class JSONLine(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: Any, slot: Slot, status: int = 200):
-        named = {"X-Model": slot.name, "X-Checkpoint-Step": str(slot.step)}
-        super().__init__(json_line(content), status, named)
+    def __init__(self, content: Any, model: str, step: int):
+        super().__init__(json_line(content), headers={"X-Model": model, "X-Checkpoint-Step": str(step)})
 
 
 async def _left(request: Request) -> None:

@@ -25,6 +25,7 @@ from bert_jax.option import Option
 from bert_jax.tasks.likelihood import METHODS
 
 MOST_TOKENS = 50  # of a list for one [MASK]
+_FRAME = "<style>body { padding: .2rem 1rem } h1 { display: none } h2 { border: 0; margin: 0 }</style>"
 _DRAWN = (16, 32, 48, 64)  # lengths of texts whose attention is drawn
 
 Results = list[Any]
@@ -113,7 +114,7 @@ class _AttentionPages:
 
     def drawn(self, text: str, most: int = _DRAWN[-1]) -> str:
         found = attention(self._model, text, max_length=min(most, self._model.max_length))
-        return html.page("", [page.STYLE, page.attention_section(found)])
+        return html.page("Attention", [page.STYLE, _FRAME, page.attention_section(found)])
 
 
 def _attention(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:

@@ -19,9 +19,9 @@ from bert_jax.training.checkpoint import choose_checkpoint
 _SPECIAL = 2  # [CLS] and [SEP]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Served:
-    """A checkpoint with the routes that it has."""
+    """A checkpoint with the routes that it has. Requests keep the one with which they began."""
 
     model: LoadedModel
     setup: Setup
@@ -67,19 +67,22 @@ class Slot:
         self.served = Served(load(), setup)
         self.worker: Worker | None = None
 
-    def start(self, make_worker: Callable[[Callable[[str, list[Any]], list[Any]]], Worker]) -> None:
-        """Compiles, and begins to take requests."""
+    def start(self, observe: Callable[[str, int, int, float], None], **options: Any) -> None:
+        """Compiles, and begins to take requests: jobs whose kind is (checkpoint, route)."""
         self.served.warm_up(self._lengths)
-        # The checkpoint of the moment a batch begins, for all of its inputs.
-        self.worker = make_worker(lambda route, inputs: self.served.run(route, inputs))
+        self.worker = Worker(
+            lambda kind, inputs: kind[0].run(kind[1], inputs),
+            observe=lambda kind, *numbers: observe(kind[1], *numbers),
+            **options,
+        )
 
-    def route(self, name: str) -> Route:
-        """Returns a route of the model. Raises Refused naming those that it has."""
-        found = self.served.routes.get(name)
-        if found is None:
-            has = ", ".join(f"/{route}" for route in self.served.routes)
+    def route(self, name: str) -> tuple[Served, Route]:
+        """Returns the checkpoint of the moment and a route of it. Raises Refused naming those that it has."""
+        served = self.served
+        if name not in served.routes:
+            has = ", ".join(f"/{route}" for route in served.routes)
             raise Refused(404, f"the model '{self.name}' has no /{name}; it has {has}")
-        return found
+        return served, served.routes[name]
 
     def reload(self, *, anyway: bool = False) -> bool:
         """Changes to the checkpoint that the path means now, if that is another one; returns whether it has. Whatever

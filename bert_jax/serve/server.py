@@ -25,13 +25,17 @@ _MOST_CONNECTIONS = 2048
 
 def listen(host: str, port: int) -> socket.socket:
     """Returns a socket that is bound, before anything that takes long. Raises UserError if it cannot be."""
+    found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(_MOST_CONNECTIONS)
-    except OSError as problem:
+    except (OSError, OverflowError) as problem:  # a port over 65,535
+        if found is not None:
+            found.close()
+        problem = problem if isinstance(problem, OSError) else OSError(0, "there is no such port")
         raise UserError(f"--host={host} --port={port}: {problem.strerror or problem}; choose another") from None
     return found
 

@@ -4,8 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,11 @@ _LONGEST_RETRY = 60  # seconds that a client is asked to wait at most
 class Job:
     """Inputs of one request. `finished` is called, in a thread of the worker, once all `results` are there.
 
-    A result is a value, a UserError, or Refused for an input that could not be run.
+    Inputs of one `kind` may share a batch. A result is a value, a UserError, or Refused for an input that could not be
+    run.
     """
 
-    route: str
+    kind: Hashable
     inputs: Sequence[Any]
     tokens: Sequence[int]  # what each input costs
     finished: Callable[[], None]
@@ -33,26 +34,26 @@ class Job:
 
 
 class Worker:
-    """Runs the jobs of one model in the order of their arrival, those of one route together.
+    """Runs the jobs of one model in the order of their arrival, those of one kind together.
 
-    `run(route, inputs)` returns a result for each input. A batch has up to `batch_tokens` tokens, or one input that has
+    `run(kind, inputs)` returns a result for each input. A batch has up to `batch_tokens` tokens, or one input that has
     more; it begins when it is full, or when its first input has waited for `wait` seconds. Each of the `threads` has
-    one batch at a time. `observe(route, inputs, tokens, seconds)` is called after each.
+    one batch at a time. `observe(kind, inputs, tokens, seconds)` is called after each.
     """
 
     def __init__(
         self,
-        run: Callable[[str, list[Any]], list[Any]],
+        run: Callable[[Any, list[Any]], list[Any]],
         *,
         batch_tokens: int,
         queue_tokens: int,
         wait: float,
-        observe: Callable[[str, int, int, float], None],
+        observe: Callable[[Any, int, int, float], None],
         threads: int = 1,
     ):
         self._run, self._observe = run, observe
         self._batch_tokens, self._queue_tokens, self._wait = batch_tokens, queue_tokens, wait
-        self._jobs: dict[str, deque[Job]] = defaultdict(deque)  # with inputs that are not begun, by route
+        self._jobs: dict[Hashable, deque[Job]] = {}  # with inputs that are not begun, by kind; none is empty
         self._changed = threading.Condition()
         self._is_closing = False
         self._rate = 0.0  # tokens per second of the last batches
@@ -78,7 +79,7 @@ class Worker:
                 retry = max(1, min(_LONGEST_RETRY, math.ceil(seconds)))
                 raise Refused(429, f"the queue is full ({self.queued_tokens} tokens); try again later", retry)
             job.results, job.left, job.arrived = [None] * len(job.inputs), len(job.inputs), time.monotonic()
-            self._jobs[job.route].append(job)
+            self._jobs.setdefault(job.kind, deque()).append(job)
             self.queued_tokens += total
             self.queued_inputs += len(job.inputs)
             self._changed.notify()
@@ -89,7 +90,10 @@ class Worker:
             if not job.is_cancelled:
                 job.is_cancelled = True
                 self._forget(job)
-                self._jobs[job.route] = deque(other for other in self._jobs[job.route] if other is not job)
+                if left := deque(other for other in self._jobs.get(job.kind, ()) if other is not job):
+                    self._jobs[job.kind] = left
+                else:
+                    self._jobs.pop(job.kind, None)
 
     def close(self, seconds: float) -> None:
         """Ends the threads once the queue is empty; what is left after so many seconds gets an error."""
@@ -109,11 +113,11 @@ class Worker:
     def _work(self) -> None:
         while batch := self._next_batch():
             inputs = [job.inputs[place] for job, place in batch]
-            route, tokens = batch[0][0].route, sum(job.tokens[place] for job, place in batch)
+            kind, tokens = batch[0][0].kind, sum(job.tokens[place] for job, place in batch)
             start = time.monotonic()
-            results = self._results(route, inputs)
+            results = self._results(kind, inputs)
             seconds = time.monotonic() - start
-            self._observe(route, len(batch), tokens, seconds)
+            self._observe(kind, len(batch), tokens, seconds)
             rate = tokens / max(seconds, 1e-6)
             self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
             self._deliver(batch, results)
@@ -122,7 +126,7 @@ class Worker:
         """Waits for the next batch; returns an empty one when the worker is closed."""
         with self._changed:
             while True:
-                waiting = [jobs[0] for jobs in self._jobs.values() if jobs]
+                waiting = [jobs[0] for jobs in self._jobs.values()]
                 if not waiting:
                     if self._is_closing:
                         return []
@@ -131,11 +135,11 @@ class Worker:
                 first = min(waiting, key=lambda job: job.arrived)
                 left = first.arrived + self._wait - time.monotonic()
                 if left <= 0 or self._is_closing or self.queued_tokens >= self._batch_tokens:
-                    return self._take(first.route)
+                    return self._take(first.kind)
                 self._changed.wait(left)
 
-    def _take(self, route: str) -> list[tuple[Job, int]]:
-        batch, room, jobs = [], self._batch_tokens, self._jobs[route]
+    def _take(self, kind: Hashable) -> list[tuple[Job, int]]:
+        batch, room, jobs = [], self._batch_tokens, self._jobs[kind]
         while jobs:
             job = jobs[0]
             tokens = job.tokens[job.begun]
@@ -148,18 +152,20 @@ class Worker:
             job.begun += 1
             if job.begun == len(job.inputs):
                 jobs.popleft()
+        if not jobs:
+            del self._jobs[kind]
         return batch
 
-    def _results(self, route: str, inputs: list[Any]) -> list[Any]:
+    def _results(self, kind: Hashable, inputs: list[Any]) -> list[Any]:
         """Returns the results of a batch. If it fails as a whole, each input is run by itself: only those that fail by
         themselves get an error."""
         try:
-            return self._run(route, inputs)
+            return self._run(kind, inputs)
         except Exception as problem:  # a bug, or no memory: the server answers, and goes on
             if len(inputs) > 1:
-                logging.warning("a batch of %d for /%s failed and is run one by one: %s", len(inputs), route, problem)
-                return [self._results(route, [one])[0] for one in inputs]
-            logging.exception("/%s failed", route)
+                logging.warning("a batch of %d failed and is run one by one: %s", len(inputs), problem)
+                return [self._results(kind, [one])[0] for one in inputs]
+            logging.exception("an input could not be run")
             return [Refused(500, "this input could not be run; the server's log has the reason")]
 
     def _deliver(self, batch: Sequence[tuple[Job, int]], results: Sequence[Any]) -> None:

@@ -114,7 +114,7 @@ def eventually(check, seconds: float = 30) -> None:
 
 
 def write_classifier(workdir: Path, step: int = 5, change=lambda parameters: parameters):
-    return fine_tuned(workdir / "checkpoints" / str(step), classify.get_config(), CLASSES, change)
+    return fine_tuned(workdir / "checkpoints" / str(step), classify.get_config(), CLASSES, change, step)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 """From start to stop: what is wrong at the start is one line, and no request is lost at a reload or a stop."""
 
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from bert_jax.serve.__main__ import main
 
 from .conftest import ROOT, Server, eventually, together, write_classifier
 
-QUICK = ("--lengths=24", "--attention=False", "--reload_seconds=0.2")
+QUICK = ("--lengths=24", "--attention=False", "--reload_seconds=1")
 TOKEN = "0123456789abcdef"
 
 
@@ -56,6 +58,7 @@ class Clients:
             except OSError as problem:  # nobody listens any more
                 self.refused.append(problem)
                 return
+            time.sleep(0.005)
 
     def stop(self):
         self._ends.set()
@@ -99,8 +102,9 @@ def test_stopping_under_load_answers_what_was_taken(served):
 
 def test_before_it_is_ready_it_says_so_and_stops_at_once(served):
     server = served(wait=False)
-    line = next(line for line in iter(lambda: server.log.read_text(), None) if "listening on" in line)
-    server.port = int(line.split("listening on http://127.0.0.1:")[1].split()[0])
+    listening = "listening on http://127.0.0.1:"
+    eventually(lambda: server.process.poll() is not None or f"{listening}" in server.log.read_text(), 120)
+    server.port = int(re.search(rf"{listening}(\d+)", server.log.read_text())[1])
     answers = [server.get("/health/ready"), server.post("/predict", {"inputs": ["a"]}), server.get("/health/live")]
     if answers[0].status == 503:  # unless it was faster than we
         assert answers[0].body["error"]["type"] == "unavailable" and answers[1].headers["retry-after"]
@@ -152,6 +156,7 @@ def test_too_much_at_a_time_is_429_and_nothing_grows(served):
         (["{run}", "--token_file={run}/none"], "none cannot be read (No such file or directory)"),
         (["{run}", "--token_file={run}/short"], "the token must have 16 or more letters"),
         (["{run}", "--port={taken}"], "--host=127.0.0.1 --port={taken}: Address already in use; choose another"),
+        (["{run}", "--port=70000"], "--port=70000: there is no such port; choose another"),
         (["{run}", "--host=256.0.0.1"], "--host=256.0.0.1 --port=8000"),
         (["{run}/nothing", "--port=0"], "nothing"),
         (["{run}", "--port=0", "--checkpoint=77"], "has no checkpoint of step 77; it has 5"),

@@ -19,8 +19,8 @@ class Runs:
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def __call__(self, route, inputs):
-        self.batches.append((route, list(inputs)))
+    def __call__(self, kind, inputs):
+        self.batches.append((kind, list(inputs)))
         self.may_run.wait()
         time.sleep(self.seconds)
         if "bad" in inputs:
@@ -33,13 +33,13 @@ def worker_of(runs, **changes):
     return Worker(runs, **options | changes)
 
 
-def job_of(inputs, tokens=None, route="a"):
+def job_of(inputs, tokens=None, kind="a"):
     done = threading.Event()
-    return Job(route, inputs, tokens or [1] * len(inputs), done.set), done
+    return Job(kind, inputs, tokens or [1] * len(inputs), done.set), done
 
 
-def results(worker, inputs, tokens=None, route="a"):
-    job, done = job_of(inputs, tokens, route)
+def results(worker, inputs, tokens=None, kind="a"):
+    job, done = job_of(inputs, tokens, kind)
     worker.submit(job)
     assert done.wait(20)
     return job.results
@@ -70,16 +70,16 @@ def test_inputs_of_several_requests_share_a_batch_within_its_tokens():
     assert (worker.queued_tokens, worker.queued_inputs) == (0, 0)
 
 
-def test_routes_take_turns_by_arrival():
+def test_kinds_take_turns_by_arrival():
     runs = Runs()
     worker = worker_of(runs)
     held(worker, runs)
-    jobs = [job_of([number], [6], route) for number, route in enumerate("abab")]
+    jobs = [job_of([number], [6], kind) for number, kind in enumerate("abab")]
     for job, _ in jobs:
         worker.submit(job)
     runs.may_run.set()
     assert all(done.wait(20) for _, done in jobs)
-    assert [route for route, _ in runs.batches[1:]] == ["a", "b", "a", "b"]
+    assert [kind for kind, _ in runs.batches[1:]] == ["a", "b", "a", "b"]
 
 
 def test_a_lonely_input_waits_and_a_full_batch_does_not():
@@ -171,7 +171,7 @@ def test_no_result_is_lost_or_given_to_another(threads):
         for turn in range(30):
             inputs = [1000 * number + 10 * turn + i for i in range((number + turn) % 6 + 1)]
             if (number + turn) % 5 == 0:  # somebody leaves
-                job, _ = job_of(inputs, route="b")
+                job, _ = job_of(inputs, kind="b")
                 worker.submit(job)
                 worker.cancel(job)
             assert results(worker, inputs, [1 + one % 3 for one in inputs], "ab"[turn % 2]) == [2 * x for x in inputs]
