@@ -67,6 +67,12 @@ class Option:
         return self.default is None or "optional" in self.marks
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the range."""
+        least, most = _ends(self.range)
+        return (int(least), int(most)) if self.type is int else (least, most)
+
+    @property
     def allowed(self) -> str:
         """A phrase for the values that the option accepts."""
         if self.choices:

@@ -1,11 +1,12 @@
 """Items of any length through programs of few shapes.
 
 A program is compiled for one row and for a batch, each for at most 8 lengths. Those of one row are the same for all
-texts; those of batches follow the texts: a new one is made where it saves enough padding. Declared lengths (`fix`) take
-the place of both.
+texts; those of batches follow the texts: a new one is made where it saves enough padding. Declared lengths (`warm_up`)
+take the place of both, each with programs for one row, for a batch and for a quarter of one; batches are cut where that
+saves padding.
 
-A program that takes any shape (`prepared.py`: OpenVINO's) gets batches that are as long as their longest item, cut
-where that saves time.
+A program that takes any shape (`prepared.py`: OpenVINO's) gets batches that are as long as their longest item, cut in
+the same way.
 """
 
 import itertools
@@ -60,8 +61,8 @@ class Batching:
 
     def warm_up(self, program: _Program, lengths: Sequence[int], like: Item | None = None) -> None:
         """Declares `lengths` as the only ones from now on, besides the longest that is allowed, and compiles the
-        program for them: for one item, and for a batch. Results then depend on the texts alone, not on what was run
-        before.
+        program for them: for one item, for a batch and for a quarter of one. Results then depend on the texts alone,
+        not on what was run before.
 
         `like` is an item with the values and the number of parts that items will have; by default one part.
         """
@@ -70,7 +71,7 @@ class Batching:
                 raise UserError(f"a length to warm up is {length}; it can be 1 to {self._max_length} tokens")
         with self._lock:
             self.lengths = sorted({*lengths, self._max_length})
-            self._alone, self._is_fixed = self.lengths, True
+            self._is_fixed = True
         count = 1 << (len(like.parts) - 1).bit_length() if like else 1
         for length in sorted({*lengths}):
             nothing = np.zeros(length, np.int32)
@@ -78,7 +79,7 @@ class Batching:
             item = Item(parts)
             if like:
                 item = Item(parts, like.values, {name: x[:length] for name, x in like.token_values.items()})
-            for rows in {1, self.rows(count, length)}:
+            for rows in self._row_counts(count, length):
                 jax.block_until_ready(program(_arrays([item], [0], Shape(rows, count, length))))
 
     def rows(self, parts: int, length: int) -> int:
@@ -93,11 +94,11 @@ class Batching:
             by_parts[1 << (len(item.parts) - 1).bit_length()].append(number)
         for parts, numbers in sorted(by_parts.items(), reverse=True):
             numbers.sort(key=lambda i: -items[i].length)
-            if self._any_shape:
+            if self._any_shape or self._is_fixed:
                 yield from self._cheapest(items, numbers, parts)
                 continue
             few = _FEW if self._batch_size > 1 else len(numbers)
-            if len(numbers) > few and not self._is_fixed:
+            if len(numbers) > few:
                 self._choose([items[i].length for i in numbers], parts)
             while numbers:
                 is_alone, longest = len(numbers) <= few, items[numbers[0]].length
@@ -109,19 +110,29 @@ class Batching:
     def _cheapest(self, items: Sequence[Item], numbers: Sequence[int], parts: int) -> Iterator[tuple[list[int], Shape]]:
         """Yields the batches of all `numbers`, in falling order of length, that cost least: tokens with padding, and
         `_LAUNCH` for each batch."""
-        count, lengths = len(numbers), [items[i].length for i in numbers]
-        cost, best = np.zeros(count + 1), np.zeros(count, np.int64)  # of the items from each one on
+        count, shapes = len(numbers), []  # of the batch that begins with each item, the last item first
+        cost = np.zeros(count + 1)  # of the items from each one on
         for start in range(count - 1, -1, -1):
-            rows = min(self.rows(parts, lengths[start]), count - start)
-            tokens = np.arange(1, rows + 1) * (parts * lengths[start])
-            total = tokens + _LAUNCH + cost[start + 1 : start + rows + 1]
-            best[start] = 1 + np.argmin(total)
-            cost[start] = total[best[start] - 1]
+            length = items[numbers[start]].length
+            if self._any_shape:
+                rows = np.arange(1, min(self.rows(parts, length), count - start) + 1)
+            else:
+                length = _fitting(self.lengths, length)
+                rows = np.asarray(self._row_counts(parts, length))
+            total = rows * (parts * length) + _LAUNCH + cost[np.minimum(start + rows, count)]
+            best = int(np.argmin(total))
+            cost[start] = total[best]
+            shapes.append(Shape(int(rows[best]), parts, length))
         start = 0
         while start < count:
-            rows = int(best[start])
-            yield list(numbers[start : start + rows]), Shape(rows, parts, lengths[start])
-            start += rows
+            shape = shapes[count - 1 - start]
+            yield list(numbers[start : start + shape.rows]), shape
+            start += shape.rows
+
+    def _row_counts(self, parts: int, length: int) -> list[int]:
+        """Returns how many rows the declared programs of a length have."""
+        rows = self.rows(parts, length)
+        return sorted({1, max(1, rows // 4), rows})
 
     def _choose(self, lengths: Sequence[int], parts: int) -> None:
         """Adds the length that a batch of the longest needs, then those that save most padding for these `lengths`,

@@ -1,67 +1,62 @@
 """The likeliest tokens for every [MASK] in a text."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Int64
 
 from bert_jax.config import UserError, result_or_error
+from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import Row
-from bert_jax.data.tokenizers.encoding import Tokenizer
+from bert_jax.data.tokenizers.encoding import Part, Tokenizer
+from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
+from bert_jax.inference.predictor import all_good, in_place_of_good, windows
 from bert_jax.models.attention import take_places
 from bert_jax.models.bert import Model, TrunkInputs
+
+_MASKS = 4  # of one row; a text with more is run again for the rest
 
 
 class FillMask:
     """Fills the masks of texts: for each [MASK] [(token, probability), …]. `checkpoint` is one that is opened, or what
-    `open_model` takes with its `options`."""
+    `open_model` takes with its `options`. Threads may share it."""
 
-    def __init__(self, checkpoint: str | Path | Opened, **options: Any):
+    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
         opened = opened_of(checkpoint, **options)
         self.tokenizer, self.config = opened.tokenizer, opened.bert_config
         opened.check_mlm_head("fills masks")
         # Neither the pooler nor the head of sentence pairs takes part: a saved BertForMaskedLM has none.
-        self._logits, self._any_shape = opened.at_work.program(_logits), opened.at_work.takes_any_shape
-        self._lengths = list(range(64, self.config.max_position_embeddings, 64))
+        self._program, any_shape = opened.at_work.program(_probabilities), opened.at_work.takes_any_shape
+        self._batching = Batching(self.config.max_position_embeddings, batch_size, any_shape=any_shape)
 
     def warm_up(self, lengths: Sequence[int]) -> None:
-        """Declares the lengths of rows, besides the longest that is allowed, and compiles for one [MASK] in a row."""
-        self._lengths = sorted({*lengths})
-        for length in self._lengths:
-            ids, real = np.zeros((2, 1, length), np.int32)
-            self._probabilities(_batch(ids, real, np.zeros((1, 1), np.int32)), 1)
+        """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
+        nothing = np.zeros(1, np.int32)
+        self._batching.warm_up(self._program, lengths, _item(Part(nothing, nothing), nothing))
 
     def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
-        if "[MASK]" not in text:
-            raise UserError(f"no [MASK] in '{text}'; put one where a token is missing")
-        try:
-            ids = self.tokenizer.row(ids_with_masks(self.tokenizer, text)).ids
-        except UnicodeEncodeError as error:  # a lone surrogate, which no UTF-8 holds
-            raise UserError(f"the text has a lone surrogate ({error.object[error.start]!r}): remove it") from None
-        positions = np.flatnonzero(ids == self.tokenizer.mask_id)
-        if len(ids) > self.config.max_position_embeddings:
-            raise UserError(f"the text has {len(ids)} tokens; the model takes {self.config.max_position_embeddings}")
-        length, count = len(ids), len(positions)
-        if not self._any_shape:  # one compiled program serves texts of like length and like number of masks
-            length = next((x for x in self._lengths if x >= length), self.config.max_position_embeddings)
-            count = 1 << (count - 1).bit_length()
-        masks = np.zeros(count, np.int32)
-        masks[: len(positions)] = positions
-        row = np.zeros((1, length), np.int32)
-        row[0, : len(ids)] = ids
-        real = (np.arange(length)[None] < len(ids)).astype(np.int32)
-        probabilities = self._probabilities(_batch(row, real, masks[None]), len(positions))
-        best = np.argsort(-probabilities, axis=-1)[:, :top_k]
-        return [
-            [(self.tokenizer.token(int(i)), float(p[i])) for i in row]
-            for row, p in zip(best, probabilities, strict=True)
-        ]
+        [found] = all_good(self.stream([Row("", {"text": text})], "text", top_k))
+        return found
+
+    def stream(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
+        """Yields for each row, in order, the likeliest tokens for each of its masks, or the UserError that says what is
+        wrong with it."""
+        for window in windows(rows):
+            read = partial(result_or_error, lambda row: self._encoded(text_in(row, column), row.origin))
+            yield from in_place_of_good(in_place_of_good(window, read), partial(self._fill, top_k=top_k))
+
+    def records(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
+        """Yields the same as objects whose `masks` have names for what is in them."""
+        for found in self.stream(rows, column, top_k):
+            is_error = isinstance(found, UserError)
+            yield found if is_error else {"masks": [[{"token": t, "probability": p} for t, p in one] for one in found]}
 
     def lines(self, text: str, top_k: int) -> list[str]:
         """Returns a line for each [MASK] of the text, for people."""
@@ -70,24 +65,37 @@ class FillMask:
             for number, candidates in enumerate(self(text, top_k), start=1)
         ]
 
-    def stream(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
-        """Yields for each row, in order, the likeliest tokens for each of its `masks`, or the UserError that says what
-        is wrong with it."""
+    def _encoded(self, text: str, origin: str) -> Part:
+        where = f"{origin}: " if origin else ""
+        if "[MASK]" not in text:
+            raise UserError(f"{where}no [MASK] in '{text}'; put one where a token is missing")
+        try:
+            part = self.tokenizer.row(ids_with_masks(self.tokenizer, text))
+        except UnicodeEncodeError as error:  # a lone surrogate, which no UTF-8 holds
+            raise UserError(
+                f"{where}the text has a lone surrogate ({error.object[error.start]!r}): remove it"
+            ) from None
+        count, most = len(part.ids), self.config.max_position_embeddings
+        if count > most:
+            raise UserError(f"{where}the text has {count} tokens; the model takes {most}")
+        return part
 
-        def record(row: Row) -> dict[str, Any]:
-            try:
-                found = self(text_in(row, column), top_k)
-            except UserError as error:
-                raise UserError(f"{row.origin}: {error}") from None
-            return {"masks": [[{"token": token, "probability": p} for token, p in one] for one in found]}
+    def _fill(self, parts: Sequence[Part], top_k: int) -> Iterator[list[list[tuple[str, float]]]]:
+        places = [np.flatnonzero(part.ids == self.tokenizer.mask_id) for part in parts]
+        starts = [range(0, len(own), _MASKS) for own in places]
+        chunks = zip(parts, places, starts, strict=True)
+        items = [_item(part, own[start : start + _MASKS]) for part, own, all_starts in chunks for start in all_starts]
+        rows = iter(self._batching.run(self._program, items)["probabilities"])
+        for own, all_starts in zip(places, starts, strict=True):
+            probabilities = np.concatenate([next(rows) for _ in all_starts])[: len(own)]
+            yield [self._likeliest(x, top_k) for x in probabilities]
 
-        for row in rows:
-            yield from [row] if isinstance(row, UserError) else result_or_error(record, [row])
-
-    def _probabilities(self, batch: dict[str, np.ndarray], count: int) -> Float[np.ndarray, "M V"]:
-        """Returns the distributions of the first `count` masks."""
-        logits = self._logits(batch)["logits"][:, :count]
-        return np.asarray(jax.nn.softmax(logits[0], axis=-1))
+    def _likeliest(self, probabilities: Float[np.ndarray, " V"], top_k: int) -> list[tuple[str, float]]:
+        best = np.arange(len(probabilities))
+        if top_k < len(best):  # sorting the whole vocabulary takes longer than a short text
+            best = np.sort(np.argpartition(-probabilities, top_k)[:top_k])
+        best = best[np.argsort(-probabilities[best], kind="stable")]
+        return [(self.tokenizer.token(int(i)), float(probabilities[i])) for i in best]
 
 
 def ids_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -99,14 +107,15 @@ def ids_with_masks(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids[:-1]
 
 
-def _batch(
-    input_ids: Int32[np.ndarray, "1 L"], sequence_ids: Int32[np.ndarray, "1 L"], positions: Int32[np.ndarray, "1 P"]
-) -> dict[str, np.ndarray]:
-    places = np.arange(input_ids.shape[1], dtype=np.int32)[None]
-    row = {"input_ids": input_ids, "token_type_ids": np.zeros_like(input_ids), "position_ids": places}
-    return row | {"sequence_ids": sequence_ids, "masked_positions": positions}
+def _item(part: Part, places: Int32[np.ndarray, " P"] | Int64[np.ndarray, " P"]) -> Item:
+    """Returns a text with up to `_MASKS` of its masks; further places are of no use."""
+    masks = np.zeros(_MASKS, np.int32)
+    masks[: len(places)] = places
+    return Item((part,), {"masked_positions": masks})
 
 
-def _logits(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B P V"]]:
-    hidden = take_places(model.trunk.encode(TrunkInputs.from_batch(batch)).hidden, batch["masked_positions"])
-    return {"logits": model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])}
+def _probabilities(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B P V"]]:
+    places = batch["masked_positions"][:, 0]
+    hidden = take_places(model.trunk.encode(TrunkInputs.from_batch(batch)).hidden, places)
+    logits = model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])
+    return {"probabilities": jax.nn.softmax(logits, axis=-1)}

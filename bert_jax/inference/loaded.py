@@ -4,13 +4,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.embeddings import Embedder
@@ -22,6 +21,7 @@ from bert_jax.inference.infill import Infiller
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
+from bert_jax.tasks import may_import
 from bert_jax.tasks.likelihood import METHODS
 
 Texts = str | Sequence[str]
@@ -47,6 +47,18 @@ class LoadedModel:
     _tools: dict[tuple, Any] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a row that the model takes; its task may take fewer (data.sequence_length)."""
+        return self._opened.bert_config.max_position_embeddings
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns of an object that `predict` or `generate` takes, the first that of a text alone; () if the model
+        does neither."""
+        task = self._opened.task if may_import(self.config.task, self._opened.users_task) else None
+        return task.input_columns if task and (task.makes_predictions or task.makes_texts) else ()
+
     def encode(
         self,
         texts: Texts,
@@ -69,7 +81,7 @@ class LoadedModel:
     def fill_mask(self, texts: Texts, top_k: int = 5) -> Any:
         """Returns, for each [MASK] of a text, the likeliest tokens as [(token, probability), …]."""
         fill = self.tool(FillMask)
-        return _results(texts, partial(result_or_error, lambda text: problem(0, text) or fill(text, top_k)))
+        return _results(texts, lambda rows: fill.stream(_rows(rows, "text"), "text", top_k))
 
     def embed(self, texts: Texts, *, pooling: str = "mean", layer: int | str = -1, normalize: bool = False) -> Any:
         """Returns the vector of each text, float32[D]; the options are those of `Embedder`."""
@@ -151,8 +163,7 @@ class LoadedModel:
         key = kind, *options.values()
         with self._lock:
             if key not in self._tools:
-                sized = {} if kind is FillMask else {"batch_size": self._batch_size}
-                self._tools[key] = kind(self._opened, **sized, **options)
+                self._tools[key] = kind(self._opened, batch_size=self._batch_size, **options)
             return self._tools[key]
 
 

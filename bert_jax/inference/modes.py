@@ -55,8 +55,8 @@ def fill_mask(
     path = _prepare(config, workdir, input, output, (".jsonl",)) if input else meant(workdir, config.init_from)
     opened = open_model(path, which=checkpoint, overrides=overrides, task_name=task_name)
     if how is None:
-        fill = FillMask(opened)
-        stream, shown = partial(fill.stream, top_k=top_k), partial(fill.lines, top_k=top_k)
+        fill = FillMask(opened, config.eval.batch_size)
+        stream, shown = partial(fill.records, top_k=top_k), partial(fill.lines, top_k=top_k)
     else:
         infill = Infiller(opened, config.eval.batch_size)
         stream, shown = partial(infill.stream, how=how), lambda one: [infill([one], how)[0]["text"]]

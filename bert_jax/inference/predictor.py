@@ -55,9 +55,7 @@ class Predictor:
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
-        data = self.config.data
-        columns = (data.text, data.text_pair, *data.choices.split(","), "question", "context")
-        values = {**dict.fromkeys(columns, "a"), **self.task.blank_columns}
+        values = {**dict.fromkeys(self.task.input_columns, "a"), **self.task.blank_columns}
         [example] = self.task.prediction_examples([Row("warm-up", values)])
         self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 

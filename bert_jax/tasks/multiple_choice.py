@@ -40,6 +40,10 @@ class MultipleChoice(FineTuning):
     reads_features = True
     reads_vectors = True
 
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return *super().input_columns, *names_of("data.choices", self.config.data.choices)
+
     def check(self) -> None:
         super().check()
         if not self.config.data.choices:

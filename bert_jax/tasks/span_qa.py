@@ -73,6 +73,10 @@ class SpanQA(FineTuning):
     may_have_no_answer: bool
     threshold = 0.0
 
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return "question", "context"
+
     def check(self) -> None:
         super().check()
         length, question = self.config.data.sequence_length, self.config.data.max_query_length

@@ -1,5 +1,6 @@
 """Programs that run without this package: the same numbers, any number of rows and tokens, and what is refused."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -27,6 +28,11 @@ TEXTS = ["a b c d e f", "z", "m n o p q r s t u v w x y z a b"]
 DOCS = Path(__file__).parents[2] / "docs/exporting.md"
 # What a machine without this package lacks.
 WITHOUT = "import sys; sys.modules |= dict.fromkeys(('bert_jax', 'flax', 'orbax', 'ml_collections', 'optax'))\n"
+
+
+def _needs_openvino():
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("pip install -e '.[openvino]'")
 
 
 def trained(folder, config, description, **model):
@@ -79,7 +85,7 @@ def test_stablehlo_by_the_loader_of_the_docs(workdir, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_one_row(family, format, tmp_path):
     if format == "openvino":
-        pytest.importorskip("openvino", reason="pip install -e '.[openvino]'")
+        _needs_openvino()
     module, description, shape = FAMILIES[family]
     shape_of_model = {"norm": "pre", "position_embedding": "rotary", "gated": True} if family == "tagging" else {}
     workdir = trained(tmp_path / "run", module.get_config(), description, **shape_of_model)
@@ -156,7 +162,7 @@ def test_what_a_program_of_rows_cannot_hold(name, tmp_path, capsys):
 )
 def test_flags_that_do_not_go_together(words, expected, workdir, tmp_path):
     if "--format=openvino" in words:
-        pytest.importorskip("openvino", reason="pip install -e '.[openvino]'")
+        _needs_openvino()
     with pytest.raises(UserError, match=re.escape(expected)):
         main([f"--from={workdir}", f"--to={tmp_path / 'program'}", *words])
     assert not (tmp_path / "program").exists()

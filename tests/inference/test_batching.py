@@ -109,7 +109,7 @@ def test_a_few_are_run_one_by_one(count, singles):
 def test_declared_lengths_are_compiled_once_and_used_alone():
     program, texts = Program(), Batching(64, 8)
     texts.warm_up(program, [16, 32])
-    assert sorted(program.shapes) == [(1, 1, 16), (1, 1, 32), (8, 1, 16), (8, 1, 32)]
+    assert sorted(program.shapes) == [(rows, 1, length) for rows in (1, 2, 8) for length in (16, 32)]
     known = set(program.shapes)
     for lengths in ([5] * 20, [30], [9, 31] * 10, [1]):
         texts.run(program, items_of(lengths))
@@ -138,6 +138,22 @@ def test_threads_share_the_lengths():
     assert not wrong and len(texts.lengths) <= 8
     shapes = {shape for program in programs for shape in program.shapes if shape[0] > 1}
     assert {length for _, _, length in shapes} <= set(texts.lengths)
+
+
+def test_declared_programs_are_chosen_by_the_padding_that_they_cost():
+    program, texts = Program(), Batching(64, 16)
+    texts.warm_up(program, [16, 64])
+    for lengths, expected in (
+        ([5], [(1, 16)]),
+        ([60, 5], [(1, 64), (1, 16)]),
+        ([5] * 3, [(4, 16)]),  # three rows of their own would cost 3 · (16 + 32), this one batch 4 · 16 + 32
+        ([60] * 4 + [5] * 3, [(4, 64), (4, 16)]),
+        ([5] * 20, [(16, 16), (4, 16)]),
+    ):
+        program.shapes.clear()
+        found = texts.run(program, items_of(lengths))["total"]
+        assert [int(x) for x in found] == [(i + 1) * n for i, n in enumerate(lengths)]
+        assert sorted(((rows, n) for rows, _, n in program.shapes), reverse=True) == sorted(expected, reverse=True)
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=9))

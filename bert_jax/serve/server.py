@@ -1,0 +1,170 @@
+"""Listening, stopping and reloading, and what keeps slow or silent clients from holding the server."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bert_jax.command import say
+from bert_jax.config import UserError
+from bert_jax.serve.app import State, make_app
+
+_IDLE_SECONDS = 30  # that a connection stays open between two requests
+_MOST_CONNECTIONS = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that is bound, before anything that takes long. Raises UserError if it cannot be."""
+    found = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(_MOST_CONNECTIONS)
+    except (OSError, OverflowError) as problem:  # a port over 65,535
+        if found is not None:
+            found.close()
+        problem = problem if isinstance(problem, OSError) else OSError(0, "there is no such port")
+        raise UserError(f"--host={host} --port={port}: {problem.strerror or problem}; choose another") from None
+    return found
+
+
+def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, stop: float, reload: float) -> None:
+    """Answers requests until SIGTERM or SIGINT, and then for up to `stop` seconds those that it has taken.
+
+    `prepare`, in a thread, makes the models ready. Every `reload` seconds (0 = never), and at SIGHUP, they change to
+    newer checkpoints. Raises what `prepare` raises.
+    """
+    config = uvicorn.Config(
+        make_app(state),
+        http=_protocol(state.limits.seconds),
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(stop)),
+        limit_concurrency=_MOST_CONNECTIONS,
+    )
+    server, failed = _Server(config), []
+    hurry = threading.Event()  # set to look for newer checkpoints at once
+
+    def work() -> None:
+        try:
+            prepare()
+        except BaseException as problem:
+            failed.append(problem)
+            server.should_exit = True
+            return
+        state.is_ready = True
+        say(f"serving {', '.join(state.slots)} on {_address(where)}")
+        sys.stdout.flush()  # whoever started the server may wait for this line
+        while not server.should_exit:
+            asked = hurry.wait(reload or None)
+            hurry.clear()
+            if not server.should_exit:
+                _reload(state, asked=asked)
+
+    thread = threading.Thread(target=work, daemon=True)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, state, server)
+        loop.add_signal_handler(signal.SIGHUP, hurry.set)
+        thread.start()
+        logging.info("listening on %s; programs are being compiled", _address(where))
+        await server.serve([where])
+
+    asyncio.run(run())
+    server.should_exit = state.is_stopping = True
+    hurry.set()
+    end = time.monotonic() + stop
+    for slot in state.slots.values():
+        if slot.worker is not None:
+            slot.worker.close(max(1.0, end - time.monotonic()))
+    if failed:
+        raise failed[0]
+
+
+def _stop(state: State, server: uvicorn.Server) -> None:
+    if state.is_stopping:  # the second signal
+        server.force_exit = True
+    logging.info("stopping: requests that were taken are answered first")
+    state.is_stopping = server.should_exit = True
+
+
+def _reload(state: State, *, asked: bool) -> None:
+    for slot in state.slots.values():
+        try:
+            slot.reload(anyway=asked)
+        except Exception:  # what serves goes on
+            logging.exception("%s: step %d stays", slot.name, slot.step)
+
+
+def _address(where: socket.socket) -> str:
+    host, port = where.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with signals left to `serve`: its own handlers raise a signal again once it has stopped, which would
+    be the exit status."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _protocol(seconds: float) -> type[H11Protocol]:
+    """Returns uvicorn's protocol, which closes connections whose client takes over so many seconds to send the head of
+    a request or to take what was sent to it. (The body has its time in `bodies.read_json`.)"""
+
+    class Timed(H11Protocol):
+        head: asyncio.TimerHandle | None = None
+        taking: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.head = self.loop.call_later(seconds, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            waits = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            if waits and self.head is None:
+                self.head = self.loop.call_later(seconds, self.transport.abort)
+            elif not waits:
+                self.head = _cancelled(self.head)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.taking = self.taking or self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.taking = _cancelled(self.taking)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.head, self.taking = _cancelled(self.head), _cancelled(self.taking)
+
+    return Timed
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
