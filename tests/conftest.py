@@ -34,6 +34,8 @@ _CACHE = os.environ.get("BERT_JAX_TEST_CACHE") or os.path.join(tempfile.gettempd
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore # as inference/open.py, and for its reason
+
 gc.set_threshold(50_000)  # as main.py, and for its reason
 
 import hypothesis

@@ -41,6 +41,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("seq2seq.mask_rate", "seq2seq.eval_examples", "generate.length_penalty", "generate.temperature"),
     *("multitask.last_exponent", "generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest", "vectors.mismatch_rate", "extend.words"),
+    *("distillation.relations", "distillation.soft", "distillation.hidden", "distillation.hard"),
 }
 
 
