@@ -97,6 +97,15 @@ def choice(name: str, default: str | None, choices: str, meaning: str, *marks: s
 switch, integer = partial(text, kind=bool), partial(number, kind=int)
 
 
+def most_like(name: str, names: Iterable[str]) -> str:
+    """Returns the name that is most like `name`, whose group may be wrong or missing."""
+    names = list(names)
+    tails = {option.rpartition(".")[2]: option for option in reversed(names)}
+    close = difflib.get_close_matches(name, names, 1, 0.7)
+    close += [tails[match] for match in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.7)]
+    return (close + difflib.get_close_matches(name, names, 1, 0))[0]
+
+
 def can_be(text: str, choices: Iterable[str]) -> str:
     """Returns the end of a message about a text that is none of the choices: what it can be, the most similar last."""
     names = [name for name in choices if name]

@@ -6,17 +6,15 @@
 means that the value comes from elsewhere; the meaning says from where.
 """
 
-import difflib
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from bert_jax.option import Option
+from bert_jax.option import Option, most_like
 from bert_jax.option import choice as _choice
 from bert_jax.option import integer as _integer
 from bert_jax.option import number as _number
@@ -321,16 +319,8 @@ def nearest(name: str) -> str:
     group, entry, key = [*name.split(".", 2), "", ""][:3]
     if group in NAMED:
         begin = f"{group}.{entry if is_entry_name(entry) else 'NAME'}."
-        return begin + _most_like(key or entry, NAMED[group] | _BORROWED.get(group, {}))
-    return _most_like(name, OPTIONS)
-
-
-def _most_like(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    tails = {option.rpartition(".")[2]: option for option in reversed(names)}
-    close = difflib.get_close_matches(name, names, 1, 0.7)
-    close += [tails[match] for match in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.7)]
-    return (close + difflib.get_close_matches(name, names, 1, 0))[0]
+        return begin + most_like(key or entry, NAMED[group] | _BORROWED.get(group, {}))
+    return most_like(name, OPTIONS)
 
 
 def _default(option: Option) -> object:

@@ -1,10 +1,7 @@
 """One run: how it starts (processes, data, task), trains, and ends (curves, report)."""
 
-import itertools
 import logging
 import os
-import re
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,15 +13,13 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_jax.backend import keep_programs
+from bert_jax.checks import check_files, check_folders, check_writable
 from bert_jax.command import report_as_process
 from bert_jax.config import UserError, check_option, from_json_dict, naming, read_config, validate
 from bert_jax.convert import google_tf, hub
 from bert_jax.convert.extend import extend_start
-from bert_jax.data.labelled.languages import files_of
-from bert_jax.data.labelled.parallel import file_pairs
 from bert_jax.data.pretraining.corpora import languages_of
 from bert_jax.data.text.buckets import is_url
-from bert_jax.data.text.text_files import find_files
 from bert_jax.entries import of_task
 from bert_jax.inference.open import check_alike, open_model
 from bert_jax.lab.plots import plot_run
@@ -144,40 +139,12 @@ def check_run(config: ConfigDict, vocab_size: int) -> None:
             check_run(of_task(config, name), vocab_size)
 
 
-def check_folders(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError for a folder in a bucket, where the file system under it must have locks and renames."""
-    folders = {"--workdir": str(workdir), "data.prepared": config.data.prepared}
-    for name, folder in folders.items():
-        if scheme := re.match(r"([a-z]\w+):/", folder):  # Path has dropped one of the two slashes
-            url = folder.replace(":/", "://", 1) if "://" not in folder else folder
-            remedy = "use a local folder"
-            remedy += f", and --config.checkpoint.mirror={url}" if name == "--workdir" else ""
-            raise UserError(f"{name}: {url} is not a folder of this machine ({scheme[1]}://): {remedy}")
-
-
 def _fetch(mirror: str, workdir: Path) -> None:
     """Copies what the mirror of a run has and its workdir lacks, before anything is read from the workdir."""
     if mirror:
         on_first_process(lambda: check_writable(workdir))
         with alone_in(workdir):
             on_first_process(lambda: Mirror(mirror, workdir).fetch())
-
-
-def check_files(config: ConfigDict) -> None:
-    """Raises UserError for a file that the config names and that is not there, before anything slow is done."""
-    for name in config.tasks:
-        with naming(f"tasks.{name}"):
-            check_files(of_task(config, name))
-    for key in ("train", "validation", "test"):
-        for one in files_of(config.data[key], f"data.{key}"):
-            pairs = file_pairs(one)
-            for files in itertools.chain(*pairs) if pairs else [one]:
-                if files and not files.startswith("tfds:"):
-                    find_files(files, f"data.{key}")
-    if config.eval.blimp and not Path(config.eval.blimp).is_dir():
-        raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
-    if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
-        raise UserError(f"data.vocab_file: {config.data.vocab_file} does not exist; correct the path")
 
 
 def evaluate_checkpoint(task: Task, config: ConfigDict, path: str, which: str) -> tuple[dict[str, Evaluation], int]:
@@ -201,15 +168,6 @@ def evaluate_checkpoint(task: Task, config: ConfigDict, path: str, which: str) -
         found[split] = evaluate(parameters, split, description)
         description |= found[split].learned
     return {split: evaluation for split, evaluation in found.items() if evaluation}, opened.step
-
-
-def check_writable(workdir: Path) -> None:
-    """Makes the folder. Raises UserError if it cannot be written to."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as problem:
-        raise UserError(f"--workdir {workdir} cannot be written to ({problem.strerror}); choose another") from problem
 
 
 def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) -> Result:

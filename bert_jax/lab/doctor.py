@@ -147,7 +147,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _data(workdir: Path, found: list[int]) -> str:
-    from bert_jax.run import check_files
+    from bert_jax.checks import check_files
 
     config = read_config(workdir / "config.json")
     check_files(config)

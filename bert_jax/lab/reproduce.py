@@ -66,8 +66,9 @@ def reproduce(folder: Path, again: Path, *, steps: int = 0, users_task: str = ""
     Raises UserError if the run cannot be made again (its data is gone or has changed, its config is none of this code),
     and if a number or a bit differs.
     """
+    from bert_jax.checks import check_writable
     from bert_jax.lab.provenance import Provenance, read_environments
-    from bert_jax.run import check_writable, start_run
+    from bert_jax.run import start_run
     from bert_jax.teaching import trained_task
     from bert_jax.training.loop import train
 

@@ -1,5 +1,6 @@
 """What a training step costs at the least: floating-point operations and bytes."""
 
+from bert_jax.backend import Backend
 from bert_jax.models.config import BertConfig
 
 
@@ -35,3 +36,10 @@ def training_bytes(config: BertConfig, rows: float, length: float, *, fused_atte
     per_token = 12 * d + inner + scores  # projections 6 d, scores and context 4 d, FFN 2 d besides
     width = 2 if config.dtype == "bfloat16" else 4
     return 3.0 * width * config.num_hidden_layers * rows * length * per_token
+
+
+def tokens_while_compiling(config: BertConfig, length: int, devices: Backend) -> float:
+    """Returns how many tokens, in rows of this length, are trained on in the time that it takes to compile one more
+    program: a rough estimate."""
+    seconds = devices.seconds_per_layer * config.num_hidden_layers
+    return seconds * devices.flops * length / training_flops(config, 1, length, predictions=0)

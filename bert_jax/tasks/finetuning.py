@@ -32,7 +32,7 @@ from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import bert_config, check_length
-from bert_jax.models.cost import training_bytes, training_flops
+from bert_jax.models.cost import tokens_while_compiling, training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.features import FeatureConfig, feature_head
 from bert_jax.models.patches import vector_embedding
@@ -261,12 +261,16 @@ class FineTuning(Task, ABC):
         return shapes_of(collate(items, [[0], *([] for _ in range(groups - 1))], shape))
 
     def fingerprints(self) -> dict[str, str]:
-        return {f"examples of {split}": self._fingerprint(split) for split in self.items}
+        return {
+            f"examples of {split}": fingerprint(items, is_packed=self.plan.is_packed)
+            for split, items in self.items.items()
+        }
 
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         data = self.items["train"], self.plan.shapes, self.plan.order(self.config.seed), self.config
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
-        return train_batches(*data, fingerprint=self._fingerprint("train"), **position)
+        digest = fingerprint(self.items["train"], is_packed=self.plan.is_packed)
+        return train_batches(*data, fingerprint=digest, **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
@@ -348,12 +352,7 @@ class FineTuning(Task, ABC):
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
     def _break_even_tokens(self, devices: backend.Backend) -> float:
-        """Returns how many tokens of an epoch are trained on in the time that it takes to compile the step for one more
-        shape of a batch, divided by the epochs: a rough estimate."""
-        train, length = self.config.train, self.config.data.sequence_length
+        """Returns how many tokens of an epoch are trained on while one more program is compiled, by all epochs."""
+        train = self.config.train
         epochs = train.epochs or train.steps / steps_per_epoch(len(self.items["train"]), train.batch_size)
-        seconds = devices.seconds_per_layer * self.bert_config.num_hidden_layers
-        return seconds * devices.flops * length / training_flops(self.bert_config, 1, length, predictions=0) / epochs
-
-    def _fingerprint(self, split: str) -> str:
-        return fingerprint(self.items[split], is_packed=self.plan.is_packed)
+        return tokens_while_compiling(self.bert_config, self.config.data.sequence_length, devices) / epochs

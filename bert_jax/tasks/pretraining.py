@@ -5,7 +5,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -33,14 +32,20 @@ from bert_jax.models.config import bert_config, check_length
 from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
-from bert_jax.phases import phase_configs, phase_ends
+from bert_jax.phases import phase_ends
 from bert_jax.tasks import sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
 from bert_jax.tasks.losses import Logits, cross_entropy_sums
 from bert_jax.tasks.masking import WordsOfLanguages, mask_tokens
-from bert_jax.tasks.pretraining_text import assumed_words, prepared_corpora, token_counts, words_of_languages
+from bert_jax.tasks.pretraining_text import (
+    assumed_words,
+    prepared_corpora,
+    steps_of_an_epoch,
+    token_counts,
+    words_of_languages,
+)
 from bert_jax.tasks.retrieval import RetrievalProbe
-from bert_jax.tasks.scores import wilson_interval
+from bert_jax.tasks.scores import guesser_scores, wilson_interval
 from bert_jax.tasks.task import (
     Batch,
     Constants,
@@ -120,7 +125,7 @@ class Pretraining(Task):
             task.words = words_of_languages(prepared, languages_of(config))
         if config.train.sampled_softmax:
             task.cumulative = sampled_softmax.cumulative_shares(token_counts(prepared))
-        task.steps_per_epoch = math.ceil(task._steps_of_an_epoch())
+        task.steps_per_epoch = math.ceil(steps_of_an_epoch(config, task.corpora))
         return task
 
     @classmethod
@@ -326,11 +331,8 @@ class Pretraining(Task):
         """
         metrics = self.means(sums)
         if "mlm_loss" in metrics:
-            share = np.asarray(sums["label_counts"][0], np.float64) / np.sum(sums["label_counts"][0])
-            share = share[share > 0]
             metrics["mlm_perplexity"] = float(np.exp(metrics["mlm_loss"]))
-            metrics["unigram_entropy"] = float(-np.sum(share * np.log(share)))
-            metrics["majority_accuracy"] = float(share.max())
+            metrics |= guesser_scores(np.asarray(sums["label_counts"][0], np.float64))
             if "nsp_accuracy" in metrics:
                 low, high = wilson_interval(metrics["nsp_accuracy"], float(sums["nsp_accuracy"][1]))
                 metrics |= {"nsp_accuracy_low": low, "nsp_accuracy_high": high}
@@ -357,13 +359,3 @@ class Pretraining(Task):
             found = [one.name for one in self.prepared.members if one.prepared.num_records(split)]
             names += tuple(f"{corpus}/{name}" for name in ("mlm_loss", "mlm_accuracy") for corpus in found)
         return (*names, "real_tokens", *blimp)
-
-    def _steps_of_an_epoch(self) -> Fraction:
-        """Returns the steps per epoch, exactly; of a run in phases, their mean over all of its steps."""
-        epochs_per_step, before = Fraction(0), 0.0
-        for share, config in phase_configs(self.config):
-            prepared = self.corpora[config.data.sequence_length]
-            pairs = config.train.batch_size * pipeline.pairs_per_row(prepared, config)
-            epochs_per_step += Fraction(share - before) * Fraction(pairs) / prepared.num_records("train")
-            before = share
-        return 1 / epochs_per_step

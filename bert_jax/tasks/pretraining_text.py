@@ -1,7 +1,8 @@
 """The text of a pretraining run: prepared by one of its processes, and counted."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import TypeVar
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.corpora import Mixture, languages_of, prepare_corpora
-from bert_jax.data.pretraining.pipeline import Prepared
+from bert_jax.data.pretraining.pipeline import Prepared, pairs_per_row
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.pretraining.prepared import PreparedCorpus
 from bert_jax.data.text.sample import sample_versions
@@ -51,6 +52,18 @@ def prepared_corpus(config: ConfigDict, source: Source | None) -> Prepared:
     if config.corpora:
         return _first_by_one(lambda: prepare_corpora(config, tokenizer))
     return _first_by_one(lambda: prepare(config.data, config.data.seed, tokenizer))
+
+
+def steps_of_an_epoch(config: ConfigDict, corpora: Mapping[int, Prepared]) -> Fraction:
+    """Returns the steps per epoch, exactly; of a run in phases, their mean over all of its steps. `corpora` are by the
+    length of rows."""
+    epochs_per_step, before = Fraction(0), 0.0
+    for share, phase in phase_configs(config):
+        prepared = corpora[phase.data.sequence_length]
+        pairs = phase.train.batch_size * pairs_per_row(prepared, phase)
+        epochs_per_step += Fraction(share - before) * Fraction(pairs) / prepared.num_records("train")
+        before = share
+    return 1 / epochs_per_step
 
 
 def token_counts(prepared: Prepared) -> Float[np.ndarray, " V"]:

@@ -219,6 +219,13 @@ def _table(names: Sequence[str], columns: Any) -> Table:
     return {name: dict(zip(("precision", "recall", "f1", "support"), line, strict=True)) for name, line in lines}
 
 
+def guesser_scores(counts: Float[np.ndarray, " C"]) -> dict[str, float]:
+    """Returns the loss in nats and the accuracy of the best guesser without context, who knows how often each label
+    occurs."""
+    share = counts[counts > 0] / np.sum(counts)
+    return {"unigram_entropy": float(-np.sum(share * np.log(share))), "majority_accuracy": float(share.max())}
+
+
 def wilson_interval(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """Returns the 95 % confidence interval of a proportion (Wilson 1927), which stays inside [0, 1] and holds for small
     n."""

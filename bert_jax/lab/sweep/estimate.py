@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_jax import backend
+from bert_jax import backend, checks
 from bert_jax import run as runs
 from bert_jax.config import UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
@@ -109,9 +109,9 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
     one, is_done = request.planned, request.is_done
     if config.seeds != 1:
         raise UserError(f"seeds is {config.seeds}; in a study seeds are an axis: grid(…, seeds({config.seeds}))")
-    runs.check_folders(config, workdir / one.key)
+    checks.check_folders(config, workdir / one.key)
     if not is_done:
-        runs.check_files(config)
+        checks.check_files(config)
     task = task_class(config.task)
     _check_metric(config, request.metric)
     vocab_size = config.data.vocab_size

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax.checks import check_folders
 from bert_jax.config import UserError
 from bert_jax.data.labelled.tables import read_rows
 from bert_jax.data.pretraining.prepare import prepare
 from bert_jax.data.text import buckets
 from bert_jax.data.text.corpus import open_corpus
 from bert_jax.data.text.text_files import find_files
-from bert_jax.run import check_folders
 from experiments.base import get_config
 from tests import s3
 
