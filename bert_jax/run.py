@@ -35,6 +35,7 @@ from bert_jax.option import Value
 from bert_jax.phases import check_phases
 from bert_jax.sharding import check_heads, make_mesh, place
 from bert_jax.tasks import task_class
+from bert_jax.tasks.retrieval import read_translations
 from bert_jax.tasks.task import Description, Evaluation, Source, Task, description_of
 from bert_jax.training import checkpoint
 from bert_jax.training.evaluation import make_evaluation
@@ -163,6 +164,8 @@ def check_files(config: ConfigDict) -> None:
             for files in itertools.chain(*pairs) if pairs else [one]:
                 if files and not files.startswith("tfds:"):
                     find_files(files, f"data.{key}")
+    if config.eval.retrieval:
+        read_translations(config.eval.retrieval, "eval.retrieval")
     if config.eval.blimp and not Path(config.eval.blimp).is_dir():
         raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
     if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():
