@@ -12,6 +12,7 @@ from bert_jax.data.labelled.languages import files_of
 from bert_jax.data.labelled.parallel import file_pairs
 from bert_jax.data.text.text_files import find_files
 from bert_jax.entries import of_task
+from bert_jax.tasks.retrieval import read_translations
 
 
 def check_folders(config: ConfigDict, workdir: Path) -> None:
@@ -45,6 +46,8 @@ def check_files(config: ConfigDict) -> None:
             for files in itertools.chain(*pairs) if pairs else [one]:
                 if files and not files.startswith("tfds:"):
                     find_files(files, f"data.{key}")
+    if config.eval.retrieval:
+        read_translations(config.eval.retrieval, "eval.retrieval")
     if config.eval.blimp and not Path(config.eval.blimp).is_dir():
         raise UserError(f"eval.blimp: {config.eval.blimp} is not a folder; give that of the .jsonl files")
     if config.data.vocab_file and not Path(config.data.vocab_file).expanduser().exists():

@@ -24,7 +24,7 @@ from bert_jax.data.batching.batches import by_item, collate, ordered_batches, tr
 from bert_jax.data.batching.items import Item, fingerprint
 from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.shapes import Limits, Shape
-from bert_jax.data.labelled.examples import as_record
+from bert_jax.data.labelled.examples import as_record, check_labelled
 from bert_jax.data.labelled.languages import ByLanguage
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.media.source import vector_source
@@ -233,12 +233,7 @@ class FineTuning(Task, ABC):
             raise UserError("data.read_workers: fine-tuning reads its examples from memory; set it to 0")
         splits = ("train", "validation", "test")
         self.examples = {s: self.languages.read(s, self.read, self.of_language) for s in splits if data[s]}
-        for split, examples in self.examples.items():
-            if not examples:
-                raise UserError(f"data.{split}={data[split]} has no examples")
-            for example in examples:
-                if problem := self.unlabelled(example):
-                    raise UserError(f"{example.origin}: {problem} (data.{split})")
+        check_labelled(self.examples, data, self.unlabelled)
         self.learn()
         for split, examples in self.examples.items():
             if not examples:

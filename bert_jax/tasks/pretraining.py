@@ -33,9 +33,9 @@ from bert_jax.models.cost import training_bytes, training_flops
 from bert_jax.models.encoder import is_scanned
 from bert_jax.models.heads import LinearHead, MaskedLMHead, padded_decoder, vocabulary_logits
 from bert_jax.phases import phase_ends
-from bert_jax.tasks import sampled_softmax
+from bert_jax.tasks import pretraining_losses, sampled_softmax
 from bert_jax.tasks.likelihood import EncodedPairs, text_log_likelihoods, token_log_probabilities
-from bert_jax.tasks.losses import Logits, cross_entropy_sums
+from bert_jax.tasks.losses import Logits
 from bert_jax.tasks.masking import WordsOfLanguages, mask_tokens
 from bert_jax.tasks.pretraining_text import (
     assumed_words,
@@ -269,39 +269,11 @@ class Pretraining(Task):
 
     def sums_of(self, outputs: dict[str, Array], batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
         """Returns what `sums` does, of outputs that are there already."""
-        if "vectors" in outputs:
-            decoder = outputs["table"], outputs["bias"]
-            sums = sampled_softmax.loss_sums(outputs["vectors"], decoder, batch, constants, self.config)
-        else:
-            with_z = key is not None and self.config.train.z_loss > 0
-            labels = batch["masked_labels"], batch["masked_weights"]
-            sums = cross_entropy_sums("mlm", outputs["mlm_logits"], *labels, z_loss=with_z)
-            sums |= self._sums_by_corpus(outputs["mlm_logits"], batch) if key is None else {}
-        nsp_logits = outputs["nsp_logits"]
-        sums |= cross_entropy_sums("nsp", nsp_logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
-        tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
-        sums["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
-        if key is None:  # an evaluation: also count the labels, for the metrics of a guesser without context
-            counts = jnp.zeros(self.bert_config.vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
-            sums["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
-        return sums
-
-    def _sums_by_corpus(self, logits: Float[Array, "B P V"], batch: Batch) -> Sums:
-        found: Sums = {}
-        for number, corpus in enumerate(entries(self.config, "corpora")):
-            own = (batch["corpus_ids"] == number).astype(jnp.float32)[:, None]
-            sums = cross_entropy_sums("mlm", logits, batch["masked_labels"], batch["masked_weights"] * own)
-            found |= {f"{corpus}/{name}": value for name, value in sums.items()}
-        return found
+        return pretraining_losses.sums(self.config, outputs, batch, constants, training=key is not None)
 
     def soft(self, outputs: dict[str, Array], batch: Batch) -> dict[str, list[Logits]]:
         """Returns the logits that a student learns from a teacher's, by objective."""
-        if "mlm_logits" not in outputs:
-            raise UserError("distillation.soft needs every logit: set train.sampled_softmax to 0")
-        found = {"mlm_loss": [Logits(outputs["mlm_logits"], batch["masked_weights"])]}
-        if self.config.data.pairing != "none":
-            found["nsp_loss"] = [Logits(outputs["nsp_logits"], batch["next_sentence_weights"])]
-        return found
+        return pretraining_losses.soft(self.config, outputs, batch)
 
     def evaluate(self, model, batch, constants) -> tuple[Sums, Rows]:
         if "text_ids" in batch:  # of minimal pairs

@@ -126,6 +126,10 @@ def test_translated_training_data_is_one_set(xnli):
         ({"validation": "de=$/de.tsv,fr=$/de.tsv"}, r"de.tsv:2: is named for 'de' and for 'fr' in data.validation"),
         ({"validation": "$/xnli.tsv", "language": "lang"}, r"no column 'lang'.*\(data.language=lang\)"),
         ({"validation": "de=$/none.tsv"}, r"none.tsv does not exist"),
+        (
+            {"validation": "$/xnli.tsv", "language": "sentence1"},
+            r"xnli.tsv:2: .* in column 'sentence1' is no name of a",
+        ),
     ],
 )
 def test_lists_of_languages_that_cannot_be(xnli, data, message):

@@ -6,12 +6,13 @@ messages.
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
+from ml_collections import ConfigDict
 
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _ODD = {  # what may be a mistake in an example, as warnings say it
@@ -239,3 +240,15 @@ def _comparable(label: str | float | tuple[str, ...]) -> str | float | frozenset
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values)
     return {name: ordered[int(place * (len(ordered) - 1))] for name, place in _QUANTILES.items()} if ordered else {}
+
+
+def check_labelled(
+    examples: Mapping[str, Sequence[Any]], data: ConfigDict, unlabelled: Callable[[Any], str]
+) -> None:
+    """Raises UserError for a split without examples, and for the first example that lacks what `unlabelled` says."""
+    for split, found in examples.items():
+        if not found:
+            raise UserError(f"data.{split}={data[split]} has no examples")
+        for example in found:
+            if problem := unlabelled(example):
+                raise UserError(f"{example.origin}: {problem} (data.{split})")

@@ -12,7 +12,9 @@ from bert_jax.config import UserError
 from bert_jax.data.labelled.columns import has_header, text_in
 from bert_jax.data.labelled.tables import read_rows
 
-_NAMED = re.compile(r"\s*([A-Za-z][A-Za-z0-9_-]*)=(.*)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_NAMED = re.compile(rf"\s*({_NAME.pattern})=(.*)", re.DOTALL)
+_MOST = 500  # languages in one table
 MEAN = "mean"  # stands in the place of a language for the mean over all
 
 Scores = Mapping[str, float]
@@ -131,6 +133,13 @@ class ByLanguage:
         try:
             rows = read_rows(spec, has_header([data.language, data.text, data.label]))
             rows = (row for row in rows if not may_lack or data.language in row.values)
-            return {row.origin: text_in(row, data.language) for row in rows}
+            found = {row.origin: text_in(row, data.language) for row in rows}
         except UserError as error:
             raise UserError(f"{error} (data.language={data.language})") from error
+        if wrong := next((origin for origin, name in found.items() if not _NAME.fullmatch(name) or name == MEAN), None):
+            raise UserError(
+                f"{wrong}: {found[wrong]!r} in column {data.language!r} is no name of a language, such as de"
+            )
+        if (count := len(set(found.values()))) > _MOST:
+            raise UserError(f"{spec}: column {data.language!r} has {count} values: is it that of the languages?")
+        return found
