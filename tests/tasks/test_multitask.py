@@ -17,9 +17,12 @@ from bert_jax.experiment import set_options
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.open import open_model
 from bert_jax.inference.predictor import Predictor
+from bert_jax.lab.sweep.estimate import _steps
 from bert_jax.run import check_run, inherit, run
 from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.tasks import task_class
+from bert_jax.tasks.multitask import MultiTask
+from bert_jax.tasks.task import description_of
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.metrics_log import read_metrics
@@ -292,6 +295,21 @@ def test_bad_input_is_one_line_before_the_first_step(data, tmp_path, change, mes
         set_options(config, change)
         run(config, tmp_path / "bad")
     assert "\n" not in str(error.value) and not (tmp_path / "bad" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("saved", [{}, {"tasks": 3}, {"tasks": {"a": {}}}, {"tasks": {"a": {"description": 3}}}])
+def test_a_checkpoint_that_does_not_say_what_a_task_learned_is_one_line(saved):
+    with pytest.raises(UserError, match="the checkpoint does not say what its task a learned; train it again"):
+        description_of(saved, "a")
+
+
+def test_a_dry_run_counts_the_batches_of_tasks_with_a_share(data):
+    config = make_config(data, "first", "tags")
+    check_run(config, TOKENIZER.vocab_size)
+    config.train.epochs = 2.0
+    assert _steps(config, MultiTask.without_data(config, TOKENIZER, None)) == 2 * (6 + 6)
+    config.multitask.sampling, config.tasks.first.share, config.tasks.tags.share = "explicit", 1.0, 0.0
+    assert _steps(config, MultiTask.without_data(config, TOKENIZER, None)) == 2 * 6
 
 
 def losses(result):
