@@ -25,12 +25,12 @@ def get_config(arg: str = "multilingual_data") -> ConfigDict:
         add_entry(config, f"corpora.{language}", corpus="jsonl", files=f"{arg}/pages/{language}.jsonl{captions}")
     config.data.update(corpus="sample", files="", pairing="none", lowercase=False, vocab_size=8_000)
     config.data.update(sequence_length=64, max_predictions_per_sequence=10)
-    config.train.update(steps=4_000, batch_size=64)
-    config.eval.update(every=4_000, max_examples=500, blimp="")
+    config.train.update(steps=2_500, batch_size=64)
+    config.eval.update(every=2_500, max_examples=500, blimp="")
     config.eval.retrieval = ",".join(
         f"{name}_{language}={arg}/{file}.en+{arg}/{file}.{language}"
         for language in WITH_CAPTIONS[1:]
         for name, file in RETRIEVAL.items()
     )
-    config.checkpoint.every = 4_000
+    config.checkpoint.every = 2_500
     return config

@@ -61,16 +61,7 @@ def mask_tokens(
     own = jnp.maximum(sequence_ids - 1, 0)  # number of a token's sequence, from 0
     if data.mask_unit == "word":  # ranks are below 1, so words over the budget come last: cut only if nothing else fits
         rank += (_size(unit) > jnp.take_along_axis(budget, own, axis=1)).astype(rank.dtype)
-    # One sort serves all sequences of a row: by sequence, then by rank. It is stable, so that the pieces of a word,
-    # which have the same rank, stay together and in order. Special tokens come last: they get the number of a sequence
-    # that does not exist.
-    every_position = jnp.broadcast_to(jnp.arange(length)[None], unit.shape)
-    keys = (jnp.where(special, sequences, own), rank, every_position)
-    sequence, _, order = jax.lax.sort(keys, dimension=1, is_stable=True, num_keys=2)
-    pad = ((0, 0), (0, 1))  # the sequence of special tokens: it begins at the end and has budget 0
-    # Where each sequence begins in the sorted row; its first `budget` tokens from there are chosen.
-    first = jnp.take_along_axis(jnp.pad(jnp.cumsum(ordinary, axis=1) - ordinary, pad), sequence, axis=1)
-    chosen = every_position - first < jnp.take_along_axis(jnp.pad(budget, pad), sequence, axis=1)
+    order, first, chosen = _chosen(rank, special, own, ordinary, budget)
     if data.mask_unit == "word":
         chosen &= _whole(unit, order, chosen, first)
     # The chosen positions in ascending order. What is not chosen is L, which sorts behind them and then becomes 0.
@@ -79,11 +70,8 @@ def mask_tokens(
     positions = jnp.where(weights, positions, 0)
     labels = jnp.where(weights, jnp.take_along_axis(input_ids, positions, axis=1), 0)
 
-    if languages is None:
-        randoms = jax.random.randint(random_key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
-    else:
-        randoms = _of_languages(jnp.take_along_axis(languages[0], positions, axis=1), languages[1], random_key)
-    shown = _shown(labels, randoms, data, tokenizer, show_key)
+    own = None if languages is None else (jnp.take_along_axis(languages[0], positions, axis=1), languages[1])
+    shown = _shown(labels, _randoms(labels, own, tokenizer, random_key), data, tokenizer, show_key)
     # Unused entries are written past the end, which `mode="drop"` ignores; at position 0 they would overwrite [CLS].
     places = jnp.arange(batch)[:, None], jnp.where(weights, positions, length)
     return {
@@ -94,11 +82,39 @@ def mask_tokens(
     }
 
 
-def _of_languages(languages: Int[Array, "B P"], words: WordsOfLanguages, key: Key[Array, ""]) -> Int[Array, "B P"]:
-    """Returns for each place a random one of the words of its language."""
-    table, counts = map(jnp.asarray, words)
-    places = jax.random.randint(key, languages.shape, 0, jnp.take(counts, languages), jnp.int32)
-    return table[languages, places]
+def _chosen(
+    rank: Float[Array, "B L"],
+    special: Bool[Array, "B L"],
+    own: Int[Array, "B L"],
+    ordinary: Int[Array, "B S"],
+    budget: Int[Array, "B S"],
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"], Bool[Array, "B L"]]:
+    """Returns the positions of each row by sequence and rank; where in this order the sequence of each begins; and
+    whether it is among the first of its sequence, as many as the budget."""
+    # One sort serves all sequences of a row: by sequence, then by rank. It is stable, so that the pieces of a word,
+    # which have the same rank, stay together and in order. Special tokens come last: they get the number of a sequence
+    # that does not exist.
+    every_position = jnp.broadcast_to(jnp.arange(rank.shape[1])[None], rank.shape)
+    keys = (jnp.where(special, ordinary.shape[1], own), rank, every_position)
+    sequence, _, order = jax.lax.sort(keys, dimension=1, is_stable=True, num_keys=2)
+    pad = ((0, 0), (0, 1))  # the sequence of special tokens: it begins at the end and has budget 0
+    # Where each sequence begins in the sorted row; its first `budget` tokens from there are chosen.
+    first = jnp.take_along_axis(jnp.pad(jnp.cumsum(ordinary, axis=1) - ordinary, pad), sequence, axis=1)
+    return order, first, every_position - first < jnp.take_along_axis(jnp.pad(budget, pad), sequence, axis=1)
+
+
+def _randoms(
+    labels: Int[Array, "B P"],
+    languages: tuple[Int[Array, "B P"], WordsOfLanguages] | None,
+    tokenizer: Tokenizer,
+    key: Key[Array, ""],
+) -> Int[Array, "B P"]:
+    """Returns a random token for each place: any one, or one of the words of its language."""
+    if languages is None:
+        return jax.random.randint(key, labels.shape, 0, tokenizer.vocab_size, jnp.int32)
+    own, (table, counts) = languages
+    places = jax.random.randint(key, own.shape, 0, jnp.take(jnp.asarray(counts), own), jnp.int32)
+    return jnp.asarray(table)[own, places]
 
 
 def _shown(

@@ -7,7 +7,7 @@
 Lample and Conneau (2019) find translation language modelling (TLM) ahead of masked language modelling alone by 3.6
 points of XNLI, and sample languages with an exponent of 0.5 to 0.7; multilingual BERT takes 0.7, XLM-R 0.3.
 
-Scaled down: 2 layers of 128, 4,000 steps of 64 rows of 64 tokens, a vocabulary of 8,000 pieces for eight languages.
+Scaled down: 2 layers of 128, 2,500 steps of 64 rows of 64 tokens, a vocabulary of 8,000 pieces for eight languages.
 Each language has its manual pages; English, German and French have captions of pictures besides. TLM adds the pages and
 captions of English–German and English–French side by side as two corpora more: of the same text, in the same number of
 steps. Measured is the retrieval of translations (accuracy in both directions, mean of four sets): captions of
