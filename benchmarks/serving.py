@@ -36,6 +36,7 @@ import numpy as np
 from timing import machine
 
 from bert_jax.config import UserError
+from bert_jax.heap import restart_with_kept_heap
 
 QUANTILES = (50, 95, 99)
 _TOLERANCE = 1e-3  # of a probability: other batches have other roundings
@@ -124,10 +125,10 @@ class Load:
 
     texts: Sequence[str]
     expected: Sequence[dict[str, Any]]
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     def body(self) -> tuple[int, bytes]:
-        number = self.random.randrange(len(self.texts))
+        number = self.draw.randrange(len(self.texts))
         return number, json.dumps({"inputs": [self.texts[number]]}).encode()
 
     def check(self, number: int, answer: Any) -> None:
@@ -189,7 +190,7 @@ async def opened(load: Load, own: Server, rate: float, seconds: float) -> dict[s
     watching = asyncio.create_task(_watch(own, queue))
     start = due = time.perf_counter()
     while due < start + seconds:
-        due += load.random.expovariate(rate)
+        due += load.draw.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         tasks.add(asyncio.create_task(request(due)))
         if len(tasks) % 64 == 0:
@@ -253,4 +254,5 @@ def _offline_in_a_process(model: str, texts: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    restart_with_kept_heap()  # as the server does
     main()

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bert_jax.serve.__main__ import _parser
+
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
@@ -127,8 +129,22 @@ class TestKubernetes:
 
 
 class TestDocker:
-    def test_the_dockerfile_has_no_complaints(self):
-        subprocess.run([tool("hadolint"), LAUNCH / "Dockerfile"], check=True)
+    @pytest.mark.parametrize("name", ["Dockerfile", "serve.Dockerfile"])
+    def test_the_dockerfiles_have_no_complaints(self, name: str):
+        subprocess.run([tool("hadolint"), LAUNCH / name], check=True)
+
+    def test_the_image_of_the_server_starts_it(self):
+        """With flags that the server has, also those of the files that start it."""
+        lines = (LAUNCH / "serve.Dockerfile").read_text().splitlines()
+        [entry] = [json.loads(line.split(" ", 1)[1]) for line in lines if line.startswith("ENTRYPOINT ")]
+        assert entry[1:3] == ["-m", "bert_jax.serve"]
+        service = load("serve.compose.yaml")["services"]["bert"]
+        [unit] = [line for line in (LAUNCH / "serve.service").read_text().splitlines() if line.startswith("ExecStart=")]
+        for words in ([*entry[3:], *service["command"]], unit.split()[3:]):
+            flags, [model] = _parser().parse_with_names(words)
+            assert model.endswith("runs/sst2") and flags["token_file"].endswith("/token")
+        copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+        assert all((ROOT / word).exists() for word in copied)
 
     def test_what_it_copies_is_enough_to_install_and_to_start(self, tmp_path: Path, environment: dict[str, str]):
         image = tmp_path / "image"

@@ -8,6 +8,7 @@ A model is whatever `bert_jax.load` opens: a workdir, a checkpoint, a folder of 
 watched: a newer checkpoint takes over without a lost request. SIGTERM answers what was taken and ends with status 0.
 """
 
+import gc
 import re
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from bert_jax.command import Parser, run_command
 from bert_jax.config import UserError
+from bert_jax.heap import release_free_memory, restart_with_kept_heap
 from bert_jax.options import INFERENCE, OPTIONS, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -116,6 +118,7 @@ def _prepare(state: Any, how: dict[str, Any]) -> None:
         observe = partial(state.metrics.batch, name)
         slot.start(observe, queue_tokens=state.limits.queue_tokens, **how)
         state.metrics.watch(name, slot)
+    release_free_memory()  # what compiling leaves behind
 
 
 def _models(words: list[str]) -> dict[str, str]:
@@ -174,4 +177,6 @@ def _token(path: str) -> str:
 
 
 if __name__ == "__main__":
+    restart_with_kept_heap()
+    gc.set_threshold(50_000)  # as main.py, and for its reason; a pause would be a request's latency
     run_command(main)

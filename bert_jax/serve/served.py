@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
+from bert_jax.heap import release_free_memory
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.serve.bodies import Call, Refused, texts_of
 from bert_jax.serve.routes import Route, Setup, longest_of, routes_of
@@ -106,6 +107,7 @@ class Slot:
             return False
         logging.info("%s: step %d replaces step %d", self.name, newer.model.step, self.step)
         self.served = newer
+        release_free_memory()  # what loading and compiling leave behind
         return True
 
     @property

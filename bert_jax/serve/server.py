@@ -25,6 +25,8 @@ _MOST_CONNECTIONS = 2048
 
 def listen(host: str, port: int) -> socket.socket:
     """Returns a socket that is bound, before anything that takes long. Raises UserError if it cannot be."""
+    if port > 65535:  # which getaddrinfo takes for another one
+        raise UserError(f"--port={port}: there is no such port; choose another")
     found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -32,10 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(_MOST_CONNECTIONS)
-    except (OSError, OverflowError) as problem:  # a port over 65,535
+    except OSError as problem:
         if found is not None:
             found.close()
-        problem = problem if isinstance(problem, OSError) else OSError(0, "there is no such port")
         raise UserError(f"--host={host} --port={port}: {problem.strerror or problem}; choose another") from None
     return found
 

@@ -170,8 +170,7 @@ class FineTuning(Task, ABC):
         """Returns `loss` and other metrics that are means, as (weighted sum, weight)."""
 
     def soft(self, outputs: Outputs, batch: Batch) -> Mapping[str, Sequence[Logits]]:
-        """Returns by objective the logits that its labels are for, whose losses are averaged: what a student learns
-        from a teacher's."""
+        """Returns by objective the logits, whose losses are averaged, that a student learns from a teacher's."""
         raise UserError(f"distillation.soft: task={self.config.task} has no soft targets; set it to 0")
 
     @abstractmethod

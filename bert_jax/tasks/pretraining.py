@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Share, TrainBatches
 from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
 from bert_jax.data.pretraining import pipeline
@@ -25,7 +24,6 @@ from bert_jax.data.pretraining.corpora import Mixture, languages_of
 from bert_jax.data.pretraining.packing import Packing
 from bert_jax.data.pretraining.pipeline import Prepared
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
-from bert_jax.entries import entries
 from bert_jax.models.attention import use_cudnn
 from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import bert_config, check_length
@@ -269,7 +267,8 @@ class Pretraining(Task):
 
     def sums_of(self, outputs: dict[str, Array], batch: Batch, key: Key[Array, ""] | None, constants) -> Sums:
         """Returns what `sums` does, of outputs that are there already."""
-        return pretraining_losses.sums(self.config, outputs, batch, constants, training=key is not None)
+        data = outputs, batch, constants
+        return pretraining_losses.sums(self.config, self.bert_config.vocab_size, *data, training=key is not None)
 
     def soft(self, outputs: dict[str, Array], batch: Batch) -> dict[str, list[Logits]]:
         """Returns the logits that a student learns from a teacher's, by objective."""

@@ -13,9 +13,11 @@ from bert_jax.tasks.task import Batch, Constants, Sums
 Outputs = dict[str, Array]  # of `Pretraining.outputs`
 
 
-def sums(config: ConfigDict, outputs: Outputs, batch: Batch, constants: Constants, *, training: bool) -> Sums:
+def sums(
+    config: ConfigDict, vocab_size: int, outputs: Outputs, batch: Batch, constants: Constants, *, training: bool
+) -> Sums:
     """Returns the losses of both objectives, their accuracies, and in an evaluation the figures of each corpus and how
-    often each token was masked."""
+    often each of `vocab_size` tokens was masked."""
     if "vectors" in outputs:
         decoder = outputs["table"], outputs["bias"]
         found = sampled_softmax.loss_sums(outputs["vectors"], decoder, batch, constants, config)
@@ -28,8 +30,7 @@ def sums(config: ConfigDict, outputs: Outputs, batch: Batch, constants: Constant
     tokens = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
     found["real_tokens"] = (tokens, jnp.float32(batch["sequence_ids"].size))
     if not training:  # also counts the labels, for the metrics of a guesser without context
-        size = outputs["mlm_logits"].shape[-1]
-        counts = jnp.zeros(size).at[batch["masked_labels"]].add(batch["masked_weights"])
+        counts = jnp.zeros(vocab_size).at[batch["masked_labels"]].add(batch["masked_weights"])
         found["label_counts"] = (counts, jnp.sum(batch["masked_weights"]))
     return found
 

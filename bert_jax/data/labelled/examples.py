@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
 
+from bert_jax.config import UserError
+
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _ODD = {  # what may be a mistake in an example, as warnings say it
     "unlabelled": "examples have no label",
@@ -242,9 +244,7 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
     return {name: ordered[int(place * (len(ordered) - 1))] for name, place in _QUANTILES.items()} if ordered else {}
 
 
-def check_labelled(
-    examples: Mapping[str, Sequence[Any]], data: ConfigDict, unlabelled: Callable[[Any], str]
-) -> None:
+def check_labelled(examples: Mapping[str, Sequence[Any]], data: ConfigDict, unlabelled: Callable[[Any], str]) -> None:
     """Raises UserError for a split without examples, and for the first example that lacks what `unlabelled` says."""
     for split, found in examples.items():
         if not found:

@@ -42,7 +42,8 @@
     return element("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, view);
   }
 
-  const widest = Math.min(Math.max(...tokens.map((t) => [...t].length)), 22) * 7.4 + 12;
+  // At least as wide as the words above the columns.
+  const widest = Math.max(70, Math.min(Math.max(...tokens.map((t) => [...t].length)), 22) * 7.4 + 12);
   const short = (t) => ([...t].length > 22 ? [...t].slice(0, 21).join("") + "…" : t);
 
   function lines() {
