@@ -186,19 +186,18 @@ class FineTuning(Task, ABC):
         return {}
 
     def decide(self, predictions: Sequence[Any], description: Description) -> Sequence[Any]:
-        """Returns the predictions under the thresholds of `description`; `predict` follows those of the
-        constructor's."""
+        """Returns the predictions under the thresholds of `description`; `predict` follows the constructor's."""
         return predictions
 
     def report_sections(self, evaluation: Evaluation) -> list[Section]:
         """Returns the family's sections of the report page."""
         return []
 
-    # What follows from these
-
     def not_portable(self) -> str:
         """Returns why `outputs` cannot be computed of rows of tokens alone, one for an example; "" if they can."""
         return f"the head of task={self.config.task} reads more than one row of tokens"
+
+    # What follows from these
 
     def description(self) -> Description:
         return {name: getattr(self, name) for name in self.described} | self.head_features.description()
@@ -263,8 +262,7 @@ class FineTuning(Task, ABC):
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         data = self.items["train"], self.plan.shapes, self.plan.order(self.config.seed), self.config
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
-        digest = fingerprint(self.items["train"], is_packed=self.plan.is_packed)
-        return train_batches(*data, fingerprint=digest, **position)
+        return train_batches(*data, fingerprint=self.fingerprints()["examples of train"], **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
@@ -306,7 +304,7 @@ class FineTuning(Task, ABC):
         return ("loss", *scores, "real_tokens", *self.languages.names(split, scores)) if self.items.get(split) else ()
 
     def sums_of(self, outputs: Outputs, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
-        """Returns what `sums` does, of outputs that are there already."""
+        """Returns what `sums` does, of known outputs."""
         real = jnp.sum(batch["sequence_ids"] > 0).astype(jnp.float32)
         return self.losses(outputs, batch) | {"real_tokens": (real, jnp.float32(batch["sequence_ids"].size))}
 
@@ -346,7 +344,7 @@ class FineTuning(Task, ABC):
         self.bytes_per_step = training_bytes(model, rows, length, fused_attention=use_cudnn(model, training=True))
 
     def _break_even_tokens(self, devices: backend.Backend) -> float:
-        """Returns how many tokens of an epoch are trained on while one more program is compiled, by all epochs."""
-        train = self.config.train
-        epochs = train.epochs or train.steps / steps_per_epoch(len(self.items["train"]), train.batch_size)
+        """Returns how many tokens are trained on while one more program is compiled, by the number of epochs."""
+        train, count = self.config.train, len(self.items["train"])
+        epochs = train.epochs or train.steps / steps_per_epoch(count, train.batch_size)
         return tokens_while_compiling(self.bert_config, self.config.data.sequence_length, devices) / epochs
