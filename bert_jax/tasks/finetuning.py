@@ -262,7 +262,7 @@ class FineTuning(Task, ABC):
     def train_batches(self, start_step, process_index, process_count) -> TrainBatches:
         data = self.items["train"], self.plan.shapes, self.plan.order(self.config.seed), self.config
         position = {"start_step": start_step, "process_index": process_index, "process_count": process_count}
-        return train_batches(*data, fingerprint=self.fingerprints()["examples of train"], **position)
+        return train_batches(*data, fingerprint=fingerprint(data[0], is_packed=self.plan.is_packed), **position)
 
     def eval_batches(self, split, process_index, process_count) -> Iterator[dict[str, np.ndarray]]:
         if split not in self.items:
