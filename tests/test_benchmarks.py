@@ -99,3 +99,13 @@ def test_articles_with_summaries_lose_their_headline(tmp_path):
     assert summaries_data.articles(tmp_path) == [expected] and summaries_data.SEED == finetune_data.SEED
     with pytest.raises(UserError, match=r"bbc_news.tar.xz does not exist; --archives is the folder"):
         summaries_data.make(tmp_path, tmp_path / "to")
+
+
+def test_an_answer_that_is_anothers_ends_the_load():
+    serving = module("serving")
+    load = serving.Load(["a", "b"], [{"probabilities": {"x": 0.9, "y": 0.1}}, {"probabilities": {"x": 0.2, "y": 0.8}}])
+    load.check(1, [{"probabilities": {"x": 0.2001, "y": 0.7999}}])
+    for answer in ([{"probabilities": {"x": 0.9, "y": 0.1}}], []):
+        with pytest.raises(UserError, match="another's answer for 'b'"):
+            load.check(1, answer)
+    assert serving._quantiles([0.1] * 99 + [1.0]) == {"p50 ms": 100.0, "p95 ms": 100.0, "p99 ms": 109.0}

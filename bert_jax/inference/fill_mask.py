@@ -111,11 +111,11 @@ def _item(part: Part, places: Int32[np.ndarray, " P"] | Int64[np.ndarray, " P"])
     """Returns a text with up to `_MASKS` of its masks; further places are of no use."""
     masks = np.zeros(_MASKS, np.int32)
     masks[: len(places)] = places
-    return Item((part,), {"masked_positions": masks})
+    return Item((part,), {"mask_places": masks})
 
 
 def _probabilities(model: Model, batch: dict[str, Array]) -> dict[str, Float[Array, "B P V"]]:
-    places = batch["masked_positions"][:, 0]
+    places = batch["mask_places"][:, 0]
     hidden = take_places(model.trunk.encode(TrunkInputs.from_batch(batch)).hidden, places)
     logits = model.heads["mlm"](hidden, model.trunk.embeddings.word.embedding[...])
     return {"probabilities": jax.nn.softmax(logits, axis=-1)}
