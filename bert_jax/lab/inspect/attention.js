@@ -43,7 +43,7 @@
   }
 
   // At least as wide as the words above the columns.
-  const widest = Math.max(70, Math.min(Math.max(...tokens.map((t) => [...t].length)), 22) * 7.4 + 12);
+  const widest = Math.max(90, Math.min(Math.max(...tokens.map((t) => [...t].length)), 22) * 7.4 + 12);
   const short = (t) => ([...t].length > 22 ? [...t].slice(0, 21).join("") + "…" : t);
 
   function lines() {
