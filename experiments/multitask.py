@@ -12,8 +12,7 @@ change the list, or add a task on the command line: --config.tasks.NAME.task=tag
 Which task a batch is of: `multitask.sampling`. docs/several_tasks.md explains all of it.
 
 The recipe is that of fine-tuning one task; an epoch is one of all tasks together. Hardware and time: as the tasks one
-after another. Expect: Liu et al. (2019, MT-DNN) gain 0.2 to 17 points on GLUE's sets, most on the small ones. Not run
-to its end with this code.
+after another. Expect small sets to gain most (Liu et al. 2019, MT-DNN). Not run to its end with this code.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,7 @@
     python benchmarks/study_data.py --archives=../shared/data --to=study_data
     python -m bert_jax.lab.sweep --study=experiments/studies/multitask.py:study_data --workdir=runs/multitask
 
-Liu et al. (2019, MT-DNN) find all nine tasks of GLUE better together than each alone, the small ones most. Later work
-with a stronger encoder (Phang et al. 2018; Stickland and Murray 2019) finds gains on RTE, and little or none elsewhere.
+Liu et al. (2019, MT-DNN) train the tasks of GLUE together and then each further; small sets gain most.
 
 Scaled down: 2 layers of 128; SST-2 (5,000 examples), MRPC, TREC, STS (2012 to 2015, tested on 2016) and WNUT 2017, as
 many epochs together as alone, batches of 32. Every stage is judged by one task, whose validation metric also chooses
@@ -14,7 +13,7 @@ learning rate.
 Orderings that may be expected: MRPC, the smallest set of pairs, gains from STS, which is of pairs too; TREC and WNUT
 2017 gain little.
 
-It has 80 runs, which take about 3 hours on two cores.
+It has 80 runs; about 3 hours on two cores, by an estimate.
 """
 
 from bert_jax.lab.study import Stage, Study, choice, grid
