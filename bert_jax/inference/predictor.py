@@ -54,7 +54,7 @@ class Predictor:
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
-        [example] = self.task.prediction_examples([Row("warm-up", dict.fromkeys(self.task.input_columns, "a"))])
+        [example] = self.task.prediction_examples([Row("warm-up", self.task.input_example)])
         self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 
     def _predict(self, rows: Sequence[Row | UserError]) -> list[Any]:
