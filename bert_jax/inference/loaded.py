@@ -57,7 +57,7 @@ class LoadedModel:
         """The columns of an object that `predict` or `generate` takes, the first that of a text alone; () if the model
         does neither."""
         task = self._opened.task if may_import(self.config.task, self._opened.users_task) else None
-        return task.input_columns if task and (task.makes_predictions or task.makes_texts) else ()
+        return tuple(task.input_example) if task and (task.makes_predictions or task.makes_texts) else ()
 
     def encode(
         self,

@@ -55,7 +55,7 @@ class Predictor:
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles for texts of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
-        values = {**dict.fromkeys(self.task.input_columns, "a"), **self.task.blank_columns}
+        values = self.task.input_example | dict(self.task.blank_columns)
         [example] = self.task.prediction_examples([Row("warm-up", values)])
         self._batching.warm_up(self._rows, lengths, self.task.encode([example])[0])
 

@@ -41,8 +41,9 @@ class MultipleChoice(FineTuning):
     reads_vectors = True
 
     @property
-    def input_columns(self) -> tuple[str, ...]:
-        return *super().input_columns, *names_of("data.choices", self.config.data.choices)
+    def input_example(self) -> dict[str, Any]:
+        names = names_of("data.choices", self.config.data.choices)
+        return super().input_example | ({names[0]: ["a", "a"]} if len(names) == 1 else dict.fromkeys(names, "a"))
 
     def check(self) -> None:
         super().check()

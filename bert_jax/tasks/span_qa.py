@@ -74,8 +74,8 @@ class SpanQA(FineTuning):
     threshold = 0.0
 
     @property
-    def input_columns(self) -> tuple[str, ...]:
-        return "question", "context"
+    def input_example(self) -> dict[str, Any]:
+        return {"question": "a", "context": "a"}
 
     def check(self) -> None:
         super().check()

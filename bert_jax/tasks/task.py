@@ -224,10 +224,10 @@ class Task(Protocol):
     # Only of a task that makes predictions
 
     @property
-    def input_columns(self) -> tuple[str, ...]:
-        """The columns of a row to predict; the first is that of a row that is a text alone."""
+    def input_example(self) -> dict[str, Any]:
+        """A row to predict, as short as it can be; its first column is that of a row that is a text alone."""
         data = self.config.data
-        return (data.text, data.text_pair) if data.text_pair else (data.text,)
+        return {name: "a" for name in (data.text, data.text_pair) if name}
 
     def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Any]:
         """Yields for each row, in order, an example without label, or the UserError that says what is wrong with it."""

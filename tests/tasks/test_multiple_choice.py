@@ -206,3 +206,10 @@ def test_options_of_classes_are_refused():
     config.train.label_smoothing = 0.1
     with pytest.raises(UserError, match=r"train.label_smoothing is 0.1; task=multiple_choice has no classes"):
         MultipleChoice(config, TOKENIZER, None)
+
+
+@pytest.mark.parametrize("choices", ["ending0,ending1", "endings"])
+def test_the_example_of_an_input_is_one(choices):
+    task = MultipleChoice(make_config(choices=choices), TOKENIZER, {})
+    [example] = task.prediction_examples([Row("x", task.input_example)])
+    assert isinstance(example, ChoiceExample) and example.choices == ("a", "a")
