@@ -128,6 +128,8 @@ def vector_source(config: ConfigDict) -> VectorSource | None:
             raise UserError(
                 f"data.modalities={data.modalities} needs a column: set data.image, data.sound or data.features"
             )
+        if data.media:
+            raise UserError(f"data.media={data.media} needs a column: set data.image, data.sound or data.features")
         return None
     if len(named) > 1:
         raise UserError(f"data.{named[0]} and data.{named[1]} are both set: a model reads one beside its text")

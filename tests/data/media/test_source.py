@@ -264,6 +264,7 @@ def test_features_of_another_width_or_number_are_refused(tmp_path):
         ({"image_std": "0"}, "image.std is '0'; it must be above 0"),
         ({"data_sound": "x"}, "data.image and data.sound are both set"),
         ({"data_image": "", "data_modalities": "vectors"}, "data.modalities=vectors needs a column"),
+        ({"data_image": "", "data_media": "pictures"}, "data.media=pictures needs a column"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
