@@ -56,7 +56,7 @@ class LoadedModel:
     def input_columns(self) -> tuple[str, ...]:
         """The columns of an object that `predict` or `generate` takes, the first that of a text alone; () if the model
         does neither."""
-        task = self._opened.task if may_import(self.config.task, self._opened.users_task) else None
+        task = self._opened.task if may_import(self.config, self._opened.users_task) else None
         return tuple(task.input_example) if task and (task.makes_predictions or task.makes_texts) else ()
 
     def encode(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -100,6 +101,11 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
             slot.worker.close(max(1.0, end - time.monotonic()))
     if failed:
         raise failed[0]
+    thread.join(1.0)
+    if thread.is_alive():  # in the compiler, under which an interpreter must not be taken down
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _stop(state: State, server: uvicorn.Server) -> None:
