@@ -101,8 +101,14 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
             slot.worker.close(max(1.0, end - time.monotonic()))
     if failed:
         raise failed[0]
+    _wait_for(thread)
+
+
+def _wait_for(thread: threading.Thread) -> None:
+    """Ends the process if the thread does not: it is in the compiler, under which an interpreter cannot be taken
+    down."""
     thread.join(1.0)
-    if thread.is_alive():  # in the compiler, under which an interpreter must not be taken down
+    if thread.is_alive():
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
