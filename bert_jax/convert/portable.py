@@ -56,8 +56,9 @@ def write(folder: Path, opened: Opened, *, format: str, dtype: str = "float32") 
     Weights are stored in `dtype`; the program computes in float32. Raises UserError for a model that a program of
     token rows cannot hold.
     """
-    if format == "openvino" and importlib.util.find_spec("openvino") is None:
-        raise UserError("--format=openvino needs the extra openvino: pip install -e '.[openvino]'")
+    for needed, package, extra in (("openvino", "openvino", "openvino"), ("stablehlo", "flatbuffers", "export")):
+        if format == needed and importlib.util.find_spec(package) is None:
+            raise UserError(f"--format={format} needs the extra {extra}: pip install -e '.[{extra}]'")
     if format == "openvino" and dtype == "bfloat16":
         raise UserError("--dtype=bfloat16: OpenVINO's files have float32 or float16; choose one of them")
     opened.config.model.dtype = "float32"
