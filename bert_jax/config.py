@@ -107,8 +107,6 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise UserError("data.masking=static is the original script: data.pairing=nsp, data.mask_unit=token or word")
     if data.masking == "static" and data.packing:
         raise UserError("data.packing packs pairs made while training: it needs data.masking=dynamic")
-    if config.task == "pretraining" and (media := [key for key in ("image", "sound", "features") if data[key]]):
-        raise UserError(f"data.{media[0]}: task=pretraining reads text alone; leave it out, or use visual_pretraining")
     if not data.isolated and not data.packing:
         raise UserError("data.isolated=False is for sequences that share rows: it needs data.packing=True")
     for key in ("muon_learning_rate", "head_learning_rate"):

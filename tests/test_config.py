@@ -9,7 +9,6 @@ from bert_jax.models.config import bert_config
 from experiments.base import get_config
 
 BAD = [
-    ("data.image", "picture", "data.image: task=pretraining reads text alone; leave it out, or use visual_pretraining"),
     (
         "data.short_sequence_rate",
         -0.1,

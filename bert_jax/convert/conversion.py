@@ -23,6 +23,10 @@ from bert_jax.options import default_config
 from bert_jax.training.checkpoint import has_checkpoint, write_checkpoint
 from bert_jax.training.parameters import flatten
 
+# Options, whatever their group, that name models or files.
+_MODELS = {"init_from", "teacher"}
+_FILES = {"files", "vocab_file", "prepared", "train", "validation", "test", "media", "blimp", "retrieval", "mirror"}
+_FILES |= {"beam_temp"}
 FORMATS = ("bert_jax", "huggingface", *portable.FORMATS)
 CARD = "README.md"
 _MOST_POSITIONS = 1 << 20
@@ -158,21 +162,28 @@ def _foreign(model: Loaded, name: str) -> Source:
 
 
 def without_private_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config in which files and folders have their names only, without where they lie. Names of TFDS and of
-    the Hub stay as they are."""
+    """Returns a config in which files and folders have their names only, without where they lie, also those of single
+    tasks and corpora. Names of TFDS and of the Hub stay as they are."""
 
-    def names_only(paths: str) -> str:
-        parts = (part.strip() for part in paths.split(","))
-        return ",".join(part if part.startswith("tfds:") else Path(part).name for part in parts)
+    def shortened(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return without_private_paths(value)
+        if not isinstance(value, str):
+            return value
+        if key in _MODELS:
+            return value if hub.is_name(value) else Path(value).name
+        return ",".join(map(_names_only, value.split(","))) if key in _FILES else value
 
-    def model_only(path: str) -> str:
-        return path if hub.is_name(path) else Path(path).name
+    return {key: shortened(key, value) for key, value in config.items()}
 
-    data, distillation = config["data"], config.get("distillation", {})  # which older checkpoints lack
-    named = {key: names_only(data[key]) for key in ("files", "vocab_file", "prepared", "train", "validation", "test")}
-    taught = distillation | {"teacher": model_only(distillation["teacher"])} if distillation else {}
-    models = {"init_from": model_only(config["init_from"])} | ({"distillation": taught} if taught else {})
-    return config | models | {"data": data | named}
+
+def _names_only(text: str) -> str:
+    """Returns LANGUAGE=FILE or FILE+FILE without folders."""
+    language, equals, files = text.strip().rpartition("=")
+    if "/" in language:  # a folder with "=" in its name
+        language, equals, files = "", "", text
+    names = files if files.startswith("tfds:") else "+".join(Path(file).name for file in files.split("+"))
+    return language + equals + names
 
 
 def _shape(model: Loaded) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.entries import entries
 from bert_jax.files import write_atomically
 from bert_jax.option import can_be
+from bert_jax.tasks import task_class
 from bert_jax.training.checkpoint import EXTENDED, choose_checkpoint, describe_checkpoint, has_checkpoint
 
 WORDS = "new_words.txt"
@@ -34,8 +35,9 @@ def extend_start(config: ConfigDict, workdir: Path) -> None:
     """
     if not config.extend.words or has_checkpoint(str(workdir)):
         return
-    if config.task != "pretraining" or not config.init_from:
-        missing = "init_from" if config.task == "pretraining" else "task=pretraining"
+    can_extend = task_class(config.task).extends_vocabulary
+    if not can_extend or not config.init_from:
+        missing = "init_from" if can_extend else "task=pretraining"
         raise UserError(f"extend.words needs {missing}: it adds tokens to a trained model that is pretrained further")
     if config.data.vocab_file:
         raise UserError("extend.words adds to the vocabulary of init_from: leave data.vocab_file out")

@@ -125,7 +125,7 @@ def _reload(state: State, *, asked: bool) -> None:
     for slot in state.slots.values():
         try:
             slot.reload(anyway=asked)
-        except Exception:  # what serves goes on
+        except Exception:  # the older checkpoint serves as before
             logging.exception("%s: step %d stays", slot.name, slot.step)
 
 

@@ -161,7 +161,7 @@ class Worker:
         themselves get an error."""
         try:
             return self._run(kind, inputs)
-        except Exception as problem:  # a bug, or no memory: the server answers, and goes on
+        except Exception as problem:  # a bug, or no memory: that must not end the server
             if len(inputs) > 1:
                 logging.warning("a batch of %d failed and is run one by one: %s", len(inputs), problem)
                 return [self._results(kind, [one])[0] for one in inputs]

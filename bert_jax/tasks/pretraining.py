@@ -17,8 +17,10 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
+from bert_jax.config import UserError
 from bert_jax.data.batching.reader import Share, TrainBatches
 from bert_jax.data.labelled.minimal_pairs import read_pairs, sample
+from bert_jax.data.media.source import vector_source
 from bert_jax.data.pretraining import pipeline
 from bert_jax.data.pretraining.corpora import Mixture, languages_of
 from bert_jax.data.pretraining.packing import Packing
@@ -64,6 +66,7 @@ class Pretraining(Task):
 
     objectives: Mapping[str, float] = {"mlm_loss": 1.0, "nsp_loss": 1.0}
     makes_vocabulary = True
+    extends_vocabulary = True
     has_phases = True
     makes_predictions = False
     new_parameters = "heads/mlm/|heads/nsp/|pooler/"
@@ -102,6 +105,9 @@ class Pretraining(Task):
 
     @classmethod
     def with_data(cls, config: ConfigDict, source: Source | None) -> Self:
+        if vectors := vector_source(config):
+            instead = "leave it out, or use task=visual_pretraining"
+            raise UserError(f"data.{vectors.kind}: task={config.task} reads text alone; {instead}")
         corpora = prepared_corpora(config, source)
         return cls.over(config, corpora[config.data.sequence_length], corpora)
 

@@ -90,6 +90,7 @@ class Task(Protocol):
     makes_vocabulary: ClassVar[bool] = False  # whether `with_data` learns one from the data where none is given
     makes_answers: ClassVar[bool] = False  # whether these have `id` and `answer`, which SQuAD's form of answers needs
     makes_texts: ClassVar[bool] = False  # whether it has `writer` and `decoding`, for texts of several kinds
+    extends_vocabulary: ClassVar[bool] = False  # whether it follows extend.words
     has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
     has_members: ClassVar[bool] = False  # whether it consists of the tasks in config.tasks, its `members`
 

@@ -51,7 +51,7 @@ class VisualPretraining(FineTuning):
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         super().__init__(config, tokenizer, description)
-        self.renewed_parameters = ""  # the MLM head of a BERT goes on
+        self.renewed_parameters = ""  # the MLM head of a BERT is trained further
         self.learns_match = self.source is not None and self.reads_text and config.vectors.mismatch_rate > 0
         learned = {"mlm_loss": self.reads_text, "vector_loss": self.source is not None, "match_loss": self.learns_match}
         self.objectives: Mapping[str, float] = {name: 1.0 for name, is_learned in learned.items() if is_learned}

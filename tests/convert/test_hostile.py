@@ -128,8 +128,13 @@ def test_an_export_keeps_to_one_mode_and_names_no_place(tmp_path, make_loaded):
     config = {"init_from": "/home/someone/secret/base", "data": dict.fromkeys(("files", "vocab_file"), "")}
     config["data"] |= {"train": "/home/someone/a.csv,~/b/*.csv", "validation": "tfds:glue/sst2@validation"}
     config["data"] |= {"test": "relative/c.csv", "prepared": "prepared"}
+    config["tasks"] = {"one": {"data": {"train": "de=/home/someone/de.tsv,en=/x/en.tsv"}}}
+    config["corpora"] = {"both": {"files": "/home/someone/a=1/b.en+/home/someone/b.de", "share": 0.5}}
+    config["distillation"] = {"teacher": "/home/someone/teacher", "soft": 1.0}
     public = conversion.without_private_paths(config)
-    assert public["init_from"] == "base"
+    assert public["init_from"] == "base" and public["distillation"] == {"teacher": "teacher", "soft": 1.0}
+    assert public["tasks"]["one"]["data"]["train"] == "de=de.tsv,en=en.tsv"
+    assert public["corpora"]["both"] == {"files": "b.en+b.de", "share": 0.5}
     assert public["data"]["train"] == "a.csv,*.csv"
     assert public["data"]["validation"] == "tfds:glue/sst2@validation" and public["data"]["test"] == "c.csv"
     huggingface.write(tmp_path / "theirs", make_loaded())

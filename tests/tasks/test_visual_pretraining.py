@@ -19,9 +19,10 @@ from bert_jax.lab.inspect.page import patch_section
 from bert_jax.lab.inspect.patches import words_and_patches
 from bert_jax.run import run
 from bert_jax.tasks import task_class
+from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.tasks.visual_pretraining import mismatched
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
-from experiments import visual
+from experiments import base, visual
 
 WORDS = ["top", "bottom", "is", "bright", "dark"]
 
@@ -255,3 +256,11 @@ def test_pretraining_needs_a_column_and_rows_of_their_own(folder):
             task_class(config.task).with_data(config, None)
     task = task_class("visual_pretraining").with_data(make_config(folder, "pretrain"), None)
     assert not task.makes_predictions and isinstance(next(task.prediction_examples([Row("x:1", {})])), UserError)
+
+
+def test_pretraining_on_text_refuses_pictures_before_it_prepares_anything(tmp_path):
+    config = base.get_config()
+    config.data.update(image="picture", prepared=str(tmp_path / "prepared"))
+    with pytest.raises(UserError, match=r"data\.image: task=pretraining reads text alone"):
+        Pretraining.with_data(config, None)
+    assert not (tmp_path / "prepared").exists()
