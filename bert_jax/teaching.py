@@ -23,7 +23,8 @@ def trained_task(config: ConfigDict, source: Source | None) -> Task:
     if not config.distillation.teacher:
         return task
     opened = _teacher(config.distillation.teacher)
-    whole = config.distillation.soft > 0  # else the trunk is enough, whatever the heads
+    # Else the trunk is enough; that a teacher of another task has other outputs `Distillation` says.
+    whole = config.distillation.soft > 0 and opened.config.task == config.task
     graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/", dropped="^heads/")
     if whole and (absent := [name for name in parameters if name not in opened.parameters]):
         raise UserError(f"distillation.soft: {opened.path} has no {absent[0]}; its outputs would mean nothing")

@@ -421,3 +421,12 @@ def _on_mesh(graphdef, parameters):
     mesh = current()
     assert mesh is not None
     return unflatten(graphdef, gathered(mesh, parameters))
+
+
+def test_a_teacher_of_another_task_is_named_as_such(taught, small_config, tmp_path):
+    small_config.train.steps = 1
+    run(small_config, tmp_path / "pretrained")
+    config = student_config(taught)
+    config.distillation.teacher = str(tmp_path / "pretrained")
+    with pytest.raises(UserError, match="was trained for task=pretraining, the student is for task=classification"):
+        run(config, tmp_path / "run")
