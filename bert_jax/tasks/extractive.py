@@ -46,6 +46,7 @@ class Extractive(FineTuning):
     head = "heads/sentences/"
     has_classes = False
     shares_rows = True
+    percentages = _NAMES
     token_outputs = ("logits",)
 
     def check(self) -> None:

@@ -57,7 +57,7 @@ class MultiTask(Task):
     PyTorch a parameter without a gradient (`idle_parameters`). The trunk, its pooler included, is every member's.
 
     `loss` is the mean of the members' losses times their weights, `mean` that of one metric of each member
-    (`main_metrics`).
+    (`main_metrics`), of percentages their hundredth.
     """
 
     makes_predictions = True
@@ -260,7 +260,11 @@ class MultiTask(Task):
         """Returns loss, mean, real_tokens and the metrics of the members by their names."""
         present = {name: metrics for name, metrics in of_members.items() if metrics}
         losses = [self.loss_weights[name] * metrics["loss"] for name, metrics in present.items() if "loss" in metrics]
-        mains = [present[name][main] for name, main in self.main_metrics.items() if main in present.get(name, {})]
+        mains = [
+            present[name][main] / (100 if main.endswith(self.members[name].percentages) else 1)
+            for name, main in self.main_metrics.items()
+            if main in present.get(name, {})
+        ]
         together = {"loss": float(np.mean(losses))} if losses else {}
         together |= {"mean": float(np.mean(mains))} if mains else {}
         tokens = [sums[key] for name in self.members if (key := f"{name}/real_tokens") in sums]
@@ -285,14 +289,7 @@ class MultiTask(Task):
         return Report(records, sections)
 
     def _overview(self) -> Section:
-        header = [
-            "task",
-            "kind",
-            "batches per epoch",
-            "share of the batches",
-            "weight of the loss",
-            "metric of the mean",
-        ]
+        header = ["task", "kind", "batches per epoch", "share of the batches", "weight of the loss", "metric of mean"]
         rows = []
         for name, member in self.members.items():
             numbers = f"{self.sizes[name]:.0f}", f"{self.shares[name]:.3f}", f"{self.loss_weights[name]:g}"

@@ -47,6 +47,7 @@ class Seq2Seq(FineTuning):
     head = "heads/mlm/"
     makes_vocabulary = True
     makes_texts = True
+    percentages = ("bleu", "chrf", *text_scores.ROUGE)
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, description: Description | None):
         self.writer_config = WriterConfig.from_options(config.seq2seq, tokenizer)

@@ -70,6 +70,7 @@ class SpanQA(FineTuning):
     has_classes = False
     reads_features = True
     makes_answers = True
+    percentages = ("exact_match", "f1", "exact_match_at_0", "f1_at_0")
     may_have_no_answer: bool
     threshold = 0.0
 

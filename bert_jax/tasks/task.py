@@ -92,6 +92,7 @@ class Task(Protocol):
     makes_texts: ClassVar[bool] = False  # whether it has `writer` and `decoding`, for texts of several kinds
     extends_vocabulary: ClassVar[bool] = False  # whether it follows extend.words
     has_phases: ClassVar[bool] = False  # whether `phases` follows train.phases
+    percentages: ClassVar[tuple[str, ...]] = ()  # ends of the names of metrics that are out of 100, not of 1
     has_members: ClassVar[bool] = False  # whether it consists of the tasks in config.tasks, its `members`
 
     config: ConfigDict

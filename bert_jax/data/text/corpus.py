@@ -138,8 +138,8 @@ def _layout(head: str) -> tuple[str, bool]:
     ends a document or only a paragraph, from the first 256 K characters:
 
     1. 60 % of the lines end a sentence and few continue the line before in lower case: a line is a whole. It is a
-       sentence if lines hold at most 1.5 sentences on average, else a paragraph. Where 90 % of the lines end a sentence,
-       or hardly any has a capital letter (a lower-cased corpus), the case of the next line says nothing.
+       sentence if lines hold at most 1.5 sentences on average, else a paragraph. Where 90 % of the lines end a
+       sentence, or hardly any has a capital letter (a lower-cased corpus), the case of the next line says nothing.
     2. A tenth of the lines is over 120 characters long: a line is a paragraph.
     3. Lines hardly ever end a sentence and are not filled up to a margin (headlines, queries): a line is a sentence.
     4. Else the text is hard-wrapped (books): lines are joined up to the next blank line, and the file is one document.
