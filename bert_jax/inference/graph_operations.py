@@ -175,10 +175,13 @@ def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:
     if not is_plain or any(taken[axis] != table.shape[axis] for axis in others):
         raise sizes.builder.refused("JAX's gather in this model")
     indices = sizes.builder.squeeze(sizes.whole(places), [len(places.shape) - 1])
-    node = sizes.builder.gather(sizes.whole(table), indices, axes[0], len(batch))
+    axis, operand = axes[0], sizes.whole(table)
+    if batch and axis != len(batch):  # not every format gathers along an axis behind others
+        operand, axis = _transposed(sizes, operand, [*batch, axis, *others]), len(batch)
+    node = sizes.builder.gather(operand, indices, axis, len(batch))
     # The axes of the indices stand in the place of the gathered one; JAX has them where offset_dims leave room.
     rank, new = len(equation.outvars[0].aval.shape), len(places.shape) - 1 - len(batch)
-    indexed = [*range(len(batch)), *range(axes[0], axes[0] + new)]
+    indexed = [*range(len(batch)), *range(axis, axis + new)]
     order, kept = [0] * rank, [axis for axis in range(rank) if axis not in indexed]
     for place, axis in zip([p for p in range(rank) if p not in numbers.offset_dims], indexed, strict=True):
         order[place] = axis
