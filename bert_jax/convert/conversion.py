@@ -96,6 +96,8 @@ def convert(
     model, run = opened.model, opened.run
     lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings)]
     run["config"]["model"] |= _shape(model)
+    count = len(model.parameters)
+    model.parameters = stored(model.parameters, dtype)
     with _replacing(Path(target)) as folder:
         if format == "huggingface":
             architecture = architecture or huggingface.default_architecture(model)
@@ -103,8 +105,8 @@ def convert(
             report = huggingface.write(folder, model, architecture=architecture, card=card, allow=allow)
             lines.append(f"wrote {target}: {report}")
         else:
-            lines.append(f"wrote {target}: {len(model.parameters)} parameters, task {model.task}")
-            write_checkpoint(folder, stored(model.parameters, dtype), run, model.tokenizer)
+            lines.append(f"wrote {target}: {count} parameters in {dtype}, task {model.task}")
+            write_checkpoint(folder, model.parameters, run, model.tokenizer)
     return "\n".join(lines)
 
 

@@ -76,8 +76,8 @@ class Builder(ABC):
 
     @abstractmethod
     def gather(self, x: Node, indices: Node, axis: int, batch_axes: int = 0) -> Node:
-        """Returns the parts of x along an axis. With `batch_axes`, the first axes of x are those of the indices too, and
-        `axis` is the next one."""
+        """Returns the parts of x along an axis. With `batch_axes`, the first axes of x are those of the indices too,
+        and `axis` is the next one."""
 
     @abstractmethod
     def argmax(self, x: Node, axis: int) -> Node:

@@ -191,7 +191,10 @@ def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:
 
 
 def _dot_general(sizes: Sizes, equation: Any, left: Value, right: Value) -> Node:
-    ([of_left], [of_right]), (batch, right_batch) = equation.params["dimension_numbers"]
+    (of_left, of_right), (batch, right_batch) = equation.params["dimension_numbers"]
+    if len(of_left) != 1:
+        raise sizes.builder.refused("JAX's outer product or product over several axes in this model")
+    [of_left], [of_right] = of_left, of_right
     free = [axis for axis in range(len(left.shape)) if axis not in (*batch, of_left)]
     right_free = [axis for axis in range(len(right.shape)) if axis not in (*right_batch, of_right)]
     x = _transposed(sizes, sizes.whole(left), [*batch, *free, of_left])
