@@ -67,7 +67,7 @@ def compare(opened: Opened, exact: Program, program: Program, found: Examples) -
     difference = 0.0
     for start in range(0, len(items), _TOGETHER):
         some = items[start : start + _TOGETHER]
-        both = [batching.run(_of_batch(one), some) for one in (exact, program)]
+        both = [batching.run(of_batch(one), some) for one in (exact, program)]
         for name, expected in both[0].items():
             for item, x, y in zip(some, expected, both[1][name], strict=True):
                 kept = slice(item.length if name in _of_tokens(task) else None)
@@ -107,7 +107,9 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     return [*said, *(f"{name}: model {model[name]:.4f}, program {program[name]:.4f}" for name in model)]
 
 
-def _of_batch(program: Program) -> Program:
+def of_batch(program: Program) -> Program:
+    """Returns the program as a function of a batch (`data/batching/batches.py`) with one part per item."""
+
     def run(batch: Arrays) -> dict[str, np.ndarray]:
         real = (batch["sequence_ids"] > 0).astype(np.int32)
         names = ("input_ids", "token_type_ids")

@@ -162,8 +162,10 @@ def _dim_as_value(sizes: Sizes, equation: Any) -> Node:
 
 
 def _argmax(sizes: Sizes, equation: Any, x: Value) -> Node:
-    [axis] = equation.params["axes"]
-    return sizes.builder.argmax(sizes.whole(x), axis)
+    [axis], operand = equation.params["axes"], sizes.whole(x)
+    if equation.invars[0].aval.dtype == bool:  # of which other formats know no largest
+        operand = sizes.builder.convert(operand, np.dtype(np.int32))
+    return sizes.builder.argmax(operand, axis)
 
 
 def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:

@@ -37,6 +37,7 @@ def operations(_, batch):
         "finite": jnp.isfinite(odd),
         "clamped": jax.lax.clamp(jnp.float32(-1), x, jnp.float32(1)),
         "sums": jnp.sum(x, 1) + jnp.max(x, 1) - jnp.min(x, 1) + jnp.argmax(x, axis=1).astype(jnp.float32),
+        "first": jnp.argmax(truth, axis=1),
         "truths": jnp.stack([jnp.any(truth, 1), jnp.all(truth, 1)], axis=1),
         "halves": halves[0] * 2 + halves[1],
         "slices": jax.lax.slice(x, (0, 1), (x.shape[0], 4), (1, 2)),
