@@ -18,6 +18,7 @@ from bert_jax.convert.programs import OPSET
 from bert_jax.inference.graph_builder import Builder, Node
 
 _LARGEST = (1 << 31) - (1 << 24)  # bytes of a file: Protocol Buffers end at 2 GiB; the graph itself is small
+_ONES = "ones_"  # scale of a normalisation without one of its own
 _SHARED = 64  # bytes of a constant that is written once however often it occurs
 
 
@@ -32,7 +33,7 @@ class OnnxGraph(Builder):
             raise UserError(f"--opset is {opset}; it can be {OPSET} to {newest} with onnx {onnx.__version__}")
         self._opset = opset
         self._inputs: list[onnx.ValueInfoProto] = []
-        self._nodes: list[onnx.NodeProto] = []
+        self._nodes: dict[Node, onnx.NodeProto] = {}  # by their first output, in order
         self._weights: dict[str, onnx.TensorProto] = {}
         self._shared: dict[Any, Node] = {}
 
@@ -42,11 +43,11 @@ class OnnxGraph(Builder):
 
     def constant(self, array: np.ndarray, name: str = "") -> Node:
         array = np.asarray(array, order="C")
-        key = array.tobytes() if array.nbytes <= _SHARED and not name else None, array.dtype, array.shape
-        if key[0] is None or key not in self._shared:
-            name = name or f"constant_{len(self._weights)}"
-            self._weights[name] = numpy_helper.from_array(array, name)
-            self._shared[key] = name
+        if name or array.nbytes > _SHARED:
+            return self._weight(array, name)
+        key = array.tobytes(), array.dtype, array.shape
+        if key not in self._shared:
+            self._shared[key] = self._weight(array)
         return self._shared[key]
 
     def apply(self, primitive: str, *operands: Node) -> Node:
@@ -57,6 +58,8 @@ class OnnxGraph(Builder):
             return self._node("Not", self._node("Equal", *operands))
         if primitive not in _OPERATIONS:
             raise self.refused(f"JAX's {primitive} operation, which this model needs")
+        if primitive in ("mul", "add") and (whole := self._whole_layer_norm(primitive, *operands)):
+            return whole
         options = {"fmod": 1} if primitive == "rem" else {}  # the sign of the dividend
         return self._node(_OPERATIONS[primitive], *operands, **options)
 
@@ -93,7 +96,7 @@ class OnnxGraph(Builder):
 
     def split(self, x: Node, sizes: Sequence[int], axis: int) -> list[Node]:
         names = [f"split_{len(self._nodes)}_{i}" for i in range(len(sizes))]
-        self._nodes.append(helper.make_node("Split", [x, self.integers(*sizes)], names, axis=axis))
+        self._nodes[names[0]] = helper.make_node("Split", [x, self.integers(*sizes)], names, axis=axis)
         return names
 
     def arange(self, stop: Node, dtype: np.dtype) -> Node:
@@ -128,24 +131,51 @@ class OnnxGraph(Builder):
         return self._node("Gelu", x, approximate="none" if exact else "tanh")
 
     def normalised(self, x: Node, size: int, eps: float) -> Node:
-        return self._node("LayerNormalization", x, self.constant(np.ones(size, np.float32)), axis=-1, epsilon=eps)
+        scale = self.constant(np.ones(size, np.float32), f"{_ONES}{size}")
+        return self._node("LayerNormalization", x, scale, axis=-1, epsilon=eps)
 
     def finish(self, outputs: Mapping[str, tuple[Node, jax.ShapeDtypeStruct]]) -> onnx.ModelProto:
         for name, (node, _) in outputs.items():
-            self._nodes.append(helper.make_node("Identity", [node], [name]))
-        described = [_described(name, like) for name, (_, like) in outputs.items()]
-        used = {name for node in self._nodes for name in node.input}
+            self._nodes[name] = helper.make_node("Identity", [node], [name])
+        described, used, nodes = [_described(name, like) for name, (_, like) in outputs.items()], set(outputs), []
+        for node in reversed(self._nodes.values()):
+            if not used.isdisjoint(node.output):
+                used.update(node.input)
+                nodes.insert(0, node)
         weights = [tensor for name, tensor in self._weights.items() if name in used]
-        graph = helper.make_graph(self._nodes, "bert_jax", self._inputs, described, weights)
+        graph = helper.make_graph(nodes, "bert_jax", self._inputs, described, weights)
         opsets = [helper.make_opsetid("", self._opset)]
         # The oldest form of the file that the opset allows, so that engines which are older than this package read it.
         version = helper.find_min_ir_version_for(opsets)
         return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="bert_jax")
 
+    def _weight(self, array: np.ndarray, name: str = "") -> Node:
+        name = name or f"constant_{len(self._weights)}"
+        self._weights[name] = numpy_helper.from_array(array, name)
+        return name
+
     def _node(self, kind: str, *operands: Node, **attributes: Any) -> Node:
         name = f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, list(operands), [name], name=name, **attributes))
+        self._nodes[name] = helper.make_node(kind, list(operands), [name], name=name, **attributes)
         return name
+
+    def _whole_layer_norm(self, primitive: str, x: Node, y: Node) -> Node | None:
+        """Returns a normalisation x with its scale y (`mul`) or, when it has that, its bias (`add`) as one operation;
+        None for anything else."""
+        node, vector = self._nodes.get(x), self._nodes.get(y)
+        if node is None or node.op_type != "LayerNormalization" or vector is None:
+            return None
+        weight = vector.input[0]  # a vector with further axes of size 1
+        source = self._nodes.get(weight)
+        stored = self._weights.get(source.input[0] if source is not None and source.op_type == "Cast" else weight)
+        if vector.op_type not in ("Unsqueeze", "Reshape") or stored is None or len(stored.dims) != 1:
+            return None
+        has_scale = not node.input[1].startswith(_ONES)
+        if has_scale != (primitive == "add") or len(node.input) == 3:
+            return None
+        operands = [*node.input, weight] if has_scale else [node.input[0], weight]
+        eps = helper.get_node_attr_value(node, "epsilon")
+        return self._node("LayerNormalization", *operands, axis=-1, epsilon=eps)
 
 
 def save(model: onnx.ModelProto, file: Path, largest: int = _LARGEST) -> None:

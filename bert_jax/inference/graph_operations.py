@@ -93,6 +93,13 @@ def _power(builder: Builder, equation: Any, x: Node) -> Node:
     return builder.apply("mul", x, x) if power == 2 else builder.apply("pow", x, builder.number(power))
 
 
+def _select(builder: Builder, equation: Any, which: Node, no: Node, yes: Node) -> Node:
+    if equation.outvars[0].aval.dtype != bool:
+        return builder.select(which, yes, no)
+    # ONNX Runtime does not choose between truth values.
+    return builder.apply("or", builder.apply("and", which, yes), builder.apply("and", builder.apply("not", which), no))
+
+
 def _clamp(builder: Builder, equation: Any, low: Node, x: Node, high: Node) -> Node:
     return builder.apply("min", builder.apply("max", x, low), high)
 
@@ -242,7 +249,7 @@ COMPOSED: dict[str, Callable[..., Node]] = {
     "rsqrt": lambda builder, _, x: builder.apply("div", builder.number(1), builder.apply("sqrt", x)),
     "log1p": lambda builder, _, x: builder.apply("log", builder.apply("add", x, builder.number(1))),
     "integer_pow": _power,
-    "select_n": lambda builder, _, which, no, yes: builder.select(which, yes, no),
+    "select_n": _select,
     "clamp": _clamp,
     "convert_element_type": _convert,
 }

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -218,6 +219,24 @@ def test_a_checkpoint_in_fewer_bits(dtype, workdir, expected, tmp_path):
         [table] = (x for name, x in load_file(tmp_path / "hf/model.safetensors").items() if "word_embed" in name)
         assert table.dtype.name == "bfloat16"
         np.testing.assert_allclose(table.astype(np.float32), kept["embeddings/word/embedding"], rtol=2**-8)
+
+
+def test_onnx_has_one_operation_for_a_normalisation_and_for_gelu(workdir, tmp_path):
+    """Those that engines have kernels for; and weights by the names of this package."""
+    needs("onnx")
+    import onnx
+
+    convert(str(workdir), str(tmp_path / "program"), format="onnx", dtype="bfloat16", opset=21)
+    model = onnx.load(tmp_path / "program/model.onnx")
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert (kinds["LayerNormalization"], kinds["Gelu"], kinds["Softmax"]) == (5, 2, 2)
+    assert {len(node.input) for node in model.graph.node if node.op_type == "LayerNormalization"} == {3}
+    assert not kinds["Erf"] + kinds["Exp"] + kinds["ReduceSum"]
+    assert "encoder/layers/0/attention/query/kernel" in {tensor.name for tensor in model.graph.initializer}
+    assert [one.version for one in model.opset_import] == [21]
+    [rows, length] = (dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim)
+    assert (rows, length) == ("rows", "length")
+    onnx.checker.check_model(model, full_check=True)
 
 
 def test_large_onnx_weights_lie_beside_the_graph(tmp_path):

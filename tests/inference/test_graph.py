@@ -35,6 +35,7 @@ def operations(_, batch):
         "remainder": jax.lax.rem(ids, jnp.int32(3)) + jax.lax.rem(x, jnp.float32(0.7)).astype(jnp.int32),
         "compared": ((x < 0.5) ^ (ids >= 1)) & ~(ids == 2) | ((x <= -1) & (ids != 0)),
         "finite": jnp.isfinite(odd),
+        "chosen": jnp.where(truth, ids > 1, ids == 0),
         "clamped": jax.lax.clamp(jnp.float32(-1), x, jnp.float32(1)),
         "sums": jnp.sum(x, 1) + jnp.max(x, 1) - jnp.min(x, 1) + jnp.argmax(x, axis=1).astype(jnp.float32),
         "first": jnp.argmax(truth, axis=1),
