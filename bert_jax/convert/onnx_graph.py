@@ -124,7 +124,7 @@ class OnnxGraph(Builder):
         return self._node("MatMul", x, y)
 
     def attention(self, scores: Node, mask: Node, value: Node) -> Node:
-        masked = self._node("Where", mask, scores, self.number(np.finfo(np.float32).min))
+        masked = self._node("Where", mask, scores, self.number(float(np.finfo(np.float32).min)))
         return self._node("MatMul", self._node("Softmax", masked, axis=-1), value)
 
     def gelu(self, x: Node, *, exact: bool) -> Node:

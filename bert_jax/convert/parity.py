@@ -10,6 +10,7 @@ import numpy as np
 from bert_jax.config import UserError
 from bert_jax.convert.programs import Arrays, Program
 from bert_jax.data.batching.items import Item
+from bert_jax.data.labelled.columns import has_header, text_in
 from bert_jax.data.labelled.inputs import read_input
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
@@ -36,19 +37,22 @@ def read(opened: Opened, spec: str) -> Examples:
     one whose rows are not what the task reads."""
     task, name = opened.task, Path(spec).name
     if not isinstance(task, FineTuning):
-        rows = _good(spec, opened.config.data.text)
-        texts = [row.values.get(opened.config.data.text) for row in rows]
-        if wrong := next((row for row, text in zip(rows, texts, strict=True) if not isinstance(text, str)), None):
-            raise UserError(f"--check: {wrong.origin} has no text in column '{opened.config.data.text}'; name the file")
+        column = opened.config.data.text
+        texts = [text_in(row, column) for row in _good(spec, column)]
         encoded = encoded_texts(opened.tokenizer, texts, None, opened.bert_config.max_position_embeddings)
         return Examples(name, [Item((row.part,)) for row in encoded], texts, "the model has no labels")
+    examples, unlabelled = [], ""
     try:
         examples = list(task.read(spec))
         unlabelled = next((f"{one.origin}: {lack}" for one in examples if (lack := task.unlabelled(one))), "")
     except UserError as problem:  # may be that there is no column with labels
-        examples, unlabelled = [], str(problem)
+        unlabelled = str(problem)
     if not examples:
-        examples = list(task.prediction_examples(_good(spec, opened.config.data.text)))
+        try:
+            rows = _good(spec, opened.config.data.text)
+        except UserError:
+            raise UserError(f"--check: {unlabelled}") from None
+        examples = list(task.prediction_examples(rows))
         if wrong := next((one for one in examples if isinstance(one, UserError)), None):
             raise UserError(f"--check: {wrong}")
     try:
@@ -138,7 +142,8 @@ def _answer(prediction: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _good(spec: str, column: str) -> list[Row]:
-    rows = [found.row for found in read_input(spec, text=column or "text")]
+    named = has_header([column]) is not False
+    rows = [found.row for found in read_input(spec, text=column, has_header=named)]
     if not rows:
         raise UserError(f"--check={spec} has no rows; give a file with some")
     for row in rows:

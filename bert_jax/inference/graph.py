@@ -46,14 +46,17 @@ def _run(closed: ClosedJaxpr, known: Sequence[Value | None], sizes: Sizes) -> li
     used = _used(jaxpr)
 
     def read(atom: Any) -> Any:
-        is_literal = isinstance(atom, Literal)
-        return sizes.constant(np.asarray(atom.val, atom.aval.dtype)) if is_literal else values.get(atom)
+        return _literal(atom, sizes) if isinstance(atom, Literal) else values.get(atom)
 
     for equation in jaxpr.eqns:
         if not used.isdisjoint(equation.outvars):
             results = _translated(equation, [read(atom) for atom in equation.invars], sizes)
             values |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _literal(atom: Any, sizes: Sizes) -> Value:
+    return sizes.constant(np.asarray(atom.val, atom.aval.dtype))
 
 
 def _translated(equation: Any, operands: list[Any], sizes: Sizes) -> list[Value]:

@@ -58,6 +58,12 @@ FAMILIES = {
     "span_qa": (squad, {"may_have_no_answer": False, "threshold": 0.0}, ["rows", "length"]),
 }
 
+_QUESTIONS = [{"id": str(i), "question": "e f", "answers": [{"text": "c d", "answer_start": 4}]} for i in range(2)]
+CHECKED = {  # a labelled file of each family
+    "tagging": "a O\nb B-X\n\nc B-X\nd I-X\n",
+    "span_qa": json.dumps({"data": [{"paragraphs": [{"context": "a b c d e", "qas": _QUESTIONS}]}]}),
+}
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
@@ -109,8 +115,13 @@ def test_every_family_of_one_row(family, format, tmp_path):
     module, description, shape = FAMILIES[family]
     shape_of_model = {"norm": "pre", "position_embedding": "rotary", "gated": True} if family == "tagging" else {}
     workdir = trained(tmp_path / "run", module.get_config(), description, **shape_of_model)
-    report = convert(str(workdir), str(tmp_path / "program"), format=format)
+    file = tmp_path / ("own.conll" if family == "tagging" else "own.json")
+    file.write_text(CHECKED[family])
+    # JAX's programs are compiled for each shape, which takes long.
+    check = {} if format == "stablehlo" else {"check": str(file)}
+    report = convert(str(workdir), str(tmp_path / "program"), format=format, **check)
     assert difference(report) <= 1e-5
+    assert not check or ("2 examples" in report and "100.00% of the answers" in report and "f1: model " in report)
     facts = json.loads((tmp_path / "program/program.json").read_text())
     assert set(map(tuple, facts["outputs"].values())) == {tuple(shape)} and facts["learned"] == description
 
@@ -190,6 +201,7 @@ def test_a_check_without_labels(workdir, tmp_path):
         ("none.txt", "", "none.txt"),
         ("other.jsonl", '{"question": "a", "context": "b"}\n', "no column 'text'"),
         ("words.conll", "a O\nb B-X\n", "unknown suffix"),
+        ("squad.json", '{"data": []}', "--check"),
         ("unknown.tsv", "text\tlabel\na\tw\n", "the label 'w' is not one of the model's"),
     ],
 )
