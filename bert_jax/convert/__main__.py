@@ -18,8 +18,11 @@ def main(argv: list[str]) -> int:
     flag = parser.flag
     flag("from", "", "name on the Hugging Face Hub, or folder of Hugging Face, google-research/bert or bert_jax")
     flag("to", "", "folder to be made")
-    flag("format", "bert_jax", "format of the target", choices=("bert_jax", "huggingface", "stablehlo", "openvino"))
-    flag("dtype", "float32", "of the weights in a program", choices=("float32", "bfloat16", "float16"))
+    formats = ("bert_jax", "huggingface", "stablehlo", "onnx", "openvino")
+    flag("format", "bert_jax", "format of the target", choices=formats)
+    flag("dtype", "float32", "of the weights on disk", choices=("float32", "bfloat16", "float16", "int8"))
+    flag("opset", 0, "of --format=onnx [20]")
+    flag("check", "", "of a program: file of texts, labelled or not, to compare it with the model on", metavar="FILE")
     flag("architecture", "", "of a Hugging Face target, or of a source that does not name one [by the task]")
     flag("task", "", "of several tasks, the one that is written", metavar="NAME")
     flag("extend_vocab", "", "file of new words, one per line", metavar="FILE")

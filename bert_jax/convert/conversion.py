@@ -1,10 +1,10 @@
 """From any source to any target: what `python -m bert_jax.convert` does, to be called from a notebook as well."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from bert_jax.config import UserError, pattern
 from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface, portable
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
+from bert_jax.convert.program_card import kept, program_card
 from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
-from bert_jax.inference.open import open_model
+from bert_jax.inference.open import Opened, open_model
 from bert_jax.models.layers import Linear
 from bert_jax.options import default_config
 from bert_jax.training.checkpoint import has_checkpoint, write_checkpoint
 from bert_jax.training.parameters import flatten
+from bert_jax.training.stored import DTYPES, stored
 
 # Options, whatever their group, that name models or files.
 _MODELS = {"init_from", "teacher"}
@@ -56,6 +58,8 @@ def convert(
     allow: str = "",
     overwrite: bool = False,
     dtype: str = "float32",
+    opset: int = 0,
+    check: str = "",
 ) -> str:
     """Reads `source`, writes `target` and returns the report of every name.
 
@@ -67,24 +71,33 @@ def convert(
         raise UserError(f"--format is '{format}'; it can be {', '.join(FORMATS)}")
     if not 0 <= max_position_embeddings <= _MOST_POSITIONS:
         raise UserError(f"--max_position_embeddings is {max_position_embeddings}; it can be 1 to {_MOST_POSITIONS}")
-    if dtype not in portable.DTYPES:
-        raise UserError(f"--dtype is '{dtype}'; it can be {', '.join(portable.DTYPES)}")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype is '{dtype}'; it can be {', '.join(DTYPES)}")
     if format in portable.FORMATS:
-        options = {"architecture": architecture, "extend_vocab": extend_vocab, "allow": allow}
-        options["max_position_embeddings"] = str(max_position_embeddings or "")
-        if given := [name for name, value in options.items() if value]:
+        others = {"architecture": architecture, "extend_vocab": extend_vocab, "allow": allow}
+        others["max_position_embeddings"] = str(max_position_embeddings or "")
+        if given := [name for name, value in others.items() if value]:
             raise UserError(f"--{given[0]} is not for --format={format}: convert to bert_jax first, then export that")
         _check_target(Path(target), source, overwrite)
+        opened = open_model(source, task_name=task)
+        _check_single(opened)
+        run = opened.run | {"config": without_private_paths(opened.run["config"])}
+        options = {"format": format, "dtype": dtype, "opset": opset, "check": check}
         with _replacing(Path(target)) as folder:
-            return f"wrote {target}: " + portable.write(folder, open_model(source), format=format, dtype=dtype)
-    if dtype != "float32":
-        raise UserError(f"--dtype is for --format={' and '.join(portable.FORMATS)}; {format} has float32")
+            return f"wrote {target}: " + portable.write(folder, opened, partial(program_card, run), **options)
+    for name, value in (("opset", opset), ("check", check)):
+        if value:
+            raise UserError(f"--{name} is for --format={', '.join(portable.FORMATS)}; leave it out for {format}")
+    if format == "huggingface" and dtype == "int8":
+        raise UserError("--dtype=int8: Transformers does not read int8 with our scales; choose float16 or bfloat16")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
     _check_target(Path(target), source, overwrite)
     opened = open_source(source, architecture="" if format == "huggingface" else architecture, task=task, allow=allow)
     model, run = opened.model, opened.run
     lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings)]
     run["config"]["model"] |= _shape(model)
+    count = len(model.parameters)
+    model.parameters = stored(model.parameters, dtype)
     with _replacing(Path(target)) as folder:
         if format == "huggingface":
             architecture = architecture or huggingface.default_architecture(model)
@@ -92,7 +105,7 @@ def convert(
             report = huggingface.write(folder, model, architecture=architecture, card=card, allow=allow)
             lines.append(f"wrote {target}: {report}")
         else:
-            lines.append(f"wrote {target}: {len(model.parameters)} parameters, task {model.task}")
+            lines.append(f"wrote {target}: {count} parameters in {dtype}, task {model.task}")
             write_checkpoint(folder, model.parameters, run, model.tokenizer)
     return "\n".join(lines)
 
@@ -128,8 +141,7 @@ def open_source(source: str, *, architecture: str = "", task: str = "", allow: s
 
 def _open_ours(source: str, task: str) -> Source:
     opened = open_model(source, task_name=task)
-    if names := ", ".join(opened.config.tasks):
-        raise UserError(f"{source} holds the tasks {names}: choose the one to write by --task=NAME")
+    _check_single(opened)
     parameters = {name: np.asarray(value) for name, value in opened.parameters.items()}  # on a CPU the same memory
     report, saved = Report(loaded={name: name for name in parameters}), opened.run
     model = Loaded(opened.bert_config, parameters, opened.tokenizer, opened.config.task, saved["task"], report)
@@ -137,6 +149,11 @@ def _open_ours(source: str, task: str) -> Source:
     run["config"] = without_private_paths(run["config"])
     workdir = opened.path.parent.parent if opened.path.parent.name == "checkpoints" else opened.path
     return Source(model, run, workdir / "metrics.jsonl")
+
+
+def _check_single(opened: Opened) -> None:
+    if names := ", ".join(opened.config.tasks):
+        raise UserError(f"{opened.path} holds the tasks {names}: choose the one to write by --task=NAME")
 
 
 def _foreign(model: Loaded, name: str) -> Source:
@@ -217,7 +234,7 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
     if not is_folder:
         raise UserError(f"--to={target} is not a folder, and nothing else is replaced; remove it by hand")
     written = WRITTEN if "run" in names else portable.WRITTEN | huggingface.WRITTEN
-    if not names & {"run", "model.safetensors", portable.OPENVINO} or not names <= written:
+    if not names & {"run", "model.safetensors", portable.FACTS} or not names <= written:
         others = ", ".join(sorted(names - written)[:3]) or "no checkpoint"
         raise UserError(
             f"--to={target} holds what a conversion does not write ({others}); move it away, or choose another folder"
@@ -233,7 +250,9 @@ def _replacing(target: Path) -> Iterator[Path]:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             yield new
             if (target / CARD).is_file():  # it is meant to be completed by hand
-                shutil.copyfile(target / CARD, new / CARD)
+                text = {"encoding": "utf-8", "errors": "surrogateescape"}
+                own = (new / CARD).read_text(**text) if (new / CARD).is_file() else ""
+                (new / CARD).write_text(kept((target / CARD).read_text(**text), own), **text)
             if target.exists():
                 target.rename(old)
             try:

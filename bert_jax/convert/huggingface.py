@@ -316,8 +316,8 @@ def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
         raise UserError(f"{ours}; a {architecture} has {theirs} only")
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     settings = {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | FIXED
-    settings |= {"architectures": [architecture], "hidden_act": activation, "dtype": "float32"}
-    settings["pad_token_id"] = model.tokenizer.pad_id
+    settings |= {"architectures": [architecture], "hidden_act": activation}
+    settings |= {"dtype": next(iter(model.parameters.values())).dtype.name, "pad_token_id": model.tokenizer.pad_id}
     if architecture == encoder_decoder.NAME:
         return encoder_decoder.settings(settings, model.tokenizer)
     if task == model.task and task in ("classification", "tagging"):

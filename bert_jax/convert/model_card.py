@@ -22,7 +22,17 @@ def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num
     """Returns a stub to be completed by hand. `run`: as the checkpoint has it; `metrics`: the run's metrics.jsonl."""
     header = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[architecture]}", "tags:", "- bert", "---"]
     title = f"# {architecture}, {num_parameters:,} parameters"
-    lines = [*header, "", title, "", "To be completed: purpose, data, limits.", "", "## Training", "", *_training(run)]
+    lines = [
+        *header,
+        "",
+        title,
+        "",
+        "To be completed: purpose, data, limits.",
+        "",
+        "## Training",
+        "",
+        *training_lines(run),
+    ]
     last: dict[str, Record] = {}  # of each held-out split, the newest metrics up to the checkpoint
     for record in read_metrics(metrics) if metrics is not None else ():
         if record["split"] not in ("train", LEDGER) and record["step"] <= run["step"]:
@@ -37,7 +47,7 @@ def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num
     return "\n".join([*lines, "```", ""])
 
 
-def _training(run: dict[str, Any]) -> list[str]:
+def training_lines(run: dict[str, Any]) -> list[str]:
     config = run["config"]
     if "converted_from" in run:
         return [f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]

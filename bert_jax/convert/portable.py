@@ -1,8 +1,8 @@
-"""A model as a program that runs without this package: StableHLO with its weights beside it, or OpenVINO's graph.
+"""A model as a program that runs without this package: StableHLO with its weights beside it, ONNX, or OpenVINO's graph.
 
-A folder of either has the program, the tokenizer's files, and `program.json`: the names of inputs and outputs, of the
-labels, and what a caller has to know to read the outputs. The program takes any number of rows of any length up to the
-model's: int32 [rows, length] each
+A folder of any has the program, the tokenizer's files, `program.json`: the names of inputs and outputs, of the labels,
+and what a caller has to know to read the outputs; and a model card. The program takes any number of rows of any length
+up to the model's: int32 [rows, length] each
 
     input_ids        tokens, [CLS] and [SEP] included
     token_type_ids   1 for the tokens of a second text, else 0
@@ -12,8 +12,6 @@ and returns float32: the logits of the head, before any softmax, [rows, outputs]
 of a model without a head of such a kind `last_hidden_state` [rows, length, size] and `pooled` [rows, size].
 """
 
-import importlib.util
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,70 +19,98 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax import export
 from jaxtyping import Array
-from safetensors.numpy import save_file
 
 from bert_jax import backend
 from bert_jax.config import UserError
+from bert_jax.convert import parity
+from bert_jax.convert.programs import FORMATS, OPSET, Arrays, Format, Program
 from bert_jax.data.tokenizers.encoding import write_json
-from bert_jax.inference.open import Opened, openvino_model
+from bert_jax.inference.open import Opened
+from bert_jax.inference.prepared import prepared
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.tasks.finetuning import FineTuning
-from bert_jax.training.parameters import unflatten
+from bert_jax.training.parameters import Parameters, unflatten
+from bert_jax.training.stored import stored, widened
 
-FORMATS = ("stablehlo", "openvino")
-DTYPES = ("float32", "bfloat16", "float16")
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-STABLEHLO, WEIGHTS, OPENVINO, FACTS = "model.stablehlo", "model.safetensors", "model.xml", "program.json"
-PLATFORMS = ("cpu", "cuda", "tpu")
-WRITTEN = {STABLEHLO, WEIGHTS, OPENVINO, "model.bin", FACTS, "README.md"}
+FACTS, CARD = "program.json", "README.md"
+WRITTEN = {FACTS, CARD}.union(*(form.files for form in FORMATS.values()))
 WRITTEN |= {"vocab.txt", "tokenizer.json", "spm.model", "tokenizer_config.json"}
 # No device in particular: nothing of the program may depend on the one that exports it.
 _ANY_DEVICE = backend.Backend("any", unrolls_layers=True, vocabulary_multiple=1)
 
 Batch = dict[str, Array]
+Traced = Callable[[Mapping[str, Any], Batch], Batch]  # of parameters in float32, and inputs
 
 
-def write(folder: Path, opened: Opened, *, format: str, dtype: str = "float32") -> str:
+def write(
+    folder: Path,
+    opened: Opened,
+    card: Callable[[Mapping[str, Any]], str],
+    *,
+    format: str,
+    dtype: str = "float32",
+    opset: int = 0,
+    check: str = "",
+) -> str:
     """Writes the model in one of FORMATS and returns the report: what it computes, and by how much the program that was
-    written, read again, differs from the model itself on the same rows.
+    written, read again, differs from the model itself: on rows of random tokens, and on those of the file `check`.
 
-    Weights are stored in `dtype`; the program computes in float32. Raises UserError for a model that a program of
-    token rows cannot hold.
+    Weights are stored in `dtype`; the program computes in float32. `opset` is ONNX's (0 = the oldest that will do).
+    `card` makes the model card of what program.json says.
+    Raises UserError for a model that a program of token rows cannot hold.
     """
-    for needed, package, extra in (("openvino", "openvino", "openvino"), ("stablehlo", "flatbuffers", "export")):
-        if format == needed and importlib.util.find_spec(package) is None:
-            raise UserError(f"--format={format} needs the extra {extra}: pip install -e '.[{extra}]'")
-    if format == "openvino" and dtype == "bfloat16":
-        raise UserError("--dtype=bfloat16: OpenVINO's files have float32 or float16; choose one of them")
+    form = FORMATS[format]
+    form.check(format, dtype, runs=bool(check))
+    if opset and format != "onnx":
+        raise UserError(f"--opset is for --format=onnx; leave it out for {format}")
     opened.config.model.dtype = "float32"
     vars(opened).pop("bert_config", None)
     function = _function(opened)
+    examples = parity.read(opened, check) if check else None
     graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/", dropped="^heads/")
-    rounded = {name: np.asarray(x).astype(_numpy(dtype)) for name, x in parameters.items()}
+    traced, written = _traced(graphdef, function), dict(parameters)
+    exact = partial(jax.jit(traced), parameters)
+    outputs = jax.eval_shape(partial(traced, written), _shapes())
+    if not form.stacks_layers:
+        traced, written = _by_layer(graphdef, parameters, function)
+    weights = stored(written, dtype)
+
+    def program(given: Mapping[str, Array], batch: Batch) -> Batch:
+        return traced(widened(given), batch)
+
     folder.mkdir(parents=True, exist_ok=True)
     opened.tokenizer.save(folder)
-    exact = jax.jit(_traced(graphdef, function))
-    rows: Mapping[str, Any] = _rows(opened)
-    outputs = jax.eval_shape(partial(_traced(graphdef, function), dict(parameters)), _shapes())
-    expected = jax.device_get(exact(parameters, rows))
-    if format == "stablehlo":
-        found = _stablehlo(folder, graphdef, function, rounded, rows)
-    else:
-        found = _openvino(folder, unflatten(graphdef, parameters), function, rows, dtype)
-    write_json(folder / FACTS, _facts(opened, format, dtype, outputs))
-    difference = max(float(np.max(np.abs(found[name] - value))) for name, value in expected.items())
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    form.write(folder, backend.traced_for(_ANY_DEVICE, program), weights, _shapes(), opset)
+    size = sum(file.stat().st_size for name in form.files if (file := folder / name).is_file())
+    facts = _facts(opened, format, dtype, outputs) | {"bytes": size}
+    facts |= {"opset": opset or OPSET} if format == "onnx" else {}
+    facts["check"] = _compared(opened, lambda rows: jax.device_get(exact(rows)), form, folder, examples)
+    write_json(folder / FACTS, facts)
+    (folder / CARD).write_text(card(facts), "utf-8")
     named = ", ".join(f"{name} [{', '.join(map(str, x.shape))}]" for name, x in outputs.items())
-    lines = [
-        f"{format}: {', '.join(INPUTS)} → {named}; {size / 1e6:.1f} MB in {dtype}",
-        f"the program, read again, differs from the model by at most {difference:.2g} on {len(rows['input_ids'])} rows",
-    ]
-    return "\n".join(lines)
+    first = f"{format}: {', '.join(INPUTS)} → {named}; {size / 1e6:.1f} MB in {dtype}"
+    return "\n".join([first, *parity.lines(facts)])
+
+
+def _compared(
+    opened: Opened, exact: Program, form: Format, folder: Path, examples: parity.Examples | None
+) -> dict[str, Any]:
+    """Returns what program.json says about the program, read again, beside the model."""
+    if missing := form.cannot_run():
+        return {"not_run": missing}
+    program, rows = form.open(folder), _rows(opened)
+    expected, found = exact(rows), program(rows)
+    difference = max(float(np.max(np.abs(found[name] - value))) for name, value in expected.items())
+    facts: dict[str, Any] = {"rows": len(rows["input_ids"]), "difference": difference}
+    if examples is not None:
+        own = {"name": examples.name, "examples": len(examples.examples), "unlabelled": examples.unlabelled}
+        facts["file"] = own | parity.compare(opened, exact, program, examples)
+    return facts
 
 
 def _traced(graphdef: nnx.GraphDef, function: Callable[..., Batch]) -> Callable[..., Batch]:
@@ -126,37 +152,17 @@ def _shapes() -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in INPUTS}
 
 
-def _stablehlo(
-    folder: Path,
-    graphdef: nnx.GraphDef,
-    function: Callable[..., Batch],
-    parameters: dict[str, np.ndarray],
-    rows: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-    def program(given: Mapping[str, Array], batch: Batch) -> Batch:
-        whole = {name: x.astype(jnp.float32) for name, x in given.items()}
-        return _traced(graphdef, function)(whole, batch)
+def _by_layer(graphdef: nnx.GraphDef, parameters: Parameters, function: Callable[..., Batch]) -> tuple[Traced, Arrays]:
+    """Returns the function of parameters that are arrays of single layers, and these parameters."""
+    with backend.use_backend(_ANY_DEVICE):
+        leaves, tree = jax.tree.flatten_with_path(jax.jit(prepared)(unflatten(graphdef, parameters)))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    names = [name.removeprefix("trunk/").removesuffix("/value") for name in names]
 
-    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in parameters.items()}
-    traced = jax.jit(backend.traced_for(_ANY_DEVICE, program))
-    exported = export.export(traced, platforms=PLATFORMS)(shapes, _shapes())
-    (folder / STABLEHLO).write_bytes(exported.serialize())
-    save_file({name: np.ascontiguousarray(x) for name, x in parameters.items()}, folder / WEIGHTS)
-    shutil.copymode(folder / STABLEHLO, folder / WEIGHTS)  # safetensors makes its file readable by its owner alone
-    again = export.deserialize(bytearray((folder / STABLEHLO).read_bytes()))
-    return jax.device_get(jax.jit(again.call)(parameters, rows))
+    def traced(given: Mapping[str, Any], batch: Batch) -> Batch:
+        return function(jax.tree.unflatten(tree, [given[name] for name in names]), batch)
 
-
-def _openvino(
-    folder: Path, model: nnx.Module, function: Callable[..., Batch], rows: Mapping[str, Any], dtype: str
-) -> dict[str, np.ndarray]:
-    graph = openvino_model(model, "float32").graph(function, _shapes())
-    import openvino as ov  # after the line above, which says how
-
-    ov.save_model(graph, folder / OPENVINO, compress_to_fp16=dtype == "float16")
-    compiled = ov.Core().compile_model(folder / OPENVINO, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled({one.get_any_name(): rows[one.get_any_name()] for one in compiled.inputs})
-    return {one.get_any_name(): found[one] for one in compiled.outputs}
+    return traced, {name: np.asarray(x) for name, (_, x) in zip(names, leaves, strict=True)}
 
 
 def _rows(opened: Opened) -> dict[str, np.ndarray]:
@@ -179,7 +185,7 @@ def _facts(opened: Opened, format: str, dtype: str, outputs: Mapping[str, jax.Sh
         "format": f"bert_jax {format} 1",
         "task": config.task,
         "dtype": dtype,
-        "platforms": list(PLATFORMS) if format == "stablehlo" else ["cpu"],
+        "platforms": list(FORMATS[format].platforms),
         "inputs": list(INPUTS),
         "outputs": {
             name: [x if isinstance(x, int) else str(x) for x in value.shape] for name, value in outputs.items()
@@ -188,7 +194,3 @@ def _facts(opened: Opened, format: str, dtype: str, outputs: Mapping[str, jax.Sh
         "tokens": special,
         "learned": opened.run["task"],
     }
-
-
-def _numpy(dtype: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

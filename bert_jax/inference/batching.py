@@ -12,7 +12,7 @@ the same way.
 import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ _FEW = 4  # items that are run one by one, since a batch of so few is mostly pad
 _LAUNCH = 32  # tokens that one more batch costs: every batch reads all parameters once
 
 
-_Program = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+_Program = Callable[[dict[str, np.ndarray]], Mapping[str, jax.Array | np.ndarray]]
 
 
 class Batching:

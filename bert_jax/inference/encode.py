@@ -12,6 +12,7 @@ from jaxtyping import Array, Float32, Int32
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.tokenizers.encoding import Encoding
+from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened
 from bert_jax.models.attention import Angles, attention_mask
@@ -70,7 +71,8 @@ class TextEncoder:
             for number, text in enumerate(texts)
         ]
         good = [number for number, error in enumerate(errors) if error is None]
-        rows = self._rows([texts[i] for i in good], pairs if pairs is None else [pairs[i] for i in good], limit)
+        own_pairs = pairs if pairs is None else [pairs[i] for i in good]
+        rows = encoded_texts(self._tokenizer, [texts[i] for i in good], own_pairs, limit)
         found = self._batching.run(self._programs[hidden_states, attentions], [Item((row.part,)) for row in rows])
         count, size, longest = len(texts), config.hidden_size, max((len(row.ids) for row in rows), default=0)
 
@@ -103,15 +105,19 @@ class TextEncoder:
         """Compiles what is computed by default, as `Batching.warm_up` does."""
         self._batching.warm_up(self._programs[False, False], lengths)
 
-    def _rows(self, texts: Sequence[str], pairs: Sequence[str] | None, limit: int) -> list[Encoding]:
-        rows = self._tokenizer.encode(texts, pairs)
-        long = [i for i, row in enumerate(rows) if len(row.ids) > limit]
-        for i in long:
-            pair = None if pairs is None else [pairs[i]]
-            [rows[i]] = self._tokenizer.encode([texts[i]], pair, max_length=limit)
-        if long:
-            logging.warning("%d of %d texts are cut to %d tokens", len(long), len(texts), limit)
-        return rows
+
+def encoded_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, limit: int
+) -> list[Encoding]:
+    """Returns the tokens of texts or pairs of texts, of which long ones are cut to `limit` tokens."""
+    rows = tokenizer.encode(texts, pairs)
+    long = [i for i, row in enumerate(rows) if len(row.ids) > limit]
+    for i in long:
+        pair = None if pairs is None else [pairs[i]]
+        [rows[i]] = tokenizer.encode([texts[i]], pair, max_length=limit)
+    if long:
+        logging.warning("%d of %d texts are cut to %d tokens", len(long), len(texts), limit)
+    return rows
 
 
 class InputError(UserError):

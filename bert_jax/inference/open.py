@@ -6,12 +6,11 @@ Whoever wants a trained model goes through `open_model`: evaluation, Predictor, 
 import copy
 import importlib.util
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +133,7 @@ class Opened:
 
 
 def openvino_model(model: nnx.Module, dtype: str) -> "OpenVinoModel":
-    """Returns a model whose programs OpenVINO runs. The package, an optional one, is imported without the part of it
-    that reports every import to its makers."""
-    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    """Returns a model whose programs OpenVINO, an optional package, runs."""
     from bert_jax.inference.openvino_model import OpenVinoModel
 
     return OpenVinoModel(model, dtype)

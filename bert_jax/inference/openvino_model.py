@@ -9,17 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import openvino as ov
 from flax import nnx
 from jax import export
 
 from bert_jax import backend
 from bert_jax.config import UserError
-from bert_jax.inference.openvino_graph import graph_of
+from bert_jax.inference.graph import graph_of
+from bert_jax.inference.openvino_graph import OpenVinoGraph, ov
 from bert_jax.inference.prepared import PredictionModel
 
 # What a program is traced for: no device of JAX's, whose kernels some decisions are about.
 _BACKEND = backend.Backend("openvino", unrolls_layers=True, vocabulary_multiple=1)
+_REFUSAL = "predict.backend=openvino has no counterpart of {what}; set predict.backend=jax"
 _Arrays = Mapping[str, np.ndarray]
 
 
@@ -64,7 +65,7 @@ class OpenVinoModel(PredictionModel):
 
         with backend.use_backend(_BACKEND):
             try:
-                return graph_of(traced, self._leaves, shapes)
+                return graph_of(traced, self._leaves, shapes, OpenVinoGraph(_REFUSAL))
             except jax.errors.InconclusiveDimensionOperation as error:
                 raise UserError(
                     "predict.backend=openvino needs a task whose outputs are computed alike for every length "

@@ -32,7 +32,7 @@ class PredictionModel:
 
     def __init__(self, model: nnx.Module):
         # A list, since a walk through the modules of a small model takes longer than running it on a short text.
-        self._leaves, self._tree = jax.tree.flatten(jax.jit(_prepared)(model))
+        self._leaves, self._tree = jax.tree.flatten(jax.jit(prepared)(model))
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns `function(model, *arrays)` as a function of the arrays alone, compiled once for each of their
@@ -93,7 +93,7 @@ def attend_on_cpu(
     return (sums[..., :-_ONES] / sums[..., -_ONES:][..., :1]).astype(jnp.bfloat16).swapaxes(1, 2)
 
 
-def _prepared(model: nnx.Module) -> nnx.Module:
+def prepared(model: nnx.Module) -> nnx.Module:
     """Changes the model in place, which under `jit` is a copy of the caller's. A model of another kind, which a user's
     task may have, is returned unchanged."""
     if not isinstance(model, Model) or not isinstance(model.trunk, Bert):

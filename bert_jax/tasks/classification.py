@@ -131,6 +131,8 @@ class Classification(FineTuning):
         return self.config.data.window_pooling if self.config.data.long_texts == "windows" else "mean"
 
     def not_portable(self) -> str:
+        if self.source is not None:
+            return f"data.{self.source.kind} gives it vectors beside the text, and a program reads rows of tokens alone"
         several = self.config.data.long_texts == "windows"
         return "data.long_texts=windows joins several rows; set another that cuts long texts" if several else ""
 

@@ -197,6 +197,10 @@ class FineTuning(Task, ABC):
         """Returns why `outputs` cannot be computed of rows of tokens alone, one for an example; "" if they can."""
         return f"the head of task={self.config.task} reads more than one row of tokens"
 
+    def completed(self, outputs: Outputs) -> Outputs:
+        """Returns what `outputs` gives, made of its logits alone, which are what an exported program has."""
+        return outputs
+
     # What follows from these
 
     def description(self) -> Description:

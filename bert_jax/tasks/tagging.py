@@ -160,7 +160,12 @@ class Tagging(FineTuning):
 
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        logits = model.heads["classifier"].logits(token_vectors(model, batch, trunk_key), key=head_key)
+        return self.completed(
+            {"logits": model.heads["classifier"].logits(token_vectors(model, batch, trunk_key), key=head_key)}
+        )
+
+    def completed(self, outputs: Outputs) -> Outputs:
+        logits = outputs["logits"]
         largest = jnp.max(logits, axis=-1)
         return {
             "logits": logits,

@@ -34,6 +34,7 @@ from bert_jax.training import checkpoint_format
 from bert_jax.training.checkpoint_format import Damaged, Trouble, checksums, guarded
 from bert_jax.training.parameters import Parameters, name_of_format_1, name_since_format_2, rename
 from bert_jax.training.step import TrainState
+from bert_jax.training.stored import widened
 
 Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings
 HIDDEN = ".deleting-"  # begins names that no reader takes for a checkpoint; what has one is removed at the next start
@@ -104,7 +105,8 @@ def read_checkpoint(
     with guarded(directory):
         trees: dict[str, Any] = {"parameters": rename(_abstract_parameters(directory, run), name_since_format_2)}
     if expected is not None:
-        _check_structure(expected, trees["parameters"], run, directory, as_saved)
+        whole = jax.eval_shape(widened, trees["parameters"])
+        _check_structure(expected, whole, run, directory, as_saved)
         trees["optimizer"] = expected.optimizer
         trees |= {"trained": expected.parameters} if expected.average is not None else {}
     targets = {item: rename(jax.tree.map(_target, tree, shardings(tree)), as_saved) for item, tree in trees.items()}
@@ -116,7 +118,7 @@ def read_checkpoint(
     if names := checkpoint_format.not_finite(restored["parameters"]):
         raise Damaged(f"checkpoint {directory}: {len(names)} parameters are not finite, among them {names[0]}")
     restored = rename(restored, name_since_format_2)
-    return Saved(restored["parameters"], restored.get("optimizer"), restored.get("trained"), run, tokenizer)
+    return Saved(widened(restored["parameters"]), restored.get("optimizer"), restored.get("trained"), run, tokenizer)
 
 
 def describe_checkpoint(directory: Path) -> tuple[dict[str, Any], Tokenizer]:
@@ -132,7 +134,8 @@ def write_checkpoint(directory: Path, parameters: dict[str, Any], run: dict, tok
     """Writes a checkpoint of parameters alone, such as a converted one, that `init_from=<directory>` can name.
 
     `run` needs `step`, `config` (with the group `model`) and `task`, as `describe_checkpoint` gives them. `parameters`
-    is emptied: array by array it becomes JAX's, of which Orbax makes one copy less than of NumPy's.
+    may be in fewer bits (`stored.py`). It is emptied: array by array it becomes JAX's, of which Orbax makes one copy
+    less than of NumPy's.
     """
     parameters = {name: jnp.asarray(parameters.pop(name)) for name in list(parameters)}
     with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:

@@ -252,11 +252,14 @@ def _are_finite(tree):
     return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
+_BITS = {4: np.uint32, 2: np.uint16}  # by the bytes of a number
+
+
 @jax.jit
 def _sums_of_bits(tree):
     def of(x):
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
-        bits = bits.reshape(-1)
+        kind = _BITS.get(x.dtype.itemsize)
+        bits = (x if kind is None else jax.lax.bitcast_convert_type(x, kind)).astype(jnp.uint32).reshape(-1)
         positions = jax.lax.iota(jnp.uint32, bits.size)  # weighted by odd numbers, so that exchanged values show
         return jnp.sum(bits * (2 * positions + 1), dtype=jnp.uint32)
 
@@ -265,7 +268,8 @@ def _sums_of_bits(tree):
 
 def _numpy_sum_of_bits(x: np.ndarray) -> int:
     """Returns the same sum as `_sums_of_bits` without a compiler, piece by piece so that nothing large is copied."""
-    bits = x.reshape(-1).view(np.uint32) if x.dtype.itemsize == 4 else x.reshape(-1).astype(np.uint32)
+    bits, kind = x.reshape(-1), _BITS.get(x.dtype.itemsize)
+    bits = bits.astype(np.uint32) if kind is None else bits.view(kind).astype(np.uint32, copy=False)
     total, piece = 0, 1 << 20
     for start in range(0, bits.size, piece):
         part = bits[start : start + piece]
