@@ -72,7 +72,7 @@ def test_a_default_is_accepted_and_belongs_to_its_key():
     config = default_config()
     check_options(config)
     assert config.is_locked and config.train.steps == 900_000 and config.model.hidden_size is None
-    assert len(SHAPE) == 17 and "data.workers" in RESTART and "model.dtype" in INFERENCE
+    assert len(SHAPE) == 18 and "data.workers" in RESTART and "model.dtype" in INFERENCE
     assert config.to_dict() == get_config().to_dict()
 
 

@@ -16,7 +16,7 @@ from bert_jax.config import UserError, pattern
 from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface, portable
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
-from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
+from bert_jax.convert.resize import extend_positions, extend_vocabulary, fill_heads, read_words
 from bert_jax.inference.open import open_model
 from bert_jax.models.layers import Linear
 from bert_jax.options import default_config
@@ -74,18 +74,21 @@ def convert(
         options["max_position_embeddings"] = str(max_position_embeddings or "")
         if given := [name for name, value in options.items() if value]:
             raise UserError(f"--{given[0]} is not for --format={format}: convert to bert_jax first, then export that")
-        _check_target(Path(target), source, overwrite)
-        with _replacing(Path(target)) as folder:
+        check_target(Path(target), source, overwrite)
+        with replacing(Path(target)) as folder:
             return f"wrote {target}: " + portable.write(folder, open_model(source), format=format, dtype=dtype)
     if dtype != "float32":
         raise UserError(f"--dtype is for --format={' and '.join(portable.FORMATS)}; {format} has float32")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
-    _check_target(Path(target), source, overwrite)
+    check_target(Path(target), source, overwrite)
     opened = open_source(source, architecture="" if format == "huggingface" else architecture, task=task, allow=allow)
     model, run = opened.model, opened.run
-    lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings)]
+    note = ""
+    if format == "huggingface":
+        model.parameters, model.config, note = fill_heads(model.parameters, model.config)
+    lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings), *[note] * bool(note)]
     run["config"]["model"] |= _shape(model)
-    with _replacing(Path(target)) as folder:
+    with replacing(Path(target)) as folder:
         if format == "huggingface":
             architecture = architecture or huggingface.default_architecture(model)
             card = model_card(run, opened.metrics, architecture, sum(x.size for x in model.parameters.values()))
@@ -202,7 +205,7 @@ def _resize(model: Loaded, words: list[str], positions: int) -> list[str]:
     return lines
 
 
-def _check_target(target: Path, source: str, overwrite: bool) -> None:
+def check_target(target: Path, source: str, overwrite: bool) -> None:
     """Raises UserError for a target that may not be replaced: what another program wrote, or training."""
     origin, is_folder = Path(source).resolve(), target.is_dir() and not target.is_symlink()
     if not target.exists():
@@ -225,7 +228,7 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """Yields a folder to write into that becomes `target`, at once and only if all went well."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -272,16 +272,16 @@ def _hidden_sums(recipe: Recipe, projection: Linear, student: Seen, teacher: See
 
 def _usual_heads(kinds: Sequence[str], student: BertConfig, teacher: BertConfig) -> int:
     """Returns the teacher's number of heads, or the next lower one that divides both widths."""
-    heads, both = teacher.num_attention_heads, math.gcd(student.hidden_size, teacher.hidden_size)
+    heads, both = teacher.num_attention_heads, math.gcd(student.attention_width, teacher.attention_width)
     return heads if "attention" in kinds else max(count for count in range(1, heads + 1) if both % count == 0)
 
 
 def _check_relations(kinds: Sequence[str], heads: int, student: BertConfig, teacher: BertConfig) -> None:
     for who, model in (("student", student), ("teacher", teacher)):
-        if model.hidden_size % heads:
+        if model.attention_width % heads:
             raise UserError(
                 f"distillation.relation_heads {heads} does not divide the {who}'s model.hidden_size "
-                f"{model.hidden_size}; set it to a number that divides both"
+                f"{model.attention_width}; set it to a number that divides both"
             )
         if "attention" in kinds and model.num_attention_heads != heads:
             raise UserError(

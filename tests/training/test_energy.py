@@ -95,7 +95,7 @@ def test_codecarbon_works_without_a_network_and_knows_countries(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     clean, coal = (grams_per_kwh(options(meter="codecarbon", country=code)) for code in ("NOR", "POL"))
     assert 0 < clean < 100 < coal < 1200
-    with pytest.raises(UserError, match="energy.country is 'POLAND'"):
+    with pytest.raises(UserError, match=r"energy\.country is 'POLAND'"):
         check_energy(options(meter="codecarbon", country="POLAND"))
     meter = Energy(tmp_path, options(meter="codecarbon", grams_per_kwh=200.0))
     meter.begin(None, None, Mesh())

@@ -21,8 +21,9 @@ WATTS |= {"A10G": 300, "V100": 300, "T4": 70, "TPU v4": 192, "TPU v3": 220, "TPU
 OTHER_WATTS = 300  # of an accelerator that is not in the list
 CORE_WATTS = 10  # of a core of a CPU, its share of memory and fans included
 ASSUMPTION = (
-    f"Energy is that of a run's energy.meter, else an estimate: power × time, with the power of a board by its data sheet "
-    f"({OTHER_WATTS} W if it is not known) and {CORE_WATTS} W for each core of a CPU; hosts, cooling and attempts that left no time are not counted."
+    "Energy is that of a run's energy.meter, else an estimate: power × time, with the power of a board by its data "
+    f"sheet ({OTHER_WATTS} W if it is not known) and {CORE_WATTS} W for each core of a CPU; hosts, cooling and "
+    "attempts that left no time are not counted."
 )
 
 
