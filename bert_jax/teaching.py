@@ -12,7 +12,7 @@ from bert_jax.inference.open import Opened, open_model
 from bert_jax.models.bert import Model
 from bert_jax.sharding import current, gathered
 from bert_jax.tasks import task_class
-from bert_jax.tasks.distillation import Distillation, Teacher
+from bert_jax.tasks.distillation import Distillation, Teacher, forward_flops
 from bert_jax.tasks.task import Source, Task
 from bert_jax.training.parameters import unflatten
 
@@ -34,6 +34,13 @@ def trained_task(config: ConfigDict, source: Source | None) -> Task:
         return unflatten(graphdef, dict(parameters) if mesh is None else gathered(mesh, parameters))
 
     return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path))))
+
+
+def flops_of_teacher(config: ConfigDict, task: Task) -> float:
+    """Returns the floating-point operations of the teacher that the config names, if any, for a step of the task."""
+    return (
+        forward_flops(_teacher(config.distillation.teacher).bert_config, task) if config.distillation.teacher else 0.0
+    )
 
 
 def source_of_teacher(config: ConfigDict) -> Source | None:

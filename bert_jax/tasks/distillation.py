@@ -106,9 +106,7 @@ class Distillation:
         hard = {name: share * weights["hard"] for name, share in own if "hard" in weights}
         self.objectives = self.taught | hard
         if hasattr(student, "flops_per_step"):
-            length = student.config.data.sequence_length
-            forward = training_flops(teacher.task.bert_config, student.tokens_per_step / length, length, 0) / 3
-            self.flops_per_step = student.flops_per_step + forward
+            self.flops_per_step = student.flops_per_step + forward_flops(teacher.task.bert_config, student)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.student, name)
@@ -212,6 +210,12 @@ class Distillation:
             if "hidden" in weights:
                 found["hidden_loss"] = _hidden_sums(recipe, model.heads[HEAD], own, other)
         return found
+
+
+def forward_flops(teacher: BertConfig, student: Task) -> float:
+    """Returns the floating-point operations of a teacher for the rows of one of the student's steps."""
+    length = student.config.data.sequence_length
+    return training_flops(teacher, student.tokens_per_step / length, length, 0) / 3
 
 
 def _soft(objective: str) -> str:
