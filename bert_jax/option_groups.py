@@ -46,6 +46,8 @@ GROUPS = (
     number("distillation.hidden", 0.0, "[0, 1e6]", "weight of the hidden states, through a projection"),
     number("distillation.hard", 1.0, "[0, 1e6]", "weight of the task's own loss"),
     number("distillation.temperature", 2.0, "[1, 1000]", "by which both models' logits are divided for soft"),
+    text("distillation.cache", "", "folder that keeps the teacher's logits of labelled examples; empty = computed in "
+        "every step"),
     text("distillation.relation_kinds", "queries,keys,values", "of queries, keys, values, attention; MiniLM: "
         "attention,values"),
     integer("distillation.relation_heads", None, "[1, 4096]", "parts of a vector; None = the teacher's heads, or "
