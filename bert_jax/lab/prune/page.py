@@ -57,7 +57,7 @@ def _written(written: dict[str, Any], found: Pruning) -> list[Block]:
         ["layers × heads", written["shape_before"], written["shape"]],
         *([name, f"{whole[name]:.4f}", f"{written['metrics'][name]:.4f}"] for name in (found.metric, "loss")),
     ]
-    return [Table(["", "whole", "smaller"], rows, {1, 2}), Text(written["to"], "note")]
+    return [Table(["", "whole", "smaller"], rows, {1, 2}), Text(f"The checkpoint: {written['to']}", "note")]
 
 
 def _table(points: list[Left], found: Pruning, what: str) -> Table:
