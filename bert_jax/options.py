@@ -35,6 +35,7 @@ _OPTIONS = (
     _integer("model.hidden_size", None, "[1, 65536]", "width of a token's vector; None = by model.size", "shape"),
     _integer("model.num_hidden_layers", None, "[1, 4096]", "None = by model.size", "shape"),
     _integer("model.num_attention_heads", None, "[1, 4096]", "divides hidden_size; None = by model.size", "shape"),
+    _integer("model.head_size", None, "[1, 65536]", "of a head; None = hidden_size / num_attention_heads", "shape"),
     _integer("model.intermediate_size", None, "[1, 2^20]", "feed-forward width; None = 4 × hidden_size", "shape"),
     _integer("model.embedding_size", None, "[1, 65536]", "if smaller, factorised; None = hidden_size", "shape"),
     _integer("model.max_position_embeddings", None, "[1, 2^20]", "the longest row, in tokens; None = 512", "shape"),

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import cast
 
+import jax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.models.bert import Model
-from bert_jax.sharding import current, gathered
+from bert_jax.sharding import current, gathered, make_mesh
 from bert_jax.tasks import task_class
-from bert_jax.tasks.distillation import Distillation, Teacher
+from bert_jax.tasks.distillation import Distillation, Teacher, forward_flops
 from bert_jax.tasks.task import Source, Task
+from bert_jax.tasks.teacher_cache import TeacherCache, TeachersLogits, about
 from bert_jax.training.parameters import unflatten
 
 
@@ -33,7 +36,21 @@ def trained_task(config: ConfigDict, source: Source | None) -> Task:
         mesh = current()
         return unflatten(graphdef, dict(parameters) if mesh is None else gathered(mesh, parameters))
 
-    return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path))))
+    cache = None
+    if config.distillation.cache:
+        if jax.process_count() > 1:
+            raise UserError(f"distillation.cache is for one process, here are {jax.process_count()}: leave it out")
+        mesh = make_mesh(config.mesh)
+        logits = TeachersLogits(opened.task, model, parameters, mesh)
+        cache = TeacherCache(Path(config.distillation.cache), about(opened.task, parameters, mesh), logits)
+    return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path)), cache))
+
+
+def flops_of_teacher(config: ConfigDict, task: Task) -> float:
+    """Returns the floating-point operations of the teacher that the config names, if any, for a step of the task."""
+    return (
+        forward_flops(_teacher(config.distillation.teacher).bert_config, task) if config.distillation.teacher else 0.0
+    )
 
 
 def source_of_teacher(config: ConfigDict) -> Source | None:

@@ -42,6 +42,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("multitask.last_exponent", "generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest", "vectors.mismatch_rate", "extend.words"),
     *("distillation.relations", "distillation.soft", "distillation.hidden", "distillation.hard"),
+    *("energy.watts", "energy.grams_per_kwh"),
 }
 
 
@@ -71,7 +72,7 @@ def test_a_default_is_accepted_and_belongs_to_its_key():
     config = default_config()
     check_options(config)
     assert config.is_locked and config.train.steps == 900_000 and config.model.hidden_size is None
-    assert len(SHAPE) == 17 and "data.workers" in RESTART and "model.dtype" in INFERENCE
+    assert len(SHAPE) == 18 and "data.workers" in RESTART and "model.dtype" in INFERENCE
     assert config.to_dict() == get_config().to_dict()
 
 

@@ -17,7 +17,7 @@ from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface, porta
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
 from bert_jax.convert.program_card import kept, program_card
-from bert_jax.convert.resize import extend_positions, extend_vocabulary, read_words
+from bert_jax.convert.resize import extend_positions, extend_vocabulary, fill_heads, read_words
 from bert_jax.inference.open import Opened, open_model
 from bert_jax.models.layers import Linear
 from bert_jax.options import default_config
@@ -78,12 +78,12 @@ def convert(
         others["max_position_embeddings"] = str(max_position_embeddings or "")
         if given := [name for name, value in others.items() if value]:
             raise UserError(f"--{given[0]} is not for --format={format}: convert to bert_jax first, then export that")
-        _check_target(Path(target), source, overwrite)
+        check_target(Path(target), source, overwrite)
         opened = open_model(source, task_name=task)
         _check_single(opened)
         run = opened.run | {"config": without_private_paths(opened.run["config"])}
         options = {"format": format, "dtype": dtype, "opset": opset, "check": check}
-        with _replacing(Path(target)) as folder:
+        with replacing(Path(target)) as folder:
             return f"wrote {target}: " + portable.write(folder, opened, partial(program_card, run), **options)
     for name, value in (("opset", opset), ("check", check)):
         if value:
@@ -91,14 +91,17 @@ def convert(
     if format == "huggingface" and dtype == "int8":
         raise UserError("--dtype=int8: Transformers does not read int8 with our scales; choose float16 or bfloat16")
     words = read_words(Path(extend_vocab)) if extend_vocab else []
-    _check_target(Path(target), source, overwrite)
+    check_target(Path(target), source, overwrite)
     opened = open_source(source, architecture="" if format == "huggingface" else architecture, task=task, allow=allow)
     model, run = opened.model, opened.run
-    lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings)]
+    note = ""
+    if format == "huggingface":
+        model.parameters, model.config, note = fill_heads(model.parameters, model.config)
+    lines = [f"read {source}: {model.report}", *_resize(model, words, max_position_embeddings), *[note] * bool(note)]
     run["config"]["model"] |= _shape(model)
     count = len(model.parameters)
     model.parameters = stored(model.parameters, dtype)
-    with _replacing(Path(target)) as folder:
+    with replacing(Path(target)) as folder:
         if format == "huggingface":
             architecture = architecture or huggingface.default_architecture(model)
             card = model_card(run, opened.metrics, architecture, sum(x.size for x in model.parameters.values()))
@@ -219,7 +222,7 @@ def _resize(model: Loaded, words: list[str], positions: int) -> list[str]:
     return lines
 
 
-def _check_target(target: Path, source: str, overwrite: bool) -> None:
+def check_target(target: Path, source: str, overwrite: bool) -> None:
     """Raises UserError for a target that may not be replaced: what another program wrote, or training."""
     origin, is_folder = Path(source).resolve(), target.is_dir() and not target.is_symlink()
     if not target.exists():
@@ -242,7 +245,7 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """Yields a folder to write into that becomes `target`, at once and only if all went well."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ close to what it was, and further training has the least to correct.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from bert_jax.convert.mapping import Arrays
 from bert_jax.data.text.text_files import read_bytes
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
+from bert_jax.models.config import BertConfig
 from bert_jax.sharding import TABLES
 
+_HEAD_COLUMNS = re.compile(r"attention/(query|key|value)/(kernel|bias)$")
+_HEAD_ROWS = re.compile(r"attention/output/kernel$")
 SLOT = re.compile(r"\[unused\d+\]$")  # left free in published vocabularies
 
 
@@ -81,6 +85,31 @@ def extend_positions(parameters: Arrays, positions: int) -> tuple[Arrays, str]:
         "rows of up to the old length give what they gave, longer ones need training"
     )
     return parameters | {name: table[np.arange(positions) % count]}, note
+
+
+def fill_heads(parameters: Arrays, config: BertConfig) -> tuple[Arrays, BertConfig, str]:
+    """Returns parameters and shape of the same model with as many heads as fill hidden_size, for formats that know no
+    fewer, and a note for the report. A head that is added has zeros for kernels, and adds zero. Raises UserError if
+    they do not fill it."""
+    width, missing = config.head_width, config.hidden_size - config.attention_width
+    if config.head_size is None:
+        return parameters, config, ""
+    if missing < 0 or missing % width:
+        raise UserError(
+            f"model.head_size is {width} and model.hidden_size {config.hidden_size}: heads of this size do not "
+            "fill it, as this format needs; write another format"
+        )
+
+    def filled(name: str, x: np.ndarray) -> np.ndarray:
+        axis = -1 if _HEAD_COLUMNS.search(name) else -2 if _HEAD_ROWS.search(name) else None
+        if axis is None:
+            return x
+        return np.pad(x, [(0, missing if i == x.ndim + axis else 0) for i in range(x.ndim)])
+
+    count = config.hidden_size // width
+    note = f"heads: {config.num_attention_heads} of {width} became {count}, as this format needs; the new ones add 0"
+    shape = replace(config, num_attention_heads=count, head_size=None)
+    return {name: filled(name, x) for name, x in parameters.items()}, shape, note
 
 
 def _sort_out(tokenizer: WordPieceTokenizer, words: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:

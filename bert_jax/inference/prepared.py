@@ -55,7 +55,7 @@ class FusedAttention(Attention):
         if query_source is key_value_source:
             parts = jnp.split(self.projection(query_source, self.config.dtype), 3, axis=-1)
         else:  # the last layer, of which few tokens are asked for
-            size = query_source.shape[-1]
+            size = self.config.attention_width
             query = self._columns(query_source, slice(size))
             parts = [query, *jnp.split(self._columns(key_value_source, slice(size, None)), 2, axis=-1)]
         query, key, value = (self._heads(part) for part in parts)

@@ -26,7 +26,7 @@ class Cache(NamedTuple):
     @classmethod
     def empty(cls, config: BertConfig, rows: int, size: int) -> "Cache":
         """Returns a cache for one layer, with room for `size` tokens in each row."""
-        room = jnp.zeros((rows, size, config.num_attention_heads, config.head_size), config.dtype)
+        room = jnp.zeros((rows, size, config.num_attention_heads, config.head_width), config.dtype)
         return cls(room, room, jnp.zeros((), jnp.int32))
 
     def extended(self, key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]) -> "Cache":
@@ -68,11 +68,12 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.config = config
-        size, options = config.hidden_size, {"rngs": rngs, "stack": stack, "use_bias": config.use_bias}
-        self.query = Linear(size, size, stddev=config.kernel_stddev(size), **options)
-        self.key = Linear(size, size, stddev=config.kernel_stddev(size), **options)
-        self.value = Linear(size, size, stddev=config.kernel_stddev(size), **options)
-        self.output = Linear(size, size, stddev=config.kernel_stddev(size, is_residual=True), **options)
+        size, heads = config.hidden_size, config.attention_width
+        options = {"rngs": rngs, "stack": stack, "use_bias": config.use_bias}
+        self.query = Linear(size, heads, stddev=config.kernel_stddev(size), **options)
+        self.key = Linear(size, heads, stddev=config.kernel_stddev(size), **options)
+        self.value = Linear(size, heads, stddev=config.kernel_stddev(size), **options)
+        self.output = Linear(heads, size, stddev=config.kernel_stddev(heads, is_residual=True), **options)
 
     def __call__(
         self,

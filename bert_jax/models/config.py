@@ -19,6 +19,7 @@ SIZES = {
     "large": (1024, 24, 16),
 }
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
+_BY_SIZE = (*_SIZE_KEYS, "head_size")  # what a new model.size decides, whatever the source has
 _STRUCTURE = ("position_embedding", "norm", "gated", "use_bias", "tie_embeddings", "languages")
 
 
@@ -30,6 +31,7 @@ class BertConfig:
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
+    head_size: int | None = None
     intermediate_size: int = 3072
     embedding_size: int = 768
     max_position_embeddings: int = 512
@@ -56,14 +58,14 @@ class BertConfig:
     def __post_init__(self):
         for field in fields(self):
             check_option(f"model.{field.name}", getattr(self, field.name))
-        if self.hidden_size % self.num_attention_heads:
+        if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.hidden_size {self.hidden_size} is not a multiple of "
                 f"model.num_attention_heads {self.num_attention_heads}"
             )
-        if self.position_embedding == "rotary" and self.head_size % 2:
+        if self.position_embedding == "rotary" and self.head_width % 2:
             raise UserError(
-                f"model.position_embedding=rotary rotates pairs of columns, and the head size is {self.head_size} "
+                f"model.position_embedding=rotary rotates pairs of columns, and the head size is {self.head_width} "
                 f"(model.hidden_size {self.hidden_size} / model.num_attention_heads {self.num_attention_heads}); "
                 "choose sizes that make it even"
             )
@@ -71,8 +73,14 @@ class BertConfig:
             raise UserError("model.attention=cudnn needs model.dtype=bfloat16 and model.attention_dropout=0")
 
     @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def head_width(self) -> int:
+        """The columns of one head. Fewer heads than fill hidden_size are what pruning leaves (`lab/prune`)."""
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_width(self) -> int:
+        """The columns of all heads together."""
+        return self.num_attention_heads * self.head_width
 
     @property
     def num_languages(self) -> int:
@@ -113,7 +121,7 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
 def inherit_shape(model: ConfigDict, source: BertConfig) -> None:
     """Gives `config.model` the shape of `source`, where neither `model.size` nor a key of its own says it."""
     for key in SHAPE:
-        if model[key] is None and not (model.size and key in _SIZE_KEYS):
+        if model[key] is None and not (model.size and key in _BY_SIZE):
             model[key] = getattr(source, key)
 
 

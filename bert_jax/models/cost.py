@@ -13,9 +13,9 @@ def training_flops(
     a row, that the last layer is computed at; None = all.
     """
     d, f, e = config.hidden_size, config.intermediate_size, config.embedding_size
-    ffn = (3 if config.gated else 2) * d * f
-    per_place = 2 * d * d + ffn + 2 * length * d  # query, output, FFN, attention
-    per_layer = length * (2 * d * d + per_place)  # key and value of every token
+    ffn, a = (3 if config.gated else 2) * d * f, config.attention_width
+    per_place = 2 * d * a + ffn + 2 * length * a  # query, output, FFN, attention
+    per_layer = length * (2 * d * a + per_place)  # key and value of every token
     skipped = 0 if places is None else (length - places) * per_place
     per_row = config.num_hidden_layers * per_layer - skipped + (0 if e == d else length * e * d)
     per_row += predictions * (d * e + e * config.vocab_size) + d * d + 2 * d
@@ -33,7 +33,8 @@ def training_bytes(config: BertConfig, rows: float, length: float, *, fused_atte
     d, f = config.hidden_size, config.intermediate_size
     scores = 0 if fused_attention else 2 * config.num_attention_heads * length
     inner = (4 if config.gated else 2) * f  # a gate is as large again
-    per_token = 12 * d + inner + scores  # projections 6 d, scores and context 4 d, FFN 2 d besides
+    # With a for the width of all heads: projections 2 d + 4 a, scores and context 4 a, FFN 2 d besides.
+    per_token = 4 * d + 8 * config.attention_width + inner + scores
     width = 2 if config.dtype == "bfloat16" else 4
     return 3.0 * width * config.num_hidden_layers * rows * length * per_token
 

@@ -294,7 +294,7 @@ def rotary_angles(config: BertConfig, position_ids: Int[Array, "B L"]) -> Float[
     are not rotary. They are the sinusoids of a head's size."""
     if config.position_embedding != "rotary":
         return None
-    table = sinusoids(config.max_position_embeddings, config.head_size)
+    table = sinusoids(config.max_position_embeddings, config.head_width)
     return jnp.take(np.concatenate([table[:, 0::2], table[:, 1::2]], axis=1), position_ids, axis=0)
 
 

@@ -11,12 +11,13 @@ relation is between two tokens and has no width.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
@@ -28,7 +29,8 @@ from bert_jax.models.config import BertConfig
 from bert_jax.models.cost import training_flops
 from bert_jax.models.layers import Linear, accumulator, dot
 from bert_jax.tasks.losses import soft_sums
-from bert_jax.tasks.task import Batch, Constants, Evaluation, Phase, Sums, Task, mean_of_each
+from bert_jax.tasks.task import Batch, Constants, Evaluation, Phase, Sums, Task, TrainBatches, mean_of_each
+from bert_jax.tasks.teacher_cache import TAUGHT, TaughtBatches, TeacherCache, check_cached, soft_targets
 
 HEAD = "distillation"  # the head that holds the projection; nothing but distillation uses it
 PARTS = ("relations", "soft", "hidden", "hard")
@@ -92,12 +94,16 @@ class Distillation:
     task itself calls its loss, and each other part is there by its name.
     """
 
-    def __init__(self, student: Task, teacher: Teacher):
-        """Raises UserError if this teacher cannot teach this student."""
-        self.student, self.teacher = student, teacher
+    def __init__(self, student: Task, teacher: Teacher, cache: TeacherCache | None = None):
+        """`cache` has the teacher's logits in place of the teacher. Raises UserError if this teacher cannot teach this
+        student."""
+        self.student, self.teacher, self.cache = student, teacher, cache
         self.recipe = Recipe.of(student.config.distillation, student.bert_config, teacher.task.bert_config)
         weights = self.recipe.weights
         _check_alike(student, teacher, weights)
+        if cache is not None:
+            of_teacher = teacher.task.bert_config
+            cache.expect(check_cached(student, weights, of_teacher.num_hidden_layers, of_teacher.hidden_size))
         self.uses_heads = bool(weights.keys() & {"soft", "hard"})
         self.makes_predictions = student.makes_predictions and self.uses_heads
         self.taught = {f"{part}_loss": weights[part] for part in ("relations", "hidden") if part in weights}
@@ -106,15 +112,15 @@ class Distillation:
         hard = {name: share * weights["hard"] for name, share in own if "hard" in weights}
         self.objectives = self.taught | hard
         if hasattr(student, "flops_per_step"):
-            length = student.config.data.sequence_length
-            forward = training_flops(teacher.task.bert_config, student.tokens_per_step / length, length, 0) / 3
+            forward = 0.0 if cache else forward_flops(teacher.task.bert_config, student)
             self.flops_per_step = student.flops_per_step + forward
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.student, name)
 
     def phases(self) -> list[Phase]:
-        return [Phase(end, cast(Task, Distillation(task, self.teacher))) for end, task in self.student.phases()]
+        phases = self.student.phases()
+        return [Phase(end, cast(Task, Distillation(task, self.teacher, self.cache))) for end, task in phases]
 
     @property
     def new_parameters(self) -> str:
@@ -129,7 +135,16 @@ class Distillation:
         return model
 
     def constants(self) -> Constants:
-        return {"own": self.student.constants(), "teacher": dict(self.teacher.parameters)}
+        teacher = {} if self.cache else dict(self.teacher.parameters)
+        return {"own": self.student.constants(), "teacher": teacher}
+
+    def train_batches(self, start_step: int, process_index: int, process_count: int) -> TrainBatches:
+        batches = self.student.train_batches(start_step, process_index, process_count)
+        return batches if self.cache is None else TaughtBatches(batches, self.cache)
+
+    def eval_batches(self, split: str, process_index: int, process_count: int) -> Iterator[dict[str, np.ndarray]]:
+        batches = self.student.eval_batches(split, process_index, process_count)
+        return batches if self.cache is None else map(self.cache.with_logits, batches)
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         tokens = jnp.maximum(jnp.sum(_real(batch)), 1.0)
@@ -190,18 +205,18 @@ class Distillation:
         weights, recipe, found = self.recipe.weights, self.recipe, {}
         if not weights.keys() - {"hard"}:
             return found
-        teacher = self.teacher.model(constants["teacher"])
-        with watched() as by_teacher:
-            theirs = {}
-            if "soft" in weights:
-                theirs = cast(Any, self.teacher.task).outputs(teacher, batch, None)
-            else:
-                teacher.trunk.encode(_only(seen, self.student).inputs)
+        theirs, by_teacher, teacher = batch, [], cast(Model, None)  # with a cache the batch has the logits
+        if self.cache is None:
+            teacher = self.teacher.model(constants["teacher"])
+            with watched() as by_teacher:
+                if "soft" in weights:
+                    theirs = soft_targets(self.teacher.task, teacher, batch)
+                else:
+                    teacher.trunk.encode(_only(seen, self.student).inputs)
         if "soft" in weights:
-            of_teacher = cast(Any, self.teacher.task).soft(theirs, batch)
             for name, logits in cast(Any, self.student).soft(outputs, batch).items():
-                pairs = zip(logits, of_teacher[name], strict=True)
-                each = [soft_sums(own, other.values, recipe.temperature) for own, other in pairs]
+                others = (theirs[f"{TAUGHT}{name}/{i}"] for i in range(len(logits)))
+                each = [soft_sums(own, other, recipe.temperature) for own, other in zip(logits, others, strict=True)]
                 found[_soft(name)] = (sum(total for total, _ in each) / len(each), each[0][1])
             for name in self.student.objectives.keys() - {*cast(Any, self.student).soft(outputs, batch)}:
                 found[_soft(name)] = (jnp.float32(0), jnp.float32(0))
@@ -212,6 +227,12 @@ class Distillation:
             if "hidden" in weights:
                 found["hidden_loss"] = _hidden_sums(recipe, model.heads[HEAD], own, other)
         return found
+
+
+def forward_flops(teacher: BertConfig, student: Task) -> float:
+    """Returns the floating-point operations of a teacher for the rows of one of the student's steps."""
+    length = student.config.data.sequence_length
+    return training_flops(teacher, student.tokens_per_step / length, length, 0) / 3
 
 
 def _soft(objective: str) -> str:
@@ -272,16 +293,16 @@ def _hidden_sums(recipe: Recipe, projection: Linear, student: Seen, teacher: See
 
 def _usual_heads(kinds: Sequence[str], student: BertConfig, teacher: BertConfig) -> int:
     """Returns the teacher's number of heads, or the next lower one that divides both widths."""
-    heads, both = teacher.num_attention_heads, math.gcd(student.hidden_size, teacher.hidden_size)
+    heads, both = teacher.num_attention_heads, math.gcd(student.attention_width, teacher.attention_width)
     return heads if "attention" in kinds else max(count for count in range(1, heads + 1) if both % count == 0)
 
 
 def _check_relations(kinds: Sequence[str], heads: int, student: BertConfig, teacher: BertConfig) -> None:
     for who, model in (("student", student), ("teacher", teacher)):
-        if model.hidden_size % heads:
+        if model.attention_width % heads:
             raise UserError(
                 f"distillation.relation_heads {heads} does not divide the {who}'s model.hidden_size "
-                f"{model.hidden_size}; set it to a number that divides both"
+                f"{model.attention_width}; set it to a number that divides both"
             )
         if "attention" in kinds and model.num_attention_heads != heads:
             raise UserError(

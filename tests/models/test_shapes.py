@@ -198,15 +198,15 @@ def _attend(linear, at, x, config, rows):
         linear(f"{at}/{part}", x).reshape(*x.shape[:2], config.num_attention_heads, -1)
         for part in ("query", "key", "value")
     )
-    half = config.head_size // 2
+    half = config.head_width // 2
     if config.position_embedding == "rotary":
-        turn = np.exp(1j * rows["position_ids"][:, :, None] * 10_000.0 ** (-2 * np.arange(half) / config.head_size))
+        turn = np.exp(1j * rows["position_ids"][:, :, None] * 10_000.0 ** (-2 * np.arange(half) / config.head_width))
         query, key = ((y[..., :half] + 1j * y[..., half:]) * turn[:, :, None] for y in (query, key))
     context, weights = np.zeros_like(value), np.zeros((x.shape[0], value.shape[2], x.shape[1], x.shape[1]))
     for b, i, h in np.ndindex(value.shape[:3]):
         seen = [j for j in range(i + 1 if config.causal else x.shape[1])]
         seen = [j for j in seen if rows["sequence_ids"][b, j] == rows["sequence_ids"][b, i]]
-        scores = [np.real(query[b, i, h] @ np.conj(key[b, j, h])) / np.sqrt(config.head_size) for j in seen]
+        scores = [np.real(query[b, i, h] @ np.conj(key[b, j, h])) / np.sqrt(config.head_width) for j in seen]
         exponentials = np.exp(scores - np.max(scores))
         weights[b, h, i, seen] = exponentials / exponentials.sum()
         context[b, i, h] = weights[b, h, i] @ value[b, :, h]

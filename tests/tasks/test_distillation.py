@@ -1,6 +1,8 @@
 """A student and its teacher: the losses by hand, every family, whole runs, and what does not fit."""
 
 import json
+import shutil
+import types
 from functools import partial
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 import scipy.special
 from flax import nnx
 
-from bert_jax import modes
+from bert_jax import modes, teaching
 from bert_jax.config import UserError
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.experiment import set_options
@@ -21,7 +23,7 @@ from bert_jax.models.config import BertConfig
 from bert_jax.models.layers import Linear
 from bert_jax.run import run
 from bert_jax.sharding import current, gathered, make_mesh, place, to_mesh
-from bert_jax.tasks import distillation, task_class
+from bert_jax.tasks import distillation, task_class, teacher_cache
 from bert_jax.tasks.distillation import Distillation, Recipe, Teacher
 from bert_jax.tasks.losses import Logits, soft_sums
 from bert_jax.training.checkpoint import choose_checkpoint, read_checkpoint
@@ -430,3 +432,121 @@ def test_a_teacher_of_another_task_is_named_as_such(taught, small_config, tmp_pa
     config.distillation.teacher = str(tmp_path / "pretrained")
     with pytest.raises(UserError, match="was trained for task=pretraining, the student is for task=classification"):
         run(config, tmp_path / "run")
+
+
+def learned(workdir):
+    return jax.device_get(read_checkpoint(choose_checkpoint(str(workdir), "newest")).parameters)
+
+
+@pytest.fixture(scope="module")
+def cached(taught, tmp_path_factory):
+    """A student of two epochs with a cache, and of one without; the folder of both, and the config."""
+    folder = tmp_path_factory.mktemp("cached")
+    config = student_config(taught)
+    config.train.epochs = 2.0
+    config.train.log_every = 1
+    without = config.copy_and_resolve_references()
+    without.train.update(epochs=None, steps=3)
+    without.optimizer.decay_steps = 14
+    run(without, folder / "without")
+    config.distillation.cache = str(folder / "cache")
+    run(config.copy_and_resolve_references(), folder / "with")
+    return folder, config
+
+
+def test_a_run_with_a_cache_learns_what_one_without_does_whatever_it_holds(cached, tmp_path, monkeypatch):
+    folder, config = cached
+    lines, others = (read_metrics(folder / name / "metrics.jsonl") for name in ("without", "with"))
+    for line, other in zip(lines[:3], others[:3], strict=True):
+        for name in ("loss", "soft_loss", "hard_loss", "grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=1e-5), (name, line["step"])
+    expected = learned(folder / "with")
+    [first] = (folder / "cache").glob("*.rows")
+
+    # Of rows that come again, the teacher would compute the same bits at other places of other batches.
+    task = teaching.trained_task(config.copy_and_resolve_references(), teaching.source_of_teacher(config))
+    batches, again = task.train_batches(14, 0, 1), 0
+    for _ in range(7):  # a third epoch
+        batch = next(batches.batches)
+        if all(key in task.cache.known for key in teacher_cache._keys(batch)[0]):
+            again += 1
+            for name, logits in task.cache.teacher(batch).items():
+                np.testing.assert_array_equal(logits, task.cache.with_logits(batch)[name])
+    batches.close()
+    assert again > 0
+
+    # A second run finds everything, needs the teacher for nothing, and writes nothing.
+    def refused(*_):
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(teacher_cache.TeachersLogits, "__call__", refused)
+    run(config.copy_and_resolve_references(), tmp_path / "again")
+    again = learned(tmp_path / "again")
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+    assert [path.name for path in (folder / "cache").glob("*.rows")] == [first.name]
+
+
+def test_a_cache_that_was_cut_off_is_completed_and_a_damaged_one_is_refused(cached, tmp_path):
+    folder, config = cached
+    [path] = (folder / "cache").glob("*.rows")
+    whole = dict(teacher_cache._read(path))
+    copy = tmp_path / "copy.rows"
+    for cut in (0, 5, 24, 30, path.stat().st_size - 1):
+        copy.write_bytes(path.read_bytes()[:cut])
+        kept = dict(teacher_cache._read(copy))
+        assert len(kept) < len(whole) and all(np.array_equal(whole[key], row) for key, row in kept.items())
+    content = bytearray(path.read_bytes())
+    content[26] ^= 1  # a bit of the first value
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    (tmp_path / "cache" / path.name).write_bytes(content)
+    config = config.copy_and_resolve_references()
+    config.distillation.cache = str(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"is damaged at byte 0: delete this file"):
+        run(config, tmp_path / "run")
+
+
+CACHES = {
+    "foreign": ({}, '{"teacher": "another"}', "is of another teacher (another, here "),
+    "no cache": ({}, None, "holds something else; name a new folder"),
+    "half written": ({}, '{"teacher": ', "is damaged; delete the folder"),
+    "relations": ({"distillation.relations": 1.0}, "", "for distillation.relations it takes about 0.000154 GB"),
+    "hidden": ({"distillation.hidden": 1.0}, "", "for distillation.hidden it takes about"),
+    "hard alone": ({"distillation.soft": 0.0}, "", "distillation.soft is 0: leave the cache out"),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_what_a_cache_cannot_do_is_one_line(taught, tmp_path, name):
+    options, about, expected = CACHES[name]
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    if about is None:
+        (folder / "thesis.tex").write_text("mine")
+    elif about:
+        (folder / teacher_cache.ABOUT).write_text(about)
+    config = student_config(taught)
+    set_options(config, options | {"distillation.cache": str(folder)})
+    with pytest.raises(UserError) as caught:
+        run(config, tmp_path / "run")
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pretraining_has_nothing_to_cache(small_config):
+    """Nor has any task whose rows are new in every step."""
+    small_config.train.update(steps=2, batch_size=16)
+    student = types.SimpleNamespace(config=small_config)
+    with pytest.raises(UserError, match=r"rows of task=pretraining are new in every step \(32 in this run\)"):
+        teacher_cache.check_cached(student, ["soft"], 2, 32)
+
+
+def test_logits_that_do_not_fit_are_refused_with_their_size(tmp_path):
+    class Wide:
+        def shapes(self, batch):
+            return {"taught/loss/0": jax.ShapeDtypeStruct((2, 30_000), jnp.float32)}
+
+    cache = teacher_cache.TeacherCache(tmp_path / "cache", {"teacher": "a"}, Wide())
+    cache.expect(10**9)
+    batch = {"item_ids": np.zeros((2, 1), np.int32), "input_ids": np.zeros((2, 4), np.int32)}
+    with pytest.raises(UserError, match=r"1,000,000,000 rows take about 1.2e\+05 GB, over half of the memory"):
+        cache.with_logits(batch)

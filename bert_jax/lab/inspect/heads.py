@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,8 +84,7 @@ def head_importance(
     """
     opened = insides(model).opened
     if isinstance(opened.task, FineTuning):
-        own = ",".join(files_of(opened.config.data.validation, "data.validation"))
-        return _on_examples(model, examples or own, limit, progress)
+        return _on_examples(model, examples, limit, progress)
     if not texts:
         raise UserError("there is no text to measure the loss of; give one")
     return _on_texts(model, texts, limit, progress)
@@ -97,7 +96,7 @@ def ablated(model: Model, kept: Float[Array, "N H"]) -> Model:
     The output of a head meets K rows of its layer's output kernel: to multiply these costs attention nothing.
     """
     encoder = model.trunk.encoder
-    factors = jnp.repeat(kept, encoder.config.head_size, axis=1)[:, :, None]  # [N, D, 1]
+    factors = jnp.repeat(kept, encoder.config.head_width, axis=1)[:, :, None]  # [N, D, 1]
     if isinstance(encoder.layers, Layer):
         _multiply(encoder.layers.attention.output, factors)
     else:
@@ -133,31 +132,80 @@ def _on_texts(model: LoadedModel, texts: Sequence[str], limit: int, progress: bo
     return HeadImportance(f"{count:,} tokens, each masked in turn", whole, np.asarray(without) - whole)
 
 
-def _on_examples(model: LoadedModel, spec: str, limit: int, progress: bool) -> HeadImportance:
-    opened = insides(model).opened
-    task = _with_examples(opened, spec)
-    examples = task.examples["train"][:limit]
-    items = task.items["train"] = task.encode(examples)
-    task.examples["train"] = examples
-    program = opened.at_work.program(lambda whole, kept, batch: task.evaluate(ablated(whole, kept), batch, {}))
-    batches = list(_batches(items, insides(model).batch_size, opened.config.data.sequence_length))
-    description = task.description() | opened.run["task"]
+class LabelledExamples:
+    """Labelled examples that a fine-tuned model is measured on, whatever is left of it."""
 
-    def metrics(kept: np.ndarray) -> dict[str, float]:
-        found = [jax.device_get(program(kept, batch)) for batch in batches]
+    def __init__(self, model: LoadedModel, spec: str, limit: int):
+        """`spec` is a file like those of the run, by default its data.validation, of which the first `limit` examples
+        are used. Raises UserError for a model that is not fine-tuned, and for what is wrong with the file."""
+        self.opened = opened = insides(model).opened
+        opened.check_single()
+        if not isinstance(opened.task, FineTuning):
+            task = opened.config.task
+            raise UserError(f"{opened.path}: task={task} has no labelled examples to measure it on; fine-tune it first")
+        self.spec = spec = spec or ",".join(files_of(opened.config.data.validation, "data.validation"))
+        self.task = task = _with_examples(opened, spec)
+        examples = task.examples["train"] = task.examples["train"][:limit]
+        items = task.items["train"] = task.encode(examples)
+        self.batches = list(_batches(items, insides(model).batch_size, opened.config.data.sequence_length))
+        self.name = f"{len(examples):,} examples of {Path(spec).name}"
+        self.description = task.description() | opened.run["task"]
+        self._ablated = opened.at_work.program(lambda whole, kept, batch: self.evaluate(ablated(whole, kept), batch))
+
+    def evaluate(self, model: Any, batch: Any) -> Any:
+        """Returns the sums and rows of a batch; to be traced."""
+        return self.task.evaluate(model, batch, {})
+
+    def metrics(self, program: Callable[[Batch], Any]) -> dict[str, float]:
+        """Returns the metrics of a model, whose `program` returns what `evaluate` does."""
+        found = [jax.device_get(program(batch)) for batch in self.batches]
         sums = jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(sums for sums, _ in found))
-        return task.evaluation("train", sums, [rows for _, rows in found], description).metrics
+        return self.task.evaluation("train", sums, [rows for _, rows in found], self.description).metrics
 
-    whole, without = _one_by_one(opened.bert_config, metrics, progress)
-    name = opened.config.checkpoint.best_metric
-    name = name if name in whole else next(iter(task.score_names("train")))
+    def with_heads(self, kept: Float32[np.ndarray, "N H"]) -> dict[str, float]:
+        """Returns the metrics of the model with the output of each head multiplied by its entry of `kept`."""
+        return self.metrics(partial(self._ablated, kept))
+
+    def metric(self, found: Mapping[str, float]) -> str:
+        """Returns the name of the metric that says how good the model is."""
+        name = self.opened.config.checkpoint.best_metric
+        return name if name in found else next(iter(self.task.score_names("train")))
+
+
+def head_gradients(on: LabelledExamples) -> Float64[np.ndarray, "N H"]:
+    """Returns the importance of each head by one backward pass over the examples: the mean over rows of the absolute
+    derivative of a row's loss by a factor of the head's output (Michel et al. 2019, equation 2)."""
+
+    def of_batch(model, batch):
+        groups = batch["item_weights"].shape[0]
+
+        def of_group(_, one):
+            def loss(kept):
+                # The model is taken apart and put together again: `ablated` changes what it is given.
+                graphdef, state = nnx.split(model)
+                return on.evaluate(ablated(nnx.merge(graphdef, state), kept), one)[0]["loss"][0]
+
+            return None, jnp.abs(jax.grad(loss)(jnp.ones(shape, jnp.float32)))
+
+        single = {name: x.reshape(groups, -1, *x.shape[1:]) for name, x in batch.items()}
+        gradients = jax.lax.scan(of_group, None, single)[1]
+        return jnp.sum(gradients, axis=0), jnp.sum(jnp.any(batch["item_weights"] > 0, axis=1).astype(jnp.float32))
+
+    config = on.opened.bert_config
+    shape = config.num_hidden_layers, config.num_attention_heads
+    program = on.opened.at_work.program(of_batch)
+    found = [jax.device_get(program(batch)) for batch in on.batches]
+    return np.sum([np.asarray(total, np.float64) for total, _ in found], axis=0) / sum(float(n) for _, n in found)
+
+
+def _on_examples(model: LoadedModel, spec: str, limit: int, progress: bool) -> HeadImportance:
+    on = LabelledExamples(model, spec, limit)
+    whole, without = _one_by_one(on.opened.bert_config, on.with_heads, progress)
+    name = on.metric(whole)
     differences = {
         key: np.asarray([[one[key] - whole[key] for one in row] for row in without]) for key in ("loss", name)
     }
-    measured = (name, whole[name], differences[name])
-    return HeadImportance(
-        f"{len(examples):,} examples of {Path(spec).name}", whole["loss"], differences["loss"], *measured
-    )
+    return HeadImportance(on.name, whole["loss"], differences["loss"], name, whole[name], differences[name])
 
 
 def _with_examples(opened: Opened, spec: str) -> FineTuning:

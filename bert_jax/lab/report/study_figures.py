@@ -91,6 +91,20 @@ def curves(panels: Sequence[Curves], name: str) -> bytes:
         return look.svg(name)
 
 
+def by_share(title: str, label: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], name: str) -> bytes:
+    """Draws values against the share, from 0 to 1, of something that is left out; `lines` are {name: (shares,
+    values)}."""
+    with _Look(1, 2.8, legend=len(lines)) as look:
+        for number, (shares, values) in enumerate(lines.values()):
+            look.axes[0].plot(
+                shares, values, _dashes(number), color=_colour(number), linewidth=1.6, marker="o", markersize=4
+            )
+        look.axes[0].xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+        look.finish(look.axes[0], title, label, "y")
+        look.legend([(shorten(line, 40), _colour(i), _dashes(i)) for i, line in enumerate(lines)])
+        return look.svg(name)
+
+
 def mean_and_band(
     runs: Sequence[tuple[Sequence[int], Sequence[float]]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from bert_jax.models.config import BertConfig, bert_config, check_structure, inh
 from bert_jax.options import default_config
 from bert_jax.sharding import make_mesh
 from bert_jax.tasks import TASKS, task_class
+from bert_jax.teaching import flops_of_teacher, source_of_teacher
 from bert_jax.training.memory import host_memory
 from bert_jax.training.parameters import structure
 from bert_jax.training.throughput import peak_flops
@@ -120,7 +121,7 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
         check_structure(config.model, parent, one.after)
         inherit_shape(config.model, parent)
         vocab_size, config.init_from = parent.vocab_size, ""
-    elif not is_done and (source := runs.inherit(config, workdir / one.key)) is not None:
+    elif not is_done and (source := runs.inherit(config, workdir / one.key) or source_of_teacher(config)) is not None:
         vocab_size = source.tokenizer.vocab_size
     elif not task.makes_vocabulary and not config.data.vocab_file and not is_done:
         raise UserError(
@@ -146,6 +147,7 @@ def _estimate(config: ConfigDict, vocab_size: int, peak: float | None) -> Estima
         if config.task in TASKS:
             raise
         return None  # a task of the user's own need not know how
+    by_teacher = flops_of_teacher(config, task)
     parameters = sum(x.size for x in structure(task.init)[1].values())
     steps = _steps(config, task)
     checkpoint = 12.0 * parameters  # parameters and two moments in float32
@@ -154,7 +156,8 @@ def _estimate(config: ConfigDict, vocab_size: int, peak: float | None) -> Estima
     activations = max(phase.task.bytes_per_step for phase in phases) / 3 / config.train.accumulation
     counts = np.diff([0, *(phase.end for phase in phases[:-1]), steps or 0]).tolist()
     tokens = sum(count * float(phase.task.tokens_per_step) for count, phase in zip(counts, phases, strict=True))
-    flops = sum(count * phase.task.flops_per_step for count, phase in zip(counts, phases, strict=True))
+    costs = (phase.task.flops_per_step + by_teacher for phase in phases)
+    flops = sum(count * cost for count, cost in zip(counts, costs, strict=True))
     return Estimate(
         parameters,
         checkpoint,

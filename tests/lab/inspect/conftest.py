@@ -13,10 +13,11 @@ from tests.inference.conftest import TOKENIZER
 from tests.inference.test_open import pretrained
 
 
-def fine_tuned(folder, config, description, change=lambda parameters: parameters, step=5):
+def fine_tuned(folder, config, description, change=lambda parameters: parameters, step=5, **shape):
     """Writes a checkpoint of a task, with its parameters changed, and loads it."""
     config.model.update(size="tiny", hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32)
     config.model.update(dtype="float32", max_position_embeddings=32, initializer_range=0.5)
+    config.model.update(shape)
     config.data.update(sequence_length=24, buckets=1)
     task = task_class(config.task)(config, TOKENIZER, description)
     parameters = change(dict(jax.device_get(flatten(task.init(nnx.Rngs(params=3))))))
