@@ -26,11 +26,14 @@ _ONES = 16  # columns: a product with a side under 16 would not run on the fast 
 
 
 class PredictionModel:
-    """The prepared parameters of `model`, which itself is no longer needed."""
+    """The prepared parameters of `model`, which itself is no longer needed; with `like`, whose trunk must have the same
+    parameters, that one's trunk in place of its own: both are one in memory."""
 
     takes_any_shape = False  # whether a program costs nothing to run with a new shape
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, like: "PredictionModel | None" = None):
+        if like is not None and isinstance(model, Model):
+            model.trunk = jax.tree.unflatten(like._tree, like._leaves).trunk
         # A list, since a walk through the modules of a small model takes longer than running it on a short text.
         self._leaves, self._tree = jax.tree.flatten(jax.jit(_prepared)(model))
 
@@ -118,9 +121,9 @@ def _prepare(decoder: Decoder, config: BertConfig) -> None:
 
 
 def _prepared_layers(layers: Any, config: BertConfig) -> Any:
-    """Returns a stack of layers, prepared; as a list, unless the program scans over them. A list, which only this
-    function makes, is returned as it is."""
-    if not isinstance(layers, Layer):
+    """Returns a stack of layers, prepared; as a list, unless the program scans over them. What this function made is
+    returned as it is."""
+    if not isinstance(layers, Layer) or isinstance(layers.attention, FusedAttention):
         return layers
     if config.dtype == "bfloat16":
         layers.attention = FusedAttention(layers.attention)

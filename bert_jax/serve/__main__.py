@@ -62,7 +62,8 @@ def _parser() -> Parser:
     flag("batch_size", 32, "most rows of a batch", least=1)
     flag("batch_tokens", 4096, "tokens that are taken from the queue at once", least=1)
     flag("wait_ms", 2, "milliseconds that an input waits for company")
-    flag("threads", 1, "threads that run each model", least=1)
+    flag("threads", 1, "threads that run each model on a device", least=1)
+    flag("devices", 1, "devices of this machine that run each model; 0 for all", least=0)
     flag("max_body_bytes", 2 << 20, "bytes of a request's body", least=1)
     flag("max_inputs", 1024, "inputs of a request", least=1)
     flag("max_input_tokens", 8192, "tokens of one input", least=1)
@@ -83,7 +84,8 @@ def _serve(
     options: dict[str, Any],
     token: str,
 ) -> None:
-    from bert_jax import backend, load
+    from bert_jax import backend
+    from bert_jax.inference.loaded import load_members
     from bert_jax.serve.app import State
     from bert_jax.serve.bodies import Limits
     from bert_jax.serve.routes import Setup
@@ -95,8 +97,13 @@ def _serve(
     given = {name: flags[name] for name in ("batch_size", "checkpoint", "task")}
     given |= {"dtype": flags["dtype"] or None, "overrides": options}
     setup, slots = Setup(flags["pooling"], str(flags["layer"]), flags["attention"]), {}
+    devices = _devices(flags["devices"])
+
+    def loaded(path: str | Path, device: int) -> dict[str, Any]:
+        return load_members(path, device=device, **given)
+
     for name, path in models.items():
-        slots[name] = Slot(name, path, flags["checkpoint"], partial(load, path, **given), setup, lengths)
+        slots[name] = Slot(name, path, flags["checkpoint"], loaded, setup, lengths, devices)
     limits = Limits(
         flags["max_body_bytes"],
         flags["max_inputs"],
@@ -110,6 +117,14 @@ def _serve(
     state = State(slots, limits, token, frozenset(hosts))
     how = {name: flags[name] for name in ("batch_tokens", "threads")} | {"wait": flags["wait_ms"] / 1000}
     serve(state, where, partial(_prepare, state, how), stop=flags["stop_seconds"], reload=flags["reload_seconds"])
+
+
+def _devices(number: int) -> int:
+    import jax
+
+    if number > (there := jax.local_device_count()):
+        raise UserError(f"--devices={number}: this machine has {there}; give no more, or 0 for all of them")
+    return number or there
 
 
 def _prepare(state: Any, how: dict[str, Any]) -> None:

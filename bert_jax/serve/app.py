@@ -203,7 +203,7 @@ class _Server:
         """Returns name and step of the model that answers; of each input a result or an error, and its tokens."""
         slot = self._slot(call.model)
         request.state.model = slot.name
-        served, route = slot.route(name)
+        served, route = slot.route(name, call.task_name)
         problems: dict[int, Any] = {i: UserError(text) for i, text in call.problems.items()}
         if not route.takes_objects:
             objects = (i for i, one in enumerate(call.inputs) if isinstance(one, dict) and i not in problems)

@@ -30,12 +30,13 @@ class Answer(NamedTuple):
 class Server:
     """A process of `python -m bert_jax.serve`."""
 
-    def __init__(self, *words: str, log: Path, wait: bool = True):
+    def __init__(self, *words: str, log: Path, wait: bool = True, devices: int = 1):
         command = [sys.executable, "-m", "bert_jax.serve", *map(str, words), "--port=0"]
+        flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
         self.log = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"XLA_FLAGS": ""}
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"XLA_FLAGS": flags}
             )
         self.port = 0
         if wait:
@@ -139,6 +140,6 @@ def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """One server of all models, whose limits are small enough to meet them."""
     words = [f"{name}={path}" for name, path in models.items()]
     limits = ["--max_body_bytes=200000", "--max_inputs=100", "--max_input_tokens=3000", "--client_seconds=2"]
-    found = Server(*words, *limits, "--lengths=16", log=tmp_path_factory.mktemp("server") / "log")
+    found = Server(*words, *limits, "--lengths=32", "--batch_size=4", log=tmp_path_factory.mktemp("server") / "log")
     yield found
     found.kill()
