@@ -32,10 +32,11 @@ class PredictionModel:
     takes_any_shape = False  # whether a program costs nothing to run with a new shape
 
     def __init__(self, model: nnx.Module, like: "PredictionModel | None" = None):
-        if like is not None and isinstance(model, Model):
-            model.trunk = jax.tree.unflatten(like._tree, like._leaves).trunk
+        prepared = jax.jit(_prepared)(model)
+        if like is not None and isinstance(prepared, Model):
+            prepared.trunk = jax.tree.unflatten(like._tree, like._leaves).trunk
         # A list, since a walk through the modules of a small model takes longer than running it on a short text.
-        self._leaves, self._tree = jax.tree.flatten(jax.jit(_prepared)(model))
+        self._leaves, self._tree = jax.tree.flatten(prepared)
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns `function(model, *arrays)` as a function of the arrays alone, compiled once for each of their
@@ -121,9 +122,9 @@ def _prepare(decoder: Decoder, config: BertConfig) -> None:
 
 
 def _prepared_layers(layers: Any, config: BertConfig) -> Any:
-    """Returns a stack of layers, prepared; as a list, unless the program scans over them. What this function made is
-    returned as it is."""
-    if not isinstance(layers, Layer) or isinstance(layers.attention, FusedAttention):
+    """Returns a stack of layers, prepared; as a list, unless the program scans over them. A list, which only this
+    function makes, is returned as it is."""
+    if not isinstance(layers, Layer):
         return layers
     if config.dtype == "bfloat16":
         layers.attention = FusedAttention(layers.attention)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from experiments import classify, ner, squad, translate
+from bert_jax.entries import add_entry
+from experiments import classify, finetune, translate
 from tests.inference.test_open import pretrained
 from tests.lab.inspect.conftest import CLASSES, fine_tuned
 
@@ -118,21 +119,29 @@ def write_classifier(workdir: Path, step: int = 5, change=lambda parameters: par
     return fine_tuned(workdir / "checkpoints" / str(step), classify.get_config(), CLASSES, change, step)
 
 
+def write_several(workdir: Path) -> None:
+    """A model of the tasks ner and squad."""
+    config = finetune.get_config("multitask", "mean")
+    add_entry(config, "tasks.ner", task="tagging", data={"text": "0", "label": "-1", "long_texts": "windows"})
+    add_entry(config, "tasks.squad", task="span_qa", data={"max_query_length": 4, "window_stride": 4})
+    known = {
+        "ner": {"task": "tagging", "description": {"labels": ["O", "B-X", "I-X"], "characters": False}},
+        "squad": {"task": "span_qa", "description": {"may_have_no_answer": False, "threshold": 0.0}},
+    }
+    fine_tuned(workdir / "checkpoints" / "5", config, {"tasks": known})
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Workdirs: sst2 (three classes), ner, squad, mlm and writer."""
+    """Workdirs: sst2 (three classes), several, mlm and writer."""
     folder = tmp_path_factory.mktemp("served")
     write_classifier(folder / "sst2")
-    tags = {"labels": ["O", "B-X", "I-X"], "characters": False}
-    fine_tuned(folder / "ner" / "checkpoints" / "5", ner.get_config(), tags)
-    answers = squad.get_config("v1")
-    answers.data.update(max_query_length=4, window_stride=4)
-    fine_tuned(folder / "squad" / "checkpoints" / "5", answers, {"may_have_no_answer": False, "threshold": 0.0})
+    write_several(folder / "several")
     writes = translate.get_config()
     writes.data.target_length = 6
     fine_tuned(folder / "writer" / "checkpoints" / "5", writes, {})
     pretrained(folder / "mlm" / "checkpoints" / "3")
-    return {name: folder / name for name in ("sst2", "ner", "squad", "mlm", "writer")}
+    return {name: folder / name for name in ("sst2", "several", "mlm", "writer")}
 
 
 @pytest.fixture(scope="session")

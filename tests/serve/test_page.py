@@ -54,10 +54,11 @@ def test_every_kind_of_answer_is_shown_and_nothing_is_loaded(visit, server):
         text = f"a b {EVIL} good"
         seen = {"classes": tried(page, "sst2", "predict", text=text)}
         seen["bars"] = page.locator(".bars .track").count()
-        tried(page, "ner", "predict", text="\U0001f600 good a b")
+        tried(page, "several: ner", "predict", text="\U0001f600 good a b")
         seen["entities"] = page.locator(".text mark").evaluate_all("all => all.map(x => x.firstChild.data)")
-        tried(page, "squad", "predict", question="a b", context=f"c \U0001f600 d {EVIL} e f good")
+        tried(page, "several: squad", "predict", question="a b", context=f"c \U0001f600 d {EVIL} e f good")
         seen["answer"] = page.locator(".text mark").evaluate_all("all => all.map(x => x.firstChild.data)")
+        page.locator(".text small").evaluate("x => x.remove()")
         seen["context"] = page.inner_text(".text")
         seen["masks"] = tried(page, "mlm", "fill", text=f"a [MASK] {EVIL}")
         seen["near"] = tried(page, "mlm", "near", text="a b", others=f"c\n{EVIL}")
@@ -77,9 +78,9 @@ def test_every_kind_of_answer_is_shown_and_nothing_is_loaded(visit, server):
     assert not said
     assert seen["bars"] == 3 and any(label in seen["classes"] for label in ("bad", "fair", "good"))
     rows = [{"question": "a b", "context": f"c \U0001f600 d {EVIL} e f good"}]
-    answer = server.post("/predict", {"model": "squad", "inputs": rows}).body[0]["answer"]
+    answer = server.post("/predict", {"model": "several", "task_name": "squad", "inputs": rows}).body[0]["answer"]
     assert [one.strip() for one in seen["answer"]] == [answer] and EVIL in seen["context"]
-    entities = server.post("/predict", {"model": "ner", "inputs": ["\U0001f600 good a b"]}).body[0]["entities"]
+    entities = server.post("/predict", {"model": "several", "task_name": "ner", "inputs": ["\U0001f600 good a b"]}).body[0]["entities"]
     assert seen["entities"] == [entity["text"] for entity in entities] and entities
     assert EVIL in seen["masks"] and EVIL in seen["near"] and EVIL in seen["score"]
     assert "[CLS]" in seen["tokens"] and seen["written"].strip() and seen["elements"] == 0
