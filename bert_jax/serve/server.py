@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from bert_jax.command import say
 from bert_jax.config import UserError
 from bert_jax.serve.app import State, make_app
+from bert_jax.serve.bodies import Refused
 
 _IDLE_SECONDS = 30  # that a connection stays open between two requests
 _MOST_CONNECTIONS = 2048
@@ -145,7 +147,8 @@ class _Server(uvicorn.Server):
 
 def _protocol(seconds: float) -> type[H11Protocol]:
     """Returns uvicorn's protocol, which closes connections whose client takes over so many seconds to send the head of
-    a request or to take what was sent to it. (The body has its time in `bodies.read_json`.)"""
+    a request or to take what was sent to it, and answers what is no HTTP in JSON too. (The body has its time in
+    `bodies.read_json`.)"""
 
     class Timed(H11Protocol):
         head: asyncio.TimerHandle | None = None
@@ -162,6 +165,17 @@ def _protocol(seconds: float) -> type[H11Protocol]:
                 self.head = self.loop.call_later(seconds, self.transport.abort)
             elif not waits:
                 self.head = _cancelled(self.head)
+
+        def send_400_response(self, msg: str) -> None:
+            content = json.dumps(Refused(400, "this is not HTTP/1.1 that can be read").content).encode()
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), "Connection": "close"}
+            answer = h11.Response(status_code=400, headers=list(headers.items()), reason="Bad Request")
+            for event in (answer, h11.Data(data=content), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """The request is answered without: whoever asks must not fill the log."""
 
         def pause_writing(self) -> None:
             super().pause_writing()

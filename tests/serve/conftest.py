@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonschema
+import numpy as np
 import pytest
 
 from bert_jax.entries import add_entry
@@ -35,6 +37,7 @@ class Server:
         command = [sys.executable, "-m", "bert_jax.serve", *map(str, words), "--port=0"]
         flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
         self.log = log
+        self.schema: dict[str, Any] = {}  # once it is there, every answer is checked against it
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"XLA_FLAGS": flags}
@@ -63,8 +66,12 @@ class Server:
         found = {name.lower(): value for name, value in response.getheaders()}
         if connection is None:
             own.close()
-        is_json = found.get("content-type", "").startswith("application/json")
-        return Answer(response.status, json.loads(text) if is_json else text, found)
+        kind = found.get("content-type", "").partition(";")[0]
+        answer = Answer(response.status, json.loads(text) if kind == "application/json" else text, found)
+        if path in self.schema.get("paths", ()) and answer.status != 405:
+            described = self.schema["paths"][path][method.lower()]["responses"][str(answer.status)]["content"]
+            jsonschema.validate(answer.body, described[kind]["schema"] | {"components": self.schema["components"]})
+        return answer
 
     def post(self, path: str, body: Any, **options: Any) -> Answer:
         return self.ask("POST", path, body, **options)
@@ -128,7 +135,12 @@ def write_several(workdir: Path) -> None:
         "ner": {"task": "tagging", "description": {"labels": ["O", "B-X", "I-X"], "characters": False}},
         "squad": {"task": "span_qa", "description": {"may_have_no_answer": False, "threshold": 0.0}},
     }
-    fine_tuned(workdir / "checkpoints" / "5", config, {"tasks": known})
+
+    def every_word(parameters):
+        """Returns parameters with which every word is an entity."""
+        return parameters | {"heads/ner/classifier/bias": np.asarray([-99.0, 0.0, 0.0], np.float32)}
+
+    fine_tuned(workdir / "checkpoints" / "5", config, {"tasks": known}, every_word)
 
 
 @pytest.fixture(scope="session")
@@ -150,5 +162,6 @@ def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     words = [f"{name}={path}" for name, path in models.items()]
     limits = ["--max_body_bytes=200000", "--max_inputs=100", "--max_input_tokens=3000", "--client_seconds=2"]
     found = Server(*words, *limits, "--lengths=32", "--batch_size=4", log=tmp_path_factory.mktemp("server") / "log")
+    found.schema = found.get("/openapi.json").body
     yield found
     found.kill()

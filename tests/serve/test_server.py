@@ -1,6 +1,7 @@
 """A real server: answers are those of the model, whatever else is asked at the same time and however badly."""
 
 import base64
+import contextlib
 import json
 import random
 import socket
@@ -252,6 +253,35 @@ def test_slow_and_silent_clients_do_not_stay(server):
         client.close()
     assert found[:2] == [b"", b""] and b" 408 " in found[2] and b"within 2 seconds" in found[2]
     assert 1.5 < time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",  # the begin of TLS
+        b"GET /models HTTP/1.1\r\n\r\n",  # no header Host
+        head("/predict", -5),
+        head("/predict", "5\r\nContent-Length: 6") + b"abcdef",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000,
+        head("/predict", 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"x\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_in_json(server, sent):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := client.recv(65536):
+                answer += piece
+    start, _, body = answer.partition(b"\r\n\r\n")
+    assert start.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["type"] == "bad_request", answer
+    assert server.get("/health/live").status == 200
+
+
+def test_other_protocols_are_not_spoken_and_not_logged(server):
+    for name in ("h2c", "websocket"):
+        assert server.get("/health/live", Connection="Upgrade", Upgrade=name).status == 200
+    assert "pgrade" not in server.log.read_text()
 
 
 def test_a_declared_length_is_refused_before_the_body_comes(server):
