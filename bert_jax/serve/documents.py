@@ -198,13 +198,20 @@ def _read(path: str, meaning: str) -> dict[str, Any]:
     )
 
 
-def _post(name: str, meaning: str, body: dict[str, Any], answer: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+def _post(
+    name: str, meaning: str, body: dict[str, Any], answer: dict[str, Any], example: dict[str, Any]
+) -> dict[str, Any]:
     responses: dict[str, Any] = {
         "200": {"description": "answered", "content": {"application/json": {"schema": answer}}}
     }
     responses |= {str(status): {"description": text, "content": _ERROR_CONTENT} for status, text in _STATUS.items()}
     content = {"application/json": {"schema": body, "example": example}}
-    return {"operationId": name, "summary": meaning, "requestBody": {"required": True, "content": content}, "responses": responses}
+    return {
+        "operationId": name,
+        "summary": meaning,
+        "requestBody": {"required": True, "content": content},
+        "responses": responses,
+    }
 
 
 def _property(option: Option) -> dict[str, Any]:

@@ -188,6 +188,4 @@ def _of_task(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 def _routes(checkpoint: Checkpoint) -> set[str]:
     """Returns all routes, those of tasks as route?task_name=NAME."""
-    return {
-        f"{route}?task_name={name}" if name else route for name, own in checkpoint.items() for route in own.routes
-    }
+    return {f"{route}?task_name={name}" if name else route for name, own in checkpoint.items() for route in own.routes}

@@ -15,7 +15,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bert_jax.command import say
 from bert_jax.config import UserError
@@ -62,7 +62,6 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(stop)),
-        limit_concurrency=_MOST_CONNECTIONS,
     )
     server, failed = _Server(config), []
     hurry = threading.Event()  # set to look for newer checkpoints at once
@@ -147,7 +146,7 @@ class _Server(uvicorn.Server):
 
 def _protocol(seconds: float) -> type[H11Protocol]:
     """Returns uvicorn's protocol, which closes connections whose client takes over so many seconds to send the head of
-    a request or to take what was sent to it, and answers what is no HTTP in JSON too. (The body has its time in
+    a request or to take what was sent to it, and answers in JSON what is no HTTP and whoever is one too many. (The body has its time in
     `bodies.read_json`.)"""
 
     class Timed(H11Protocol):
@@ -157,6 +156,8 @@ def _protocol(seconds: float) -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.head = self.loop.call_later(seconds, transport.abort)
+            if len(self.connections) > _MOST_CONNECTIONS:
+                self.refuse(Refused(503, f"there are {_MOST_CONNECTIONS} connections already; try again later"))
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -167,9 +168,15 @@ def _protocol(seconds: float) -> type[H11Protocol]:
                 self.head = _cancelled(self.head)
 
         def send_400_response(self, msg: str) -> None:
-            content = json.dumps(Refused(400, "this is not HTTP/1.1 that can be read").content).encode()
+            self.refuse(Refused(400, "this is not HTTP/1.1 that can be read"))
+
+        def refuse(self, why: Refused) -> None:
+            """Answers what is no request, or not yet, and closes the connection."""
+            content = json.dumps(why.content).encode()
             headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), "Connection": "close"}
-            answer = h11.Response(status_code=400, headers=list(headers.items()), reason="Bad Request")
+            answer = h11.Response(
+                status_code=why.status, headers=list(headers.items()), reason=STATUS_PHRASES[why.status]
+            )
             for event in (answer, h11.Data(data=content), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.transport.close()

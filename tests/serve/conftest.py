@@ -40,7 +40,12 @@ class Server:
         self.schema: dict[str, Any] = {}  # once it is there, every answer is checked against it
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"XLA_FLAGS": flags}
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | {"XLA_FLAGS": flags},
             )
         self.port = 0
         if wait:

@@ -80,7 +80,9 @@ def test_every_kind_of_answer_is_shown_and_nothing_is_loaded(visit, server):
     rows = [{"question": "a b", "context": f"c \U0001f600 d {EVIL} e f good"}]
     answer = server.post("/predict", {"model": "several", "task_name": "squad", "inputs": rows}).body[0]["answer"]
     assert [one.strip() for one in seen["answer"]] == [answer] and EVIL in seen["context"]
-    entities = server.post("/predict", {"model": "several", "task_name": "ner", "inputs": ["\U0001f600 good a b"]}).body[0]["entities"]
+    entities = server.post(
+        "/predict", {"model": "several", "task_name": "ner", "inputs": ["\U0001f600 good a b"]}
+    ).body[0]["entities"]
     assert seen["entities"] == [entity["text"] for entity in entities] and entities
     assert EVIL in seen["masks"] and EVIL in seen["near"] and EVIL in seen["score"]
     assert "[CLS]" in seen["tokens"] and seen["written"].strip() and seen["elements"] == 0
