@@ -22,6 +22,7 @@ from bert_jax.options import INFERENCE, OPTIONS, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # the same in the header Host
 
 
 def main(argv: list[str]) -> int:
@@ -112,11 +113,16 @@ def _serve(
         flags["max_requests"],
         flags["client_seconds"],
     )
-    hosts = {"localhost", "127.0.0.1", "[::1]"} if flags["host"] in _LOOPBACK else set()
-    hosts |= {name.strip().lower() for name in flags["allowed_hosts"].split(",") if name.strip()}
-    state = State(slots, limits, token, frozenset(hosts))
+    hosts = _hosts(flags["host"], flags["allowed_hosts"])
+    state = State(slots, hosts, limits, token)
     how = {name: flags[name] for name in ("batch_tokens", "threads")} | {"wait": flags["wait_ms"] / 1000}
     serve(state, where, partial(_prepare, state, how), stop=flags["stop_seconds"], reload=flags["reload_seconds"])
+
+
+def _hosts(host: str, allowed: str) -> frozenset[str]:
+    """Returns the names by which the server may be called; none for any name."""
+    names = {name.strip().lower() for name in allowed.split(",") if name.strip()}
+    return _LOCAL | names if names or host in _LOOPBACK else frozenset()
 
 
 def _devices(number: int) -> int:

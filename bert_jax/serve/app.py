@@ -28,7 +28,6 @@ from bert_jax.serve.served import Served, Slot, described
 from bert_jax.serve.worker import Job
 
 _LONG = 4000  # characters from which a request is tokenized in a thread: its tokens take more than a millisecond
-_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -39,9 +38,9 @@ class State:
     """What requests share. `hosts` are the names by which the server may be called; empty for any."""
 
     slots: dict[str, Slot]
+    hosts: frozenset[str]
     limits: Limits = field(default_factory=Limits)
     token: str = ""
-    hosts: frozenset[str] = _LOCAL
     metrics: Metrics = field(default_factory=Metrics)
     is_ready: bool = False
     is_stopping: bool = False

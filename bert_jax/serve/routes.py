@@ -76,15 +76,17 @@ class Route:
 
 
 def _predict(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
-    results = model.predict(inputs)
-    # An answer without id is named after its place in the batch, which is nobody's business.
-    own = (isinstance(one, dict) and "id" in one for one in inputs)
-    return [
-        {name: value for name, value in result.items() if name != "id"}
-        if isinstance(result, dict) and not has
-        else result
-        for result, has in zip(results, own, strict=True)
-    ]
+    return list(map(_with_its_id, inputs, model.predict(inputs)))
+
+
+def _with_its_id(one: Any, result: Any) -> Any:
+    """Returns the result with the "id" that the input has, as files of predictions do. An answer to a question without
+    one is named after its place in the batch, which is nobody's business."""
+    if not isinstance(result, dict):
+        return result
+    name = one.get("id") if isinstance(one, dict) else None
+    own = {"id": name} if isinstance(name, str | int) else {}
+    return own | {key: value for key, value in result.items() if key != "id"}
 
 
 def _embed(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
@@ -96,7 +98,7 @@ def _fill_mask(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
 
 
 def _generate(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
-    return model.generate(inputs)
+    return list(map(_with_its_id, inputs, model.generate(inputs)))
 
 
 def _score(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:

@@ -146,8 +146,8 @@ class _Server(uvicorn.Server):
 
 def _protocol(seconds: float) -> type[H11Protocol]:
     """Returns uvicorn's protocol, which closes connections whose client takes over so many seconds to send the head of
-    a request or to take what was sent to it, and answers in JSON what is no HTTP and whoever is one too many. (The body has its time in
-    `bodies.read_json`.)"""
+    a request or to take what was sent to it, and answers in JSON what is no HTTP and whoever is one too many. (The body
+    has its time in `bodies.read_json`.)"""
 
     class Timed(H11Protocol):
         head: asyncio.TimerHandle | None = None

@@ -36,9 +36,10 @@ class Job:
 class Worker:
     """Runs the jobs of one model in the order of their arrival, those of one kind together.
 
-    `run(kind, inputs, thread)` returns a result for each input; `thread` is the number of that thread. A batch has up to `batch_tokens` tokens, or one input that has
-    more; it begins when it is full, or when its first input has waited for `wait` seconds. Each of the `threads` has
-    one batch at a time. `observe(kind, inputs, tokens, seconds)` is called after each.
+    `run(kind, inputs, thread)` returns a result for each input; threads are numbered from 0. A batch has up to
+    `batch_tokens` tokens, or one input that has more; it begins when it is full, or when its first input has waited for
+    `wait` seconds. Each of the `threads` has one batch at a time. `observe(kind, inputs, tokens, seconds)` is called
+    after each.
     """
 
     def __init__(

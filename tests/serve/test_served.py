@@ -6,7 +6,7 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.inference.loaded import load_members
-from bert_jax.serve.__main__ import _devices
+from bert_jax.serve.__main__ import _devices, _hosts
 from bert_jax.serve.routes import Setup
 from bert_jax.serve.served import Slot
 
@@ -55,3 +55,10 @@ def test_devices_are_those_that_there_are():
     assert (_devices(0), _devices(1), _devices(8)) == (8, 1, 8)
     with pytest.raises(UserError, match="--devices=9: this machine has 8; give no more, or 0 for all of them"):
         _devices(9)
+
+
+def test_names_of_the_server_are_in_addition_to_those_of_this_machine():
+    local = {"localhost", "127.0.0.1", "[::1]"}
+    assert _hosts("127.0.0.1", "") == local
+    assert _hosts("0.0.0.0", "") == set()  # any
+    assert _hosts("0.0.0.0", "Api.example.com, ") == _hosts("::1", "api.example.com") == local | {"api.example.com"}

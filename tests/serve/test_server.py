@@ -56,6 +56,13 @@ def test_each_route_answers_as_the_model_does(server, loaded):
         assert answer.headers["x-checkpoint-step"] == ("3" if model == "mlm" else "5")
 
 
+def test_an_id_comes_back_with_its_answer(server, loaded):
+    inputs = [{"text": "good", "id": "a"}, "bad", {"text": "c", "id": 7}, {"text": "d", "id": {"x": 1}}]
+    found = server.post("/predict", {"model": "sst2", "inputs": inputs}).body
+    assert [one.get("id") for one in found] == ["a", None, 7, None]
+    assert close_to(found[0], {"id": "a"} | loaded["sst2"].predict("good"))
+
+
 def test_tasks_of_one_model_share_its_encoder(server, loaded):
     expected = loaded["ner"].embed(["a b"], normalize=True)
     for task in (None, "ner", "squad"):
