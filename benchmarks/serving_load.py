@@ -4,6 +4,7 @@ the other, or that arrive at random; every answer is checked."""
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import socket
@@ -36,6 +37,11 @@ class Server:
         found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process}/status").read_text())
         assert found is not None
         return int(found[1]) / 1024
+
+    def cpu_seconds(self) -> float:
+        """Returns the processor time of all its threads until now."""
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -144,11 +150,16 @@ class Connection:
 class Tally:
     """What became of the requests of one measurement."""
 
+    own: Server
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     texts: int = 0
     start: float = field(default_factory=time.perf_counter)
     cpu: float = field(default_factory=time.process_time)
+    servers_cpu: float = 0.0
+
+    def __post_init__(self):
+        self.servers_cpu = self.own.cpu_seconds()
 
     async def ask(self, load: Load, connection: Connection, due: float | None = None) -> None:
         numbers, body = load.body()
@@ -169,12 +180,16 @@ class Tally:
         values = np.percentile(self.latencies, QUANTILES) if self.latencies else [float("nan")] * len(QUANTILES)
         times = {f"p{name}, ms": round(1000 * float(x), 1) for name, x in zip(QUANTILES, values, strict=True)}
         rates = {"texts/s": round(self.texts / seconds, 1), "requests/s": round(self.statuses[200] / seconds, 1)}
-        return rates | times | {"clients, cores": round((time.process_time() - self.cpu) / seconds, 2)}
+        cpu = {
+            "clients, cores": round((time.process_time() - self.cpu) / seconds, 2),
+            "CPU ms per text": round(1000 * (self.own.cpu_seconds() - self.servers_cpu) / max(1, self.texts), 2),
+        }
+        return rates | times | cpu
 
 
 async def closed(load: Load, own: Server, clients: int, seconds: float) -> dict[str, Any]:
     """Clients that send the next request when they have their answer."""
-    tally, end = Tally(), time.perf_counter() + seconds
+    tally, end = Tally(own), time.perf_counter() + seconds
 
     async def client() -> None:
         connection = Connection(own.port)
@@ -187,7 +202,7 @@ async def closed(load: Load, own: Server, clients: int, seconds: float) -> dict[
 
 async def opened(load: Load, own: Server, rate: float, seconds: float) -> dict[str, Any]:
     """Requests that arrive at random, `rate` per second, whatever became of those before."""
-    tally, free, tasks = Tally(), list[Connection](), set[asyncio.Task[None]]()
+    tally, free, tasks = Tally(own), list[Connection](), set[asyncio.Task[None]]()
     memory, queue = own.memory(), [0.0]
 
     async def request(due: float) -> None:

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bert_jax.command import say
 from bert_jax.config import UserError
+from bert_jax.serve import worker
 from bert_jax.serve.app import State, make_app
 from bert_jax.serve.bodies import Refused
 
@@ -63,6 +64,8 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(stop)),
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_not_of_a_batch)
     server, failed = _Server(config), []
     hurry = threading.Event()  # set to look for newer checkpoints at once
 
@@ -128,6 +131,11 @@ def _reload(state: State, *, asked: bool) -> None:
             slot.reload(anyway=asked)
         except Exception:  # the older checkpoint serves as before
             logging.exception("%s: step %d stays", slot.name, slot.step)
+
+
+def _is_not_of_a_batch(record: logging.LogRecord) -> bool:
+    """Returns False for what tasks say of each batch, such as that a text was cut: clients must not fill the log."""
+    return record.module == worker.__name__.rpartition(".")[2] or not str(record.threadName).startswith(worker.THREAD)
 
 
 def _address(where: socket.socket) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bert_jax.serve.bodies import Refused
 
+THREAD = "batches"  # begin of the names of a worker's threads
 _LONGEST_RETRY = 60  # seconds that a client is asked to wait at most
 
 
@@ -59,7 +60,9 @@ class Worker:
         self._is_closing = False
         self._rate = 0.0  # tokens per second of the last batches
         self.queued_tokens = self.queued_inputs = 0
-        self._threads = [threading.Thread(target=self._work, args=(i,), daemon=True) for i in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"{THREAD} {i}", daemon=True) for i in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 

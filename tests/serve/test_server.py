@@ -129,6 +129,8 @@ def test_one_bad_input_fails_alone_under_its_own_number(server, loaded):
     assert same[0] == same[1]  # BERT's tokenizer drops NUL, as all control characters
     only = server.post("/predict", {"model": "sst2", "inputs": [None]})
     assert (only.status, only.body["error"]["type"]) == (422, "invalid_input")
+    cut = server.post("/predict", {"model": "sst2", "inputs": ["good " * 40]})
+    assert cut.status == 200 and "lose tokens" not in server.log.read_text()  # clients must not fill the log
     long = server.post("/embed", {"model": "mlm", "inputs": ["a " * 40, "b"], "truncate": False}).body
     assert long[0]["error"] == {"type": "too_large", "message": "input 0 has 42 tokens; the model takes 32"}
     assert len(long[1]) == 16
