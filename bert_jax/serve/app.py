@@ -62,6 +62,7 @@ def make_app(state: State) -> Starlette:
     paths += [Path(path, server.guarded(path, handler), methods=["GET"]) for path, handler in gets.items()]
     # Without a token: they say nothing of a model, and probes and browsers have none to send.
     opened = {"/": server.page, "/docs": server.docs, "/health/live": server.live, "/health/ready": server.ready}
+    opened["/health"] = server.ready  # where text-embeddings-inference has it
     paths += [Path(path, server.on_this_host(handler), methods=["GET"]) for path, handler in opened.items()]
     state.metrics.watch_active(lambda: state.active)
     handlers: dict[Any, Any] = {HTTPException: _http_error, Refused: _refused, Exception: _bug}
@@ -71,6 +72,8 @@ def make_app(state: State) -> Starlette:
 class _Server:
     def __init__(self, state: State):
         self._state = state
+        # Lists of tokens take a hundred times the memory of their texts, and need no batch: two at a time.
+        self._few = asyncio.Semaphore(2)
 
     def model_route(self, route: Route) -> _Handler:
         """Returns the handler of a route, whose answer is a list with an element for each input."""
@@ -234,7 +237,11 @@ class _Server:
         if not inputs:
             return []
         if route.tool is None:
-            return await run_in_threadpool(served.run, route.name, inputs)
+            most, total = self._limits.queue_tokens, sum(tokens)
+            if total > most:
+                raise Refused(413, f"the request has {total} tokens; this server takes {most}: split it")
+            async with self._few:
+                return await run_in_threadpool(served.run, route.name, inputs)
         loop = asyncio.get_running_loop()
         finished = asyncio.Event()
 

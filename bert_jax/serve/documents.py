@@ -108,6 +108,7 @@ _READ = {
     "/docs": "This description for readers",
     "/models": "Names, steps, tasks, routes and input columns of the models",
     "/v1/models": "The models in OpenAI's form",
+    "/health": "As /health/ready",
     "/health/live": "200 while the threads that run models are alive",
     "/health/ready": "200 once all programs are compiled; 503 before, and when the server stops",
     "/metrics": "Prometheus' text format",
@@ -189,8 +190,8 @@ def _read(path: str, meaning: str) -> dict[str, Any]:
     """Returns the description of a path for GET. Those that browsers and probes use need no token."""
     kind, schema = _KINDS_READ.get(path, ("application/json", {"type": "object"}))
     responses: dict[str, Any] = {"200": {"description": meaning, "content": {kind: {"schema": schema}}}}
-    is_open = path in ("/", "/docs") or path.startswith("/health/")
-    for status in [421, *([503] if path.startswith("/health/") else []), *([] if is_open else [401])]:
+    is_open = path in ("/", "/docs") or path.startswith("/health")
+    for status in [421, *([503] if path.startswith("/health") else []), *([] if is_open else [401])]:
         responses[str(status)] = {"description": _STATUS[status], "content": _ERROR_CONTENT}
     name = path.strip("/").replace("/", "_") or "page"
     return {"operationId": f"get_{name}", "summary": meaning, "responses": responses} | (

@@ -133,6 +133,8 @@ class Slot:
                 raise UserError(f"it has no /{lost}")
             self._warm_up(newer)
         except (UserError, OSError, MemoryError) as problem:
+            if not isinstance(problem, UserError):  # it may pass: try again at the next look
+                self._seen = ()
             logging.warning("%s: step %d stays, as the newer is not used: %s", self.name, self.step, problem)
             return False
         logging.info("%s: step %d replaces step %d", self.name, newer[""].model.step, self.step)

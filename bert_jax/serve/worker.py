@@ -79,7 +79,7 @@ class Worker:
             if self._is_closing:
                 raise Refused(503, "the server is stopping", 1)
             if self.queued_tokens + total > self._queue_tokens:
-                seconds = self.queued_tokens / self._rate if self._rate else 1
+                seconds = self.queued_tokens / (self._rate * len(self._threads)) if self._rate else 1
                 retry = max(1, min(_LONGEST_RETRY, math.ceil(seconds)))
                 raise Refused(429, f"the queue is full ({self.queued_tokens} tokens); try again later", retry)
             job.results, job.left, job.arrived = [None] * len(job.inputs), len(job.inputs), time.monotonic()

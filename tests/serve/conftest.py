@@ -165,7 +165,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """One server of all models, whose limits are small enough to meet them."""
     words = [f"{name}={path}" for name, path in models.items()]
-    limits = ["--max_body_bytes=200000", "--max_inputs=100", "--max_input_tokens=3000", "--client_seconds=2"]
+    limits = [
+        "--max_body_bytes=200000",
+        "--max_inputs=100",
+        "--max_input_tokens=3000",
+        "--client_seconds=2",
+        "--max_queue_tokens=80000",
+    ]
     found = Server(*words, *limits, "--lengths=32", "--batch_size=4", log=tmp_path_factory.mktemp("server") / "log")
     found.schema = found.get("/openapi.json").body
     yield found

@@ -10,6 +10,8 @@ from bert_jax.serve.__main__ import _devices, _hosts
 from bert_jax.serve.routes import Setup
 from bert_jax.serve.served import Slot
 
+from .conftest import write_classifier
+
 
 def opened(path, device=0):
     given = {"dtype": None, "batch_size": 1, "checkpoint": "best", "task": "", "overrides": {}}
@@ -49,6 +51,27 @@ def test_each_device_has_a_copy_that_answers_alike(models):
     [first, second, third] = (served.run("embed", texts, thread) for thread in range(3))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, third)
+
+
+def test_a_newer_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path):
+    write_classifier(tmp_path)
+    wrong = []
+
+    def load(path, device):
+        if wrong:
+            raise wrong.pop()
+        return opened(path, device)
+
+    slot = Slot("sst2", str(tmp_path), "best", load, Setup(attention=False), [24])
+    write_classifier(tmp_path, step=9)
+    for problem, again in ((OSError("stale handle"), True), (MemoryError(), True), (UserError("damaged"), False)):
+        wrong.append(problem)
+        assert not slot.reload() and slot.step == 5
+        assert not wrong
+        if not again:
+            assert not slot.reload() and slot.step == 5  # nothing has changed
+    assert slot.reload(anyway=True) and slot.step == 9  # as at SIGHUP
+    assert not slot.reload()
 
 
 def test_devices_are_those_that_there_are():
