@@ -8,6 +8,7 @@ time, since PyTorch uses all cores for each. `--library=transformers` does the s
 """
 
 import argparse
+import importlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -54,9 +55,10 @@ def main() -> None:
 
 
 def sentence_transformers_side(folder: str, dtype: torch.dtype) -> Encode:
-    import sentence_transformers
-
-    model = sentence_transformers.SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype})
+    # No package of this project's extras brings it: pip install sentence-transformers
+    model = importlib.import_module("sentence_transformers").SentenceTransformer(
+        folder, device="cpu", model_kwargs={"dtype": dtype}
+    )
     model.max_seq_length = LENGTH
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False).astype(np.float32)
 

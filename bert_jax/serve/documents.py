@@ -167,7 +167,7 @@ def _operation(route: Route, models: Sequence[str], limits: Limits) -> dict[str,
     properties = {"inputs": inputs} | _choices(models)
     properties["parameters"] = {"type": "object", "properties": parameters, "additionalProperties": False}
     body = {"type": "object", "required": ["inputs"], "properties": properties | parameters}
-    answer = {"type": "array", "description": f"of each input {route.answer}, or an error"}
+    answer: dict[str, Any] = {"type": "array", "description": f"of each input {route.answer}, or an error"}
     answer["items"] = {"anyOf": [route.schema, {"$ref": "#/components/schemas/Error"}]}
     return _post(route.name, route.meaning, body, answer, route.example)
 

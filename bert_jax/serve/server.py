@@ -61,6 +61,7 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing depends on who asks
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(stop)),
     )
