@@ -232,7 +232,7 @@ def _options() -> argparse.Namespace:
     add("--seconds", type=float, default=20)
     add("--rounds", type=int, default=3)
     add("--clients", type=int, default=64)
-    add("--serve", type=str.split, default=["--lengths=16,32,64,128,256"], help="flags of the server")
+    add("--serve", type=str.split, default=[], help="flags of the server")
     add("--library", choices=("sentence_transformers", "transformers"), default="sentence_transformers")
     add("--json", default="")
     options = parser.parse_args()
