@@ -59,7 +59,12 @@ def _parser() -> Parser:
     flag("pooling", "mean", "how vectors of texts are made", choices=("mean", "cls", "max"))
     flag("layer", -1, "of which vectors are made", least=-(2**15))
     flag("attention", True, "the page shows the attention of every head")
-    flag("lengths", "16,32,64,128,192,256,384", "lengths of rows, in tokens, that programs are compiled for", metavar="NUMBERS")
+    flag(
+        "lengths",
+        "16,32,64,128,192,256,384",
+        "lengths of rows, in tokens, that programs are compiled for",
+        metavar="NUMBERS",
+    )
     flag("batch_size", 32, "most rows of a batch", least=1)
     flag("batch_tokens", 8192, "tokens that are taken from the queue at once", least=1)
     flag("wait_ms", 2, "milliseconds that an input waits for company")
