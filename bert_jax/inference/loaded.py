@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bert_jax.inference.predictor import Predictor
 from bert_jax.inference.score import Scorer
 from bert_jax.tasks import may_import
 from bert_jax.tasks.likelihood import METHODS
+from bert_jax.training.checkpoint import on_one_device
 
 Texts = str | Sequence[str]
 
@@ -56,7 +58,8 @@ class LoadedModel:
     def input_columns(self) -> tuple[str, ...]:
         """The columns of an object that `predict` or `generate` takes, the first that of a text alone; () if the model
         does neither."""
-        task = self._opened.task if may_import(self.config, self._opened.users_task) else None
+        has_one = not self.config.tasks and may_import(self.config, self._opened.users_task)
+        task = self._opened.task if has_one else None
         return tuple(task.input_example) if task and (task.makes_predictions or task.makes_texts) else ()
 
     def encode(
@@ -167,22 +170,38 @@ class LoadedModel:
             return self._tools[key]
 
 
-def load(
+def load(path: str | Path, *, batch_size: int, **options: Any) -> LoadedModel:
+    """Loads a model; `bert_jax.load` says how."""
+    return _loaded(_opened(path, **options), batch_size)
+
+
+def load_members(path: str | Path, *, batch_size: int, **options: Any) -> dict[str, LoadedModel]:
+    """Loads a model under the name "" and, of a model of several tasks, that of each task under its name; they share
+    their trunk in memory. The options are those of `load`, and `device`, the number of one of the process's devices."""
+    opened = _opened(path, **options)
+    return {name: _loaded(one, batch_size) for name, one in {"": opened, **opened.members()}.items()}
+
+
+def _opened(
     path: str | Path,
     *,
     dtype: str | None,
-    batch_size: int,
     checkpoint: str,
     task: str,
-    task_name: str,
     overrides: Mapping[str, Any],
-) -> LoadedModel:
-    """Loads a model; `bert_jax.load` says how."""
+    task_name: str = "",
+    device: int = 0,
+) -> Opened:
     given = dict(overrides) | ({"model.dtype": dtype} if dtype else {})
-    opened = open_model(path, overrides=given, which=checkpoint, users_task=task, task_name=task_name)
-    opened = opened.without_parameters()
-    config = FrozenConfigDict(opened.config)
-    return LoadedModel(opened.path, opened.step, config, opened.tokenizer, opened, batch_size)
+    shardings = partial(on_one_device, number=device)
+    return open_model(
+        path, overrides=given, which=checkpoint, users_task=task, task_name=task_name, shardings=shardings
+    )
+
+
+def _loaded(opened: Opened, batch_size: int) -> LoadedModel:
+    light = opened.without_parameters()
+    return LoadedModel(light.path, light.step, FrozenConfigDict(light.config), light.tokenizer, light, batch_size)
 
 
 def _results(inputs: Any, run: Callable[[Sequence[Any]], Any]) -> Any:

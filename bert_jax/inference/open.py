@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in memory. `run` is the checkpoint's own item: config, data position, what the task learned."""
+    """A model in memory. `run` is the checkpoint's own item: config, data position, what the task learned. `like` is
+    a prepared model with the same trunk, which is shared."""
 
     path: Path
     step: int
@@ -49,6 +50,7 @@ class Opened:
     parameters: Parameters
     run: dict[str, Any]
     users_task: str = ""
+    like: PredictionModel | None = None
 
     @cached_property
     def bert_config(self) -> BertConfig:
@@ -82,6 +84,12 @@ class Opened:
         run = self.run | {"task": description, "config": config.to_dict()}
         return replace(self, config=config, parameters=of_one_task(self.parameters, name), run=run)
 
+    def members(self) -> dict[str, "Opened"]:
+        """Returns the models of several tasks by name, which share their trunk in memory; {} for a model of one."""
+        like = self.at_work if self.config.tasks else None
+        shared = like if isinstance(like, PredictionModel) else None
+        return {name: replace(self.of(name), like=shared) for name in sorted(self.config.tasks)}
+
     @cached_property
     def at_work(self) -> PredictionModel:
         """The task's model prepared for prediction, shared by all tools. What the checkpoint lacks is zero, except in
@@ -90,7 +98,7 @@ class Opened:
         dtype = self.bert_config.dtype if backend.current().bfloat16_is_fast else "float32"
         if self.config.predict.backend == "openvino":
             return openvino_model(self._whole_model("float32"), dtype)
-        return PredictionModel(self._whole_model(dtype))
+        return PredictionModel(self._whole_model(dtype), self.like)
 
     def _whole_model(self, dtype: str) -> nnx.Module:
         """Returns the model with `dtype` in place of its own."""

@@ -26,13 +26,17 @@ _ONES = 16  # columns: a product with a side under 16 would not run on the fast 
 
 
 class PredictionModel:
-    """The prepared parameters of `model`, which itself is no longer needed."""
+    """The prepared parameters of `model`, which itself is no longer needed; with `like`, whose trunk must have the same
+    parameters, that one's trunk in place of its own: both are one in memory."""
 
     takes_any_shape = False  # whether a program costs nothing to run with a new shape
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, like: "PredictionModel | None" = None):
+        ready = jax.jit(prepared)(model)
+        if like is not None and isinstance(ready, Model):
+            ready.trunk = jax.tree.unflatten(like._tree, like._leaves).trunk
         # A list, since a walk through the modules of a small model takes longer than running it on a short text.
-        self._leaves, self._tree = jax.tree.flatten(jax.jit(prepared)(model))
+        self._leaves, self._tree = jax.tree.flatten(ready)
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns `function(model, *arrays)` as a function of the arrays alone, compiled once for each of their

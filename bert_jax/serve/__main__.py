@@ -22,6 +22,7 @@ from bert_jax.options import INFERENCE, OPTIONS, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # the same in the header Host
 
 
 def main(argv: list[str]) -> int:
@@ -58,11 +59,17 @@ def _parser() -> Parser:
     flag("pooling", "mean", "how vectors of texts are made", choices=("mean", "cls", "max"))
     flag("layer", -1, "of which vectors are made", least=-(2**15))
     flag("attention", True, "the page shows the attention of every head")
-    flag("lengths", "16,32,64,128,256", "lengths of rows, in tokens, that programs are compiled for", metavar="NUMBERS")
+    flag(
+        "lengths",
+        "16,32,64,128,192,256,384",
+        "lengths of rows, in tokens, that programs are compiled for",
+        metavar="NUMBERS",
+    )
     flag("batch_size", 32, "most rows of a batch", least=1)
-    flag("batch_tokens", 4096, "tokens that are taken from the queue at once", least=1)
+    flag("batch_tokens", 8192, "tokens that are taken from the queue at once", least=1)
     flag("wait_ms", 2, "milliseconds that an input waits for company")
-    flag("threads", 1, "threads that run each model", least=1)
+    flag("threads", 1, "threads that run each model on a device", least=1)
+    flag("devices", 1, "devices of this machine that run each model; 0 for all", least=0)
     flag("max_body_bytes", 2 << 20, "bytes of a request's body", least=1)
     flag("max_inputs", 1024, "inputs of a request", least=1)
     flag("max_input_tokens", 8192, "tokens of one input", least=1)
@@ -83,7 +90,8 @@ def _serve(
     options: dict[str, Any],
     token: str,
 ) -> None:
-    from bert_jax import backend, load
+    from bert_jax import backend
+    from bert_jax.inference.loaded import load_members
     from bert_jax.serve.app import State
     from bert_jax.serve.bodies import Limits
     from bert_jax.serve.routes import Setup
@@ -95,8 +103,13 @@ def _serve(
     given = {name: flags[name] for name in ("batch_size", "checkpoint", "task")}
     given |= {"dtype": flags["dtype"] or None, "overrides": options}
     setup, slots = Setup(flags["pooling"], str(flags["layer"]), flags["attention"]), {}
+    devices = _devices(flags["devices"])
+
+    def loaded(path: str | Path, device: int) -> dict[str, Any]:
+        return load_members(path, device=device, **given)
+
     for name, path in models.items():
-        slots[name] = Slot(name, path, flags["checkpoint"], partial(load, path, **given), setup, lengths)
+        slots[name] = Slot(name, path, flags["checkpoint"], loaded, setup, lengths, devices)
     limits = Limits(
         flags["max_body_bytes"],
         flags["max_inputs"],
@@ -105,11 +118,24 @@ def _serve(
         flags["max_requests"],
         flags["client_seconds"],
     )
-    hosts = {"localhost", "127.0.0.1", "[::1]"} if flags["host"] in _LOOPBACK else set()
-    hosts |= {name.strip().lower() for name in flags["allowed_hosts"].split(",") if name.strip()}
-    state = State(slots, limits, token, frozenset(hosts))
+    hosts = _hosts(flags["host"], flags["allowed_hosts"])
+    state = State(slots, hosts, limits, token)
     how = {name: flags[name] for name in ("batch_tokens", "threads")} | {"wait": flags["wait_ms"] / 1000}
     serve(state, where, partial(_prepare, state, how), stop=flags["stop_seconds"], reload=flags["reload_seconds"])
+
+
+def _hosts(host: str, allowed: str) -> frozenset[str]:
+    """Returns the names by which the server may be called; none for any name."""
+    names = {name.strip().lower() for name in allowed.split(",") if name.strip()}
+    return _LOCAL | names if names or host in _LOOPBACK else frozenset()
+
+
+def _devices(number: int) -> int:
+    import jax
+
+    if number > (there := jax.local_device_count()):
+        raise UserError(f"--devices={number}: this machine has {there}; give no more, or 0 for all of them")
+    return number or there
 
 
 def _prepare(state: Any, how: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ from bert_jax.serve.served import Served, Slot, described
 from bert_jax.serve.worker import Job
 
 _LONG = 4000  # characters from which a request is tokenized in a thread: its tokens take more than a millisecond
-_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -39,9 +38,9 @@ class State:
     """What requests share. `hosts` are the names by which the server may be called; empty for any."""
 
     slots: dict[str, Slot]
+    hosts: frozenset[str]
     limits: Limits = field(default_factory=Limits)
     token: str = ""
-    hosts: frozenset[str] = _LOCAL
     metrics: Metrics = field(default_factory=Metrics)
     is_ready: bool = False
     is_stopping: bool = False
@@ -63,6 +62,7 @@ def make_app(state: State) -> Starlette:
     paths += [Path(path, server.guarded(path, handler), methods=["GET"]) for path, handler in gets.items()]
     # Without a token: they say nothing of a model, and probes and browsers have none to send.
     opened = {"/": server.page, "/docs": server.docs, "/health/live": server.live, "/health/ready": server.ready}
+    opened["/health"] = server.ready  # where text-embeddings-inference has it
     paths += [Path(path, server.on_this_host(handler), methods=["GET"]) for path, handler in opened.items()]
     state.metrics.watch_active(lambda: state.active)
     handlers: dict[Any, Any] = {HTTPException: _http_error, Refused: _refused, Exception: _bug}
@@ -72,6 +72,8 @@ def make_app(state: State) -> Starlette:
 class _Server:
     def __init__(self, state: State):
         self._state = state
+        # Lists of tokens take a hundred times the memory of their texts, and need no batch: two at a time.
+        self._few = asyncio.Semaphore(2)
 
     def model_route(self, route: Route) -> _Handler:
         """Returns the handler of a route, whose answer is a list with an element for each input."""
@@ -203,7 +205,7 @@ class _Server:
         """Returns name and step of the model that answers; of each input a result or an error, and its tokens."""
         slot = self._slot(call.model)
         request.state.model = slot.name
-        served, route = slot.route(name)
+        served, route = slot.route(name, call.task_name)
         problems: dict[int, Any] = {i: UserError(text) for i, text in call.problems.items()}
         if not route.takes_objects:
             objects = (i for i, one in enumerate(call.inputs) if isinstance(one, dict) and i not in problems)
@@ -235,7 +237,11 @@ class _Server:
         if not inputs:
             return []
         if route.tool is None:
-            return await run_in_threadpool(served.run, route.name, inputs)
+            most, total = self._limits.queue_tokens, sum(tokens)
+            if total > most:
+                raise Refused(413, f"the request has {total} tokens; this server takes {most}: split it")
+            async with self._few:
+                return await run_in_threadpool(served.run, route.name, inputs)
         loop = asyncio.get_running_loop()
         finished = asyncio.Event()
 

@@ -25,6 +25,7 @@ KINDS = {
     500: "internal",
     503: "unavailable",
 }
+_CHOICES = {"model": "model", "task_name": "task"}  # names in a body that stand beside the inputs
 
 
 class Refused(Exception):
@@ -56,6 +57,7 @@ class Call:
     """The content of a body. `problems` are the inputs that cannot be read, by their number."""
 
     model: str
+    task_name: str  # of a model of several tasks
     inputs: list[Any]
     parameters: dict[str, Any]
     problems: dict[int, str] = field(default_factory=dict)
@@ -110,7 +112,7 @@ def read_call(body: Any, parameters: tuple[Option, ...], limits: Limits, *, key:
     given = body.get("parameters")
     if given is not None and not isinstance(given, dict):
         raise Refused(422, f'"parameters" is {_kind(given)}; it must be an object')
-    beside = {name: value for name, value in body.items() if name not in (key, "parameters", "model")}
+    beside = {name: value for name, value in body.items() if name not in (key, "parameters", *_CHOICES)}
     values = {option.name: option.default for option in parameters}
     for name, value in (beside | (given or {})).items():
         if name not in known:
@@ -118,16 +120,18 @@ def read_call(body: Any, parameters: tuple[Option, ...], limits: Limits, *, key:
         if problem := known[name].problem(value):
             raise Refused(422, f"parameter {problem}")
         values[name] = value
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise Refused(422, f'"model" is {_kind(model)}; it must be the name of a model')
+    choices = [body.get(name) for name in _CHOICES]
+    for (name, kind), value in zip(_CHOICES.items(), choices, strict=True):
+        if value is not None and not isinstance(value, str):
+            raise Refused(422, f'"{name}" is {_kind(value)}; it must be the name of a {kind}')
     inputs = body[key] if isinstance(body[key], list) else [body[key]]
     if len(inputs) > limits.inputs:
         raise Refused(413, f"there are {len(inputs)} inputs; this server takes {limits.inputs} in a request")
     if not inputs:
         raise Refused(422, f'"{key}" is empty; give at least one input')
     problems = {number: problem for number, one in enumerate(inputs) if (problem := input_problem(number, one))}
-    return Call(model or "", inputs, values, problems)
+    model, task_name = (value or "" for value in choices)
+    return Call(model, task_name, inputs, values, problems)
 
 
 def input_problem(number: int, value: Any) -> str | None:

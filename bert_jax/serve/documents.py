@@ -23,12 +23,15 @@ EMBEDDINGS = (
 _STATUS = {
     400: "the body is not JSON, or not UTF-8",
     401: "the token is missing or another one",
-    404: "there is no such model, or it does not have this route; the message names those that there are",
+    404: "there is no such model or task, or it does not have this route; the message names those that there are",
+    405: "the path needs another method",
     408: "the body did not arrive in time",
     413: "the body, its inputs or one of them are too large; the message has both numbers",
     415: "the body is not declared as application/json",
+    421: "the header Host names another machine",
     422: "a value in the body is wrong, or each of the inputs is",
     429: "too many requests, or a full queue; the header Retry-After has the seconds to wait",
+    500: "a bug; the server's log has the traceback",
     503: "programs are being compiled, or the server is stopping",
 }
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -38,8 +41,7 @@ def openapi(models: Sequence[str], limits: Limits, needs_token: bool) -> dict[st
     """Returns the schema of all routes, OpenAPI 3.1."""
     paths: dict[str, Any] = {f"/{route.name}": {"post": _operation(route, models, limits)} for route in ROUTES}
     paths["/v1/embeddings"] = {"post": _openai(models, limits)}
-    for path, meaning in _READ.items():
-        paths[path] = {"get": {"summary": meaning, "responses": {"200": {"description": meaning}}}}
+    paths |= {path: {"get": _read(path, meaning)} for path, meaning in _READ.items()}
     schema: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "bert_jax", "version": "1", "description": "BERT models behind HTTP."},
@@ -102,12 +104,42 @@ def _scripts() -> Iterator[str]:
 
 
 _READ = {
+    "/": "The page to try a model",
+    "/docs": "This description for readers",
     "/models": "Names, steps, tasks, routes and input columns of the models",
     "/v1/models": "The models in OpenAI's form",
+    "/health": "As /health/ready",
     "/health/live": "200 while the threads that run models are alive",
     "/health/ready": "200 once all programs are compiled; 503 before, and when the server stops",
     "/metrics": "Prometheus' text format",
     "/openapi.json": "This description as a schema",
+}
+_KINDS_READ: dict[str, tuple[str, dict[str, Any]]] = {
+    "/": ("text/html", {"type": "string"}),
+    "/docs": ("text/html", {"type": "string"}),
+    "/metrics": ("text/plain", {"type": "string"}),
+    "/models": ("application/json", {"type": "array", "items": {"type": "object", "required": ["name", "routes"]}}),
+}
+_ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_OPENAI_ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["object", "data", "model", "usage"],
+    "properties": {
+        "object": {"const": "list"},
+        "model": {"type": "string"},
+        "usage": {"type": "object", "required": ["prompt_tokens", "total_tokens"]},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["object", "index", "embedding"],
+                "properties": {
+                    "index": {"type": "integer"},
+                    "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
+                },
+            },
+        },
+    },
 }
 _OPENAI = "Vectors in OpenAI's form; they have length 1"
 _ERROR = {
@@ -132,30 +164,55 @@ def _operation(route: Route, models: Sequence[str], limits: Limits) -> dict[str,
         one = {"anyOf": [one, {"type": "object", "description": "the columns of the task; GET /models names them"}]}
     inputs = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": limits.inputs}]}
     parameters = {option.name: _property(option) for option in route.parameters}
-    properties = {"inputs": inputs, "model": {"type": "string", "enum": list(models)}}
+    properties = {"inputs": inputs} | _choices(models)
     properties["parameters"] = {"type": "object", "properties": parameters, "additionalProperties": False}
     body = {"type": "object", "required": ["inputs"], "properties": properties | parameters}
-    answer = {"type": "array", "description": f"of each input {route.answer}, or an error"}
-    return _post(route.meaning, body, answer, route.example)
+    answer: dict[str, Any] = {"type": "array", "description": f"of each input {route.answer}, or an error"}
+    answer["items"] = {"anyOf": [route.schema, {"$ref": "#/components/schemas/Error"}]}
+    return _post(route.name, route.meaning, body, answer, route.example)
 
 
 def _openai(models: Sequence[str], limits: Limits) -> dict[str, Any]:
     text = {"type": "string"}
     inputs = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": limits.inputs}]}
-    properties = {"input": inputs, "model": {"type": "string", "enum": list(models)}}
+    properties = {"input": inputs} | _choices(models)
     properties |= {option.name: _property(option) for option in EMBEDDINGS}
     body = {"type": "object", "required": ["input"], "properties": properties}
-    return _post(_OPENAI, body, {"type": "object"}, {"input": ["a fine film"]})
+    return _post("embeddings", _OPENAI, body, _OPENAI_ANSWER, {"input": ["a fine film"]})
 
 
-def _post(meaning: str, body: dict[str, Any], answer: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _choices(models: Sequence[str]) -> dict[str, Any]:
+    task = "of a model of several tasks; GET /models names them"
+    return {"model": {"type": "string", "enum": list(models)}, "task_name": {"type": "string", "description": task}}
+
+
+def _read(path: str, meaning: str) -> dict[str, Any]:
+    """Returns the description of a path for GET. Those that browsers and probes use need no token."""
+    kind, schema = _KINDS_READ.get(path, ("application/json", {"type": "object"}))
+    responses: dict[str, Any] = {"200": {"description": meaning, "content": {kind: {"schema": schema}}}}
+    is_open = path in ("/", "/docs") or path.startswith("/health")
+    for status in [421, *([503] if path.startswith("/health") else []), *([] if is_open else [401])]:
+        responses[str(status)] = {"description": _STATUS[status], "content": _ERROR_CONTENT}
+    name = path.strip("/").replace("/", "_") or "page"
+    return {"operationId": f"get_{name}", "summary": meaning, "responses": responses} | (
+        {"security": []} if is_open else {}
+    )
+
+
+def _post(
+    name: str, meaning: str, body: dict[str, Any], answer: dict[str, Any], example: dict[str, Any]
+) -> dict[str, Any]:
     responses: dict[str, Any] = {
         "200": {"description": "answered", "content": {"application/json": {"schema": answer}}}
     }
-    responses |= {str(status): {"description": text, "content": error} for status, text in _STATUS.items()}
+    responses |= {str(status): {"description": text, "content": _ERROR_CONTENT} for status, text in _STATUS.items()}
     content = {"application/json": {"schema": body, "example": example}}
-    return {"summary": meaning, "requestBody": {"required": True, "content": content}, "responses": responses}
+    return {
+        "operationId": name,
+        "summary": meaning,
+        "requestBody": {"required": True, "content": content},
+        "responses": responses,
+    }
 
 
 def _property(option: Option) -> dict[str, Any]:

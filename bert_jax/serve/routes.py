@@ -29,6 +29,24 @@ _FRAME = "<style>body { padding: .2rem 1rem } h1 { display: none } h2 { border: 
 _DRAWN = (16, 32, 48, 64)  # lengths of texts whose attention is drawn
 
 Results = list[Any]
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "number"}
+
+
+def _list(of: Schema) -> Schema:
+    return {"type": "array", "items": of}
+
+
+def _record(more: Schema | None = None, **properties: Schema) -> Schema:
+    """Returns the schema of an object that has these, and may have `more`."""
+    return {"type": "object", "required": list(properties), "properties": properties | (more or {})}
+
+
+_WRITTEN = {"text": _TEXT, "score": _NUMBER, "log_probability": _NUMBER}
+_SCORED_TOKEN = _record(token=_TEXT, log_probability=_NUMBER)
+_PLACE = {"type": ["integer", "null"]}
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,7 @@ class Route:
     meaning: str
     answer: str  # one sentence on each element of the list that is returned
     example: dict[str, Any]
+    schema: dict[str, Any]  # of such an element
     run: Callable[[LoadedModel, Setup, list[Any]], Results]
     shown: Callable[[Any, dict[str, Any]], Any] = lambda result, parameters: result
     parameters: tuple[Option, ...] = ()
@@ -57,15 +76,17 @@ class Route:
 
 
 def _predict(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
-    results = model.predict(inputs)
-    # An answer without id is named after its place in the batch, which is nobody's business.
-    own = (isinstance(one, dict) and "id" in one for one in inputs)
-    return [
-        {name: value for name, value in result.items() if name != "id"}
-        if isinstance(result, dict) and not has
-        else result
-        for result, has in zip(results, own, strict=True)
-    ]
+    return list(map(_with_its_id, inputs, model.predict(inputs)))
+
+
+def _with_its_id(one: Any, result: Any) -> Any:
+    """Returns the result with the "id" that the input has, as files of predictions do. An answer to a question without
+    one is named after its place in the batch, which is nobody's business."""
+    if not isinstance(result, dict):
+        return result
+    name = one.get("id") if isinstance(one, dict) else None
+    own = {"id": name} if isinstance(name, str | int) else {}
+    return own | {key: value for key, value in result.items() if key != "id"}
 
 
 def _embed(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
@@ -77,7 +98,7 @@ def _fill_mask(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
 
 
 def _generate(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
-    return model.generate(inputs)
+    return list(map(_with_its_id, inputs, model.generate(inputs)))
 
 
 def _score(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
@@ -159,6 +180,7 @@ ROUTES = (
         "Predictions of a fine-tuned model: classes, numbers, entities, answers, choices.",
         "the prediction, with the fields that docs/predicting.md lists for each task",
         {"inputs": ["a fine film", "a dull one"]},
+        {"type": "object"},
         _predict,
         tool=lambda model, _: model.tool(Predictor),
         takes_objects=True,
@@ -168,6 +190,7 @@ ROUTES = (
         "Vectors of texts, in the form of text-embeddings-inference.",
         "the vector, a list of numbers",
         {"inputs": ["a fine film", "a dull one"], "parameters": {"normalize": True}},
+        _list(_NUMBER),
         _embed,
         _vector,
         (
@@ -182,6 +205,7 @@ ROUTES = (
         "The likeliest tokens for every [MASK] of a text, each mask by itself.",
         'an object: "masks" has a list of {"token", "probability"} for each [MASK]',
         {"inputs": ["The [MASK] barks."], "parameters": {"top_k": 5}},
+        _record(masks=_list(_list(_record(token=_TEXT, probability=_NUMBER)))),
         _fill_mask,
         _masks,
         (Option("top_k", int, 5, "tokens for each mask", range=f"[1, {MOST_TOKENS}]"),),
@@ -192,6 +216,7 @@ ROUTES = (
         "What a model of task=seq2seq writes; how is decided by the options generate.* when the server starts.",
         'an object: "text", "score", "log_probability"; with generate.n_best over 1 also "n_best"',
         {"inputs": ["A man is playing a guitar."]},
+        _record({"n_best": _list(_record(**_WRITTEN))}, **_WRITTEN),
         _generate,
         tool=lambda model, _: model.tool(Generator, given=()),
         takes_objects=True,
@@ -202,6 +227,7 @@ ROUTES = (
         "Log-likelihoods of texts in nats. A text costs its tokens squared, as each is hidden in turn.",
         'an object: "score", "tokens", "perplexity"; with by_token a "table" of the tokens',
         {"inputs": ["He runs every day.", "He run every day."]},
+        _record({"table": _list(_SCORED_TOKEN)}, score=_NUMBER, tokens={"type": "integer"}, perplexity=_NUMBER),
         _score,
         _scores,
         (Option("by_token", bool, False, "adds the log-probability of each token"),),
@@ -213,6 +239,7 @@ ROUTES = (
         f"The attention of every head, of texts cut to {_DRAWN[-1]} tokens, as a page: it is for the page at /.",
         "an HTML document, which loads nothing",
         {"inputs": ["The bank of the river"]},
+        _TEXT,
         _attention,
         tool=_AttentionPages,
         cost=lambda model, tokens: min(tokens, _DRAWN[-1]),
@@ -222,6 +249,7 @@ ROUTES = (
         "The tokens of texts, in the form of text-embeddings-inference.",
         'a list of {"id", "text", "special", "start", "stop"}; start and stop count characters',
         {"inputs": ["a fine film"]},
+        _list(_record(id={"type": "integer"}, text=_TEXT, special={"type": "boolean"}, start=_PLACE, stop=_PLACE)),
         _tokenize,
         _tokens,
         (Option("add_special_tokens", bool, True, "with [CLS] and [SEP]"),),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -14,11 +15,13 @@ from typing import Any
 
 import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bert_jax.command import say
 from bert_jax.config import UserError
+from bert_jax.serve import worker
 from bert_jax.serve.app import State, make_app
+from bert_jax.serve.bodies import Refused
 
 _IDLE_SECONDS = 30  # that a connection stays open between two requests
 _MOST_CONNECTIONS = 2048
@@ -58,10 +61,12 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing depends on who asks
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(stop)),
-        limit_concurrency=_MOST_CONNECTIONS,
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_not_of_a_batch)
     server, failed = _Server(config), []
     hurry = threading.Event()  # set to look for newer checkpoints at once
 
@@ -129,6 +134,11 @@ def _reload(state: State, *, asked: bool) -> None:
             logging.exception("%s: step %d stays", slot.name, slot.step)
 
 
+def _is_not_of_a_batch(record: logging.LogRecord) -> bool:
+    """Returns False for what tasks say of each batch, such as that a text was cut: clients must not fill the log."""
+    return record.module == worker.__name__.rpartition(".")[2] or not str(record.threadName).startswith(worker.THREAD)
+
+
 def _address(where: socket.socket) -> str:
     host, port = where.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -145,7 +155,8 @@ class _Server(uvicorn.Server):
 
 def _protocol(seconds: float) -> type[H11Protocol]:
     """Returns uvicorn's protocol, which closes connections whose client takes over so many seconds to send the head of
-    a request or to take what was sent to it. (The body has its time in `bodies.read_json`.)"""
+    a request or to take what was sent to it, and answers in JSON what is no HTTP and whoever is one too many. (The body
+    has its time in `bodies.read_json`.)"""
 
     class Timed(H11Protocol):
         head: asyncio.TimerHandle | None = None
@@ -154,6 +165,8 @@ def _protocol(seconds: float) -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.head = self.loop.call_later(seconds, transport.abort)
+            if len(self.connections) > _MOST_CONNECTIONS:
+                self.refuse(Refused(503, f"there are {_MOST_CONNECTIONS} connections already; try again later"))
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -162,6 +175,23 @@ def _protocol(seconds: float) -> type[H11Protocol]:
                 self.head = self.loop.call_later(seconds, self.transport.abort)
             elif not waits:
                 self.head = _cancelled(self.head)
+
+        def send_400_response(self, msg: str) -> None:
+            self.refuse(Refused(400, "this is not HTTP/1.1 that can be read"))
+
+        def refuse(self, why: Refused) -> None:
+            """Answers what is no request, or not yet, and closes the connection."""
+            content = json.dumps(why.content).encode()
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), "Connection": "close"}
+            answer = h11.Response(
+                status_code=why.status, headers=list(headers.items()), reason=STATUS_PHRASES[why.status]
+            )
+            for event in (answer, h11.Data(data=content), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """The request is answered without: whoever asks must not fill the log."""
 
         def pause_writing(self) -> None:
             super().pause_writing()

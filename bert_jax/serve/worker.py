@@ -11,6 +11,7 @@ from typing import Any
 
 from bert_jax.serve.bodies import Refused
 
+THREAD = "batches"  # begin of the names of a worker's threads
 _LONGEST_RETRY = 60  # seconds that a client is asked to wait at most
 
 
@@ -36,14 +37,15 @@ class Job:
 class Worker:
     """Runs the jobs of one model in the order of their arrival, those of one kind together.
 
-    `run(kind, inputs)` returns a result for each input. A batch has up to `batch_tokens` tokens, or one input that has
-    more; it begins when it is full, or when its first input has waited for `wait` seconds. Each of the `threads` has
-    one batch at a time. `observe(kind, inputs, tokens, seconds)` is called after each.
+    `run(kind, inputs, thread)` returns a result for each input; threads are numbered from 0. A batch has up to
+    `batch_tokens` tokens, or one input that has more; it begins when it is full, or when its first input has waited for
+    `wait` seconds. Each of the `threads` has one batch at a time. `observe(kind, inputs, tokens, seconds)` is called
+    after each.
     """
 
     def __init__(
         self,
-        run: Callable[[Any, list[Any]], list[Any]],
+        run: Callable[[Any, list[Any], int], list[Any]],
         *,
         batch_tokens: int,
         queue_tokens: int,
@@ -58,7 +60,9 @@ class Worker:
         self._is_closing = False
         self._rate = 0.0  # tokens per second of the last batches
         self.queued_tokens = self.queued_inputs = 0
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"{THREAD} {i}", daemon=True) for i in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -75,7 +79,7 @@ class Worker:
             if self._is_closing:
                 raise Refused(503, "the server is stopping", 1)
             if self.queued_tokens + total > self._queue_tokens:
-                seconds = self.queued_tokens / self._rate if self._rate else 1
+                seconds = self.queued_tokens / (self._rate * len(self._threads)) if self._rate else 1
                 retry = max(1, min(_LONGEST_RETRY, math.ceil(seconds)))
                 raise Refused(429, f"the queue is full ({self.queued_tokens} tokens); try again later", retry)
             job.results, job.left, job.arrived = [None] * len(job.inputs), len(job.inputs), time.monotonic()
@@ -110,12 +114,12 @@ class Worker:
             places = range(job.begun, len(job.inputs))
             self._deliver([(job, place) for place in places], [Refused(503, "the server has stopped")] * len(places))
 
-    def _work(self) -> None:
+    def _work(self, thread: int) -> None:
         while batch := self._next_batch():
             inputs = [job.inputs[place] for job, place in batch]
             kind, tokens = batch[0][0].kind, sum(job.tokens[place] for job, place in batch)
             start = time.monotonic()
-            results = self._results(kind, inputs)
+            results = self._results(kind, inputs, thread)
             seconds = time.monotonic() - start
             self._observe(kind, len(batch), tokens, seconds)
             rate = tokens / max(seconds, 1e-6)
@@ -156,15 +160,15 @@ class Worker:
             del self._jobs[kind]
         return batch
 
-    def _results(self, kind: Hashable, inputs: list[Any]) -> list[Any]:
+    def _results(self, kind: Hashable, inputs: list[Any], thread: int) -> list[Any]:
         """Returns the results of a batch. If it fails as a whole, each input is run by itself: only those that fail by
         themselves get an error."""
         try:
-            return self._run(kind, inputs)
+            return self._run(kind, inputs, thread)
         except Exception as problem:  # a bug, or no memory: that must not end the server
             if len(inputs) > 1:
                 logging.warning("a batch of %d failed and is run one by one: %s", len(inputs), problem)
-                return [self._results(kind, [one])[0] for one in inputs]
+                return [self._results(kind, [one], thread)[0] for one in inputs]
             logging.exception("an input could not be run")
             return [Refused(500, "this input could not be run; the server's log has the reason")]
 

@@ -55,9 +55,9 @@ class Saved:
     tokenizer: Tokenizer
 
 
-def on_one_device(tree: Any) -> Any:
-    """Returns shardings that put every array whole onto this process's first device."""
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def on_one_device(tree: Any, number: int = 0) -> Any:
+    """Returns shardings that put every array whole onto one of this process's devices."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[number])
     return jax.tree.map(lambda _: one, tree)
 
 

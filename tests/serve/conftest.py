@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonschema
+import numpy as np
 import pytest
 
-from experiments import classify, ner, squad, translate
+from bert_jax.entries import add_entry
+from experiments import classify, finetune, translate
 from tests.inference.test_open import pretrained
 from tests.lab.inspect.conftest import CLASSES, fine_tuned
 
@@ -30,12 +33,19 @@ class Answer(NamedTuple):
 class Server:
     """A process of `python -m bert_jax.serve`."""
 
-    def __init__(self, *words: str, log: Path, wait: bool = True):
+    def __init__(self, *words: str, log: Path, wait: bool = True, devices: int = 1):
         command = [sys.executable, "-m", "bert_jax.serve", *map(str, words), "--port=0"]
+        flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
         self.log = log
+        self.schema: dict[str, Any] = {}  # once it is there, every answer is checked against it
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"XLA_FLAGS": ""}
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | {"XLA_FLAGS": flags},
             )
         self.port = 0
         if wait:
@@ -61,8 +71,12 @@ class Server:
         found = {name.lower(): value for name, value in response.getheaders()}
         if connection is None:
             own.close()
-        is_json = found.get("content-type", "").startswith("application/json")
-        return Answer(response.status, json.loads(text) if is_json else text, found)
+        kind = found.get("content-type", "").partition(";")[0]
+        answer = Answer(response.status, json.loads(text) if kind == "application/json" else text, found)
+        if path in self.schema.get("paths", ()) and answer.status != 405:
+            described = self.schema["paths"][path][method.lower()]["responses"][str(answer.status)]["content"]
+            jsonschema.validate(answer.body, described[kind]["schema"] | {"components": self.schema["components"]})
+        return answer
 
     def post(self, path: str, body: Any, **options: Any) -> Answer:
         return self.ask("POST", path, body, **options)
@@ -117,28 +131,48 @@ def write_classifier(workdir: Path, step: int = 5, change=lambda parameters: par
     return fine_tuned(workdir / "checkpoints" / str(step), classify.get_config(), CLASSES, change, step)
 
 
+def write_several(workdir: Path) -> None:
+    """A model of the tasks ner and squad."""
+    config = finetune.get_config("multitask", "mean")
+    add_entry(config, "tasks.ner", task="tagging", data={"text": "0", "label": "-1", "long_texts": "windows"})
+    add_entry(config, "tasks.squad", task="span_qa", data={"max_query_length": 4, "window_stride": 4})
+    known = {
+        "ner": {"task": "tagging", "description": {"labels": ["O", "B-X", "I-X"], "characters": False}},
+        "squad": {"task": "span_qa", "description": {"may_have_no_answer": False, "threshold": 0.0}},
+    }
+
+    def every_word(parameters):
+        """Returns parameters with which every word is an entity."""
+        return parameters | {"heads/ner/classifier/bias": np.asarray([-99.0, 0.0, 0.0], np.float32)}
+
+    fine_tuned(workdir / "checkpoints" / "5", config, {"tasks": known}, every_word)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Workdirs: sst2 (three classes), ner, squad, mlm and writer."""
+    """Workdirs: sst2 (three classes), several, mlm and writer."""
     folder = tmp_path_factory.mktemp("served")
     write_classifier(folder / "sst2")
-    tags = {"labels": ["O", "B-X", "I-X"], "characters": False}
-    fine_tuned(folder / "ner" / "checkpoints" / "5", ner.get_config(), tags)
-    answers = squad.get_config("v1")
-    answers.data.update(max_query_length=4, window_stride=4)
-    fine_tuned(folder / "squad" / "checkpoints" / "5", answers, {"may_have_no_answer": False, "threshold": 0.0})
+    write_several(folder / "several")
     writes = translate.get_config()
     writes.data.target_length = 6
     fine_tuned(folder / "writer" / "checkpoints" / "5", writes, {})
     pretrained(folder / "mlm" / "checkpoints" / "3")
-    return {name: folder / name for name in ("sst2", "ner", "squad", "mlm", "writer")}
+    return {name: folder / name for name in ("sst2", "several", "mlm", "writer")}
 
 
 @pytest.fixture(scope="session")
 def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """One server of all models, whose limits are small enough to meet them."""
     words = [f"{name}={path}" for name, path in models.items()]
-    limits = ["--max_body_bytes=200000", "--max_inputs=100", "--max_input_tokens=3000", "--client_seconds=2"]
-    found = Server(*words, *limits, "--lengths=16", log=tmp_path_factory.mktemp("server") / "log")
+    limits = [
+        "--max_body_bytes=200000",
+        "--max_inputs=100",
+        "--max_input_tokens=3000",
+        "--client_seconds=2",
+        "--max_queue_tokens=80000",
+    ]
+    found = Server(*words, *limits, "--lengths=32", "--batch_size=4", log=tmp_path_factory.mktemp("server") / "log")
+    found.schema = found.get("/openapi.json").body
     yield found
     found.kill()

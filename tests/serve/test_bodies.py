@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.option import Option
@@ -76,6 +76,7 @@ def test_what_is_no_json(content, message):
     assert refused.value.status == 400
 
 
+@settings(max_examples=40)
 @given(JSON)
 def test_any_json_is_a_call_or_is_refused(value):
     for body in (value, {"inputs": value}, {"inputs": "a", "parameters": value}, {"inputs": [value], "model": value}):

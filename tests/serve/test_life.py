@@ -18,6 +18,7 @@ from .conftest import ROOT, Server, eventually, together, write_classifier
 
 QUICK = ("--lengths=24", "--attention=False", "--reload_seconds=1")
 TOKEN = "0123456789abcdef"
+GIVEN = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ class Clients:
             thread.join()
 
 
-def test_a_newer_checkpoint_takes_over_without_a_lost_request_and_a_vanished_one_stays(served, tmp_path):
-    server = served()
+def test_a_newer_checkpoint_takes_over_a_vanished_one_stays_and_no_request_is_lost_until_the_stop(served, tmp_path):
+    server = served("--batch_tokens=8")
     clients = Clients(server)
     eventually(lambda: len(clients.answers) > 20)
     write_classifier(tmp_path / "new", 9, other)
@@ -83,11 +84,10 @@ def test_a_newer_checkpoint_takes_over_without_a_lost_request_and_a_vanished_one
         assert not is_new or {one["label"] for one in answer.body} == {"good"}
     assert {one["label"] for one in clients.answers[0].body} != {"good"}
     assert server.metric("bert_checkpoint_step") == 9
-    assert server.stop() == 0
+    stopping_under_load_answers_what_was_taken(server)
 
 
-def test_stopping_under_load_answers_what_was_taken(served):
-    server = served("--batch_tokens=8")
+def stopping_under_load_answers_what_was_taken(server):
     clients = Clients(server, 8)
     eventually(lambda: len(clients.answers) > 50)
     status = server.stop()
@@ -112,35 +112,44 @@ def test_before_it_is_ready_it_says_so_and_stops_at_once(served):
     assert server.stop() == 0
 
 
-def test_a_token_opens_everything_but_probes_and_the_empty_page(served, tmp_path):
-    (tmp_path / "token").write_text(TOKEN + "\n")
-    server = served(f"--token_file={tmp_path / 'token'}")
+@pytest.fixture(scope="module")
+def limited(models, tmp_path_factory):
+    """A server with a token and narrow limits."""
+    folder = tmp_path_factory.mktemp("limited")
+    (folder / "token").write_text(TOKEN + "\n")
+    limits = ["--max_queue_tokens=60", "--batch_tokens=30", "--max_requests=12"]
+    words = [f"sst2={models['sst2']}", *QUICK, *limits, f"--token_file={folder / 'token'}"]
+    server = Server(*words, log=folder / "log")
+    yield server
+    server.kill()
+
+
+def test_a_token_opens_everything_but_probes_and_the_empty_page(limited):
     for path in ("/models", "/metrics", "/openapi.json"):
-        assert server.get(path).status == 401
-        assert server.get(path, Authorization=f"Bearer {TOKEN}").status == 200
+        assert limited.get(path).status == 401
+        assert limited.get(path, **GIVEN).status == 200
     for wrong in ({}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": "Bearer é"}):
-        answer = server.post("/predict", {"inputs": ["a"]}, **wrong)
+        answer = limited.post("/predict", {"inputs": ["a"]}, **wrong)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
-    assert server.post("/predict", {"inputs": ["a"]}, Authorization=f"bearer {TOKEN}").status == 200
-    assert [server.get(path).status for path in ("/", "/health/live", "/health/ready")] == [200] * 3
-    assert TOKEN not in server.get("/").body and TOKEN not in server.log.read_text()
+    assert limited.post("/predict", {"inputs": ["a"]}, Authorization=f"bearer {TOKEN}").status == 200
+    assert [limited.get(path).status for path in ("/", "/health", "/health/live", "/health/ready")] == [200] * 4
+    assert TOKEN not in limited.get("/").body and TOKEN not in limited.log.read_text()
 
 
-def test_too_much_at_a_time_is_429_and_nothing_grows(served):
-    server = served("--max_queue_tokens=60", "--batch_tokens=30", "--max_requests=12")
+def test_too_much_at_a_time_is_429_and_nothing_grows(limited):
     statuses = []
 
     def client(number):
         for _ in range(10):
-            answer = server.post("/predict", {"inputs": ["a b c"] * 10})
+            answer = limited.post("/predict", {"inputs": ["a b c"] * 10}, **GIVEN)
             statuses.append(answer.status)
             if answer.status == 429:
                 assert int(answer.headers["retry-after"]) >= 1 and answer.body["error"]["type"] == "overloaded"
 
     together(24, client)
     assert set(statuses) == {200, 429} and len(statuses) == 240
-    eventually(lambda: server.metric("bert_queue_tokens") == 0)
-    assert server.post("/predict", {"inputs": ["a"]}).status == 200
+    eventually(lambda: '\nbert_queue_tokens{model="sst2"} 0.0\n' in limited.get("/metrics", **GIVEN).body)
+    assert limited.post("/predict", {"inputs": ["a"]}, **GIVEN).status == 200
 
 
 @pytest.mark.parametrize(

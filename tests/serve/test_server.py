@@ -1,6 +1,7 @@
 """A real server: answers are those of the model, whatever else is asked at the same time and however badly."""
 
 import base64
+import contextlib
 import json
 import random
 import socket
@@ -18,7 +19,8 @@ TEXTS = ["good", "a b c bad", "z " * 15 + "good", "m n", "[SEP] x", "q w e r t y
 
 @pytest.fixture(scope="module")
 def loaded(models):
-    return {name: bert_jax.load(path) for name, path in models.items()}
+    several = {name: bert_jax.load(models["several"], task_name=name) for name in ("ner", "squad")}
+    return {name: bert_jax.load(path) for name, path in models.items()} | several
 
 
 def scores(model, texts):
@@ -46,13 +48,37 @@ def test_each_route_answers_as_the_model_does(server, loaded):
         ("mlm", "embed", TEXTS[:3], [x.tolist() for x in loaded["mlm"].embed(TEXTS[:3], normalize=True)]),
         ("mlm", "score", TEXTS[:2], scores(loaded["mlm"], TEXTS[:2])),
     ):
-        answer = server.post(f"/{route}", {"model": model, "inputs": inputs})
+        name = {"model": "several", "task_name": model} if model in ("ner", "squad") else {"model": model}
+        answer = server.post(f"/{route}", name | {"inputs": inputs})
         assert answer.status == 200, answer
         assert close_to(answer.body, expected), (model, route)
-        assert (answer.headers["x-model"], answer.headers["x-checkpoint-step"]) == (
-            model,
-            "3" if model == "mlm" else "5",
-        )
+        assert answer.headers["x-model"] == name["model"]
+        assert answer.headers["x-checkpoint-step"] == ("3" if model == "mlm" else "5")
+
+
+def test_an_id_comes_back_with_its_answer(server, loaded):
+    inputs = [{"text": "good", "id": "a"}, "bad", {"text": "c", "id": 7}, {"text": "d", "id": {"x": 1}}]
+    found = server.post("/predict", {"model": "sst2", "inputs": inputs}).body
+    assert [one.get("id") for one in found] == ["a", None, 7, None]
+    assert close_to(found[0], {"id": "a"} | loaded["sst2"].predict("good"))
+
+
+def test_tasks_of_one_model_share_its_encoder(server, loaded):
+    expected = loaded["ner"].embed(["a b"], normalize=True)
+    for task in (None, "ner", "squad"):
+        found = server.post("/embed", {"model": "several", "task_name": task, "inputs": ["a b"]})
+        np.testing.assert_allclose(found.body, expected, atol=1e-5)
+    for body, status, message in (
+        ({}, 422, '"task_name" is missing; for /predict it can be ner, squad'),
+        ({"task_name": "x"}, 404, "the model 'several' has no task 'x'; it has ner, squad"),
+        ({"task_name": 3}, 422, '"task_name" is a number; it must be the name of a task'),
+        ({"task_name": "ner", "model": "sst2"}, 404, "the model 'sst2' has no task 'ner'; it has one task, which"),
+    ):
+        answer = server.post("/predict", {"model": "several", "inputs": ["a"]} | body)
+        assert (answer.status, message in answer.body["error"]["message"]) == (status, True), answer
+    no_route = server.post("/generate", {"model": "several", "task_name": "ner", "inputs": ["a"]})
+    assert (no_route.status, no_route.body["error"]["type"]) == (404, "not_found")
+    assert "the task 'ner' of the model 'several' has no /generate" in no_route.body["error"]["message"]
 
 
 def test_parameters_change_what_is_shown(server, loaded):
@@ -89,7 +115,7 @@ def test_the_forms_of_others(server, loaded):
     wrong = server.post("/v1/embeddings", {"input": ["a", 3], "model": "sst2"})
     assert (wrong.status, wrong.body["error"]["type"]) == (422, "invalid_input")
     assert server.post("/v1/embeddings", {"input": "a", "model": "sst2", "dimensions": 3}).status == 422
-    assert [one["id"] for one in server.get("/v1/models").body["data"]] == ["sst2", "ner", "squad", "mlm", "writer"]
+    assert [one["id"] for one in server.get("/v1/models").body["data"]] == ["sst2", "several", "mlm", "writer"]
 
 
 def test_one_bad_input_fails_alone_under_its_own_number(server, loaded):
@@ -103,6 +129,8 @@ def test_one_bad_input_fails_alone_under_its_own_number(server, loaded):
     assert same[0] == same[1]  # BERT's tokenizer drops NUL, as all control characters
     only = server.post("/predict", {"model": "sst2", "inputs": [None]})
     assert (only.status, only.body["error"]["type"]) == (422, "invalid_input")
+    cut = server.post("/predict", {"model": "sst2", "inputs": ["good " * 40]})
+    assert cut.status == 200 and "lose tokens" not in server.log.read_text()  # clients must not fill the log
     long = server.post("/embed", {"model": "mlm", "inputs": ["a " * 40, "b"], "truncate": False}).body
     assert long[0]["error"] == {"type": "too_large", "message": "input 0 has 42 tokens; the model takes 32"}
     assert len(long[1]) == 16
@@ -156,7 +184,7 @@ def head(path, length, host="127.0.0.1"):
     [
         ("POST", "/predict", b"{", {}, 400, "the body is not JSON"),
         ("POST", "/predict", b"\0", {}, 400, "the body is not JSON"),
-        ("POST", "/predict", {"inputs": "a"}, {}, 422, '"model" is missing; it can be sst2, ner, squad, mlm, writer'),
+        ("POST", "/predict", {"inputs": "a"}, {}, 422, '"model" is missing; it can be sst2, several, mlm, writer'),
         ("POST", "/predict", {"inputs": "a", "model": "../x"}, {}, 404, "there is no model '../x'; there are sst2"),
         (
             "POST",
@@ -197,7 +225,15 @@ def head(path, length, host="127.0.0.1"):
             {"inputs": "a " * 2000, "model": "mlm"},
             {},
             413,
-            "costs 4008004 tokens; the queue holds 131072",
+            "costs 4008004 tokens; the queue holds 80000",
+        ),
+        (
+            "POST",
+            "/tokenize",
+            {"inputs": ["a " * 1500] * 60, "model": "mlm"},
+            {},
+            413,
+            "the request has 90120 tokens; this server takes 80000: split it",
         ),
         ("GET", "/predict", None, {}, 405, "another method is needed"),
         ("POST", "/", {"inputs": "a"}, {}, 405, "another method is needed"),
@@ -236,6 +272,35 @@ def test_slow_and_silent_clients_do_not_stay(server):
     assert 1.5 < time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",  # the begin of TLS
+        b"GET /models HTTP/1.1\r\n\r\n",  # no header Host
+        head("/predict", -5),
+        head("/predict", "5\r\nContent-Length: 6") + b"abcdef",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000,
+        head("/predict", 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"x\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_in_json(server, sent):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := client.recv(65536):
+                answer += piece
+    start, _, body = answer.partition(b"\r\n\r\n")
+    assert start.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["type"] == "bad_request", answer
+    assert server.get("/health/live").status == 200
+
+
+def test_other_protocols_are_not_spoken_and_not_logged(server):
+    for name in ("h2c", "websocket"):
+        assert server.get("/health/live", Connection="Upgrade", Upgrade=name).status == 200
+    assert "pgrade" not in server.log.read_text()
+
+
 def test_a_declared_length_is_refused_before_the_body_comes(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
         client.sendall(head("/predict", 10**12))
@@ -265,22 +330,21 @@ def test_the_schema_describes_what_there_is(server):
         and "http" not in docs.body.replace("http://127.0.0.1", "")
     )
     known = server.get("/models").body
-    assert [(one["name"], one["input_columns"]) for one in known[:3]] == [
-        ("sst2", ["text"]),
-        ("ner", ["0"]),
-        ("squad", ["question", "context"]),
-    ]
+    assert [(one["name"], one["input_columns"]) for one in known[:2]] == [("sst2", ["text"]), ("several", [])]
+    tasks = {name: (one["input_columns"], "predict" in one["routes"]) for name, one in known[1]["tasks"].items()}
+    assert tasks == {"ner": (["0"], True), "squad": (["question", "context"], True)}
+    assert "predict" not in known[1]["routes"] and "embed" in known[1]["tasks"]["ner"]["routes"]
     assert "/tmp" not in json.dumps(known)
 
 
 def test_metrics_count_what_happened(server):
-    before = server.metric('bert_requests_total{model="ner",route="predict",status="200"}')
+    before = server.metric('bert_requests_total{model="several",route="predict",status="200"}')
     for _ in range(3):
-        server.post("/predict", {"model": "ner", "inputs": ["a b"]})
-    server.post("/predict", {"model": "ner", "inputs": [1]})
-    assert server.metric('bert_requests_total{model="ner",route="predict",status="200"}') == before + 3
-    assert server.metric('bert_requests_total{model="ner",route="predict",status="422"}') >= 1
-    assert server.metric('bert_request_seconds_count{model="ner",route="predict"}') >= 3
-    assert server.metric('bert_checkpoint_step{model="ner"}') == 5
+        server.post("/predict", {"model": "several", "task_name": "ner", "inputs": ["a b"]})
+    server.post("/predict", {"model": "several", "task_name": "ner", "inputs": [1]})
+    assert server.metric('bert_requests_total{model="several",route="predict",status="200"}') == before + 3
+    assert server.metric('bert_requests_total{model="several",route="predict",status="422"}') >= 1
+    assert server.metric('bert_request_seconds_count{model="several",route="predict"}') >= 3
+    assert server.metric('bert_checkpoint_step{model="several"}') == 5
     server.post("/nowhere", {})
     assert "nowhere" not in server.get("/metrics").body

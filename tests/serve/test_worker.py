@@ -19,7 +19,7 @@ class Runs:
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def __call__(self, kind, inputs):
+    def __call__(self, kind, inputs, thread):
         self.batches.append((kind, list(inputs)))
         self.may_run.wait()
         time.sleep(self.seconds)
