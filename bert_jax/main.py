@@ -19,8 +19,8 @@ from bert_jax import modes
 from bert_jax.command import Parser, run_command
 from bert_jax.config import UserError
 from bert_jax.experiment import load_experiment, override, split_argument
-from bert_jax.help import add_options, pages
 from bert_jax.heap import restart_with_kept_heap
+from bert_jax.help import add_options, pages
 from bert_jax.inference.glue_submission import FILES
 from bert_jax.options import default_config
 

@@ -18,6 +18,7 @@ from bert_jax.main import _parser, read_command
 from bert_jax.modes import MODES
 from bert_jax.options import NAMED, OPTIONS
 
+OPTIMIZERS = OPTIONS["optimizer.name"].choices
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -117,7 +118,7 @@ def test_a_command_is_its_module(words, message, tmp_path):
         ("bert_jax pre", ["prepare", "predict"]),
         (
             "bert_jax train --config.optimizer.name=",
-            [f"--config.optimizer.name={x}" for x in ("adamw", "lamb", "muon")],
+            [f"--config.optimizer.name={x}" for x in OPTIMIZERS],
         ),
         ("bert_jax embed --pooling=m", ["--pooling=mean", "--pooling=max"]),
         ("bert_jax train --config=bas", ["--config=base"]),
