@@ -70,7 +70,9 @@ def test_an_empty_environment(archives, topics, tmp_path):
     # The dependencies are those of this environment, without its own bert_jax: .pth files that lie there are not read.
     paths = dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
     (packages / "others.pth").write_text("\n".join(paths) + "\n")
-    where = _run([python, "-c", "import bert_jax, experiments; print(bert_jax.__file__, experiments.__file__)"], tmp_path)
+    where = _run(
+        [python, "-c", "import bert_jax, experiments; print(bert_jax.__file__, experiments.__file__)"], tmp_path
+    )
     assert where.count(str(folder)) == 2
 
     command = str(folder / "bin" / "bert_jax")

@@ -1,7 +1,7 @@
 """What MkDocs does not do by itself for this site; mkdocs.yml names this file.
 
-README.md is the front page, pages above docs/ have a place, notebooks are pages, formulas are MathML, Chinese pages have
-Chinese controls, and a link to a file of the repository that the site does not have is plain text.
+README.md is the front page, pages above docs/ have a place, notebooks are pages, formulas are MathML, Chinese pages
+have Chinese controls, and a link to a file of the repository that the site does not have is plain text.
 """
 
 import base64
@@ -28,7 +28,7 @@ ROOMS = {
     "convert": ("bert_jax.convert",),
     "lab": ("bert_jax.lab",),
 }
-_FENCED = re.compile(r"(^ *(?:```|~~~).*?^ *(?:```|~~~)[ \t]*$)", re.M | re.S)
+_CODE = re.compile(r"(^ *(?P<f>`{3,}).*?^ *(?P=f)[ \t]*$|`[^`\n]+`)", re.M | re.S)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
 
@@ -77,11 +77,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if files.get_file_from_path(there) is None:
             if not (ROOT / meant).exists():
                 return found[0]  # MkDocs warns
-            return text if meant.startswith("docs/") or text.startswith("`") else f"{text} (`{meant}`)"
+            return text if meant.startswith("docs/") or text.startswith("\0") else f"{text} (`{meant}`)"
         return f"{mark}[{text}]({posixpath.relpath(there, posixpath.dirname(at) or '.')}{hash}{anchor})"
 
-    parts = _FENCED.split(markdown)
-    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(parts))
+    kept: list[str] = []
+
+    def keep(found: re.Match[str]) -> str:
+        kept.append(found[0])
+        return f"\0{len(kept) - 1}\0"
+
+    text = _LINK.sub(link, _CODE.sub(keep, markdown))
+    text = re.sub(r"\]\s?\[", lambda found: found[0].replace("[", r"\["), text)  # [MASK] [SEP] is no link
+    return re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
