@@ -1,5 +1,5 @@
 """Groups of options that few runs set, a part of `options.py`: extractive summaries; pictures, sounds and features
-beside a text; new words for the vocabulary of a model that is trained further; distillation."""
+beside a text; new words for the vocabulary of a model that is trained further; distillation; energy."""
 
 from bert_jax.option import choice, integer, number, switch, text
 
@@ -51,5 +51,13 @@ GROUPS = (
     integer("distillation.relation_heads", None, "[1, 4096]", "parts of a vector; None = the teacher's heads, or "
         "fewer that divide both widths"),
     integer("distillation.teacher_layer", None, "[1, 4096]", "whose relations are learned; None = the last"),
+
+    # What a run costs its machine: bert_jax/training/energy.py.
+    choice("energy.meter", "none", "none | codecarbon | watts", "kWh and CO2e of the run, in its metrics: codecarbon "
+        "(extra energy) reads counters or estimates; watts = energy.watts × time", "restart"),
+    number("energy.watts", 0.0, "[0, 1e9]", "of all machines of the run together, for energy.meter=watts", "restart"),
+    text("energy.country", "", "whose electricity it is, such as DEU (ISO 3166, needs the extra energy); empty = the "
+        "world's", "restart"),
+    number("energy.grams_per_kwh", None, "[0, 10000]", "CO2 equivalents of a kWh; None = of energy.country", "restart"),
 )
 # fmt: on

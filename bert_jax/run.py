@@ -5,7 +5,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,6 +42,7 @@ from bert_jax.tasks import task_class
 from bert_jax.tasks.task import Description, Evaluation, Source, Task, description_of
 from bert_jax.teaching import source_of_teacher, trained_task
 from bert_jax.training import checkpoint
+from bert_jax.training.energy import Energy, check_energy, energy_of
 from bert_jax.training.evaluation import make_evaluation
 from bert_jax.training.ledger import Ledger
 from bert_jax.training.loop import Finished, train
@@ -75,6 +76,7 @@ class Result:
     test: dict[str, float]  # data.test, with the best checkpoint
     checkpoint: Path  # the best checkpoint; the newest if none was evaluated
     signal: int | None = None
+    energy: dict[str, float] = field(default_factory=dict)  # what it cost over all starts, with energy.meter
 
     @property
     def status(self) -> int:
@@ -101,6 +103,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
     check_option("mesh.join_seconds", config.mesh.join_seconds)
     check_option("train.trackers", config.train.trackers)
     check_trackers(config.train.trackers)
+    check_energy(config.energy)
     check_folders(config, workdir)
     keep_programs(workdir)
     join_processes(os.environ, config.mesh.join_seconds)
@@ -180,6 +183,7 @@ def _run(config: ConfigDict, workdir: Path, overrides: Overrides, profile: int) 
         task = trained_task(config, source)
     observers: list[Observer] = [Throughput(), ledger, Provenance(workdir, source.parameters if source else "")]
     observers.append(_ImportsForTheEnd())
+    observers += [Energy(workdir, config.energy)] if config.energy.meter != "none" else []
     observers += [Profiler(workdir / "profile", profile)] if profile and jax.process_index() == 0 else []
     finished = train(task, config, workdir, observers)
     on_first_process(lambda: plot_run(workdir))
@@ -295,12 +299,14 @@ def _explain_init_from(path: str) -> NoReturn:
 def _result(workdir: Path, finished: Finished, best: Path) -> Result:
     """Metrics are read from the log, because a run that was continued made some of its evaluations earlier."""
     by_step: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
-    for line in read_metrics(workdir / "metrics.jsonl"):
+    lines = read_metrics(workdir / "metrics.jsonl")
+    for line in lines:
         by_step[line["split"]][line["step"]] = {k: v for k, v in line.items() if k not in ("step", "split")}
     evaluations = by_step["eval"]
     last = evaluations[max(evaluations)] if evaluations else {}
     at_best, test = evaluations.get(int(best.name), {}), by_step["test"].get(finished.step, {})
-    return Result(workdir, finished.step, finished.ended, last, at_best, test, best, finished.signal)
+    energy = energy_of(lines)
+    return Result(workdir, finished.step, finished.ended, last, at_best, test, best, finished.signal, energy)
 
 
 def _report(

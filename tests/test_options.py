@@ -42,6 +42,7 @@ ZERO = {"seed", "data.seed", "eval.seed", "data.random_next_rate", "data.short_s
     *("multitask.last_exponent", "generate.top_k", "generate.no_repeat_ngram", "generate.min_length", "generate.seed"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.smallest", "vectors.mismatch_rate", "extend.words"),
     *("distillation.relations", "distillation.soft", "distillation.hidden", "distillation.hard"),
+    *("energy.watts", "energy.grams_per_kwh"),
 }
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bert_jax.training.energy import described, energy_of
 from bert_jax.training.metrics_log import Record, read_metrics
 from bert_jax.training.observer import LEDGER
 
@@ -23,9 +24,11 @@ def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num
     header = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[architecture]}", "tags:", "- bert", "---"]
     title = f"# {architecture}, {num_parameters:,} parameters"
     lines = [*header, "", title, "", "To be completed: purpose, data, limits.", "", "## Training", "", *_training(run)]
+    records = [one for one in (read_metrics(metrics) if metrics is not None else ()) if one["step"] <= run["step"]]
+    lines += [f"| {name} | {text} |" for name, text in described(energy_of(records)).items()]
     last: dict[str, Record] = {}  # of each held-out split, the newest metrics up to the checkpoint
-    for record in read_metrics(metrics) if metrics is not None else ():
-        if record["split"] not in ("train", LEDGER) and record["step"] <= run["step"]:
+    for record in records:
+        if record["split"] not in ("train", LEDGER):
             last[record["split"]] = record
     for split, record in last.items():
         lines += ["", f"## {split}, step {record['step']:,}", "", "| measure | value |", "|---|---|"]

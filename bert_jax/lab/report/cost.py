@@ -11,6 +11,7 @@ from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.cost import training_flops
 from bert_jax.phases import phase_ends
 from bert_jax.tasks import TASKS, task_class
+from bert_jax.training.energy import energy_of
 from bert_jax.training.metrics_log import Record, read_metrics
 
 # Board power in watts by a part of the device's kind, from the makers' data sheets (TPU v2, v3 and v4: Jouppi et al.
@@ -20,8 +21,8 @@ WATTS |= {"A10G": 300, "V100": 300, "T4": 70, "TPU v4": 192, "TPU v3": 220, "TPU
 OTHER_WATTS = 300  # of an accelerator that is not in the list
 CORE_WATTS = 10  # of a core of a CPU, its share of memory and fans included
 ASSUMPTION = (
-    f"Energy is an estimate: power × time, with the power of a board by its data sheet ({OTHER_WATTS} W if it is not "
-    f"known) and {CORE_WATTS} W for each core of a CPU; hosts, cooling and attempts that left no time are not counted."
+    f"Energy is that of a run's energy.meter, else an estimate: power × time, with the power of a board by its data sheet "
+    f"({OTHER_WATTS} W if it is not known) and {CORE_WATTS} W for each core of a CPU; hosts, cooling and attempts that left no time are not counted."
 )
 
 
@@ -46,17 +47,19 @@ def total(runs: Iterable[RunRecord], environments: Mapping[str, list[dict[str, A
 
 def cost_of(run: RunRecord, starts: list[dict[str, Any]]) -> Cost:
     """Returns the cost of one run, failed attempts included; nothing for one that has not started."""
-    tokens, flops = _work(run)
+    lines = read_metrics(run.folder / "metrics.jsonl")
+    tokens, flops = _work(run, lines)
     if not (run.seconds or tokens):
         return Cost()
     count, watts = _power(run, starts)
     hours = run.seconds / 3600
-    return Cost(1, count * hours, tokens, flops, watts * hours)
+    known = energy_of(lines)  # of a run with energy.meter
+    return Cost(1, count * hours, tokens, flops, 1000 * known["kwh"] if known else watts * hours)
 
 
-def _work(run: RunRecord) -> tuple[float, float]:
+def _work(run: RunRecord, records: list[Record]) -> tuple[float, float]:
     """Returns tokens and operations of a run's training steps, (0, 0) before its first report."""
-    lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if line["split"] == "train"]
+    lines = [line for line in records if line["split"] == "train"]
     measured = {line["step"]: line["tokens_per_second"] * line["step_seconds"] for line in lines if _has_speed(line)}
     if not measured or not (run.folder / "config.json").is_file():
         return 0.0, 0.0

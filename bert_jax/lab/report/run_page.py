@@ -18,6 +18,7 @@ from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.lab.report.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
 from bert_jax.tasks.sections import BY_LANGUAGE, Confusions, Report, Scatter, Section, Table, ThresholdCurve
 from bert_jax.tasks.task import LOWER_IS_BETTER
+from bert_jax.training.energy import described, energy_of
 from bert_jax.training.metrics_log import read_metrics
 
 _KEYS = (
@@ -25,6 +26,7 @@ _KEYS = (
     *("train.epochs", "train.batch_size", "optimizer.learning_rate", "checkpoint.best_metric"),
     *("model.num_hidden_layers", "model.hidden_size"),
 )
+ENERGY_NOTE = "From the first state of each start to its end. What no counter measured is an estimate of the power."
 
 
 def write_report(
@@ -60,6 +62,7 @@ def describe_run(
     values = [[name, f"{metrics[name]:.4f}", *_best_of(name, evaluations)] for name in names]
     curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
     environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
+    cost = [[name, text] for name, text in described(energy_of(records)).items()]
     parts = [
         Part(
             "Best checkpoint on validation",
@@ -71,6 +74,7 @@ def describe_run(
         Part("Learning curve", [Picture(curve, "learning curve", "curve")] if curve else []),
         *(Part(section.title, *_drawn(section)) for section in (report.sections if report else ())),
         Part("Where the time went", [Picture(time, "where the time went", "time")] if time else []),
+        Part("Energy", [Table(["", "all starts"], cost)] if cost else [], ENERGY_NOTE),
         Part("Environment", [Table(["", "newest start"], environment)] if environment else []),
         Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
     ]
