@@ -151,12 +151,13 @@ def _is_end(name: str, numbers: Mapping[str, float]) -> bool:
 
 def _intervals(split: str, record: Record, metrics: Path | None) -> dict[str, tuple[float, float, str]]:
     """Returns the intervals of metrics (low, high, of what): 1. over the seeds of several runs, 2. those that the
-    evaluation gives, 3. of accuracies over the examples that were predicted (Wilson 1927)."""
+    evaluation gives, 3. of the accuracy over the examples that were predicted (Wilson 1927)."""
     found: dict[str, tuple[float, float, str]] = {}
-    examples = _count_lines(metrics.parent / "predictions" / "validation.jsonl") if metrics and split == "eval" else 0
-    for name, value in record.items():
-        if name.rpartition("/")[2] == "accuracy" and examples and isinstance(value, float) and 0 <= value <= 1:
-            found[name] = (*wilson_interval(value, examples), f"{examples:,} examples")
+    right = _predicted(metrics.parent / "predictions" / "validation.jsonl") if metrics and split == "eval" else []
+    # The file is that of the best checkpoint, which this one need not be.
+    if right and abs(sum(right) / len(right) - record.get("accuracy", -1.0)) < 5e-4:
+        found["accuracy"] = (*wilson_interval(sum(right) / len(right), len(right)), f"{len(right):,} examples")
+    for name in record:
         if f"{name}_low" in record and f"{name}_high" in record:
             found[name] = (record[f"{name}_low"], record[f"{name}_high"], "examples")
     return found | (_over_seeds(metrics.parent.parent / "seeds.json", split) if metrics else {})
@@ -174,12 +175,14 @@ def _over_seeds(path: Path, split: str) -> dict[str, tuple[float, float, str]]:
         return {}
 
 
-def _count_lines(path: Path) -> int:
+def _predicted(path: Path) -> list[bool]:
+    """Returns for each example whether its label was predicted; [] if examples have no labels or the file is none."""
     try:
-        with path.open("rb") as file:
-            return sum(1 for _ in file)
-    except OSError:
-        return 0
+        with path.open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        return [line["prediction"]["label"] == line["label"] for line in lines]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def _training(run: dict[str, Any]) -> list[str]:

@@ -153,17 +153,22 @@ def test_the_card_has_intervals_over_seeds_or_examples(tmp_path):
     folder = tmp_path / "seed0"
     (folder / "predictions").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text('{"step": 2, "split": "eval", "accuracy": 0.8, "f1": 0.5}\n')
-    (folder / "predictions" / "validation.jsonl").write_text("{}\n" * 50)
+    (folder / "predictions" / "validation.jsonl").write_text(
+        "".join(json.dumps({"label": "a", "prediction": {"label": "ab"[i >= 40]}}) + "\n" for i in range(50))
+    )
     card = model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
     assert "| accuracy | 0.8 | 0.6696 to 0.8876 (50 examples) |" in card  # Wilson's, by an independent calculator
     assert "| f1 | 0.5 |  |" in card and "chooses among 2 labels" in card and "the authors of `base`" in card
+    (folder / "metrics.jsonl").write_text('{"step": 2, "split": "eval", "accuracy": 0.7, "f1": 0.5}\n')
+    card = model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
+    assert "| accuracy | 0.7 |\n" in card  # the predictions are those of another checkpoint
     spread = {"low": 0.4, "high": 0.6, "values": [0.45, 0.5, 0.55]}
     (tmp_path / "seeds.json").write_text(json.dumps({"splits": {"eval": {"f1": spread}}}))
     card = model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
     assert "| f1 | 0.5 | 0.4 to 0.6 (mean of 3 seeds) |" in card
     for damaged in ("", "[]", '{"splits": 3}', '{"splits": {"eval": {"f1": {}}}}', "\0"):
         (tmp_path / "seeds.json").write_text(damaged)
-        assert "| f1 | 0.5 |  |" in model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
+        assert "| f1 | 0.5 |\n" in model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
 
 
 def test_pretraining_goes_on_from_a_converted_checkpoint_with_or_without_heads(trained, tmp_path, small_config, caplog):
