@@ -16,18 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import base
 
-POSITIVE = [
-    "wonderful",
-    "great",
-    "excellent",
-    "lovely",
-    "brilliant",
-    "delightful",
-    "superb",
-    "charming",
-    "good",
-    "perfect",
-]
+POSITIVE = ["wonderful", "great", "excellent", "lovely", "brilliant", "sweet", "superb", "charming", "good", "fine"]
 NEGATIVE = ["terrible", "awful", "horrible", "poor", "dreadful", "boring", "bad", "disappointing", "dull", "nasty"]
 WOMEN = ["Anna", "Clara", "Emma", "Greta", "Ida", "Lena", "Mary", "Nina", "Rosa", "Vera"]
 MEN = ["Ben", "Carl", "David", "Felix", "Henry", "Jonas", "Leo", "Max", "Oscar", "Paul"]
@@ -110,9 +99,9 @@ def get_config() -> ConfigDict:
     config.data.update(validation_share=0.05, test_share=0.0, short_sequence_rate=0.3)
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="hf", warmup_steps=30, decay_steps=0)
     config.optimizer.bias_correction = True
-    config.train.update(steps=400, batch_size=32, log_every=50, peak_tflops=1.0)
-    config.eval.update(every=200, at_start=False)
-    config.checkpoint.update(every=200, keep=1)
+    config.train.update(steps=800, batch_size=32, log_every=50, peak_tflops=1.0)
+    config.eval.update(every=400, at_start=False)
+    config.checkpoint.update(every=400, keep=1)
     config.mesh.data = 1
     return config
 
