@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "en" / "from
 PEER = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "accelerate"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = "the a dog man plays barks very good bad film ! . ##s"
-TAGS = ["O", "B-PER", "I-PER"]
+TAGS = ["O", "B-PER", "B-LOC"]  # no I-, of which those that continue nothing become B- here
 
 
 def write_models() -> None:
