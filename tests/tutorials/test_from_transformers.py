@@ -37,7 +37,7 @@ def write_models() -> None:
             num_hidden_layers=4,
             num_attention_heads=2,
             intermediate_size=64,
-            max_position_embeddings=32,
+            max_position_embeddings=128,
             id2label=names,
             label2id=names and {label: i for i, label in names.items()},
         )

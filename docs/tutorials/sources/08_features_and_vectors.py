@@ -74,7 +74,7 @@ import random
 
 rng = random.Random(1)
 sentences = sorted({s for _ in range(200) for s in rng.choice((tutorial.visit, tutorial.life))(rng)})[::4]
-vectors = bert.embed(sentences)
+vectors = np.array(bert.embed(sentences))  # `embed` returns a list, one vector per text
 
 
 def cosines(query, vectors):
@@ -82,7 +82,7 @@ def cosines(query, vectors):
 
 
 centre = vectors.mean(axis=0)
-for text in ("The soup was superb.", "Mary is a teacher."):
+for text in ("The salad was superb.", "She is a teacher and works in the school."):
     query = bert.embed(text)
     raw, centred = cosines(query, vectors), cosines(query - centre, vectors - centre)
     print(f"{text}   raw cosines {raw.min():.2f} to {raw.max():.2f}, centred {centred.min():.2f} to {centred.max():.2f}")

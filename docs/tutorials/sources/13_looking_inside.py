@@ -34,7 +34,7 @@ from bert_jax.lab.inspect.heads import attention, head_importance, rollout
 from experiments import tutorial
 
 bert = bert_jax.load(tutorial.pretrained(folder), dtype="float32")
-found = attention(bert, "The doctor works in the hospital.")
+found = attention(bert, "She is a doctor and works in the hospital.")
 tokens, weights = found.reading.tokens, found.weights
 print(weights.shape, "[layers, heads, tokens, tokens]")
 np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
@@ -81,7 +81,7 @@ for token, share in zip(tokens, product[tokens.index("hospital")]):
 # %%
 from bert_jax.lab.inspect.tokens import gradient_times_input, integrated_gradients, token_losses
 
-surprise = token_losses(bert, "The doctor works in the bakery.")
+surprise = token_losses(bert, "She is a doctor and works in the school.")
 for token, loss, guesses in zip(surprise.reading.tokens, surprise.losses, surprise.guesses):
     if guesses:
         print(f"{token:10} {loss:5.2f} {'#' * round(5 * loss):30} expected {guesses[0][0]}")
@@ -96,7 +96,7 @@ for token, loss, guesses in zip(surprise.reading.tokens, surprise.losses, surpri
 # *梯度 × 输入*是 logit 在这段文本处的斜率。*积分梯度*从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit
 # 之差，这一点可以验证。
 # %%
-text = "Anna is a doctor and works in the [MASK]."
+text = "She is a doctor and works in the [MASK]."
 slope = gradient_times_input(bert, text, target="hospital")
 path = integrated_gradients(bert, text, target="hospital")
 print(f"logit of 'hospital' {path.logit:.2f}, with every word masked {path.baseline:.2f}")
@@ -107,14 +107,14 @@ for token, one, other in zip(path.reading.tokens, slope.scores, path.scores):
 # %% [markdown] en
 # ## What is known in which layer? A probe
 #
-# A linear classifier on frozen vectors of one layer. It always finds something, so compare it with a *control*: random
-# labels, one per word (Hewitt and Liang 2019). The difference is the *selectivity*. Here the label of a name is `SUBJECT` or
-# `FRIEND`, which only the context tells.
+# A linear classifier on frozen vectors of one layer. Here the label of a name is `SUBJECT` or `FRIEND`, which only the
+# context tells; the same names are both. A probe always finds something, so it needs comparisons: the most frequent tag of
+# each word, which needs no model, and a *control*, random labels, one per word (Hewitt and Liang 2019).
 # %% [markdown] zh
 # ## 哪一层知道什么？探针
 #
-# 探针是建立在某一层冻结向量上的线性分类器。它总能找到点什么，所以要和*对照*比较：给每个词一个随机标签（Hewitt 和 Liang 2019）。
-# 两者之差叫*选择性*。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，只有上下文才能判断。
+# 探针是建立在某一层冻结向量上的线性分类器。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，同一个名字两种都会出现，只有上下文才能判断。
+# 探针总能找到点什么，所以需要比较：每个词最常见的标签（不需要模型），以及*对照*，也就是给每个词一个随机标签（Hewitt 和 Liang 2019）。
 # %%
 import random
 
@@ -133,11 +133,18 @@ for layer, (own, control) in enumerate(zip(probes.accuracy, probes.control)):
     name = "embeddings" if layer == 0 else f"layer {layer}"
     print(f"{name:11} probe {own:.2f}   control {control:.2f}   selectivity {own - control:+.2f}")
 # %% [markdown] en
+# The embeddings know the words alone, so they are no better than the most frequent tag of each word. One layer of attention
+# adds the context. The control is as good as the probe: so few different words can be learned by heart. With a real
+# corpus it falls behind, and the difference, the *selectivity*, says how much of the accuracy is not memory.
+#
 # ## Which heads are needed?
 #
 # Each head is set to zero in turn. What the loss gains without it is what *this head alone* is worth: two heads that do
 # the same can each be left out, but not both.
 # %% [markdown] zh
+# 嵌入层只知道词本身，所以不会好过“每个词最常见的标签”。一层注意力就加入了上下文。对照和探针一样好，是因为这里的词太少，可以死记硬背；
+# 在真实的语料上，对照会落后，两者之差叫*选择性*，说明准确率里有多少不是靠记忆。
+#
 # ## 哪些注意力头是必需的？
 #
 # 依次把每个头置零。去掉它之后损失增加多少，就是*这一个头*的价值：如果两个头做同样的事，去掉任何一个都没关系，但不能两个都去掉。
