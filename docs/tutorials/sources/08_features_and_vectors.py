@@ -85,7 +85,9 @@ centre = vectors.mean(axis=0)
 for text in ("The salad was superb.", "She is a teacher and works in the school."):
     query = bert.embed(text)
     raw, centred = cosines(query, vectors), cosines(query - centre, vectors - centre)
-    print(f"{text}   raw cosines {raw.min():.2f} to {raw.max():.2f}, centred {centred.min():.2f} to {centred.max():.2f}")
+    print(
+        f"{text}   raw cosines {raw.min():.2f} to {raw.max():.2f}, centred {centred.min():.2f} to {centred.max():.2f}"
+    )
     for i in np.argsort(-centred)[:3]:
         print(f"    {centred[i]:.2f} {sentences[i]}")
 # %% [markdown] en

@@ -114,7 +114,7 @@ clinic = bert_jax.load(folder / "clinic")
 after = [clinic.tokenizer.token(i) for i in clinic.tokenizer(text).ids]
 print(len(after), "tokens:", " ".join(after))
 assert len(after) < len(before)
-for illness, (doctor, medicine) in TREATMENTS.items():
+for doctor, medicine in TREATMENTS.values():
     [guesses] = clinic.fill_mask(f"The {doctor} treats [MASK] with {medicine}.", top_k=2)
     print(f"{doctor:16} treats", ", ".join(f"{token} {p:.0%}" for token, p in guesses))
 # %% [markdown] en
@@ -141,7 +141,14 @@ from experiments import base
 
 sentence = "我们在北京大学学习自然语言处理。"
 print("English vocabulary:", [bert.tokenizer.token(i) for i in bert.tokenizer(sentence).ids[1:-1]])
-corpus = ["我们在北京学习。", "北京大学在北京。", "他们学习自然语言。", "自然语言处理很有用。", "我们学习语言处理。", "大学很大。"] * 20
+corpus = [
+    "我们在北京学习。",
+    "北京大学在北京。",
+    "他们学习自然语言。",
+    "自然语言处理很有用。",
+    "我们学习语言处理。",
+    "大学很大。",
+] * 20
 logging.disable(logging.WARNING)  # so small a corpus gives fewer tokens than asked for
 tokenizers = {}
 for kind, size in (("wordpiece", 60), ("unigram", 42)):

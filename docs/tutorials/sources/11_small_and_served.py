@@ -19,7 +19,12 @@
 # {colab}
 # %% setup
 # %%
-packages = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "flatbuffers": "flatbuffers"}
+packages = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "prometheus_client": "prometheus-client",
+    "flatbuffers": "flatbuffers",
+}
 missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
@@ -94,7 +99,9 @@ print(f"student: accuracy {student.best['accuracy']:.3f}")
 models = {name: bert_jax.load(folder / name, dtype="float32") for name in ("teacher", "student")}
 texts = ["The film was lovely.", "The bed was awful.", "The story was fine."]
 for text, one, other in zip(texts, *(model.predict(texts) for model in models.values())):
-    print(f"{text:24} teacher {one['label']} {one['probability']:.2f}   student {other['label']} {other['probability']:.2f}")
+    print(
+        f"{text:24} teacher {one['label']} {one['probability']:.2f}   student {other['label']} {other['probability']:.2f}"
+    )
 # %% [markdown] en
 # ## A program that runs without this library
 #
@@ -143,7 +150,15 @@ np.testing.assert_allclose(shares.max(), models["student"].predict(texts[0])["pr
 # %%
 import urllib.request
 
-command = [sys.executable, "-m", "bert_jax.serve", str(folder / "student"), "--port=0", "--lengths=16", "--attention=False"]
+command = [
+    sys.executable,
+    "-m",
+    "bert_jax.serve",
+    str(folder / "student"),
+    "--port=0",
+    "--lengths=16",
+    "--attention=False",
+]
 server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 try:
     address = server.stdout.readline().split()[-1]  # printed when it is ready

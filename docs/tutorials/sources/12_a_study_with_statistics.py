@@ -150,8 +150,12 @@ levels = ["mean", "scratch"]
 differences = [welch(found[level], found["baseline"]) for level in levels]
 corrected = holm([one.p for one in differences])
 for level, one, p in zip(levels, differences, corrected):
-    np.testing.assert_allclose(one.p, stats.ttest_ind(found[level], found["baseline"], equal_var=False).pvalue, rtol=1e-6)
-    print(f"{level:8} {one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]  p {p:.3f}: {verdict(one, p, True, comparisons=2)}")
+    np.testing.assert_allclose(
+        one.p, stats.ttest_ind(found[level], found["baseline"], equal_var=False).pvalue, rtol=1e-6
+    )
+    print(
+        f"{level:8} {one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]  p {p:.3f}: {verdict(one, p, True, comparisons=2)}"
+    )
 # %% [markdown] en
 # "Can't tell" never means "equal": it says how many more seeds would be needed to tell. Had you made one run per level, you
 # would have written down whichever number was larger.
