@@ -92,8 +92,9 @@ config = classify.get_config("multi")
 config.init_from = str(start)
 config.data.update(train=str(folder / "labels_train.csv"), validation=str(folder / "labels_validation.csv"))
 config.data.update(text="review", label="labels", sequence_length=48)
+config.model.update(pooling="mean", hidden_dropout=0.0, attention_dropout=0.0)
 config.optimizer.learning_rate = 1e-3
-config.train.epochs = 5.0
+config.train.update(epochs=4.0, batch_size=16)
 config.mesh.data = 1
 result = bert_jax.train(config, folder / "several_labels")
 for name in ("loss", "micro_f1", "macro_f1", "subset_accuracy"):
@@ -118,7 +119,7 @@ for name in ("loss", "micro_f1", "macro_f1", "subset_accuracy"):
 import json
 
 lines = (folder / "several_labels/predictions/validation.jsonl").read_text().splitlines()
-predicted = [json.loads(line) for line in lines]
+predicted = [json.loads(line)["prediction"] for line in lines]
 names = list(predicted[0]["probabilities"])
 p = np.array([[one["probabilities"][name] for name in names] for one in predicted])
 y = np.array([[name in row["labels"].split("|") for name in names] for row in validation])

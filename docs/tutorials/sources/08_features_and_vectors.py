@@ -91,10 +91,16 @@ for text in ("The salad was superb.", "She is a teacher and works in the school.
     for i in np.argsort(-centred)[:3]:
         print(f"    {centred[i]:.2f} {sentences[i]}")
 # %% [markdown] en
+# Opposites are near: "superb" and "dreadful" stand in the same places, and that is what pretraining looks at. Nearness in a
+# BERT that was only pretrained is not agreement. Who needs that trains for it: a sentence encoder, or a classifier, below.
+#
 # ## A picture
 #
 # Two directions of many (PCA), coloured by what the sentence is about. The model was never told.
 # %% [markdown] zh
+# 意思相反的句子也很近：“superb”（极好）和“dreadful”（糟糕）出现在同样的位置，而预训练看的正是这个。在只经过预训练的 BERT 里，
+# 距离近不等于意思一致。需要后者，就要专门训练：用句向量模型，或者像下面这样训练一个分类器。
+#
 # ## 画出来看看
 #
 # 从许多方向里取两个（PCA），按句子讲的地点着色。训练时从来没有告诉过模型这些。
@@ -117,12 +123,12 @@ plt.show()
 # %% [markdown] en
 # ## Features: the model stays, a classifier learns
 #
-# A logistic regression on frozen vectors, with 60 labelled texts. Which layer is best depends on the task: the last one
+# A logistic regression on frozen vectors, with 200 labelled texts. Which layer is best depends on the task: the last one
 # knows most of the word that it is to predict, the embeddings only which words there are.
 # %% [markdown] zh
 # ## 特征：模型不动，只训练分类器
 #
-# 在冻结的向量上做逻辑回归，只用 60 条带标签的文本。哪一层最好，取决于任务：最后一层最了解它要预测的那个词，嵌入层只知道有哪些词。
+# 在冻结的向量上做逻辑回归，用 200 条带标签的文本。哪一层最好，取决于任务：最后一层最了解它要预测的那个词，嵌入层只知道有哪些词。
 # %%
 from sklearn.linear_model import LogisticRegression
 
@@ -136,7 +142,7 @@ def labelled(count, seed):
     return map(list, zip(*rows))
 
 
-(train, y), (test, gold) = labelled(60, 1), labelled(200, 2)
+(train, y), (test, gold) = labelled(200, 1), labelled(200, 2)
 for name, options in (
     ("layer 1, mean", {"layer": 1}),
     ("layer 2, mean", {"layer": 2}),

@@ -134,11 +134,11 @@ print(len(everything), "pairs, such as", everything[0]["source"], everything[0][
 config = translate.get_config("scratch")
 config.model.update(size="tiny", hidden_size=64, num_attention_heads=4, max_position_embeddings=32)
 config.model.update(dtype="float32", hidden_dropout=0.0, attention_dropout=0.0)
-config.data.update(**files, sequence_length=24, target_length=16, vocab_size=180, tokenizer="bpe")
+config.data.update(**files, sequence_length=16, target_length=16, vocab_size=240, tokenizer="bpe")
 config.seq2seq.update(bleu_tokenizer="zh", eval_examples=60)
 config.optimizer.update(learning_rate=1e-2)
-config.train.update(epochs=24.0, batch_size=32)
-config.eval.every = 330
+config.train.update(epochs=16.0, batch_size=32)
+config.eval.every = 160
 config.mesh.data = 1
 result = bert_jax.train(config, folder / "translation")
 print({name: round(result.last[name], 2) for name in ("bleu", "exact_match", "token_accuracy")})

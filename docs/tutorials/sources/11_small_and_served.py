@@ -63,6 +63,7 @@ def config_of(train):
     config.init_from = str(start)
     config.data.update(train=train, validation=write("small_dev.csv", 200, 2), text="text", label="label")
     config.data.sequence_length = 16
+    config.model.update(pooling="mean", hidden_dropout=0.0, attention_dropout=0.0)
     config.optimizer.learning_rate = 1e-3
     config.train.update(epochs=4.0, batch_size=16)
     config.mesh.data = 1

@@ -105,12 +105,18 @@ print(f"{'':10} gradient × input   integrated")
 for token, one, other in zip(path.reading.tokens, slope.scores, path.scores):
     print(f"{token:10} {one:16.2f} {other:12.2f}")
 # %% [markdown] en
+# The two disagree: where the model is sure, its slope is nearly 0, and gradient × input sees nothing. The path from "every
+# word masked" crosses the steep part. If in doubt, change the word and look at the prediction.
+#
 # ## What is known in which layer? A probe
 #
 # A linear classifier on frozen vectors of one layer. Here the label of a name is `SUBJECT` or `FRIEND`, which only the
 # context tells; the same names are both. A probe always finds something, so it needs comparisons: the most frequent tag of
 # each word, which needs no model, and a *control*, random labels, one per word (Hewitt and Liang 2019).
 # %% [markdown] zh
+# 两种方法的结果不一样：模型很有把握的时候，斜率接近 0，梯度 × 输入就什么也看不到；而从“所有词都被遮住”出发的路径会经过陡峭的部分。
+# 拿不准的时候，换掉那个词，看看预测怎样变化。
+#
 # ## 哪一层知道什么？探针
 #
 # 探针是建立在某一层冻结向量上的线性分类器。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，同一个名字两种都会出现，只有上下文才能判断。
@@ -151,9 +157,9 @@ for layer, (own, control) in enumerate(zip(probes.accuracy, probes.control)):
 # %%
 document = tutorial.life(random.Random(5))
 without = head_importance(bert, texts=document, limit=120)
-print(f"loss of the whole model {without.whole_loss:.2f}; without one head")
-for layer, losses in enumerate(without.loss, start=1):
-    print(f"layer {layer}  ", "  ".join(f"{loss:.2f}" for loss in losses))
+print(f"loss of the whole model {without.whole_loss:.2f}; what is added without each head:")
+for layer, added in enumerate(without.loss, start=1):
+    print(f"layer {layer}  ", "  ".join(f"{loss:+.2f}" for loss in added))
 # %% [markdown] en
 # `python -m bert_jax.lab.inspect RUN --text="…"` writes all of this as one page that you can click through:
 # [inspecting.md](../../inspecting.md) says which picture can be trusted for what.
