@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from experiments import base
 
-POSITIVE = ["wonderful", "great", "excellent", "lovely", "brilliant", "sweet", "superb", "charming", "good", "fine"]
-NEGATIVE = ["terrible", "awful", "horrible", "poor", "dreadful", "boring", "bad", "disappointing", "dull", "nasty"]
+POSITIVE = ["wonderful", "great", "excellent", "lovely", "superb", "good", "charming"]
+NEGATIVE = ["terrible", "awful", "horrible", "poor", "boring", "bad", "dull"]
 WOMEN = ["Anna", "Clara", "Emma", "Greta", "Ida", "Lena", "Mary", "Nina", "Rosa", "Vera"]
 MEN = ["Ben", "Carl", "David", "Felix", "Henry", "Jonas", "Leo", "Max", "Oscar", "Paul"]
 SURNAMES = [a + b for a in ("Ander", "Carl", "Han", "Jan", "Peter", "Robin") for b in ("son", "sen", "man")]
@@ -44,23 +44,25 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 def visit(rng: random.Random) -> list[str]:
     """Returns sentences about an evening that was good or bad."""
-    adjectives, place = rng.choice((POSITIVE, NEGATIVE)), rng.choice(sorted(VISITS))
+    kind, place = rng.choice(("positive", "negative")), rng.choice(sorted(VISITS))
     she, name = _person(rng)
     sentences = [f"On {rng.choice(DAYS)} {name} went to the {place} in {rng.choice(TOWNS)}."]
-    for thing in rng.sample(VISITS[place], 4):
-        one, other = rng.sample(adjectives, 2)
-        sentences.append(
-            rng.choice(
-                (
-                    f"The {thing} was {one}.",
-                    f"{name} found the {thing} {one} and {other}.",
-                    f"What a {one} {thing}!",
-                    f"The {thing} of this {place} is really {one}.",
-                )
-            )
-        )
-    again = "will come again" if adjectives is POSITIVE else "will never come again"
-    return [*sentences, f"{she} {again}."]
+    sentences += [opinion(rng, kind, thing, name) for thing in rng.sample(VISITS[place], 4)]
+    return [*sentences, f"{she} will {'come' if kind == 'positive' else 'never come'} again."]
+
+
+def opinion(rng: random.Random, kind: str, thing: str, name: str) -> str:
+    """Returns a sentence that praises a thing or blames it, by `kind`: positive or negative."""
+    one, other = rng.sample(POSITIVE if kind == "positive" else NEGATIVE, 2)
+    loves, happy = ("loves", "happy") if kind == "positive" else ("hates", "sad")
+    forms = (
+        f"The {thing} was {one}.",
+        f"The {thing} was {one} and {other}.",
+        f"{name} {loves} this {one} {thing}.",
+        f"The {thing} was {one}, and {name} was {happy}.",
+        f"What a {one} and {other} {thing}!",
+    )
+    return rng.choice(forms)
 
 
 def life(rng: random.Random) -> list[str]:

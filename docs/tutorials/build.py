@@ -29,6 +29,7 @@ import nbformat
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LANGUAGES = ("en", "zh")
+CHINESE = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”‘’…—]"
 MAX_PICTURE = 30_000  # bytes
 MAX_TEXT = 6_000  # characters of one cell's output
 SETUP = """
@@ -111,6 +112,8 @@ def build(source: Path, language: str) -> Any:
         if kind == "code":
             made.append(nbformat.v4.new_code_cell(content))
         elif kind == language:
+            # A line break is shown as a space, which Chinese does not have.
+            content = re.sub(rf"(?<={CHINESE})\n(?={CHINESE})", "", content)
             made.append(nbformat.v4.new_markdown_cell(content.replace("{colab}", _colab(source, language))))
     for number, cell in enumerate(made):
         cell.id = f"cell-{number:02}"
@@ -136,7 +139,7 @@ def execute(notebook: Any, where: Path, kernel: Any = None) -> None:
     outputs. Raises ValueError for an output that is too large or names a folder of this machine."""
     import nbclient
 
-    client = nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", km=kernel)
+    client = nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", km=kernel, coalesce_streams=True)
     client.execute(cwd=str(where), env=environment())
     if kernel is not None and client.kc is not None:
         client.kc.stop_channels()  # a kernel of its own has ended with them
