@@ -91,14 +91,14 @@ for text in ("The salad was superb.", "She is a teacher and works in the school.
     for i in np.argsort(-centred)[:3]:
         print(f"    {centred[i]:.2f} {sentences[i]}")
 # %% [markdown] en
-# Opposites are near: "superb" and "dreadful" stand in the same places, and that is what pretraining looks at. Nearness in a
+# Opposites are near: "superb" and "awful" stand in the same places, and that is what pretraining looks at. Nearness in a
 # BERT that was only pretrained is not agreement. Who needs that trains for it: a sentence encoder, or a classifier, below.
 #
 # ## A picture
 #
 # Two directions of many (PCA), coloured by what the sentence is about. The model was never told.
 # %% [markdown] zh
-# 意思相反的句子也很近：“superb”（极好）和“dreadful”（糟糕）出现在同样的位置，而预训练看的正是这个。在只经过预训练的 BERT 里，
+# 意思相反的句子也很近：“superb”（极好）和“awful”（糟糕）出现在同样的位置，而预训练看的正是这个。在只经过预训练的 BERT 里，
 # 距离近不等于意思一致。需要后者，就要专门训练：用句向量模型，或者像下面这样训练一个分类器。
 #
 # ## 画出来看看

@@ -98,7 +98,7 @@ student = bert_jax.train(config, folder / "student")
 print(f"student: accuracy {student.best['accuracy']:.3f}")
 # %%
 models = {name: bert_jax.load(folder / name, dtype="float32") for name in ("teacher", "student")}
-texts = ["The film was lovely.", "The bed was awful.", "The story was fine."]
+texts = ["The film was lovely.", "The bed was awful.", "The story was dull."]
 for text, one, other in zip(texts, *(model.predict(texts) for model in models.values())):
     print(
         f"{text:24} teacher {one['label']} {one['probability']:.2f}   student {other['label']} {other['probability']:.2f}"
