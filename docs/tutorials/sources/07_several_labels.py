@@ -94,7 +94,7 @@ config.data.update(train=str(folder / "labels_train.csv"), validation=str(folder
 config.data.update(text="review", label="labels", sequence_length=48)
 config.model.update(pooling="mean", hidden_dropout=0.0, attention_dropout=0.0)
 config.optimizer.learning_rate = 1e-3
-config.train.update(epochs=4.0, batch_size=16)
+config.train.update(epochs=8.0, batch_size=16)
 config.mesh.data = 1
 result = bert_jax.train(config, folder / "several_labels")
 for name in ("loss", "micro_f1", "macro_f1", "subset_accuracy"):
@@ -129,8 +129,8 @@ print(f"{loss:.3f}, as logged")
 # %% [markdown] en
 # ## Thresholds
 #
-# A label is given if its probability reaches its *threshold*. One half is not always the best: `complaint` is harder than
-# the places. Validation finds a threshold for each label, such that all of them together have the best micro F1; they
+# A label is given if its probability reaches its *threshold*. One half is not always the best: a rare or a
+# hard label wants another one. Validation finds a threshold for each label, such that all of them together have the best micro F1; they
 # are saved with the model, and `predict` follows them.
 #
 # F1 is the harmonic mean of precision and recall, *micro* over all decisions together, *macro* the mean over labels.
@@ -138,7 +138,7 @@ print(f"{loss:.3f}, as logged")
 # %% [markdown] zh
 # ## 阈值
 #
-# 概率达到*阈值*，就给出这个标签。二分之一不一定最好：`complaint` 就比地点更难。验证集会为每个标签找到一个阈值，使整体的
+# 概率达到*阈值*，就给出这个标签。二分之一不一定最好：罕见的或者困难的标签需要别的阈值。验证集会为每个标签找到一个阈值，使整体的
 # 微平均 F1 最高；阈值和模型一起保存，`predict` 会按它们来判断。
 #
 # F1 是精确率和召回率的调和平均；*micro*（微平均）把所有判断放在一起算，*macro*（宏平均）对各个标签求平均。
