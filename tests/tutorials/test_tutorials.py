@@ -50,6 +50,13 @@ def test_it_says_what_it_needs_and_opens_in_colab(source: Path):
         assert needs in first and "https://colab.research.google.com/github/" in first
 
 
+def test_every_notebook_is_listed_and_has_a_source():
+    index = (build.HERE / "README.md").read_text()
+    wanted = {f"{language}/{source.stem}.ipynb" for language in build.LANGUAGES for source in build.sources()}
+    assert {path.relative_to(build.HERE).as_posix() for path in build.HERE.glob("*/*.ipynb")} == wanted
+    assert {name for name in wanted if f"({name})" not in index} == set()
+
+
 def test_a_cell_that_is_not_translated_is_refused():
     build.cells("# %% [markdown] en\n# One.\n# %% [markdown] zh\n# 一。\n# %%\n1\n")
     for text in ("# %% [markdown] en\n# One.\n# %%\n1\n", "# %% [markdown] zh\n# 一。\n# %%\n1\n"):

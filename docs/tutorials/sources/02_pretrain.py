@@ -145,7 +145,7 @@ import numpy as np
 
 from bert_jax.inference.open import open_model
 
-table = np.asarray(open_model(workdir).parameters["embeddings/word/embedding"])
+table = np.array(open_model(workdir).parameters["embeddings/word/embedding"])
 table /= np.linalg.norm(table, axis=1, keepdims=True)
 for word in ("lovely", "awful", "doctor"):
     nearest = np.argsort(-table @ table[bert.tokenizer.id(word)])[1:6]

@@ -88,9 +88,10 @@ def fine_tune(name, train, epochs, is_pretrained=True):
     if is_pretrained:
         config.init_from = str(start)
     else:
-        config.model.update(tutorial.get_config().model)
+        shape = {key: value for key, value in tutorial.get_config().model.items() if value is not None}
+        config.model.update(shape)
         config.data.vocab_file = str(folder / "vocabulary")
-    config.model.update(pooling="mean", hidden_dropout=0.0, attention_dropout=0.0)
+    config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
     config.data.update(train=train, validation=write("new.csv", new), sequence_length=32)
     config.optimizer.learning_rate = 1e-3  # for a model this small; BERT-base wants 2e-5 to 5e-5
     config.train.update(epochs=epochs, batch_size=4)

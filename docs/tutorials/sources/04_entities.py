@@ -99,8 +99,8 @@ config.data.update(
     train=write("train.conll", train), validation=write("validation.conll", held_out), sequence_length=40
 )
 config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
-config.optimizer.learning_rate = 1e-3  # for a model this small; BERT-base wants 2e-5 to 5e-5
-config.train.update(epochs=6, batch_size=16)
+config.optimizer.learning_rate = 3e-3  # for a model this small; BERT-base wants 2e-5 to 5e-5
+config.train.update(epochs=8, batch_size=16)
 config.eval.every = config.checkpoint.every = None  # evaluated at the end
 run = bert_jax.train(config, folder / "entities")
 for name in ("accuracy", "entity_precision", "entity_recall", "entity_f1"):

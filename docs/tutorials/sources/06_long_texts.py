@@ -112,7 +112,7 @@ def fine_tune(how):
     config.init_from = str(start)
     config.data.update(train=train, validation=validation, sequence_length=LENGTH)
     config.data.update(long_texts=how, window_stride=STRIDE, window_pooling="max")
-    config.model.update(pooling="mean", hidden_dropout=0.0, attention_dropout=0.0)
+    config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
     config.optimizer.learning_rate = 1e-3  # for a model this small
     config.train.update(epochs=5, batch_size=16)
     config.eval.every = config.checkpoint.every = None  # evaluated at the end
