@@ -56,6 +56,7 @@ def pages(site) -> dict[Path, Page]:
 def test_every_page_is_there(site, pages):
     expected = {path.with_suffix(".html").relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     expected |= {path.with_suffix(".html").relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.ipynb")}
+    expected = {path.with_name("index.html") if path.name == "README.html" else path for path in expected}
     expected |= {Path(name) for name in ("index.html", "zh/index.html", "SECURITY.html", "api/models.html")}
     assert expected <= {path.relative_to(site) for path in pages}
     for path, page in pages.items():

@@ -36,7 +36,7 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 def on_config(config: Any) -> Any:
     """Fills the sections of `nav` that depend on which files there are."""
     nav = {title: pages for section in config.nav for title, pages in section.items()}
-    nav["Tutorials"] = [_page_of(path) for path in _tutorials("en")]
+    nav["Tutorials"] = [_page_of(path) for path in (*DOCS.glob("tutorials/README.md"), *_tutorials("en"))]
     nav["中文"] = ["zh/index.md", *(_page_of(path) for path in _tutorials("zh"))]
     nav["API"] = [{name: f"api/{name}.md"} for name in ROOMS]
     named = set(re.findall(r"[\w/]+\.md", json.dumps(config.nav)))
