@@ -29,6 +29,7 @@ ROOMS = {
     "lab": ("bert_jax.lab",),
 }
 _CODE = re.compile(r"(^ *(?P<f>`{3,}).*?^ *(?P=f)[ \t]*$|`[^`\n]+`)", re.M | re.S)
+_WIDE = "[\u3001-\u303f\u4e00-\u9fff\uff01-\uff60]"
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
 
@@ -87,6 +88,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"\0{len(kept) - 1}\0"
 
     text = _LINK.sub(link, _CODE.sub(keep, markdown))
+    text = re.sub(f"(?<={_WIDE})\n(?={_WIDE}|[*\\[])", "", text)  # Chinese has no spaces between words
     text = re.sub(r"\]\s?\[", lambda found: found[0].replace("[", r"\["), text)  # [MASK] [SEP] is no link
     return re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)
 
