@@ -60,8 +60,8 @@ def _parser() -> Parser:
     flag("mode", "train", "what to do", choices=sorted(modes.MODES))
     flag("workdir", None, "folder of the run [runs/<name of the experiment file>]", metavar="DIR")
     flag("debug", False, "show the traceback of an error")
-    flag("checkpoint", "best", "best, newest, a step, or a path", "evaluate", "fill_mask", "predict", "generate",
-        "embed", "score", "blimp", "retrieve")  # fmt: skip
+    flag("checkpoint", "best", "best, best:METRIC, newest, a step, or a path", "evaluate", "fill_mask", "predict",
+        "generate", "embed", "score", "blimp", "retrieve")  # fmt: skip
     flag("replay", 0, "number of steps that are taken again, to compare their bits", "doctor")
     flag("profile", 0, "number of steps whose time is traced and broken down", "train")
     flag("text", [], "a text with [MASK] in it; may be given several times", "fill_mask", action="append")

@@ -214,6 +214,7 @@ _OPTIONS = (
     _text("checkpoint.mirror", "", "gs:// or s3:// folder with a copy, which another machine continues", "restart"),
     _text("checkpoint.best_metric", "loss", "validation metric that chooses the best checkpoint", "needed"),
     _choice("checkpoint.best_mode", "min", "min | max", "whether the lowest or the highest best_metric is the best"),
+    _text("checkpoint.also_best", "", "further metrics, comma-separated, whose best checkpoints are kept", "restart"),
 
     # How a sequence-to-sequence model writes: bert_jax/models/decoding.
     _integer("generate.beams", 1, "[1, 1024]", "targets that a search writes side by side; 1 = greedy", "restart",

@@ -151,7 +151,7 @@ def open_model(
     task_name: str = "",
     shardings: checkpoint.Shardings = checkpoint.on_one_device,
 ) -> Opened:
-    """Opens the checkpoint that `choose_checkpoint(path, which)` finds, or a model in another format (convert/).
+    """Opens the checkpoint that `choose_checkpoint(path, which, task_name)` finds, or a model in another format.
 
     Its config is the run's own with those `overrides`, {"model.dtype": "float32", …}, that are in INFERENCE.
     `users_task` is the one class outside bert_jax that the checkpoint may name as its task. `task_name` chooses one of
@@ -162,7 +162,7 @@ def open_model(
     if _is_foreign(Path(path)):
         opened = _open_foreign(str(path), users_task, shardings)
     else:
-        folder, saved = _read(str(path), which, shardings)
+        folder, saved = _read(str(path), which, task_name, shardings)
         config = from_json_dict(saved.run["config"])
         opened = Opened(folder, saved.run["step"], config, saved.tokenizer, saved.parameters, saved.run, users_task)
     opened = opened.of(task_name) if task_name else opened
@@ -177,12 +177,12 @@ def open_model(
     return opened
 
 
-def _read(path: str, which: str, shardings: checkpoint.Shardings) -> tuple[Path, checkpoint.Saved]:
+def _read(path: str, which: str, task_name: str, shardings: checkpoint.Shardings) -> tuple[Path, checkpoint.Saved]:
     """Returns the chosen checkpoint. A run that is training may delete it meanwhile; then the choice is made again."""
     for attempts_left in (3, 2, 1, 0):
         folder = None
         try:
-            folder = checkpoint.choose_checkpoint(path, which)
+            folder = checkpoint.choose_checkpoint(path, which, task_name)
             return folder, checkpoint.read_checkpoint(folder, shardings=shardings)
         except Damaged:
             if not attempts_left or (folder is not None and folder.exists()):

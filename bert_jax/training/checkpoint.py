@@ -29,6 +29,7 @@ from bert_jax.config import UserError
 from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.sharding import Mesh, place, tree_shardings
+from bert_jax.tasks.task import LOWER_IS_BETTER
 from bert_jax.training import checkpoint_format
 from bert_jax.training.checkpoint_format import Damaged, Trouble, checksums, guarded
 from bert_jax.training.parameters import Parameters, name_of_format_1, name_since_format_2, rename
@@ -156,14 +157,16 @@ def find_checkpoint(path: str) -> Path:
     return found
 
 
-def choose_checkpoint(path: str, which: str = "best") -> Path:
+def choose_checkpoint(path: str, which: str = "best", task_name: str = "") -> Path:
     """Returns the checkpoint that a workdir, a `checkpoints` folder or a checkpoint's own path means; logs the choice.
 
-    `which` is "best" (by the run's `checkpoint.best_metric`; the newest if none was evaluated), "newest", the number of
-    a step, or another path. Raises UserError.
+    `which` is "best" (the newest if none was evaluated), "best:METRIC", "newest", the number of a step, or another
+    path. "best" goes by the run's `checkpoint.best_metric`, or for one of several tasks by the first metric of that
+    task in `checkpoint.also_best`. Raises UserError.
     """
-    if which not in ("best", "newest") and not which.isdigit():
-        return choose_checkpoint(which)
+    kind, _, metric = which.partition(":")
+    if which != "newest" and kind != "best" and not which.isdigit():
+        return choose_checkpoint(which, task_name=task_name)
     path = local(path)
     newest = find_checkpoint(path)
     if newest in (Path(path), Path(path) / "checkpoints"):  # the path of one checkpoint says everything
@@ -174,13 +177,18 @@ def choose_checkpoint(path: str, which: str = "best") -> Path:
             raise UserError(f"{path} has no checkpoint of step {which}; it has {present}")
         return newest.parent / which
     folder, reason = newest, "the newest checkpoint"
-    if which == "best":
-        rule = describe_checkpoint(newest)[0]["config"]["checkpoint"]
-        known = scores(newest.parent, rule["best_metric"])
-        best = best_of(known, rule["best_mode"])
+    if kind == "best":
+        modes = best_modes(describe_checkpoint(newest)[0]["config"]["checkpoint"])
+        if metric and metric not in modes:
+            raise UserError(f"{path}: its run kept the best checkpoint by {', '.join(modes)}, not by '{metric}'")
+        main, *others = modes
+        of_task = (name for name in others if task_name and name.startswith(f"{task_name}/"))
+        metric = metric or next(of_task, main)
+        known = scores(newest.parent, metric)
+        best = best_of(known, modes[metric])
         reason = "no checkpoint was evaluated, so the newest one is taken"
         if best is not None:
-            folder, reason = newest.parent / str(best), f"the best by {rule['best_metric']}, {known[best]:.4f}"
+            folder, reason = newest.parent / str(best), f"the best by {metric}, {known[best]:.4f}"
     logging.info("%s: %s", folder, reason)
     return folder
 
@@ -219,6 +227,16 @@ def scores(directory: Path, metric: str) -> dict[int, float]:
             if np.isfinite(score[metric]):
                 found[step] = float(score[metric])
     return found
+
+
+def best_modes(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the metrics by which a run keeps best checkpoints, with "min" or "max": `best_metric`, then those of
+    `also_best`."""
+    others = (name.strip() for name in checkpoint["also_best"].split(","))
+    modes = {name: "min" if name.endswith(LOWER_IS_BETTER) else "max" for name in others if name}
+    return {checkpoint["best_metric"]: checkpoint["best_mode"]} | {
+        name: mode for name, mode in modes.items() if name != checkpoint["best_metric"]
+    }
 
 
 def best_of(scores: Mapping[int, float], mode: str) -> int | None:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from bert_jax.config import UserError
 from bert_jax.sharding import Mesh, to_mesh
 from bert_jax.tasks.task import LOWER_IS_BETTER, Constants, Description, Evaluation, HostSums, Task
+from bert_jax.training.checkpoint import best_modes
 from bert_jax.training.observer import EVALUATION, Observer
 from bert_jax.training.parameters import Parameters
 from bert_jax.training.processes import joined, parts_of_batch
@@ -68,11 +69,15 @@ def make_evaluation(
 
 
 def check_best_metric(config: ConfigDict, task: Task) -> None:
-    """Raises UserError if no evaluation of the task gives checkpoint.best_metric; warns of a mode that looks wrong."""
-    name, mode, names = config.checkpoint.best_metric, config.checkpoint.best_mode, task.metric_names("validation")
-    if names and name not in names:
-        near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.0)
-        raise UserError(f"checkpoint.best_metric is '{name}'; of task={config.task} it can be {', '.join(near)}")
+    """Raises UserError if no evaluation of the task gives checkpoint.best_metric or a metric of checkpoint.also_best;
+    warns of a mode that looks wrong."""
+    names, modes = task.metric_names("validation"), best_modes(config.checkpoint)
+    for wanted in modes if names else ():
+        if wanted not in names:
+            option = "best_metric" if wanted == config.checkpoint.best_metric else "also_best"
+            near = ", ".join(difflib.get_close_matches(wanted, names, n=len(names), cutoff=0.0))
+            raise UserError(f"checkpoint.{option} is '{wanted}'; of task={config.task} it can be {near}")
+    name, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
     right = "min" if name.endswith(LOWER_IS_BETTER) else "max"
     if names and mode != right:
         kind = {"min": "lowest", "max": "highest"}[mode]

@@ -20,6 +20,7 @@ from bert_jax.sharding import Mesh
 from bert_jax.training.checkpoint import (
     HIDDEN,
     arrays_of,
+    best_modes,
     best_of,
     items,
     on_mesh,
@@ -37,9 +38,9 @@ _WRITING = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is no
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last `checkpoint.keep`, the best one by `checkpoint.best_metric`, and as long
-    as it is the newest of all a temporary one, of a step at which none was planned. Whoever saves holds the workdir's
-    lock (`alone_in`)."""
+    """The checkpoints of one workdir: the last `checkpoint.keep`, the best one by `checkpoint.best_metric` and by each
+    metric of `checkpoint.also_best`, and as long as it is the newest of all a temporary one, of a step at which none
+    was planned. Whoever saves holds the workdir's lock (`alone_in`)."""
 
     def __init__(self, directory: Path, checkpoint: ConfigDict, check_mirror: Callable[[], None] = lambda: None):
         """Makes the folder, and removes what an earlier process left half written. Raises UserError if it cannot.
@@ -47,7 +48,7 @@ class Checkpoints:
         self._check_mirror = check_mirror
         self.directory = directory.absolute()
         self.damaged = self.directory.parent / "damaged"
-        self.keep, self.metric, self.mode = checkpoint.keep, checkpoint.best_metric, checkpoint.best_mode
+        self.keep, self.metric, self.modes = checkpoint.keep, checkpoint.best_metric, best_modes(checkpoint)
         self.seconds, self.last_save = 60 * checkpoint.minutes, time.monotonic()
         with self._explained():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ class Checkpoints:
         step = int(state.step)
         if (self.directory / str(step)).exists():
             return
-        score = {self.metric: float(metrics[self.metric])} if self.metric in metrics and not temporary else {}
+        score = {} if temporary else {name: float(metrics[name]) for name in self.modes if name in metrics}
         args = items(arrays_of(state), {"step": step, "score": score, "temporary": temporary} | run, tokenizer)
         with self._explained():
             self._check_workdir()
@@ -130,7 +131,7 @@ class Checkpoints:
 
     def best(self, mesh: Mesh) -> tuple[Parameters, dict] | None:
         """Returns parameters and `run` of the best checkpoint by `checkpoint.best_metric`; None if none has it."""
-        step = as_on_first_process(best_of(scores(self.directory, self.metric), self.mode))
+        step = as_on_first_process(best_of(scores(self.directory, self.metric), self.modes[self.metric]))
         if step is None:
             return None
         saved = read_checkpoint(self.directory / str(step), shardings=on_mesh(mesh))
@@ -160,8 +161,8 @@ class Checkpoints:
         there = steps(self.directory)
         kept = [step for step in there if step not in self.temporary]
         surplus = kept[: -self.keep]
-        best = best_of(scores(self.directory, self.metric), self.mode) if surplus else None
-        surplus = [step for step in surplus if step != best]
+        best = {best_of(scores(self.directory, name), mode) for name, mode in self.modes.items()} if surplus else {}
+        surplus = [step for step in surplus if step not in best]
         for step in (*surplus, *(step for step in there[:-1] if step in self.temporary)):
             hidden = self.directory / f"{HIDDEN}{step}"
             try:

@@ -285,10 +285,13 @@ def test_a_pretrained_mlm_head_becomes_that_of_a_member(data):
         ({"tasks.first.metric": "loss"}, "tasks.first.metric is 'loss'; of those that are better when higher"),
         ({"tasks.first.data.sequence_length": 64}, "tasks.first: data.sequence_length 64 is over model.max_pos"),
         ({"checkpoint.best_metric": "accuracy"}, "checkpoint.best_metric is 'accuracy'; .*first/accuracy"),
+        ({"checkpoint.also_best": "f1"}, "checkpoint.also_best is 'f1'; of task=multitask it can be .*first/"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_step(data, tmp_path, change, message):
-    names = ["first"] if any("first" in key for key in change) or "checkpoint.best_metric" in change else []
+    names = (
+        ["first"] if any("first" in key for key in change) or next(iter(change), "").startswith("checkpoint") else []
+    )
     config = make_config(data, *names)
     config.data.long_texts = "windows"
     with pytest.raises(UserError, match=message) as error:

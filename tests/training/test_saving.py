@@ -17,7 +17,7 @@ from bert_jax.data.tokenizers.wordpiece import make_wordpiece
 from bert_jax.files import only_writer, write_atomically
 from bert_jax.options import default_config
 from bert_jax.sharding import make_mesh
-from bert_jax.training.checkpoint import read_checkpoint, scores, steps
+from bert_jax.training.checkpoint import choose_checkpoint, read_checkpoint, scores, steps
 from bert_jax.training.checkpoint_format import Trouble
 from bert_jax.training.saving import Checkpoints, alone_in
 from bert_jax.training.step import TrainState
@@ -78,6 +78,27 @@ def test_the_best_is_still_known_after_a_restart(tmp_path):
     parameters, run = checkpoints.best(MESH)
     checkpoints.close()
     assert run["step"] == 1 and parameters["pooler/x"][0] == 1
+
+
+def test_the_best_of_further_metrics_is_kept_and_chosen_for_its_task(tmp_path):
+    config = default_config()
+    config.checkpoint.update(keep=1, best_metric="mean", best_mode="max", also_best="a/f1, b/loss")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint)
+    values = [(0.1, 0.9, 0.7), (0.8, 0.5, 0.6), (0.5, 0.2, 0.3), (0.4, 0.3, 0.4), (0.4, 0.1, 0.5)]
+    with alone_in(tmp_path), contextlib.closing(checkpoints):
+        for step, (mean, f1, loss) in enumerate(values, 1):
+            run = {"config": config.to_dict(), "task": {}, "history": [], "data": {}}
+            checkpoints.save(state(step), run, TOKENIZER, {"mean": mean, "a/f1": f1, "b/loss": loss, "other": 1.0})
+        checkpoints.wait()
+    assert steps(tmp_path / "checkpoints") == [1, 2, 3, 5]
+
+    def chosen(*which):
+        return choose_checkpoint(str(tmp_path), *which).name
+
+    assert [chosen("best", name) for name in ("", "a", "b", "c")] == ["2", "1", "3", "2"]
+    assert [chosen(which) for which in ("best:a/f1", "best:b/loss", "best:mean", "newest")] == ["1", "3", "2", "5"]
+    with pytest.raises(UserError, match="kept the best checkpoint by mean, a/f1, b/loss, not by 'f1'"):
+        chosen("best:f1")
 
 
 def test_a_restored_state_lies_as_a_fresh_one(tmp_path):

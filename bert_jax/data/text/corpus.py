@@ -137,8 +137,9 @@ def _layout(head: str) -> tuple[str, bool]:
     """Returns how the lines of a plain text file are meant (sentences, paragraphs, wrapped), and whether a blank one
     ends a document or only a paragraph, from the first 256 K characters:
 
-    1. 60 % of the lines end a sentence and few go on in lower case from the line before: a line is a whole. It is a
-       sentence if lines hold at most 1.5 sentences on average, else a paragraph.
+    1. 60 % of the lines end a sentence and few continue the line before in lower case: a line is a whole. It is a
+       sentence if lines hold at most 1.5 sentences on average, else a paragraph. Where 90 % of the lines end a sentence,
+       or hardly any has a capital letter (a lower-cased corpus), the case of the next line says nothing.
     2. A tenth of the lines is over 120 characters long: a line is a paragraph.
     3. Lines hardly ever end a sentence and are not filled up to a margin (headlines, queries): a line is a sentence.
     4. Else the text is hard-wrapped (books): lines are joined up to the next blank line, and the file is one document.
@@ -158,7 +159,8 @@ def _layout(head: str) -> tuple[str, bool]:
     continued = sum(line[0].islower() for _, line in pairs) / max(1, len(pairs))
     filled = sum(len(a) + 1 + len(b.split(maxsplit=1)[0]) > margin for a, b in pairs) / max(1, len(pairs))
     blank_ends_document = len(lines) >= 1.5 * len(blocks)
-    if ends >= 0.6 and continued <= 0.2:
+    caseless = sum(line != line.lower() for line in lines) < 0.05 * len(lines)
+    if ends >= (0.6 if continued <= 0.2 or caseless else 0.9):
         per_line = sum(len(split_text(line)) for line in lines) / len(lines)
         return ("sentences" if per_line <= 1.5 else "paragraphs"), blank_ends_document
     if ninetieth > 120:

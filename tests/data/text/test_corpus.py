@@ -66,6 +66,23 @@ def test_one_sentence_a_line_with_blank_lines_between_documents(tmp_path):
     assert split_sentences(found[1]) == ["Another document begins.", "It ends, too!"]
 
 
+LOWER_CASED = (
+    "usually , he would be tearing around the room , playing with his toys .\n"
+    "but just one look at a minion sent him practically catatonic .\n\n"
+    "she had never seen him so quiet .\nit was as if someone had turned him off .\n"
+)
+
+
+@pytest.mark.parametrize(
+    "content", [LOWER_CASED, LOWER_CASED.replace("she", "She"), LOWER_CASED.replace("him off .", "him off")]
+)
+def test_a_lower_cased_corpus_has_a_sentence_per_line(tmp_path, content):
+    """As BookCorpus, which BERT was trained on."""
+    found = documents("text", written(tmp_path / "books.txt", content))
+    assert [document.text for document in found] == content.strip().split("\n\n")
+    assert all(len(split_sentences(document)) == 2 for document in found)
+
+
 def test_hard_wrapped_book_is_one_document_of_unwrapped_paragraphs(tmp_path):
     (book,) = documents("text", written(tmp_path / "book.txt", (WRAPPED + "\n") * 3))
     paragraphs = book.text.split("\n")
