@@ -146,7 +146,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
     """Prints completions and ends, if a shell asks for them in the way of argcomplete: docs/command.md."""
     if "_ARGCOMPLETE" in os.environ:
         with contextlib.suppress(ImportError):
-            import argcomplete
+            import argcomplete  # pyright: ignore[reportMissingImports] # of the user's shell
 
             argcomplete.autocomplete(parser, always_complete_options="long")
         sys.exit(1)

@@ -51,7 +51,7 @@ _GROUPS = {
     "vectors": "patches and regions as tokens",
     "extend": "new words for a vocabulary",
     "distillation": "learning from another model",
-    "pruning": "heads and layers left out",
+    "energy": "what a run costs",
     "multitask": "which task comes when",
     "data": "corpora, vocabulary, rows, masks; files and columns of labelled data",
     "optimizer": "the optimizer and its schedule",
@@ -98,7 +98,7 @@ def pages(modes: Mapping[str, Callable[..., int]]) -> Callable[[Parser, str], st
 
 def summary(mode: Callable[..., int]) -> str:
     """Returns the first sentence of a mode's docstring."""
-    text = " ".join(inspect.getdoc(mode).split()) if mode.__doc__ else ""
+    text = " ".join((inspect.getdoc(mode) or "").split())
     return text.partition(". ")[0].rstrip(".") + "."
 
 
@@ -144,7 +144,7 @@ _STATUS = (
 
 
 def _mode(parser: Parser, name: str, mode: Callable[..., int]) -> str:
-    text = wrapped(" ".join(inspect.getdoc(mode).split()) if mode.__doc__ else "")
+    text = wrapped(" ".join((inspect.getdoc(mode) or "").split()))
     lines = [bold(f"--mode={name}"), "", text, "", "  " + dim(_command(name)), "", bold("Flags"), ""]
     lines += [in_columns([*parser.flag_rows(name), *parser.flag_rows("")]), ""]
     return "\n".join([*lines, wrapped(f"Options of the config that it reads: {_READS.get(name, _OF_CHECKPOINTS)}.")])

@@ -23,7 +23,7 @@ from bert_jax.modes import MODES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "SECURITY.md")]
-PAGES += [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "LOG.md"]
+PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "LOG.md"]
 # A mode, tool or script → the tests that run it.
 RUN_BY = {
     **dict.fromkeys(
@@ -41,7 +41,7 @@ RUN_BY = {
     "compare": "lab/test_compare.py",
     "reproduce": "lab/test_reproduce.py",
     "inspect": "lab/inspect/test_page.py",
-    "first_look": "test_quickstart.py",
+    "first_look": "lab/test_first_look.py",
     "power": "lab/statistics/test_power.py",
     "speedrun": "lab/speedrun/test_command.py",
     "options": "test_options.py",
@@ -53,6 +53,7 @@ RUN_BY = {
     "launch/Dockerfile": "test_launch.py",
     "tests.reliability": "reliability/test_malformed.py",
     "tests.reliability.faults": "reliability/test_faults.py",
+    "docs/tutorials": "tutorials/test_tutorials.py",
     "mkdocs": "test_site.py",
     "build": "test_package.py",
 }
@@ -97,7 +98,7 @@ def test_there_are_commands():
     assert sum(found.values()) > 180 and len([name for name, count in found.items() if count]) > 25
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_are_accepted_and_accounted_for(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page.read_text("utf-8")
@@ -198,7 +199,7 @@ def _of_file(words: list[str]) -> str:
     for flag in (word.partition("=")[0] for word in words[1:] if word.startswith("--")):
         shared = (ROOT / "benchmarks" / "archives.py").read_text("utf-8")
         assert f'"{flag}"' in source + shared, (words[0], flag)
-    return words[0].partition("/")[0]
+    return words[0].partition("/")[0] if words[0].startswith("benchmarks") else str(Path(words[0]).parent)
 
 
 def _check_extras(words: list[str]) -> None:

@@ -79,8 +79,8 @@ def describe_run(
         Part("Energy", [Table(["", "all starts"], cost)] if cost else [], ENERGY_NOTE),
         Part("Environment", [Table(["", "newest start"], environment)] if environment else []),
         Part("Data", [Table(["", "hash of what was read"], data)] if data else []),
-        Part("Limits", [Text(limit) for limit in limits(config, evaluated=bool(values))]),
-        Part("How to cite", [Text(work) for work in works(config)]),
+        Part("Limits", [Text(limit) for limit in limits(config.to_dict(), evaluated=bool(values))]),
+        Part("How to cite", [Text(work) for work in works(config.to_dict())]),
         Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
     ]
     return Document(f"{config.task}: {workdir.name}", parts)
