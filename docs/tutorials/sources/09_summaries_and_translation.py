@@ -98,8 +98,7 @@ for one in bert_jax.load(folder / "summaries").predict({"document": new})["sente
 #
 # ## 从零开始训练一个翻译模型
 #
-# 英译中，句子只有几种句式。两种语言的语序不同：中文里时间放在前面，形容词前要加“很”或“不”。验证集里的句对都不在训练集里，
-# 但所有的词都在训练集里出现过。
+# 英译中，句子只有几种句式。两种语言的语序不同：中文里时间放在前面，形容词前要加“很”或“不”。验证集里的句对都不在训练集里，但所有的词都在训练集里出现过。
 # %%
 THINGS = {"film": "电影", "music": "音乐", "fish": "鱼", "cake": "蛋糕", "room": "房间", "view": "风景", "soup": "汤"}
 WORDS = {"good": "好", "bad": "差", "old": "旧", "new": "新", "cheap": "便宜", "warm": "暖和"}
@@ -128,8 +127,7 @@ print(len(everything), "pairs, such as", everything[0]["source"], everything[0][
 # An encoder reads the English sentence. The decoder writes Chinese token by token: it attends to what it has written so far
 # (*causal* attention), and to the encoder (*cross-attention*). The loss of each token is $-\log p(y_t \mid x, y_{<t})$.
 # %% [markdown] zh
-# 编码器读英文句子，解码器逐个 token 写中文：它既关注自己已经写出的内容（*因果*注意力），也关注编码器（*交叉注意力*）。
-# 每个 token 的损失是 $-\log p(y_t \mid x, y_{<t})$。
+# 编码器读英文句子，解码器逐个 token 写中文：它既关注自己已经写出的内容（*因果*注意力），也关注编码器（*交叉注意力*）。每个 token 的损失是 $-\log p(y_t \mid x, y_{<t})$。
 # %%
 config = translate.get_config("scratch")
 config.model.update(size="tiny", hidden_size=64, num_attention_heads=4, max_position_embeddings=32)
@@ -170,6 +168,4 @@ for token, losses in zip(found.target, found.losses):
 # %% [markdown] zh
 # ## 用真正的 BERT
 #
-# `experiments/translate.py` 不带 `scratch` 时从一个检查点出发：编码器和解码器是同一个 BERT（UniLM）；设成
-# `seq2seq.model=encoder_decoder` 就变成两个。`experiments/summarize.py` 用同样的办法写摘要。
-# 各个选项以及与 Transformers 的差别见 [writing.md](../../writing.md)（英文）。
+# `experiments/translate.py` 不带 `scratch` 时从一个检查点出发：编码器和解码器是同一个 BERT（UniLM）；设成`seq2seq.model=encoder_decoder` 就变成两个。`experiments/summarize.py` 用同样的办法写摘要。各个选项以及与 Transformers 的差别见 [writing.md](../../writing.md)（英文）。

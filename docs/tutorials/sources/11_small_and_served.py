@@ -11,8 +11,7 @@
 # %% [markdown] zh
 # # 11. 小模型与部署
 #
-# 整天要用的模型应该小一些。这篇教程先微调一个教师模型，把它蒸馏成只有一层的学生模型，再把学生写成不依赖本库就能运行的程序，
-# 最后启动一个服务器并向它提问。
+# 整天要用的模型应该小一些。这篇教程先微调一个教师模型，把它蒸馏成只有一层的学生模型，再把学生写成不依赖本库就能运行的程序，最后启动一个服务器并向它提问。
 #
 # **需要**：两个 CPU 核心上三分钟（如果还没有教程 2 的 BERT，再加一分钟），1.5 GB 内存；除了服务器和导出所用的软件包，无需下载。
 #
@@ -111,8 +110,7 @@ for text, one, other in zip(texts, *(model.predict(texts) for model in models.va
 # %% [markdown] zh
 # ## 不依赖本库的程序
 #
-# `convert` 把学生写成 StableHLO（JAX 把程序交给编译器时使用的语言），连同权重和分词器。运行它只需要 `jax`、`safetensors` 和
-# `tokenizers`，在 CPU、GPU 或 TPU 上都可以。
+# `convert` 把学生写成 StableHLO（JAX 把程序交给编译器时使用的语言），连同权重和分词器。运行它只需要 `jax`、`safetensors` 和`tokenizers`，在 CPU、GPU 或 TPU 上都可以。
 # %%
 import json
 
@@ -146,8 +144,7 @@ np.testing.assert_allclose(shares.max(), models["student"].predict(texts[0])["pr
 # %% [markdown] zh
 # ## 服务器
 #
-# `python -m bert_jax.serve` 通过 HTTP 回答请求，还提供一个可以在浏览器里试用模型的网页。不同客户端的请求会合并成一个批次。
-# 这里让它在笔记本旁边运行，提一次问题，然后停止。
+# `python -m bert_jax.serve` 通过 HTTP 回答请求，还提供一个可以在浏览器里试用模型的网页。不同客户端的请求会合并成一个批次。这里让它在笔记本旁边运行，提一次问题，然后停止。
 # %%
 import urllib.request
 
@@ -178,5 +175,4 @@ assert [one["label"] for one in answers] == [one["label"] for one in models["stu
 # formats, [serving.md](../../serving.md) routes, limits and tokens. The smallest model that is good enough depends on the
 # task: measure, and with several seeds (tutorial 12).
 # %% [markdown] zh
-# 其他蒸馏损失（关系、隐藏状态）见 [distilling.md](../../distilling.md)，其他导出格式见 [exporting.md](../../exporting.md)，接口、限制和访问令牌见
-# [serving.md](../../serving.md)（均为英文）。够用的最小模型取决于任务：要测量，而且要用多个种子（教程 12）。
+# 其他蒸馏损失（关系、隐藏状态）见 [distilling.md](../../distilling.md)，其他导出格式见 [exporting.md](../../exporting.md)，接口、限制和访问令牌见[serving.md](../../serving.md)（均为英文）。够用的最小模型取决于任务：要测量，而且要用多个种子（教程 12）。

@@ -11,8 +11,7 @@
 # %% [markdown] zh
 # # 12. 一个带统计检验的实验
 #
-# “最大池化更好：84 % 对 81 %。”真的吗？只有随机种子不同的两次训练，结果也会不同。这篇教程用 40 条样本的微调提出两个问题，
-# 并用五个种子所能给出的把握来回答。
+# “最大池化更好：84 % 对 81 %。”真的吗？只有随机种子不同的两次训练，结果也会不同。这篇教程用 40 条样本的微调提出两个问题，并用五个种子所能给出的把握来回答。
 #
 # **需要**：两个 CPU 核心上三分钟（如果还没有教程 2 的 BERT，再加一分钟），1 GB 内存，无需下载。
 #
@@ -27,8 +26,7 @@
 # %% [markdown] zh
 # ## 开始之前：需要几个种子？
 #
-# *检验功效*（power）是：差别确实存在时，实验能发现它的概率。它取决于差别的大小，以种子之间的标准差（sd）为单位。种子的个数要在实验
-# *之前*定好：如果一直加种子直到出现“结果”，总会碰巧得到一个。
+# *检验功效*（power）是：差别确实存在时，实验能发现它的概率。它取决于差别的大小，以种子之间的标准差（sd）为单位。种子的个数要在实验*之前*定好：如果一直加种子直到出现“结果”，总会碰巧得到一个。
 # %%
 from bert_jax.lab.statistics.power import detectable_difference, power
 
@@ -102,7 +100,7 @@ def accuracy(level, seed):
     config.model.update(pooling="max" if level == "max" else "mean", hidden_dropout=0.0, attention_dropout=0.0)
     config.data.update(**files, sequence_length=16)
     config.optimizer.learning_rate = 1e-3
-    config.train.update(epochs=4.0, batch_size=8)
+    config.train.update(epochs=1.0, batch_size=4)
     config.eval.update(batch_size=50)
     config.seed = seed
     config.mesh.data = 1
@@ -122,8 +120,7 @@ for level, values in found.items():
 # %% [markdown] zh
 # ## 平均值与置信区间
 #
-# $\bar x \pm t_{n-1} \cdot s / \sqrt{n}$：做 100 次这样的实验，大约有 95 次这个区间包含真正的平均值。这里 $t_4 = 2.78$，
-# 不是大样本的 1.96，也不要用自助法（bootstrap）：只有五个数时，它的区间太窄。
+# $\bar x \pm t_{n-1} \cdot s / \sqrt{n}$：做 100 次这样的实验，大约有 95 次这个区间包含真正的平均值。这里 $t_4 = 2.78$，不是大样本的 1.96，也不要用自助法（bootstrap）：只有五个数时，它的区间太窄。
 # %%
 import numpy as np
 from scipy import stats
@@ -169,6 +166,4 @@ for level, one, p in zip(levels, differences, corrected):
 #
 # ## 正式的实验
 #
-# 一个实验就是一个文件（`experiments/studies/`），一条命令就能并行完成所有训练，在一台机器上或者通过 Slurm，并写出包含这些表格的网页：
-# `python -m bert_jax.lab.sweep --study=FILE --workdir=runs/NAME`。用验证集做选择，报告测试集的结果，失败的训练也要计数。
-# 什么时候用什么检验，见 [statistics.md](../../statistics.md)（英文）。
+# 一个实验就是一个文件（`experiments/studies/`），一条命令就能并行完成所有训练，在一台机器上或者通过 Slurm，并写出包含这些表格的网页：`python -m bert_jax.lab.sweep --study=FILE --workdir=runs/NAME`。用验证集做选择，报告测试集的结果，失败的训练也要计数。什么时候用什么检验，见 [statistics.md](../../statistics.md)（英文）。

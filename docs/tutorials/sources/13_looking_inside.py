@@ -61,8 +61,7 @@ plt.show()
 #
 # ## Rollout
 #
-# 经过一层之后，一个 token 的向量就成了混合物。每层的一半算作残差连接，再把各层的矩阵相乘：
-# $R_n = \left(\tfrac{1}{2} I + \tfrac{1}{2} \bar A_n\right) R_{n-1}$，其中 $\bar A_n$ 是各个头的平均（Abnar 和 Zuidema 2020）。
+# 经过一层之后，一个 token 的向量就成了混合物。每层的一半算作残差连接，再把各层的矩阵相乘：$R_n = \left(\tfrac{1}{2} I + \tfrac{1}{2} \bar A_n\right) R_{n-1}$，其中 $\bar A_n$ 是各个头的平均（Abnar 和 Zuidema 2020）。
 # %%
 product = np.eye(len(tokens))
 for layer in weights.mean(axis=1):
@@ -93,8 +92,7 @@ for token, loss, guesses in zip(surprise.reading.tokens, surprise.losses, surpri
 # %% [markdown] zh
 # ## 哪些词支持某个答案？
 #
-# *梯度 × 输入*是 logit 在这段文本处的斜率。*积分梯度*从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit
-# 之差，这一点可以验证。
+# *梯度 × 输入*是 logit 在这段文本处的斜率。*积分梯度*从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit之差，这一点可以验证。
 # %%
 text = "She is a doctor and works in the [MASK]."
 slope = gradient_times_input(bert, text, target="hospital")
@@ -114,13 +112,11 @@ for token, one, other in zip(path.reading.tokens, slope.scores, path.scores):
 # context tells; the same names are both. A probe always finds something, so it needs comparisons: the most frequent tag of
 # each word, which needs no model, and a *control*, random labels, one per word (Hewitt and Liang 2019).
 # %% [markdown] zh
-# 两种方法的结果不一样：模型很有把握的时候，斜率接近 0，梯度 × 输入就什么也看不到；而从“所有词都被遮住”出发的路径会经过陡峭的部分。
-# 拿不准的时候，换掉那个词，看看预测怎样变化。
+# 两种方法的结果不一样：模型很有把握的时候，斜率接近 0，梯度 × 输入就什么也看不到；而从“所有词都被遮住”出发的路径会经过陡峭的部分。拿不准的时候，换掉那个词，看看预测怎样变化。
 #
 # ## 哪一层知道什么？探针
 #
-# 探针是建立在某一层冻结向量上的线性分类器。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，同一个名字两种都会出现，只有上下文才能判断。
-# 探针总能找到点什么，所以需要比较：每个词最常见的标签（不需要模型），以及*对照*，也就是给每个词一个随机标签（Hewitt 和 Liang 2019）。
+# 探针是建立在某一层冻结向量上的线性分类器。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，同一个名字两种都会出现，只有上下文才能判断。探针总能找到点什么，所以需要比较：每个词最常见的标签（不需要模型），以及*对照*，也就是给每个词一个随机标签（Hewitt 和 Liang 2019）。
 # %%
 import random
 
@@ -148,8 +144,7 @@ for layer, (own, control) in enumerate(zip(probes.accuracy, probes.control)):
 # Each head is set to zero in turn. What the loss gains without it is what *this head alone* is worth: two heads that do
 # the same can each be left out, but not both.
 # %% [markdown] zh
-# 嵌入层只知道词本身，所以不会好过“每个词最常见的标签”。一层注意力就加入了上下文。对照和探针一样好，是因为这里的词太少，可以死记硬背；
-# 在真实的语料上，对照会落后，两者之差叫*选择性*，说明准确率里有多少不是靠记忆。
+# 嵌入层只知道词本身，所以不会好过“每个词最常见的标签”。一层注意力就加入了上下文。对照和探针一样好，是因为这里的词太少，可以死记硬背；在真实的语料上，对照会落后，两者之差叫*选择性*，说明准确率里有多少不是靠记忆。
 #
 # ## 哪些注意力头是必需的？
 #
@@ -164,5 +159,4 @@ for layer, added in enumerate(without.loss, start=1):
 # `python -m bert_jax.lab.inspect RUN --text="…"` writes all of this as one page that you can click through:
 # [inspecting.md](../../inspecting.md) says which picture can be trusted for what.
 # %% [markdown] zh
-# `python -m bert_jax.lab.inspect RUN --text="…"` 会把这些内容写成一个可以点击的网页；每张图可以相信到什么程度，见
-# [inspecting.md](../../inspecting.md)（英文）。
+# `python -m bert_jax.lab.inspect RUN --text="…"` 会把这些内容写成一个可以点击的网页；每张图可以相信到什么程度，见[inspecting.md](../../inspecting.md)（英文）。
