@@ -36,7 +36,7 @@ def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num
     header = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[architecture]}", "tags:", "- bert", "---"]
     title = f"# {architecture}, {num_parameters:,} parameters"
     lines = [*header, "", title, "", _summary(run), "", *_table("Model", _model(run["config"], num_parameters))]
-    lines += ["", "## Training", "", *_training(run)]
+    lines += ["", "## Training", "", *training_lines(run)]
     records = [one for one in (read_metrics(metrics) if metrics is not None else ()) if one["step"] <= run["step"]]
     lines += [f"| {name} | {text} |" for name, text in described(energy_of(records)).items()]
     lines += _made_with(metrics.parent / "environment.json") if metrics is not None else []
@@ -185,7 +185,7 @@ def _predicted(path: Path) -> list[bool]:
         return []
 
 
-def _training(run: dict[str, Any]) -> list[str]:
+def training_lines(run: dict[str, Any]) -> list[str]:
     config = run["config"]
     if "converted_from" in run:
         return [f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]
