@@ -136,7 +136,6 @@ assert asked["context"][prediction["start"] : prediction["end"]] == prediction["
 #
 # 精确匹配（exact match）看答案是否完全正确，忽略大小写、标点和冠词。F1 比较两边的词，所以多一个词的答案也能得一部分分：
 # %%
-import re
 from collections import Counter
 
 
@@ -156,17 +155,17 @@ pairs = [
 ]
 exact = 100 * sum(words(given) == words(known) for given, known in pairs) / len(pairs)
 mean = 100 * sum(f1(given, known) for given, known in pairs) / len(pairs)
-assert abs(exact - run.last["exact_match"]) < 1e-6 and abs(mean - run.last["f1"]) < 1e-6
+assert abs(exact - run.last["exact_match"]) < 0.01 and abs(mean - run.last["f1"]) < 0.01
 print(f"exact match {exact:.1f}, F1 {mean:.1f}; F1 of 'Ida lives' for 'Ida': {f1('Ida lives', 'Ida'):.2f}")
 # %% [markdown] en
 # ## What did it learn?
 #
-# Full marks, but for what? No text above is about two people, so the *name* in a question never mattered. Ask what the data did not
+# Nearly full marks, but for what? No text above is about two people, so the *name* in a question never mattered. Ask what the data did not
 # ask, and you find out:
 # %% [markdown] zh
 # ## 它到底学会了什么？
 #
-# 满分，可满分说明了什么？上面的每篇文本都只讲一个人，所以问题里的**名字**从来不起作用。问一问数据里没有的情况，就知道了：
+# 几乎满分，可这说明了什么？上面的每篇文本都只讲一个人，所以问题里的**名字**从来不起作用。问一问数据里没有的情况，就知道了：
 # %%
 context = "Leo Janson lives in Norby. He is a doctor and works in the hospital. Vera Carlson lives in Ashton."
 for question in ("Where does Leo live?", "Where does Vera live?", "Where does Mary live?"):
