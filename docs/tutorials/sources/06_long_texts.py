@@ -113,8 +113,8 @@ def fine_tune(how):
     config.data.update(train=train, validation=validation, sequence_length=LENGTH)
     config.data.update(long_texts=how, window_stride=STRIDE, window_pooling="max")
     config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
-    config.optimizer.learning_rate = 1e-3  # for a model this small
-    config.train.update(epochs=5, batch_size=16)
+    config.optimizer.learning_rate = 2e-3  # for a model this small
+    config.train.update(epochs=10, batch_size=16)
     config.eval.every = config.checkpoint.every = 10_000  # steps, which there are not: only at the end
     return bert_jax.train(config, folder / f"long_{how}")
 
