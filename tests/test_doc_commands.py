@@ -90,7 +90,8 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line for text in blocks(page) for line in text.replace("\\\n", " ").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines]
     parts = [part for words in found for part in _split(words) if part]
-    return [[word for word in words if word not in ("…", "[--replay=100]")] for words in parts]
+    left_out = ("…", "[--replay=100]")
+    return [[_filled(word) for word in words if word not in left_out] for words in parts]
 
 
 def test_there_are_commands():
@@ -112,6 +113,10 @@ def test_the_named_tests_run_what_they_are_named_for():
         called = kind.rpartition("/")[2].rpartition(".reliability.")[2]
         assert re.search(rf"\b{re.escape(called)}", (ROOT / "tests" / name).read_text("utf-8")), (kind, name)
     assert {*MODES, *TOOLS} <= set(RUN_BY)
+
+
+def _filled(word: str) -> str:
+    return "--config=base" if word == "--config=…" else word
 
 
 def _split(words: list[str]) -> Iterator[list[str]]:
