@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bert_jax.inference.loaded import LoadedModel
     from bert_jax.run import Result
 
+__version__ = "0.1.0"  # the one place: setup.cfg, checkpoints and `bert_jax --version` read it here
+
 
 def load(
     path: "str | Path",

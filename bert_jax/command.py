@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from bert_jax.config import UserError
 from bert_jax.option import Option, Value
+from bert_jax.terminal import bold, in_columns, wrapped
 
 # Terminals obey control characters, escape sequences and marks of the writing direction; no terminal can show a
 # surrogate, which stands for an undecodable byte.
@@ -36,27 +37,26 @@ _INTERRUPTS: list[int] = []
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags in groups, one group per set of modes; a mistake is a UserError, and help names every default."""
+    """Flags, of all modes or of some; a mistake is a UserError, and help names every default.
 
-    def __init__(self, module: str, description: str):
+    `page` makes the help about a topic, "" for `--help` without one.
+    """
+
+    def __init__(self, module: str, description: str, page: "Callable[[Parser, str], str] | None" = None):
         super().__init__(
-            usage=f"python -m {module} --NAME=VALUE …",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            usage=f"python -m {module} --NAME=VALUE …", description=description, allow_abbrev=False, add_help=False
         )
         self.modes: dict[str, tuple[str, ...]] = {}  # of the flags that belong to some modes only
         self.defaults: dict[str, Any] = {}
-        self._sections: dict[tuple[str, ...], Any] = {}
+        self._page = page
+        self._rows = {"help": ("--help[=TOPIC]" if page else "--help", "show this and end")}
 
     def flag(
         self, name: str, default: Any, help: str, *modes: str, choices: Iterable[str] = (), least: int = 0, **more: Any
     ) -> None:
         """Adds `--name`, which only `modes` accept (all, if none is given). Its type is the default's; `least` is the
         lowest whole number."""
-        if modes and modes not in self._sections:
-            self._sections[modes] = self.add_argument_group(f"with --mode={' or '.join(modes)}")
-        section, names = self._sections[modes] if modes else self, tuple(choices)
+        names = tuple(choices)
         if isinstance(default, bool):
             more |= {"nargs": "?", "const": True, "metavar": "BOOL"}
         elif isinstance(default, int):
@@ -66,19 +66,40 @@ class Parser(argparse.ArgumentParser):
         if names or isinstance(default, int):
             numbers = f"[{least}, 2^31)" if type(default) is int else ""
             more |= {"type": partial(_parsed, Option(f"--{name}", type(default), default, help, names, numbers))}
+        more = {"metavar": name.upper()} | more
+        # A flag that was not given has no value.
+        action = self.add_argument(f"--{name}", default=argparse.SUPPRESS, **more)
+        if names:
+            suggest(action, names)
         shown = f" [{default}]" if default not in ("", None, []) else ""
-        more = {"metavar": name.upper(), "help": f"{help}{shown}".replace("%", "%%")} | more
-        section.add_argument(f"--{name}", default=argparse.SUPPRESS, **more)  # a flag that was not given has no value
+        self._rows[name] = (f"--{name} {more['metavar']}", f"{help}{shown}")
         self.defaults[name] = default
         if modes:
             self.modes[name] = modes
 
+    def flag_rows(self, mode: str | None = None) -> list[tuple[str, str]]:
+        """Returns flags and what they mean: those of one mode, those of all modes (""), or those of some (None)."""
+        if mode is None:
+            its = {name: f" ({', '.join(modes)})" for name, modes in self.modes.items()}
+            return [(self._rows[name][0], self._rows[name][1] + behind) for name, behind in its.items()]
+        chosen = {name for name in self._rows if mode in self.modes.get(name, ("",))}
+        return [row for name, row in self._rows.items() if name in chosen]
+
+    def format_help(self) -> str:
+        if self._page:
+            return self._page(self, "") + "\n"
+        lines = [f"{bold('usage:')} {self.usage}", "", wrapped(self.description or ""), "", bold("Flags"), ""]
+        return "\n".join([*lines, in_columns(self.flag_rows("")), ""])
+
     def parse(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
         """Returns the values of all flags, and the words that are no flag. Raises UserError for a flag that the mode
         does not have; exits with status 0 after `--help`."""
+        complete(self)
         for word in argv:
             if any("\udc80" <= character <= "\udcff" for character in word):
                 raise UserError(f"{word} contains bytes that are not UTF-8; rename the file, or write it in UTF-8")
+            if word in ("-h", "--help") or word.startswith("--help="):
+                self._help(argv, word.partition("=")[2])
         known, rest = self.parse_known_args(argv)
         given = vars(known)
         mode = given.get("mode", self.defaults.get("mode"))
@@ -86,6 +107,14 @@ class Parser(argparse.ArgumentParser):
             if mode not in self.modes.get(name, (mode,)):
                 raise UserError(f"--{name} belongs to --mode={' and '.join(self.modes[name])}, not to --mode={mode}")
         return self.defaults | given, rest
+
+    def _help(self, argv: list[str], topic: str) -> NoReturn:
+        """Prints the help and ends. The topic is by default the mode that the command names."""
+        if topic and not self._page:
+            raise UserError(f"--help={topic}: this command has one page of help, --help")
+        topic = topic or next((word.partition("=")[2] for word in argv if word.startswith("--mode=")), "")
+        say(self._page(self, topic) if self._page else self.format_help().rstrip("\n"), styled=True)
+        sys.exit(0)
 
     def parse_with_names(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
         """Returns the values of all flags, and the names that are given without one. Raises UserError as `parse`, and
@@ -106,6 +135,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; --help lists the flags")
+
+
+def suggest(action: argparse.Action, words: Iterable[str]) -> None:
+    """Lets a shell complete the value of a flag to one of these words."""
+    action.completer = lambda **_: [*filter(None, words)]  # pyright: ignore[reportAttributeAccessIssue] # argcomplete's
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Prints completions and ends, if a shell asks for them in the way of argcomplete: docs/command.md."""
+    if "_ARGCOMPLETE" in os.environ:
+        with contextlib.suppress(ImportError):
+            import argcomplete  # pyright: ignore[reportMissingImports] # of the user's shell
+
+            argcomplete.autocomplete(parser, always_complete_options="long")
+        sys.exit(1)
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
@@ -197,10 +241,11 @@ def report_as_process(number: int) -> None:
     _PROCESS.append(f"process {number}: ")
 
 
-def say(text: str) -> None:
-    """Prints to standard output, with what a terminal would obey spelled out. Raises UserError if that is full."""
+def say(text: str, styled: bool = False) -> None:
+    """Prints to standard output, with what a terminal would obey spelled out, unless the text is `styled` for one.
+    Raises UserError if that is full."""
     try:
-        print(_visible_lines(text))
+        print(text if styled else _visible_lines(text))
     except BrokenPipeError:
         raise
     except OSError as problem:

@@ -1,7 +1,11 @@
-"""From `--config=FILE[:argument]` and `--config.NAME=VALUE` to a checked config."""
+"""From `--config=FILE[:argument]` and `--config.NAME=VALUE` to a checked config.
+
+FILE can be the name of an experiment that comes with the package: `base` is `experiments/base.py`.
+"""
 
 import difflib
 import inspect
+import os
 import re
 import stat
 import sys
@@ -23,14 +27,25 @@ _MAX_CAUSE = 300  # characters
 _EXAMPLES = {"config": "experiments/base.py", "study": "experiments/studies/objectives.py"}
 _EXAMPLES |= {"entry": "experiments/speedrun/small_en.py"}
 
+# Beside the package, in a checkout and where a wheel is installed.
+_INSTALLED = Path(__file__).resolve().parents[1] / "experiments"
+
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
 
 def split_argument(text: str) -> tuple[Path, str | None]:
-    """Returns file and argument of FILE[:argument]."""
+    """Returns file and argument of FILE[:argument].
+
+    The file is 1. FILE as it is, 2. the experiment of that name in the folder `experiments` here, 3. in the package's.
+    """
     file, colon, argument = text.rpartition(":")
-    return (Path(text), None) if not colon or Path(text).exists() else (Path(file), argument)
+    return (_found(text), None) if not colon or os.path.exists(text) else (_found(file), argument)
+
+
+def experiment_names() -> list[str]:
+    """Returns the names by which `--config` finds the experiments that come with the package."""
+    return sorted(path.stem for path in _INSTALLED.glob("*.py") if "def get_config" in path.read_text("utf-8"))
 
 
 def load_experiment(text: str) -> ConfigDict:
@@ -108,6 +123,16 @@ def set_options(config: ConfigDict, overrides: Mapping[str, Value]) -> None:
     check_options(config)
 
 
+def _found(text: str) -> Path:
+    path = Path(text)
+    if os.path.isfile(path):
+        return path
+    name = path if path.suffix else path.with_name(f"{path.name}.py") if path.name else path
+    inside = Path(*name.parts[1:]) if name.parts[:1] == ("experiments",) else name
+    places = (Path("experiments") / inside, _INSTALLED / inside)
+    return next((place for place in places if not path.is_absolute() and os.path.isfile(place)), path)
+
+
 def _read(path: Path, name: str) -> bytes:
     example = _EXAMPLES[name]
     try:
@@ -126,10 +151,19 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _similar(path: Path, example: Path) -> str:
-    folders = dict.fromkeys((path.parent, example.parent))
-    stems = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
+    installed = (_INSTALLED / example.relative_to("experiments").parent, _INSTALLED / path.parent)
+    folders = dict.fromkeys((path.parent, example.parent, *installed))
+    stems: dict[str, Path] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*.py")):
+            stems.setdefault(file.stem, _name(file))
+    stems.pop("__init__", None)
     close = difflib.get_close_matches(path.name.partition(".")[0], stems, 1)
     return f"; did you mean {stems[close[0]]}?" if close else f"; give one such as {example}"
+
+
+def _name(file: Path) -> Path:
+    return file.relative_to(_INSTALLED).with_suffix("") if file.is_relative_to(_INSTALLED) else file
 
 
 def _call(module: ModuleType, name: str, argument: str | None) -> object:

@@ -9,6 +9,7 @@ the same command continues, and 128 + n when signal n stopped the run, which the
 
 import atexit
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bert_jax.command import Parser, run_command
 from bert_jax.config import UserError
 from bert_jax.experiment import load_experiment, override, split_argument
 from bert_jax.heap import restart_with_kept_heap
+from bert_jax.help import add_options, pages
 from bert_jax.inference.glue_submission import FILES
 from bert_jax.options import default_config
 
@@ -50,9 +52,11 @@ def read_command(argv: list[str]) -> tuple[str, ConfigDict, Path, dict[str, Any]
 
 
 def _parser() -> Parser:
-    parser = Parser("bert_jax.main", __doc__ or "")
+    parser = Parser("bert_jax.main", __doc__ or "", pages(modes.MODES))
+    parser.usage = "python -m bert_jax.main --config=FILE [--mode=MODE] [--workdir=DIR] [--config.NAME=VALUE …]"
     flag = parser.flag
-    flag("config", None, "experiment file, e.g. experiments/base.py", metavar="FILE[:ARGUMENT]")
+    flag("config", None, "experiment: a file, or the name of one that comes with the package, e.g. base, base:tiny, "
+        "glue:sst2", metavar="FILE[:ARGUMENT]")  # fmt: skip
     flag("mode", "train", "what to do", choices=sorted(modes.MODES))
     flag("workdir", None, "folder of the run [runs/<name of the experiment file>]", metavar="DIR")
     flag("debug", False, "show the traceback of an error")
@@ -95,6 +99,8 @@ def _parser() -> Parser:
         "score")  # fmt: skip
     flag("score_method", "within_word", "whether later pieces of a word are hidden with one of it", "score",
         choices=["within_word", "original"])  # fmt: skip
+    if "_ARGCOMPLETE" in os.environ:
+        add_options(parser)
     return parser
 
 

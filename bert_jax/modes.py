@@ -31,7 +31,7 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
 def train(
     config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Value] | None = None, profile: int = 0, **_
 ) -> int:
-    """Trains, or continues the run in the workdir, as `run.py` says; with `config.seeds` over 1, one run per seed."""
+    """Trains, or continues the run in the workdir; with `config.seeds` over 1, one run per seed. Order: `run.py`."""
     from bert_jax.run import run
 
     if config.seeds > 1:

@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from bert_jax import experiment
 from bert_jax.config import UserError
-from bert_jax.experiment import load_experiment, override, split_argument
+from bert_jax.experiment import experiment_names, load_experiment, override, split_argument
 from bert_jax.options import OPTIONS, default_config
 
 START = "from bert_jax.options import default_config\n\ndef get_config():\n    c = default_config()\n"
@@ -164,3 +166,20 @@ def test_no_value_from_the_command_line_is_a_traceback(name):
             override(config, [f"--config.{name}={text}"])
         except UserError as error:
             assert name in str(error) and len(str(error)) < 250
+
+
+def test_an_experiment_by_name(tmp_path, monkeypatch):
+    installed = Path(experiment.__file__).parents[1] / "experiments"
+    assert {"base", "tiny", "glue"} <= set(experiment_names()) and "study_data" not in experiment_names()
+    monkeypatch.chdir(tmp_path)
+    for text in ("glue:rte", "glue.py:rte", "experiments/glue.py:rte", "experiments/glue:rte"):
+        assert split_argument(text) == (installed / "glue.py", "rte")
+    assert split_argument("studies/layers") == (installed / "studies" / "layers.py", None)
+    assert load_experiment("base:mini").model.size == "mini"
+    with pytest.raises(UserError, match=r"config file bsae does not exist; did you mean base\?"):
+        load_experiment("bsae")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "glue.py").write_text(START + "    c.seed = 7\n    return c\n")
+    assert load_experiment("glue").seed == 7  # one's own comes first,
+    (tmp_path / "glue").write_text(START + "    c.seed = 8\n    return c\n")
+    assert load_experiment("glue").seed == 8  # and a file of this name before all

@@ -1,6 +1,7 @@
 """The door: flags, exit statuses, one line per error; where it matters, as a process."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax.command import exit_status
+from bert_jax.help import option_groups
 from bert_jax.main import _parser, main
 from bert_jax.modes import MODES
 
@@ -36,7 +38,9 @@ def last_line(result):
             ["--config=experiments/bsae.py"],
             "config file experiments/bsae.py does not exist; did you mean experiments/base.py?",
         ),
-        (["--config=base"], "config file base does not exist; did you mean experiments/base.py?"),
+        (["--config=bsae"], "config file bsae does not exist; did you mean experiments/base.py?"),
+        (["--help=optimiser"], "--help=optimiser is no topic; it can be prepare, train,"),
+        (["--help=train.step"], "--help=train.step is no topic; the nearest is --help=train.steps"),
         (
             [BASE, "--config.optimiser.name=lamb"],
             "optimiser.name is not an option; the nearest is --config.optimizer.name",
@@ -131,6 +135,9 @@ def test_help_is_quick_and_complete(module):
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "bert_jax" in imported and not imported & {"jax", "flax", "numpy", "tensorflow"}
     if module == "main":
+        assert "\x1b" not in result.stdout  # no terminal
         for name, default in _parser().defaults.items():
             assert f"--{name}" in result.stdout
-            assert default in ("", None, []) or f"[{default}]" in result.stdout.replace("\n" + 24 * " ", "")
+            assert default in ("", None, []) or f"[{default}]" in result.stdout
+        for group in option_groups():
+            assert re.search(rf"^  {group} \(\d+\)", result.stdout, re.M), group

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.convert import parity
-from bert_jax.convert.model_card import training_lines
+from bert_jax.convert.model_card import limits, summary, training_lines, works
 
 _SECTION = "## The program"
 
 
 def program_card(run: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Returns a stub to be completed by hand. `run`: as the checkpoint has it; `facts`: those of program.json."""
+    """Returns the card. `run`: as the checkpoint has it; `facts`: those of program.json."""
     kind = facts["format"].split()[1]
     lines = ["---", "tags:", "- bert", f"- {kind}", "---", f"# BERT, task {facts['task']}, as a program ({kind})", ""]
-    lines += ["To be completed: purpose, data, limits.", "", "## Training", "", *training_lines(dict(run)), ""]
+    lines += [summary(run), "", "## Training", "", *training_lines(dict(run)), ""]
     shapes = {name: f"[{', '.join(map(str, shape))}]" for name, shape in facts["outputs"].items()}
     learned = facts["learned"]
     rows = {
@@ -27,7 +27,9 @@ def program_card(run: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     }
     lines += [_SECTION, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
     lines += ["", "Compared with the model that it was made of:", "", *(f"- {one}" for one in parity.lines(facts)), ""]
-    return "\n".join([*lines, "`program.json` says the same to programs.", ""])
+    lines += ["`program.json` says the same to programs.", "", "## Limits", ""]
+    lines += [*(f"- {limit}" for limit in limits(run["config"], run["task"])), "", "## How to cite", ""]
+    return "\n".join([*lines, *(f"- {work}" for work in works(run["config"])), ""])
 
 
 def kept(old: str, new: str) -> str:

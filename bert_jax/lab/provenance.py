@@ -131,8 +131,7 @@ def _code() -> dict[str, str]:
     for path in sorted(Path(bert_jax.__file__).parent.rglob("*.py")):
         sources.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes() + b"\0")
     commit, changes = _commit()
-    version = _versions(("bert_jax",)).get("bert_jax", "")
-    return {"version": version, "hash": sources.hexdigest(), "commit": commit, "changes": changes}
+    return {"version": bert_jax.__version__, "hash": sources.hexdigest(), "commit": commit, "changes": changes}
 
 
 def _commit() -> tuple[str, str]:
@@ -157,9 +156,9 @@ def _git(*words: str) -> bytes:
         return b""
 
 
-def _versions(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {}
-    for name in names:
+    for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -8,7 +8,6 @@ code to import.
 import base64
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import __version__
 from bert_jax.config import UserError, from_json_dict
 from bert_jax.data.tokenizers.tokenizer import FILES, Tokenizer, tokenizer_from_files
 
@@ -107,7 +107,7 @@ def seal(run: Json, arrays: Mapping[str, Mapping[str, int]], tokenizer: Json) ->
     """Returns the `run` item with format, version and the checksums of every item, its own included. `arrays` is {item:
     {name: checksum}}, `tokenizer` the result of `pack`."""
     run = json.loads(json.dumps(run))  # as it will be read: the checksum must not depend on tuples
-    run |= {"format": FORMAT, "written_by": _version()}
+    run |= {"format": FORMAT, "written_by": __version__}
     run["checksums"] = {**arrays, "tokenizer": _digest(tokenizer)}
     run["checksums"]["run"] = _digest(run)
     return run
@@ -123,7 +123,7 @@ def check_run(run: Any, directory: Path) -> Json:
     if isinstance(version, int) and version > FORMAT:
         raise UserError(
             f"checkpoint {directory} has format {version}, written by bert_jax {run.get('written_by', '?')}; this is "
-            f"bert_jax {_version()}, which reads formats up to {FORMAT}: install a newer one"
+            f"bert_jax {__version__}, which reads formats up to {FORMAT}: install a newer one"
         )
     for name, (expected, is_good) in _FIELDS.items():
         if not is_good(run.get(name)):
@@ -226,13 +226,6 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def _digest(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("bert_jax")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "(not installed)"
 
 
 def _of_each(tree: Any, on_host: Callable[[np.ndarray], int], on_device: Callable[[Any], Any]) -> dict[str, int]:

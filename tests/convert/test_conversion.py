@@ -16,8 +16,10 @@ from bert_jax.command import exit_status
 from bert_jax.config import UserError
 from bert_jax.convert import conversion, hub, huggingface
 from bert_jax.convert.__main__ import main as convert_command
+from bert_jax.convert.model_card import model_card
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.predictor import Predictor
+from bert_jax.options import default_config
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,10 +133,42 @@ def test_the_card_says_how_the_model_was_trained(trained, tmp_path):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["split"] == "eval"][-1]
     assert last["step"] == 2 and "ledger" not in card
-    assert f"## eval, step 2\n\n| measure | value |\n|---|---|\n| mlm_accuracy | {last['mlm_accuracy']:.4g} |" in card
+    table = "## eval, step 2\n\n| measure | value | 95 % interval |\n|---|---|---|\n"
+    assert f"{table}| mlm_accuracy | {last['mlm_accuracy']:.4g} |  |" in card
+    interval = f"{last['nsp_accuracy_low']:.4g} to {last['nsp_accuracy_high']:.4g} (examples)"
+    assert f"| nsp_accuracy | {last['nsp_accuracy']:.4g} | {interval} |" in card and "nsp_accuracy_low" not in card
+    (start,) = json.loads((trained / "environment.json").read_text())["starts"]
+    assert f"commit {start['code']['commit'][:12]}" in card and f"jax {start['packages']['jax']}" in card
+    assert all(digest in card for digest in start["data"].values())
+    for text in ("| hidden size | 32 |", "| tokenizer | wordpiece, lower case |", "Devlin", "not fine-tuned"):
+        assert text in card
     conversion.convert(str(tmp_path / "hf"), str(tmp_path / "ours"))
     conversion.convert(str(tmp_path / "ours"), str(tmp_path / "twice"), format="huggingface")
     assert "Converted from `hf` by bert_jax" in (tmp_path / "twice" / "README.md").read_text()
+
+
+def test_the_card_has_intervals_over_seeds_or_examples(tmp_path):
+    run = {"step": 2, "config": default_config().to_dict(), "task": {"labels": ["a", "b"]}}
+    run["config"] |= {"task": "classification", "init_from": "base"}
+    folder = tmp_path / "seed0"
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 2, "split": "eval", "accuracy": 0.8, "f1": 0.5}\n')
+    (folder / "predictions" / "validation.jsonl").write_text(
+        "".join(json.dumps({"label": "a", "prediction": {"label": "ab"[i >= 40]}}) + "\n" for i in range(50))
+    )
+    card = model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
+    assert "| accuracy | 0.8 | 0.6696 to 0.8876 (50 examples) |" in card  # Wilson's, by an independent calculator
+    assert "| f1 | 0.5 |  |" in card and "chooses among 2 labels" in card and "the authors of `base`" in card
+    (folder / "metrics.jsonl").write_text('{"step": 2, "split": "eval", "accuracy": 0.7, "f1": 0.5}\n')
+    card = model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
+    assert "| accuracy | 0.7 |\n" in card  # the predictions are those of another checkpoint
+    spread = {"low": 0.4, "high": 0.6, "values": [0.45, 0.5, 0.55]}
+    (tmp_path / "seeds.json").write_text(json.dumps({"splits": {"eval": {"f1": spread}}}))
+    card = model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
+    assert "| f1 | 0.5 | 0.4 to 0.6 (mean of 3 seeds) |" in card
+    for damaged in ("", "[]", '{"splits": 3}', '{"splits": {"eval": {"f1": {}}}}', "\0"):
+        (tmp_path / "seeds.json").write_text(damaged)
+        assert "| f1 | 0.5 |\n" in model_card(run, folder / "metrics.jsonl", "BertForSequenceClassification", 9)
 
 
 def test_pretraining_goes_on_from_a_converted_checkpoint_with_or_without_heads(trained, tmp_path, small_config, caplog):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.convert.model_card import limits, works
 from bert_jax.lab import plots
 from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.lab.report.documents import Block, Code, Document, Folded, Part, Picture, Text, to_html
@@ -62,6 +63,7 @@ def describe_run(
     values = [[name, f"{metrics[name]:.4f}", *_best_of(name, evaluations)] for name in names]
     curve, time = plots.learning_curve(records, config.checkpoint.best_metric), plots.where_time_went(records)
     environment = [[name, text] for name, text in facts(starts[-1]).items()] if starts else []
+    data = [[name, str(digest)] for name, digest in (starts[-1].get("data", {}) if starts else {}).items()]
     cost = [[name, text] for name, text in described(energy_of(records)).items()]
     parts = [
         Part(
@@ -76,6 +78,9 @@ def describe_run(
         Part("Where the time went", [Picture(time, "where the time went", "time")] if time else []),
         Part("Energy", [Table(["", "all starts"], cost)] if cost else [], ENERGY_NOTE),
         Part("Environment", [Table(["", "newest start"], environment)] if environment else []),
+        Part("Data", [Table(["", "hash of what was read"], data)] if data else []),
+        Part("Limits", [Text(limit) for limit in limits(config.to_dict(), evaluated=bool(values))]),
+        Part("How to cite", [Text(work) for work in works(config.to_dict())]),
         Part("Config", [Folded("all keys", [Code(json.dumps(config.to_dict(), indent=2))])]),
     ]
     return Document(f"{config.task}: {workdir.name}", parts)
