@@ -5,8 +5,8 @@
 
 `write_corpus` writes the texts: visits to the cinema, a restaurant or a hotel, which please or displease, and people
 with their work. The language is small enough for half a minute on two cores, and has what the tasks of the tutorials
-need: words that mean nearly the same, names made of parts, places of work. Expect: held-out `mlm_loss` 1.6,
-`nsp_accuracy` 0.9. `experiments/tiny.py` is the smallest BERT on real English.
+need: words that mean nearly the same, names made of parts, places of work. Expect: held-out `mlm_loss` 0.8
+(`unigram_entropy` 4.5) and `nsp_accuracy` 0.9. `experiments/tiny.py` is the smallest BERT on real English.
 """
 
 import random

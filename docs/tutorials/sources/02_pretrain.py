@@ -74,6 +74,7 @@ result = bert_jax.train(config, workdir)
 print(result.ended, "after", result.step, "steps")
 for name in ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "unigram_entropy", "majority_accuracy"):
     print(f"{name:18} {result.last[name]:.2f}")
+assert result.last["mlm_loss"] < result.last["unigram_entropy"] / 3 and result.last["nsp_accuracy"] > 0.8
 # %% [markdown] en
 # How to read this: `unigram_entropy` is the loss of a guesser that knows how frequent each token is but sees no context, and
 # `majority_accuracy` the share of right answers of always guessing the most frequent token. A model is worth something only as
@@ -111,7 +112,7 @@ plt.show()
 bert = bert_jax.load(workdir)
 for sentence in (
     "She is a doctor and works in the [MASK].",
-    "The farmer likes the [MASK] of this farm.",
+    "The teacher likes the pupils of this [MASK].",
     "What a [MASK] cake! The wine was awful. He will never come again.",
     "The fish was superb. He will [MASK] again.",
 ):

@@ -101,19 +101,25 @@ config.data.update(
 config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
 config.optimizer.learning_rate = 3e-3  # for a model this small; BERT-base wants 2e-5 to 5e-5
 config.train.update(epochs=8, batch_size=16)
-config.eval.every = config.checkpoint.every = None  # evaluated at the end
+config.eval.every = config.checkpoint.every = 10_000  # steps, which there are not: only at the end
 run = bert_jax.train(config, folder / "entities")
 for name in ("accuracy", "entity_precision", "entity_recall", "entity_f1"):
     print(f"{name:17} {run.last[name]:.3f}")
+assert run.last["entity_f1"] > 0.9
 # %% [markdown] en
 # ## Why not accuracy?
 #
-# Most words are `O`. Whoever never finds anything has a good accuracy and an F1 of 0. Entities are counted as wholes: a name with
+# Most words are `O`. Whoever never finds anything has a fair accuracy and an F1 of 0. Entities are counted as wholes: a name with
 # one wrong word is wrong.
+#
+# The names of the town are made of few parts, so that even new ones are easy. On newspapers (CoNLL-2003), BERT-base reaches an F1 of
+# 0.92.
 # %% [markdown] zh
 # ## 为什么不看准确率？
 #
 # 大多数词都是 `O`。什么实体都找不到的模型，准确率也不低，F1 却是 0。实体按整体来算：名字里错一个词，整个就算错。
+#
+# 小镇的名字由少数几个部分拼成，所以没见过的名字也不难。在新闻语料（CoNLL-2003）上，BERT-base 的 F1 是 0.92。
 # %%
 model = bert_jax.load(run.workdir)
 gold = [tagged(sentence) for sentence in held_out]
@@ -141,7 +147,7 @@ precision, recall = len(known & given) / len(given), len(known & given) / len(kn
 f1 = 2 * precision * recall / (precision + recall)
 outside = [tag == "O" for rows in gold for _, tag in rows]
 print(f"F1 {f1:.3f}; accuracy of a model that only says O: {sum(outside) / len(outside):.3f}")
-assert abs(f1 - run.last["entity_f1"]) < 1e-6
+assert abs(f1 - run.last["entity_f1"]) < 1e-5
 # %% [markdown] en
 # ## Use it
 # %% [markdown] zh
@@ -155,11 +161,12 @@ for text in (
     entities_found = model.predict(text)["entities"]
     print(text, *(f"[{entity['text']}: {entity['type']} {entity['probability']:.2f}]" for entity in entities_found))
 # %% [markdown] en
-# *Paris* is a name that neither pretraining nor fine-tuning had: only its place in the sentence speaks for it.
+# *Paris* is missed: its pieces `pa ##ri ##s` were never a part of a name, neither in pretraining nor here. A model for real text needs
+# real text.
 #
 # For other data: JSONL with lists of words and tags, BIOES and other schemes, and Chinese, whose words are single characters, are read
 # as they come (`experiments/ner.py`).
 # %% [markdown] zh
-# *Paris* 这个名字，预训练和微调都没有见过，只有它在句子里的位置能提供线索。
+# *Paris* 没有被找到：它的片段 `pa ##ri ##s`，无论在预训练还是在这里，都从来没有出现在名字里。要处理真实文本，就得用真实文本来训练。
 #
 # 其他数据：词和标签的 JSONL 列表、BIOES 等标注方案，以及按字切分的中文，都可以直接读（见 `experiments/ner.py`）。

@@ -3,7 +3,7 @@
 #
 # A question and a text go in, a span of the text comes out. BERT does not write the answer; it points at it.
 #
-# **Needs**: two minutes on two CPU cores, 1 GB of memory, nothing to download. If tutorial 2 was not run, its model is trained
+# **Needs**: one minute on two CPU cores, 1 GB of memory, nothing to download. If tutorial 2 was not run, its model is trained
 # first.
 #
 # {colab}
@@ -12,7 +12,7 @@
 #
 # 输入一个问题和一段文本，输出文本中的一段。BERT 并不“写”答案，而是把答案在文中的位置指出来。
 #
-# **需要**：两个 CPU 核心，两分钟，1 GB 内存，无需下载任何东西。如果还没运行第 2 篇教程，会先训练它的模型。
+# **需要**：两个 CPU 核心，一分钟，1 GB 内存，无需下载任何东西。如果还没运行第 2 篇教程，会先训练它的模型。
 #
 # {colab}
 # %% setup
@@ -20,39 +20,36 @@
 # ## Data in the form of SQuAD
 #
 # An answer is a text and the character at which it begins. Offsets count characters from 0; a wrong one teaches a wrong answer, so
-# the library checks each.
+# the library checks each. Most texts here name three towns: to find the right one, the question has to be read.
 # %% [markdown] zh
 # ## SQuAD 格式的数据
 #
 # 答案由文本和起始字符的位置组成。位置从 0 开始按字符数；写错一个位置，就教了一个错的答案，所以本库会逐个检查。
+# 这里的文本大多提到三个镇：要找对，就必须读懂问题。
 # %%
 import json
 import random
+import re
 
 from experiments import tutorial
 
+ASKED = {  # a question about a person, and where a text has the answer
+    "Where does {} live?": r"lives in (\w+)",
+    "Where does {} go by train?": r"train to (\w+)",
+    "Where does the friend of {} work?": r"works for \w+ in (\w+)",
+    "Who is the friend of {}?": r"friend (\w+ \w+) works",
+    "What is {}?": r" is a (\w+)",
+}
 rng = random.Random(2)
 
 
 def paragraph(number):
-    people = rng.sample(tutorial.WOMEN + tutorial.MEN, 2)
-    towns, jobs = rng.sample(tutorial.TOWNS, 2), rng.sample(sorted(tutorial.WORK), 2)
-    sentences = [f"{name} lives in {town}." for name, town in zip(people, towns, strict=True)]
-    sentences += [f"{name} is a {job}." for name, job in zip(people, jobs, strict=True)]
-    rng.shuffle(sentences)
-    context, who = " ".join(sentences), rng.randrange(2)
-    name, town, job = people[who], towns[who], jobs[who]
-    question, answer, sentence = rng.choice(
-        [
-            (f"Where does {name} live?", town, f"{name} lives in {town}."),
-            (f"Who lives in {town}?", name, f"{name} lives in {town}."),
-            (f"What is {name}?", job, f"{name} is a {job}."),
-        ]
-    )
-    start = context.index(sentence) + sentence.index(answer)
-    assert context[start : start + len(answer)] == answer
-    asked = {"id": str(number), "question": question, "answers": [{"text": answer, "answer_start": start}]}
-    return {"context": context, "qas": [asked]}
+    sentences = tutorial.life(rng)
+    name, context = sentences[0].split()[0], " ".join(sentences)
+    found = {form.format(name): re.search(pattern, context) for form, pattern in ASKED.items()}
+    question = rng.choice([question for question, match in found.items() if match])
+    answer = {"text": found[question][1], "answer_start": found[question].start(1)}
+    return {"context": context, "qas": [{"id": str(number), "question": question, "answers": [answer]}]}
 
 
 def write(name, numbers):
@@ -61,17 +58,17 @@ def write(name, numbers):
     return paragraphs
 
 
-train, validation = write("train.json", range(2_000)), write("validation.json", range(2_000, 2_200))
+train, validation = write("train.json", range(1_000)), write("validation.json", range(1_000, 1_200))
 print(json.dumps(train[0], indent=1))
 # %% [markdown] en
 # ## The row that the model reads
 #
 # `[CLS] question [SEP] text [SEP]`, with segment 0 for the question and 1 for the text. Attention goes over all of it: that is how
-# *Anna* in the question finds *Anna* in the text.
+# *live* in the question can find *lives in* in the text.
 # %% [markdown] zh
 # ## 模型读到的那一行
 #
-# `[CLS] 问题 [SEP] 文本 [SEP]`，问题的段编号是 0，文本是 1。注意力覆盖整行：问题里的 *Anna* 就是这样找到文本里的 *Anna* 的。
+# `[CLS] 问题 [SEP] 文本 [SEP]`，问题的段编号是 0，文本是 1。注意力覆盖整行：问题里的 *live* 就是这样找到文本里的 *lives in* 的。
 # %%
 import bert_jax
 
@@ -102,13 +99,14 @@ from experiments import squad
 config = squad.get_config("v1")
 config.init_from = str(start)
 config.data.update(train=str(folder / "train.json"), validation=str(folder / "validation.json"))
-config.data.update(sequence_length=48, window_stride=16, max_query_length=12)
+config.data.update(sequence_length=80, window_stride=32, max_query_length=16)
 config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
 config.optimizer.update(name="muon", learning_rate=1e-2)  # for a model this small; BERT-base wants AdamW at 3e-5
 config.train.update(epochs=4, batch_size=32)
-config.eval.every = config.checkpoint.every = None  # evaluated at the end
+config.eval.every = config.checkpoint.every = 10_000  # steps, which there are not: only at the end
 run = bert_jax.train(config, folder / "questions")
 print({name: round(run.last[name], 1) for name in ("exact_match", "f1")})
+assert run.last["exact_match"] > 90
 # %% [markdown] en
 # ## Which span is the best?
 #
@@ -138,7 +136,6 @@ assert asked["context"][prediction["start"] : prediction["end"]] == prediction["
 #
 # 精确匹配（exact match）看答案是否完全正确，忽略大小写、标点和冠词。F1 比较两边的词，所以多一个词的答案也能得一部分分：
 # %%
-import re
 from collections import Counter
 
 
@@ -158,21 +155,27 @@ pairs = [
 ]
 exact = 100 * sum(words(given) == words(known) for given, known in pairs) / len(pairs)
 mean = 100 * sum(f1(given, known) for given, known in pairs) / len(pairs)
-assert abs(exact - run.last["exact_match"]) < 1e-6 and abs(mean - run.last["f1"]) < 1e-6
+assert abs(exact - run.last["exact_match"]) < 0.01 and abs(mean - run.last["f1"]) < 0.01
 print(f"exact match {exact:.1f}, F1 {mean:.1f}; F1 of 'Ida lives' for 'Ida': {f1('Ida lives', 'Ida'):.2f}")
 # %% [markdown] en
-# ## A question without an answer
+# ## What did it learn?
 #
-# This model was only asked what the text answers, so it always points somewhere:
+# Nearly full marks, but for what? No text above is about two people, so the *name* in a question never mattered. Ask what the data did not
+# ask, and you find out:
 # %% [markdown] zh
-# ## 没有答案的问题
+# ## 它到底学会了什么？
 #
-# 这个模型学习时遇到的问题都有答案，所以它总会指一个地方：
+# 几乎满分，可这说明了什么？上面的每篇文本都只讲一个人，所以问题里的**名字**从来不起作用。问一问数据里没有的情况，就知道了：
 # %%
-print(model.predict({"question": "Where does Vera live?", "context": "Ben lives in Norby. Paul is a judge."})["answer"])
+context = "Leo Janson lives in Norby. He is a doctor and works in the hospital. Vera Carlson lives in Ashton."
+for question in ("Where does Leo live?", "Where does Vera live?", "Where does Mary live?"):
+    print(question, "→", model.predict({"question": question, "context": context})["answer"])
 # %% [markdown] en
-# `squad.py:v2` with questions marked `is_impossible` learns to say that there is none: `[CLS]` is then the span of "no answer", and a
-# threshold is found on validation. Texts longer than a row are read in windows, which is the next tutorial.
+# A validation set that is like the training set cannot show such a shortcut. The last question has no answer at all, and a model that
+# was never asked such a question points somewhere anyway. `squad.py:v2` with questions marked `is_impossible` learns to say so: `[CLS]` is
+# then the span of "no answer", and a threshold is found on validation. Texts longer than a row are read in windows, which is the next
+# tutorial.
 # %% [markdown] zh
+# 与训练集相似的验证集，看不出这种“走捷径”。最后一个问题根本没有答案，而从来没有见过这类问题的模型，照样会指一个地方。
 # `squad.py:v2` 配合标了 `is_impossible` 的问题，可以学会说“没有答案”：这时 `[CLS]` 就代表“无答案”，阈值在验证集上自动确定。
 # 比一行还长的文本会分成窗口来读，这是下一篇教程的内容。
