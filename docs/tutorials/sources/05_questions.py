@@ -58,17 +58,19 @@ def write(name, numbers):
     return paragraphs
 
 
-train, validation = write("train.json", range(1_000)), write("validation.json", range(1_000, 1_200))
+train, validation = write("train.json", range(1_200)), write("validation.json", range(1_200, 1_400))
 print(json.dumps(train[0], indent=1))
 # %% [markdown] en
 # ## The row that the model reads
 #
 # `[CLS] question [SEP] text [SEP]`, with segment 0 for the question and 1 for the text. Attention goes over all of it: that is how
-# *live* in the question can find *lives in* in the text.
+# *live* in the question can find *lives in* in the text. Pretraining never saw a question: *where* is cut into pieces, and the question
+# mark, which no vocabulary of this town has, becomes `[UNK]`.
 # %% [markdown] zh
 # ## 模型读到的那一行
 #
 # `[CLS] 问题 [SEP] 文本 [SEP]`，问题的段编号是 0，文本是 1。注意力覆盖整行：问题里的 *live* 就是这样找到文本里的 *lives in* 的。
+# 预训练时没有出现过疑问句：*where* 被切成了碎片，小镇词表里没有的问号变成了 `[UNK]`。
 # %%
 import bert_jax
 
@@ -101,8 +103,10 @@ config.init_from = str(start)
 config.data.update(train=str(folder / "train.json"), validation=str(folder / "validation.json"))
 config.data.update(sequence_length=80, window_stride=32, max_query_length=16)
 config.model.update(hidden_dropout=0.0, attention_dropout=0.0)
-config.optimizer.update(name="muon", learning_rate=1e-2)  # for a model this small; BERT-base wants AdamW at 3e-5
-config.train.update(epochs=4, batch_size=32)
+config.optimizer.update(
+    name="muon", learning_rate=1e-2, b2=0.98
+)  # for a model this small; BERT-base wants AdamW at 3e-5
+config.train.update(epochs=5, batch_size=32)
 config.eval.every = config.checkpoint.every = 10_000  # steps, which there are not: only at the end
 run = bert_jax.train(config, folder / "questions")
 print({name: round(run.last[name], 1) for name in ("exact_match", "f1")})
@@ -160,12 +164,12 @@ print(f"exact match {exact:.1f}, F1 {mean:.1f}; F1 of 'Ida lives' for 'Ida': {f1
 # %% [markdown] en
 # ## What did it learn?
 #
-# Nearly full marks, but for what? No text above is about two people, so the *name* in a question never mattered. Ask what the data did not
+# Full marks, or nearly, but for what? No text above is about two people, so the *name* in a question never mattered. Ask what the data did not
 # ask, and you find out:
 # %% [markdown] zh
 # ## 它到底学会了什么？
 #
-# 几乎满分，可这说明了什么？上面的每篇文本都只讲一个人，所以问题里的**名字**从来不起作用。问一问数据里没有的情况，就知道了：
+# （几乎）满分，可这说明了什么？上面的每篇文本都只讲一个人，所以问题里的**名字**从来不起作用。问一问数据里没有的情况，就知道了：
 # %%
 context = "Leo Janson lives in Norby. He is a doctor and works in the hospital. Vera Carlson lives in Ashton."
 for question in ("Where does Leo live?", "Where does Vera live?", "Where does Mary live?"):

@@ -62,7 +62,7 @@ def write(name, count):
 
 
 train, _ = write("long_train.csv", 160)
-validation, rows = write("long_validation.csv", 100)
+validation, rows = write("long_validation.csv", 200)
 print(rows[0][0])
 # %% [markdown] en
 # ## Windows, by hand
