@@ -172,7 +172,7 @@ assert scores["layer 2, mean"] > scores["counts of words"] + 0.1
 # %% [markdown] zh
 # ## 在库里怎么做
 #
-# `optimizer.freeze` 让编码器保持不变，`head.layers` 选择输出层读取哪些层，`head.lstm_layers` 在中间加一个 LSTM：这就是论文表 7里基于特征的方法。通常微调全部参数效果更好；标签很少，或者许多任务共用一个编码器时，特征更合适。
+# `optimizer.freeze` 让编码器保持不变，`head.layers` 选择输出层读取哪些层，`head.lstm_layers` 在中间加一个 LSTM：这就是论文表 7 里基于特征的方法。通常微调全部参数效果更好；标签很少，或者许多任务共用一个编码器时，特征更合适。
 #
 # | 选项 | 取值 |
 # |---|---|

@@ -171,4 +171,4 @@ for token, weights, losses in zip(found.target, found.attention, found.losses):
 # %% [markdown] zh
 # ## 用真正的 BERT
 #
-# `experiments/translate.py` 不带 `scratch` 时从一个检查点出发：编码器和解码器是同一个 BERT（UniLM）；设成`seq2seq.model=encoder_decoder` 就变成两个。`experiments/summarize.py` 用同样的办法写摘要。各个选项以及与 Transformers 的差别见 [writing.md](../../writing.md)（英文）。
+# `experiments/translate.py` 不带 `scratch` 时从一个检查点出发：编码器和解码器是同一个 BERT（UniLM）；设成 `seq2seq.model=encoder_decoder` 就变成两个。`experiments/summarize.py` 用同样的办法写摘要。各个选项以及与 Transformers 的差别见 [writing.md](../../writing.md)（英文）。
