@@ -95,26 +95,25 @@ for text in ("The salad was superb.", "She is a teacher and works in the school.
 #
 # ## A picture
 #
-# Two directions of many (PCA), coloured by what the sentence is about. The model was never told.
+# Two directions of many (PCA), coloured by what kind of sentence it is. The model was never told.
 # %% [markdown] zh
 # 满意的句子找到了满意的句子，因为在这个语料里，一次出行要么处处满意，要么处处不满意：一个形容词就能预测其他形容词。在真实的文本里，“好电影”和“坏电影”出现在同样的位置，意思相反的句子也可能很近。在只经过预训练的 BERT 里，距离近不等于意思一致；需要后者，就要训练句向量模型，或者像下面这样训练一个分类器。
 #
 # ## 画出来看看
 #
-# 从许多方向里取两个（PCA），按句子讲的地点着色。训练时从来没有告诉过模型这些。
+# 从许多方向里取两个（PCA），按句子的类型着色：满意、不满意，或者讲人物。训练时从来没有告诉过模型这些。
 # %%
 import matplotlib.pyplot as plt
 
 from bert_jax.lab.inspect.vectors import project
 
-kinds = {place: things for place, things in tutorial.VISITS.items()}
-about = [next((p for p, things in kinds.items() if any(f" {t}" in s for t in things)), None) for s in sentences]
-chosen = [i for i, place in enumerate(about) if place]
-points = project(vectors[chosen]).points
+moods = {"pleased": tutorial.POSITIVE, "displeased": tutorial.NEGATIVE}
+of_moods = {mood: [i for i, s in enumerate(sentences) if any(word in s for word in moods[mood])] for mood in moods}
+others = sorted(set(range(len(sentences))).difference(*of_moods.values()))
+points = project(vectors).points
 figure, axes = plt.subplots(figsize=(5, 3.2))
-for place in kinds:
-    own = points[[about[i] == place for i in chosen]]
-    axes.scatter(*own.T, s=12, label=place)
+for mood, own in {**of_moods, "about people": others}.items():
+    axes.scatter(*points[own].T, s=8, label=mood)
 axes.legend(fontsize=8)
 axes.set(xticks=[], yticks=[])
 plt.show()
@@ -173,7 +172,7 @@ assert scores["layer 2, mean"] > scores["counts of words"] + 0.1
 # %% [markdown] zh
 # ## 在库里怎么做
 #
-# `optimizer.freeze` 让编码器保持不变，`head.layers` 选择输出层读取哪些层，`head.lstm_layers` 在中间加一个 LSTM：这就是论文表 7里基于特征的方法。通常微调全部参数效果更好；标签很少，或者许多任务共用一个编码器时，特征更合适。
+# `optimizer.freeze` 让编码器保持不变，`head.layers` 选择输出层读取哪些层，`head.lstm_layers` 在中间加一个 LSTM：这就是论文表 7 里基于特征的方法。通常微调全部参数效果更好；标签很少，或者许多任务共用一个编码器时，特征更合适。
 #
 # | 选项 | 取值 |
 # |---|---|

@@ -80,6 +80,7 @@ config.train.update(epochs=3.0, batch_size=16)
 config.mesh.data = 1
 result = bert_jax.train(config, folder / "summaries")
 print("ROUGE-2 of chosen sentences  first sentences  random ones")
+assert result.best["rouge2"] > result.best["lead_rouge2"] + 20
 print(f"{result.best['rouge2']:20.1f} {result.best['lead_rouge2']:16.1f} {result.best['random_rouge2']:12.1f}")
 # %%
 new = next(documents(1, 3))["document"]
@@ -140,25 +141,27 @@ config.eval.every = 160
 config.mesh.data = 1
 result = bert_jax.train(config, folder / "translation")
 print({name: round(result.last[name], 2) for name in ("bleu", "exact_match", "token_accuracy")})
+assert result.last["exact_match"] > 0.8
 # %%
 translator = bert_jax.load(folder / "translation")
 for text in ("Rosa says that the soup is warm.", "Paul goes to the hotel on Sunday.", "The cake is not cheap."):
     print(text, translator.generate(text, beams=3)["text"])
 # %% [markdown] en
-# ## What does each written token need?
+# ## What does each written token read, and what does it need?
 #
-# Each token of the source is hidden in turn. The loss of a written token rises most without the word that it translates.
-# Chinese puts the day before the verb, so the words cross.
+# The cross-attention shows what is *read*. To see what is *needed*, each token of the source is hidden in turn: the loss of a written
+# token rises most without the word that it translates. Chinese puts the day before the verb, so the words cross.
 # %% [markdown] zh
-# ## 每个写出的 token 需要哪个词？
+# ## 写每个 token 时在看哪个词，又需要哪个词？
 #
-# 依次遮住源句的每个 token。遮住对应的那个词时，写出的 token 的损失上升最多。中文把时间放在动词前面，所以对应的顺序是交叉的。
+# 交叉注意力显示在*看*哪里。要知道*需要*哪里，就依次遮住源句的每个 token：遮住对应的那个词时，写出的 token 的损失上升最多。中文把时间放在动词前面，所以对应的顺序是交叉的。
 # %%
 from bert_jax.lab.inspect.sources import dependence
 
-found = dependence(translator, "Paul goes to the hotel on Sunday.")
-for token, losses in zip(found.target, found.losses):
-    print(f"{token:6}  needs {found.source[losses.argmax()]:8} {losses.max():6.1f}")
+found = dependence(translator, "Anna goes to the school on Friday.")
+for token, weights, losses in zip(found.target, found.attention, found.losses):
+    read, needed = found.source[weights.argmax()], found.source[losses.argmax()]
+    print(f"{token:6}  reads {read:8} {weights.max():.2f}   needs {needed:8} {losses.max():+.1f}")
 # %% [markdown] en
 # ## With a real BERT
 #
@@ -168,4 +171,4 @@ for token, losses in zip(found.target, found.losses):
 # %% [markdown] zh
 # ## 用真正的 BERT
 #
-# `experiments/translate.py` 不带 `scratch` 时从一个检查点出发：编码器和解码器是同一个 BERT（UniLM）；设成`seq2seq.model=encoder_decoder` 就变成两个。`experiments/summarize.py` 用同样的办法写摘要。各个选项以及与 Transformers 的差别见 [writing.md](../../writing.md)（英文）。
+# `experiments/translate.py` 不带 `scratch` 时从一个检查点出发：编码器和解码器是同一个 BERT（UniLM）；设成 `seq2seq.model=encoder_decoder` 就变成两个。`experiments/summarize.py` 用同样的办法写摘要。各个选项以及与 Transformers 的差别见 [writing.md](../../writing.md)（英文）。

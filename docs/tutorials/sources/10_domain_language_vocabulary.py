@@ -166,4 +166,4 @@ assert tokenizers["wordpiece"](spaced).ids == tokenizers["wordpiece"](sentence).
 # Next: [domains.md](../../domains.md) for all three steps with real data, [another_language.md](../../another_language.md) for a BERT
 # of your language from nothing, [languages.md](../../languages.md) for one BERT of several.
 # %% [markdown] zh
-# 接下来（均为英文）：[domains.md](../../domains.md) 讲真实数据上的三个步骤，[another_language.md](../../another_language.md) 讲从零训练一种语言的BERT，[languages.md](../../languages.md) 讲一个 BERT 学多种语言。
+# 接下来（均为英文）：[domains.md](../../domains.md) 讲真实数据上的三个步骤，[another_language.md](../../another_language.md) 讲从零训练一种语言的 BERT，[languages.md](../../languages.md) 讲一个 BERT 学多种语言。

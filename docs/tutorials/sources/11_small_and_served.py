@@ -110,7 +110,7 @@ for text, one, other in zip(texts, *(model.predict(texts) for model in models.va
 # %% [markdown] zh
 # ## 不依赖本库的程序
 #
-# `convert` 把学生写成 StableHLO（JAX 把程序交给编译器时使用的语言），连同权重和分词器。运行它只需要 `jax`、`safetensors` 和`tokenizers`，在 CPU、GPU 或 TPU 上都可以。
+# `convert` 把学生写成 StableHLO（JAX 把程序交给编译器时使用的语言），连同权重和分词器。运行它只需要 `jax`、`safetensors` 和 `tokenizers`，在 CPU、GPU 或 TPU 上都可以。
 # %%
 import json
 

@@ -92,7 +92,7 @@ for token, loss, guesses in zip(surprise.reading.tokens, surprise.losses, surpri
 # %% [markdown] zh
 # ## 哪些词支持某个答案？
 #
-# *梯度 × 输入*是 logit 在这段文本处的斜率。*积分梯度*从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit之差，这一点可以验证。
+# *梯度 × 输入*是 logit 在这段文本处的斜率。*积分梯度*从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit 之差，这一点可以验证。
 # %%
 text = "She is a doctor and works in the [MASK]."
 slope = gradient_times_input(bert, text, target="hospital")
