@@ -31,6 +31,7 @@ TOOLS = {
     "compare": ("bert_jax.lab.compare", "Any runs beside each other: options, metrics, speed, curves."),
     "reproduce": ("bert_jax.lab.reproduce", "Makes a run again and compares it, bit by bit."),
     "inspect": ("bert_jax.lab.inspect", "Looks inside a model: attention, gradients, losses of tokens, probes."),
+    "prune": ("bert_jax.lab.prune", "Leaves heads and layers out of a fine-tuned model."),
     "first_look": ("bert_jax.lab.first_look", "What a pretrained model has learned, in a few lines."),
     "power": ("bert_jax.lab.statistics.power", "What a number of seeds can show."),
     "speedrun": ("bert_jax.lab.speedrun", "The BERT speedrun: scores, entries, records."),

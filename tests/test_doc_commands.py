@@ -41,6 +41,7 @@ RUN_BY = {
     "compare": "lab/test_compare.py",
     "reproduce": "lab/test_reproduce.py",
     "inspect": "lab/inspect/test_page.py",
+    "prune": "lab/test_prune.py",
     "first_look": "lab/test_first_look.py",
     "power": "lab/statistics/test_power.py",
     "speedrun": "lab/speedrun/test_command.py",
