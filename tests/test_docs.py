@@ -40,7 +40,7 @@ def test_options_and_modes_are_declared(page):
     named = re.findall(r"`([a-z_]+\.[a-z_]+)(?:=[^`]*)?`", text) + re.findall(r"--config\.([a-z_.]+)=", text)
     for name in named:
         if name.partition(".")[0] in GROUPS and not name.endswith(
-            (".py", ".json", ".jsonl", ".txt", ".csv", ".safetensors")
+            (".py", ".json", ".jsonl", ".txt", ".csv", ".safetensors", ".onnx")
         ):
             assert name in OPTIONS or name in ("model.my_option", "model.ckpt", "optimizer.state"), name
     assert set(re.findall(r"--mode=([a-z_]+)", text)) <= set(MODES)
