@@ -126,3 +126,25 @@ def test_a_request_has_texts_with_their_ids():
         assert inputs == [{"text": "ab"[i], "id": f"text {i}"} for i in numbers]
         sizes.add(len(numbers))
     assert sizes == {1, 2, 3}
+    serving = module("serving")
+    load = serving.Load(["a", "b"], [{"probabilities": {"x": 0.9, "y": 0.1}}, {"probabilities": {"x": 0.2, "y": 0.8}}])
+    load.check(1, [{"probabilities": {"x": 0.2001, "y": 0.7999}}])
+    for answer in ([{"probabilities": {"x": 0.9, "y": 0.1}}], []):
+        with pytest.raises(UserError, match="another's answer for 'b'"):
+            load.check(1, answer)
+    assert serving._quantiles([0.1] * 99 + [1.0]) == {"p50 ms": 100.0, "p95 ms": 100.0, "p99 ms": 109.0}
+
+
+def test_formats_are_compared_with_the_first_one(tmp_path, monkeypatch, capsys):
+    module("inference")
+    formats = module("export_formats")
+    answers = [{"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}]
+    others = [{"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
+    assert formats.beside(answers, others) == {"difference": "5.0e-01", "equal": 0.0}
+    row = dict.fromkeys(formats.COLUMNS, 1)
+    assert formats.table({"onnx:int8": row})[-1] == "| onnx:int8 | " + " | ".join("1" * len(row)) + " |"
+    monkeypatch.setattr(sys, "argv", ["export_formats", "--texts=a.txt", "--variants=onnx:int8"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        formats.main()
+    assert "onnx is not installed: pip install -e '.[onnx]'" in capsys.readouterr().err

@@ -213,8 +213,8 @@ MISTAKES = {
     "no source": (lambda t: ["--to=x"], "--from is missing; --help lists the flags"),
     "unknown flag": (lambda t: ["--from=a", "--to=b", "--form=c"], "--form is not a flag; did you mean --format?"),
     "unknown format": (
-        lambda t: ["--from=a", "--to=b", "--format=onnx"],
-        "--format is 'onnx'; it can",
+        lambda t: ["--from=a", "--to=b", "--format=tflite"],
+        "--format is 'tflite'; it can",
     ),
     "no number": (
         lambda t: ["--from=a", "--to=b", "--max_position_embeddings=many"],
