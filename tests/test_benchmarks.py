@@ -126,13 +126,6 @@ def test_a_request_has_texts_with_their_ids():
         assert inputs == [{"text": "ab"[i], "id": f"text {i}"} for i in numbers]
         sizes.add(len(numbers))
     assert sizes == {1, 2, 3}
-    serving = module("serving")
-    load = serving.Load(["a", "b"], [{"probabilities": {"x": 0.9, "y": 0.1}}, {"probabilities": {"x": 0.2, "y": 0.8}}])
-    load.check(1, [{"probabilities": {"x": 0.2001, "y": 0.7999}}])
-    for answer in ([{"probabilities": {"x": 0.9, "y": 0.1}}], []):
-        with pytest.raises(UserError, match="another's answer for 'b'"):
-            load.check(1, answer)
-    assert serving._quantiles([0.1] * 99 + [1.0]) == {"p50 ms": 100.0, "p95 ms": 100.0, "p99 ms": 109.0}
 
 
 def test_formats_are_compared_with_the_first_one(tmp_path, monkeypatch, capsys):
