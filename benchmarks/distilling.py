@@ -58,7 +58,7 @@ def step_seconds(data: str, student: str, steps: int) -> dict[str, float]:
         for one, config in ((one, resolve(study, [one], Path(scratch))[one.key]) for one in first):
             config.train.update(steps=steps, log_every=max(1, steps // _REPORTS))
             config.eval.update(every=steps, max_examples=64)
-            config.checkpoint.every = steps
+            config.checkpoint.every, config.optimizer.warmup_steps = steps, 1
             folder = run(config, Path(scratch) / one.name).workdir
             times = [x["step_seconds"] for x in read_metrics(folder / "metrics.jsonl") if "step_seconds" in x]
             found[one.levels["learns from"]] = statistics.median(times[1:] or times)

@@ -126,3 +126,18 @@ def test_a_request_has_texts_with_their_ids():
         assert inputs == [{"text": "ab"[i], "id": f"text {i}"} for i in numbers]
         sizes.add(len(numbers))
     assert sizes == {1, 2, 3}
+
+
+def test_formats_are_compared_with_the_first_one(tmp_path, monkeypatch, capsys):
+    module("inference")
+    formats = module("export_formats")
+    answers = [{"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}]
+    others = [{"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}]
+    assert formats.beside(answers, others) == {"difference": "5.0e-01", "equal": 0.0}
+    row = dict.fromkeys(formats.COLUMNS, 1)
+    assert formats.table({"onnx:int8": row})[-1] == "| onnx:int8 | " + " | ".join("1" * len(row)) + " |"
+    monkeypatch.setattr(sys, "argv", ["export_formats", "--texts=a.txt", "--variants=onnx:int8"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        formats.main()
+    assert "onnx is not installed: pip install -e '.[onnx]'" in capsys.readouterr().err

@@ -78,13 +78,8 @@ def convert(
         others["max_position_embeddings"] = str(max_position_embeddings or "")
         if given := [name for name, value in others.items() if value]:
             raise UserError(f"--{given[0]} is not for --format={format}: convert to bert_jax first, then export that")
-        check_target(Path(target), source, overwrite)
-        opened = open_model(source, task_name=task)
-        _check_single(opened)
-        run = opened.run | {"config": without_private_paths(opened.run["config"])}
         options = {"format": format, "dtype": dtype, "opset": opset, "check": check}
-        with replacing(Path(target)) as folder:
-            return f"wrote {target}: " + portable.write(folder, opened, partial(program_card, run), **options)
+        return _program(source, Path(target), task, overwrite, options)
     for name, value in (("opset", opset), ("check", check)):
         if value:
             raise UserError(f"--{name} is for --format={', '.join(portable.FORMATS)}; leave it out for {format}")
@@ -152,6 +147,16 @@ def _open_ours(source: str, task: str) -> Source:
     run["config"] = without_private_paths(run["config"])
     workdir = opened.path.parent.parent if opened.path.parent.name == "checkpoints" else opened.path
     return Source(model, run, workdir / "metrics.jsonl")
+
+
+def _program(source: str, target: Path, task: str, overwrite: bool, options: dict[str, Any]) -> str:
+    portable.check_options(**options)
+    check_target(target, source, overwrite)
+    opened = open_model(source, task_name=task)
+    _check_single(opened)
+    run = opened.run | {"config": without_private_paths(opened.run["config"])}
+    with replacing(target) as folder:
+        return f"wrote {target}: " + portable.write(folder, opened, partial(program_card, run), **options)
 
 
 def _check_single(opened: Opened) -> None:

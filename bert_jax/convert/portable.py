@@ -47,6 +47,17 @@ Batch = dict[str, Array]
 Traced = Callable[[Mapping[str, Any], Batch], Batch]  # of parameters in float32, and inputs
 
 
+def check_options(format: str, dtype: str, opset: int, check: str) -> None:
+    """Raises UserError, before a model is opened, for what cannot be written or run here."""
+    FORMATS[format].check(format, dtype, runs=bool(check))
+    if opset and format != "onnx":
+        raise UserError(f"--opset is for --format=onnx; leave it out for {format}")
+    if opset:
+        from bert_jax.convert.onnx_graph import OnnxGraph
+
+        OnnxGraph(opset)
+
+
 def write(
     folder: Path,
     opened: Opened,
@@ -62,12 +73,9 @@ def write(
 
     Weights are stored in `dtype`; the program computes in float32. `opset` is ONNX's (0 = the oldest that will do).
     `card` makes the model card of what program.json says.
-    Raises UserError for a model that a program of token rows cannot hold.
+    Raises UserError for a model that a program of token rows cannot hold. `check_options` comes before.
     """
     form = FORMATS[format]
-    form.check(format, dtype, runs=bool(check))
-    if opset and format != "onnx":
-        raise UserError(f"--opset is for --format=onnx; leave it out for {format}")
     opened.config.model.dtype = "float32"
     vars(opened).pop("bert_config", None)
     function = _function(opened)

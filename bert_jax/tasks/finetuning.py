@@ -1,7 +1,6 @@
 """What all fine-tuning tasks share: examples → items → batches, evaluation, what is saved with a model.
 
-A family (classification.py, tagging.py, span_qa.py, multiple_choice.py, seq2seq.py, extractive.py) defines how examples
-are read and encoded, what the head computes for a batch, the loss, and how its outputs become predictions and scores.
+A family defines how examples are read and encoded, what the head computes, the loss, predictions and scores.
 """
 
 from abc import ABC, abstractmethod
@@ -91,8 +90,8 @@ class FineTuning(Task, ABC):
             description = cls.assumed(config) | FeatureConfig.from_options(config.head, size).description()
         task = cls(config, tokenizer, description)
         shapes = task.batch_shapes(training=True)
-        rows, length = shapes["input_ids"].shape
-        task.count_step(rows, length, shapes["target_ids"].shape[1] if "target_ids" in shapes else 0)
+        (rows, length), targets = shapes["input_ids"].shape, shapes.get("target_ids")
+        task.count_step(rows, length, targets.shape[1] if targets is not None else 0)
         return task
 
     @classmethod
@@ -154,16 +153,14 @@ class FineTuning(Task, ABC):
 
     @abstractmethod
     def learn(self) -> None:
-        """Takes what prediction needs (names of labels) from the training examples, unless a checkpoint gave it; checks
-        the other splits against it; logs the data report."""
+        """Takes names of labels from the training examples, unless a checkpoint gave them; checks; logs the data."""
 
     @abstractmethod
     def heads(self, rngs: nnx.Rngs) -> Mapping[str, nnx.Module]: ...
 
     @abstractmethod
     def outputs(self, model: Model, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
-        """Returns what the head computes without labels: [G, S, …] for items or, of `token_outputs`, [B, L, …]
-        (`batches.py` explains the letters)."""
+        """Returns what the head computes without labels: [G, S, …] for items or, of `token_outputs`, [B, L, …]."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> Sums:
@@ -207,8 +204,7 @@ class FineTuning(Task, ABC):
         return {name: getattr(self, name) for name in self.described} | self.head_features.description()
 
     def restore(self, description: Description) -> None:
-        """Sets the attributes that a checkpoint has kept. Raises UserError for one that it lacks, and for a head that
-        reads other features."""
+        """Sets what a checkpoint has kept. Raises UserError for what it lacks, and for a head of other features."""
         self.head_features.check_known(description)
         for name in self.described:
             if name not in description:

@@ -232,7 +232,7 @@ def scores(directory: Path, metric: str) -> dict[int, float]:
     return found
 
 
-def best_modes(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+def best_modes(checkpoint: Mapping[str, Any] | ConfigDict) -> dict[str, str]:
     """Returns the metrics by which a run keeps best checkpoints, with "min" or "max": `best_metric`, then those of
     `also_best`."""
     others = (name.strip() for name in checkpoint["also_best"].split(","))

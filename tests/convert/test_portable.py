@@ -179,7 +179,7 @@ def test_int8_is_compared_on_a_file(format, workdir, expected, labelled, tmp_pat
     card = (target / "README.md").read_text()
     assert "dev.tsv, 3 examples" in card and "| weights | int8, " in card and str(tmp_path) not in card
     if format == "onnx":
-        (target / "README.md").write_text(card.replace("To be completed: purpose, data, limits.", "For tests alone."))
+        (target / "README.md").write_text(card.replace("To be added by who publishes it", "For tests alone."))
         convert(str(workdir), str(target), format=format, overwrite=True)
         card = (target / "README.md").read_text()
         assert "For tests alone." in card and "| weights | float32, " in card and "dev.tsv" not in card

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,11 +13,14 @@ from flax import nnx
 import bert_jax
 from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert
+from bert_jax.convert.resize import fill_heads
 from bert_jax.inference.predictor import all_good
+from bert_jax.inference.prepared import FusedAttention
 from bert_jax.lab.inspect.heads import LabelledExamples, head_gradients
 from bert_jax.lab.prune import prune
 from bert_jax.lab.prune.__main__ import main
 from bert_jax.lab.prune.prune import Chosen, choose, measure, pruned_parameters, write_pruned
+from bert_jax.models.attention import Attention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
 from bert_jax.run import run
@@ -120,6 +124,22 @@ def test_a_pruned_layer_is_the_layer_with_those_heads_alone():
     shapes = jax.tree.map(np.shape, nnx.state(nnx.eval_shape(lambda: Encoder(pruned, rngs=nnx.Rngs(0)))))
     assert shapes["layers"]["attention"]["query"]["kernel"].get_value() == (1, 8, 4)
     assert shapes["layers"]["attention"]["output"]["kernel"].get_value() == (1, 4, 8)
+
+
+def test_prepared_attention_knows_heads_that_do_not_fill_the_width():
+    config = BertConfig(vocab_size=9, hidden_size=16, num_attention_heads=3, head_size=4, num_hidden_layers=1)
+    attention = Attention(config, rngs=nnx.Rngs(params=0))
+    x = jax.random.normal(jax.random.key(0), (1, 5, 16)).astype(jnp.bfloat16)
+    mask = jnp.ones((1, 1, 2, 5), bool)
+    plain = attention(x[:, :2], x, mask)[0]
+    fused = FusedAttention(attention)(x[:, :2], x, mask)[0]  # of the last layer, of which two tokens are asked for
+    np.testing.assert_allclose(np.float32(fused), np.float32(plain), atol=1e-3)
+
+
+def test_heads_that_cannot_fill_the_width_are_not_for_hugging_face():
+    config = BertConfig(vocab_size=9, hidden_size=18, num_attention_heads=2, head_size=4, num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"model\.head_size is 4 and model\.hidden_size 18: .* write another format"):
+        fill_heads({}, config)
 
 
 def test_the_command_writes_page_curves_numbers_and_a_model_that_can_be_used(

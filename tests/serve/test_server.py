@@ -1,7 +1,9 @@
 """A real server: answers are those of the model, whatever else is asked at the same time and however badly."""
 
+import asyncio
 import base64
 import contextlib
+import functools
 import json
 import random
 import socket
@@ -9,8 +11,11 @@ import time
 
 import numpy as np
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 import bert_jax
+from bert_jax.serve import server as serving
 
 from .conftest import Server, eventually, together
 
@@ -293,6 +298,46 @@ def test_what_is_no_http_is_answered_in_json(server, sent):
     start, _, body = answer.partition(b"\r\n\r\n")
     assert start.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["type"] == "bad_request", answer
     assert server.get("/health/live").status == 200
+
+
+def test_one_connection_too_many_is_refused_in_json(monkeypatch):
+    """In this process, where few are too many; then one leaves, and the next is served."""
+    monkeypatch.setattr(serving, "_MOST_CONNECTIONS", 2)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def begin_of_answer(reader):
+        return (await asyncio.wait_for(reader.read(4096), 20)).decode()
+
+    async def run():
+        config = uvicorn.Config(app, http=serving._protocol(20), lifespan="off", log_config=None)
+        config.load()
+        state, protocol = ServerState(), config.http_protocol_class
+        loop = asyncio.get_running_loop()
+        make = functools.partial(protocol, config=config, server_state=state, app_state={})
+        async with await loop.create_server(make, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            refused = await begin_of_answer(clients[2][0])
+            assert not await clients[2][0].read()  # closed
+            clients[0][1].close()
+            while len(state.connections) > 1:
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            served = await begin_of_answer(reader)
+            for _, one in [*clients, (reader, writer)]:
+                one.close()
+            return refused, served
+
+    refused, served = asyncio.run(run())
+    assert refused.startswith("HTTP/1.1 503 ") and served.startswith("HTTP/1.1 204 ")
+    assert json.loads(refused.partition("\r\n\r\n")[2])["error"] == {
+        "type": "unavailable",
+        "message": "there are 2 connections already; try again later",
+    }
 
 
 def test_other_protocols_are_not_spoken_and_not_logged(server):

@@ -9,6 +9,10 @@ import pytest
 
 from bert_jax.config import UserError
 from bert_jax.convert.model_card import model_card
+from bert_jax.lab.records import RunRecord
+from bert_jax.lab.report.cost import cost_of
+from bert_jax.lab.report.documents import to_html
+from bert_jax.lab.report.run_page import describe_run
 from bert_jax.options import default_config
 from bert_jax.training import energy
 from bert_jax.training.energy import Energy, check_energy, described, energy_of, grams_per_kwh
@@ -61,6 +65,18 @@ def test_a_model_card_has_the_energy_up_to_its_checkpoint(tmp_path):
     run = {"step": 2, "config": default_config().to_dict(), "task": {}}
     card = model_card(run, tmp_path / "metrics.jsonl", "BertModel", 1)
     assert "| energy | 0.5 kWh (estimate) |" in card and "0.75" not in card
+
+
+def test_the_page_of_a_run_and_the_cost_of_a_study_have_it(tmp_path):
+    lines = [{"step": 2, "split": "ledger", "kwh": 0.5, "measured_kwh": 0.5, "device_hours": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = to_html(describe_run(None, {}, default_config(), tmp_path))
+    assert "0.5 kWh (measured)" in page and "device hours" in page
+    record = RunRecord("pretrain", "a", {}, {}, tmp_path, seconds=3600.0)
+    assert cost_of(record, []).watt_hours == 500.0
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "kWh" not in to_html(describe_run(None, {}, default_config(), tmp_path))
+    assert cost_of(record, []).watt_hours == 10.0  # of one core, since nothing else is known
 
 
 @pytest.mark.parametrize(
