@@ -1,5 +1,6 @@
 """The tutorials: notebooks as their sources say, the same in both languages, and their code from top to bottom."""
 
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[dev]'")
 nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[dev]'")
 
 from docs.tutorials import build
+from experiments import tutorial
 
 each_tutorial = pytest.mark.parametrize("source", build.sources(), ids=lambda source: source.stem)
 FIGURE = re.compile(r"\d[\d,.]*\d|\d")
@@ -64,6 +66,28 @@ def test_a_cell_that_is_not_translated_is_refused():
             build.cells(text)
     with pytest.raises(ValueError, match="a cell is code, setup"):
         build.cells("# %% [markdown]\n# One.\n")
+
+
+def test_outputs_are_small_and_name_no_folder_of_this_machine(tmp_path: Path):
+    def check(**output: Any) -> None:
+        build._check_output(nbformat.from_dict(output), tmp_path, "code")
+
+    check(output_type="stream", text="fine")
+    for text in ("x" * (build.MAX_TEXT + 1), f"wrote {tmp_path}/model", f"{build.ROOT}/experiments"):
+        with pytest.raises(ValueError, match="an output"):
+            check(output_type="stream", text=text)
+    with pytest.raises(ValueError, match="bytes of picture"):
+        check(output_type="display_data", data={"image/png": "AAAA" * build.MAX_PICTURE})
+
+
+def test_the_town_praises_or_blames_and_never_mixes():
+    rng = random.Random(0)
+    sides = [set(tutorial.POSITIVE), set(tutorial.NEGATIVE)]
+    for _ in range(200):
+        words = set(re.findall(r"\w+", " ".join(tutorial.visit(rng))))
+        assert sum(bool(side & words) for side in sides) == 1
+        assert bool(sides[1] & words) == ("never" in words)
+    assert tutorial.life(random.Random(1)) == tutorial.life(random.Random(1))
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,12 @@ print(f"… {text.stat().st_size / 1e6:.1f} MB")
 # ## The config
 #
 # `experiments/base.py` declares every option at the paper's value. `experiments/tutorial.py` changes these, so that a minute is
-# enough: a small model, the optimizer Muon and rotary positions, which learn in a tenth of the steps. Unknown names are errors.
+# enough: a small model, the optimizer Muon and rotary positions, which need far fewer steps. Unknown names are errors.
 # %% [markdown] zh
 # ## 配置
 #
 # `experiments/base.py` 声明了全部选项，默认值就是论文的值。`experiments/tutorial.py` 只改了下面这些，好让一分钟就够：
-# 小模型、Muon 优化器和旋转位置编码（学得快十倍左右）。写错选项名会立刻报错。
+# 小模型、Muon 优化器和旋转位置编码（需要的步数少得多）。写错选项名会立刻报错。
 # %%
 import bert_jax
 from experiments import base
