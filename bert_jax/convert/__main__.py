@@ -2,7 +2,7 @@
 
     python -m bert_jax.convert --from=bert-base-uncased --to=ckpts/bert-base
     python -m bert_jax.convert --from=runs/mine --to=hf_out --format=huggingface
-    python -m bert_jax.convert --from=runs/mine --to=program --format=stablehlo
+    python -m bert_jax.convert --from=runs/mine --to=program --format=onnx --dtype=int8 --check=dev.tsv
 
 A source of google-research/bert may be folder/model.ckpt-N; one of bert_jax is a workdir or a checkpoint. The exit
 status is 0 when the work is done, with a report of every name, and 2 for a mistake that you can correct (one line).

@@ -120,7 +120,7 @@ def test_every_family_of_one_row(family, format, tmp_path):
     # JAX's programs are compiled for each shape, which takes long.
     check = {} if format == "stablehlo" else {"check": str(file)}
     report = convert(str(workdir), str(tmp_path / "program"), format=format, **check)
-    assert difference(report) <= 1e-5
+    assert difference(report) <= 2e-5  # of logits of up to 6; seen: 1e-5
     assert not check or ("2 examples" in report and "100.00% of the answers" in report and "f1: model " in report)
     facts = json.loads((tmp_path / "program/program.json").read_text())
     assert set(map(tuple, facts["outputs"].values())) == {tuple(shape)} and facts["learned"] == description
