@@ -31,7 +31,6 @@ class BertConfig:
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    head_size: int | None = None
     intermediate_size: int = 3072
     embedding_size: int = 768
     max_position_embeddings: int = 512
@@ -54,6 +53,7 @@ class BertConfig:
     layers: str = "auto"
     remat: str = "none"
     dtype: str = "bfloat16"
+    head_size: int | None = None
 
     def __post_init__(self):
         for field in fields(self):
