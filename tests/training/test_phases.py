@@ -17,7 +17,7 @@ from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.checkpoint import find_checkpoint, read_checkpoint
 from bert_jax.training.guard import Guard
 from bert_jax.training.loop import train
-from bert_jax.training.metrics_log import MetricsLog
+from bert_jax.training.metrics_log import MetricsLog, read_metrics
 from bert_jax.training.observer import Observer
 from bert_jax.training.programs import make_programs
 from bert_jax.training.throughput import MEASURED, Throughput
@@ -76,9 +76,10 @@ def test_each_phase_reports_its_own_tokens_under_one_schedule(phased, uninterrup
 
 
 def test_the_cost_of_a_run_is_that_of_its_phases(phased, uninterrupted):
-    tokens, flops = cost._work(SimpleNamespace(folder=uninterrupted(phased)))
+    folder = uninterrupted(phased)
+    tokens, flops = cost._work(SimpleNamespace(folder=folder), read_metrics(folder / "metrics.jsonl"))
     assert tokens == pytest.approx(2 * 8 * 16 + 4 * 8 * 32 + 2 * 16 * 32, rel=1e-4)
-    config = read_config(uninterrupted(phased) / "config.json")
+    config = read_config(folder / "config.json")
     model = bert_config(config.model, config.data.vocab_size)
     shapes = (2, 8, 16, 5), (4, 8, 32, 5), (2, 16, 32, 5)  # 5 × 16/32 × 0.3/0.15 predictions are 5 again
     assert flops == pytest.approx(sum(count * training_flops(model, *shape) for count, *shape in shapes), rel=1e-4)

@@ -176,7 +176,7 @@ def test_heads_share_the_hidden_size():
         config = BertConfig(50, hidden_size=64, num_attention_heads=heads, num_hidden_layers=1, embedding_size=64)
         shapes = nnx.state(nnx.eval_shape(lambda config=config: Bert(config, rngs=nnx.Rngs(params=0))))
         sizes.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
-        assert config.head_size == 64 // heads
+        assert config.head_width == 64 // heads
     assert len(set(sizes)) == 1
 
 
