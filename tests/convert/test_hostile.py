@@ -157,8 +157,8 @@ class TestOverwrite:
 
     @pytest.mark.parametrize("format", conversion.FORMATS)
     def test_a_file_of_the_user_beside_it_stops_it(self, theirs, tmp_path, format, capsys):
-        if format == "openvino":
-            pytest.importorskip("openvino", reason="pip install -e '.[openvino]'")
+        if format in ("onnx", "openvino"):
+            pytest.importorskip(format, reason=f"pip install -e '.[{format}]'")
         command = [f"--from={theirs}", f"--to={tmp_path / 'out'}", f"--format={format}", "--overwrite"]
         assert main(command) == 0
         (tmp_path / "out" / "notes.txt").write_text("mine")
