@@ -21,7 +21,6 @@ before the clock starts.
 import argparse
 import importlib.util
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,9 +28,8 @@ from typing import Any
 
 import numpy as np
 from inference import minilm, write_model
-from timing import in_turns, machine, spread
+from timing import in_turns, machine, run_in_scratch, spread
 
-from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert
 from bert_jax.convert.parity import of_batch
 from bert_jax.convert.programs import FORMATS
@@ -54,13 +52,7 @@ Predict = Callable[[Sequence[str]], list[Any]]
 def main() -> None:
     options = _options()
     texts = [line for line in Path(options.texts).read_text("utf-8").splitlines() if line.strip()]
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            found = compare(options, texts, Path(scratch))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    run_in_scratch(options, lambda options, scratch: compare(options, texts, scratch))
 
 
 def compare(options: argparse.Namespace, texts: list[str], scratch: Path) -> dict[str, Any]:

@@ -27,13 +27,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from finetune_data import SOURCES, Files, Row, Source, read_file, write_files
+from timing import run_in_scratch
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.conll import repair
@@ -55,11 +55,7 @@ _NEVER = 1_000_000_000  # steps
 
 def main() -> None:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            compare(options, Path(options.scratch or temporary))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_in_scratch(options, compare)
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:

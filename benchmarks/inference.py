@@ -19,10 +19,8 @@ The last lines are ratios of sentences a second, ours over a peer's: of the medi
 
 import argparse
 import importlib.util
-import json
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from timing import Times, in_turns, machine, ratio_to_best, spread
+from timing import Times, in_turns, machine, ratio_to_best, run_in_scratch, spread
 
 from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert, open_source
@@ -59,13 +57,7 @@ Predict = Callable[[Sequence[str]], np.ndarray]  # texts → vectors, or probabi
 
 def main() -> None:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            figures = compare(options, Path(scratch))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    run_in_scratch(options, compare)
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -15,11 +15,9 @@ medians, and the range of rounds.
 """
 
 import argparse
-import json
 import logging
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from timing import machine, spread
+from timing import machine, run_in_scratch, spread
 
-from bert_jax.config import UserError
 from bert_jax.data.batching import batches
 from bert_jax.data.batching.batch_order import EpochOrder
 from bert_jax.data.batching.items import Item, Part
@@ -53,16 +50,10 @@ _VOCAB_SIZE = 30_522  # of the model that the pipeline is compared with
 
 def main() -> None:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            figures = compare(options, scratch)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    run_in_scratch(options, compare)
 
 
-def compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
+def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Prints a line a variant and the ratios; gives {"machine", "variants": {name: rounds}, "ratios"}."""
     logging.getLogger("bert_jax").setLevel(logging.ERROR)
     figures: dict[str, Any] = {"machine": machine(["jax", "grain", "array_record"])}
@@ -91,9 +82,9 @@ def compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
     return {**figures, "variants": rounds, "ratios": _ratios(rounds, options)}
 
 
-def _config(options: argparse.Namespace, length: int, scratch: str) -> ConfigDict:
+def _config(options: argparse.Namespace, length: int, scratch: Path) -> ConfigDict:
     config = base.get_config(options.size)
-    config.data.prepared = scratch
+    config.data.prepared = str(scratch)
     config.data.sequence_length = length
     config.data.max_predictions_per_sequence = math.ceil(0.15 * length)  # as in the paper
     config.train.batch_size = options.batch

@@ -20,7 +20,6 @@ after the other.
 import argparse
 import hashlib
 import importlib.util
-import json
 import logging
 import multiprocessing
 import resource
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import prepare_peers
-from timing import Ratio, machine, ratio_to_best, spread
+from timing import Ratio, machine, ratio_to_best, run_in_scratch, spread
 
 from bert_jax.config import UserError
 from bert_jax.data.pretraining.prepare import prepare
@@ -52,13 +51,7 @@ Variant = Callable[[str, str, Path, int, int, Path], tuple[float, int]]
 
 def main() -> None:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            figures = compare(options, Path(scratch))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    run_in_scratch(options, compare)
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

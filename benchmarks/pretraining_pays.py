@@ -17,11 +17,11 @@ import math
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune_data import SOURCES, Files, Source, write_files
+from timing import run_in_scratch
 
 from bert_jax.config import UserError
 from bert_jax.tasks.scores import mean_and_sd
@@ -44,11 +44,7 @@ class Start(NamedTuple):
 
 def main() -> None:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            compare(options, Path(options.scratch or scratch))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_in_scratch(options, compare)
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:

@@ -11,19 +11,17 @@ second start over the first: median and range of the pairs.
 """
 
 import argparse
-import json
 import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from timing import machine, spread
+from timing import machine, run_in_scratch, spread
 
 from bert_jax.config import UserError
 
@@ -38,13 +36,7 @@ IMPORTS = ("jax", "flax.nnx", "orbax.checkpoint", "bert_jax.main", "bert_jax.tra
 
 def main() -> None:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            figures = measure(options, Path(scratch))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    run_in_scratch(options, measure)
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

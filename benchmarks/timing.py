@@ -1,13 +1,18 @@
 """What the benchmarks share: the machine in words, variants timed in turns, medians and ratios."""
 
+import argparse
+import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bert_jax.config import UserError
 
 
 class Times(NamedTuple):
@@ -15,6 +20,18 @@ class Times(NamedTuple):
 
     wall: list[float]
     cpu: list[float]
+
+
+def run_in_scratch(options: argparse.Namespace, compare: Callable[[argparse.Namespace, Path], Any]) -> None:
+    """Calls `compare` with `options` and a folder: that of --scratch, or one that is removed afterwards. What it
+    returns, if anything, is written to --json. A mistake that a user can correct ends the program with one line."""
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            figures = compare(options, Path(getattr(options, "scratch", "") or temporary))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    if figures is not None and getattr(options, "json", ""):
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def machine(packages: Sequence[str]) -> dict[str, str]:
