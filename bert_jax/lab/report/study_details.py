@@ -9,7 +9,7 @@ from typing import Any
 from bert_jax.config import UserError
 from bert_jax.lab.plots import series
 from bert_jax.lab.provenance import facts, read_environments
-from bert_jax.lab.records import COMPLETE, PRUNED, STALE, STATUSES, RunRecord, StudyRecord
+from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, STALE, STATUSES, WAITING, RunRecord, StudyRecord
 from bert_jax.lab.report import cost, study_figures
 from bert_jax.lab.report.documents import Block, Folded, Part, Picture, Text
 from bert_jax.lab.report.study_figures import Curves, Scale
@@ -199,5 +199,11 @@ def _environment(record: StudyRecord, environments: Mapping[str, list[dict[str, 
 
 
 def _table_of_open_runs(runs: Sequence[RunRecord]) -> Table:
-    rows = [[run.key, Cell(run.status, PROBLEM), run.error or STATUSES[run.status], str(run.attempts)] for run in runs]
+    """Returns a row per run; those whose turn has not come yet share one per stage."""
+    rows, statuses = [], {run.key: run.status for run in runs}
+    patient = [run for run in runs if run.status == WAITING and statuses.get(run.after) != FAILED]
+    for run in (run for run in runs if run not in patient):
+        rows.append([run.key, Cell(run.status, PROBLEM), run.error or STATUSES[run.status], str(run.attempts)])
+    for stage, count in Counter(run.stage for run in patient).items():
+        rows.append([stage, Cell(WAITING, PROBLEM), f"{count} runs have not started", "0"])
     return Table(["run", "status", "reason", "attempts"], rows, {3})

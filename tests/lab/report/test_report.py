@@ -18,7 +18,7 @@ from bert_jax.lab.report import command as report
 from bert_jax.lab.report import cost, documents, study_figures, study_report
 from bert_jax.lab.report.study_report import describe_study, scale_of
 from bert_jax.lab.space import Search, log_uniform
-from bert_jax.lab.study import Stage, grid, plan, values
+from bert_jax.lab.study import Stage, grid, plan, seeds, values
 from bert_jax.models.config import bert_config
 from bert_jax.models.cost import training_flops
 from bert_jax.tasks.sections import Cell, Table
@@ -243,6 +243,24 @@ def test_one_seed_and_no_complete_run_are_said(tmp_path):
     assert tables(document)["Results"][0][1] == ["MLM + NSP", "–", "–", "–"]
     for suffix in ("html", "md", "tex", "csv"):
         write(tmp_path / "one", tmp_path / f"a.{suffix}")
+
+
+def test_runs_that_wait_share_a_line_unless_what_they_wait_for_has_failed(tmp_path):
+    first = Stage("a", "experiments/tiny.py", grid(seeds(3)))
+    then = Stage("b", "experiments/tiny.py", after="a")
+    study = study_folders.make_study(stages=(first, then), factor="", baseline="", expected=(), published=None)
+    study = replace(study, metrics={"b": "test.accuracy"})
+    runs = study_folders.make_folder(tmp_path, study, with_curves=False)
+    study_folders.fail(tmp_path, runs[0], "failed", "there is not enough memory")
+    for run in runs[1:]:
+        shutil.rmtree(tmp_path / run.stage / run.name)
+    [missing] = tables(describe_study(read_study(tmp_path)))["Runs that do not count"]
+    assert [row[:3] for row in missing[1:]] == [
+        ["a/seed=0", "failed", "there is not enough memory"],
+        ["b/seed=0", "waiting", "waits for a/seed=0, which failed"],
+        ["a", "waiting", "2 runs have not started"],
+        ["b", "waiting", "2 runs have not started"],
+    ]
 
 
 def test_runs_that_the_study_no_longer_names_are_listed_only(tmp_path):
