@@ -11,7 +11,7 @@
 # %% [markdown] zh
 # # 9. 摘要与翻译
 #
-# BERT 擅长填空，并不是为写作设计的。有两种办法：从文档里**挑选**句子（抽取式摘要），或者给编码器配一个从左到右写作的**解码器**（翻译）。
+# BERT 擅长填空，并不是为生成文本设计的。有两种办法：从文档里**挑选**句子（抽取式摘要），或者给编码器配一个从左到右生成文本的**解码器**（翻译）。
 #
 # **需要**：两个 CPU 核心上三分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1.5 GB 内存；除了两个计算分数的小软件包，无需下载。
 #
@@ -130,7 +130,7 @@ print(len(everything), "pairs, such as", everything[0]["source"], everything[0][
 # An encoder reads the English sentence. The decoder writes Chinese token by token: it attends to what it has written so far
 # (*causal* attention), and to the encoder (*cross-attention*). The loss of each token is $-\log p(y_t \mid x, y_{<t})$.
 # %% [markdown] zh
-# 编码器读英文句子，解码器逐个词元（token）写中文：它既关注自己已经写出的内容（**因果**注意力），也关注编码器（**交叉注意力**）。每个词元的损失是 $-\log p(y_t \mid x, y_{<t})$。
+# 编码器读英文句子，解码器逐个词元（token）生成中文：它既关注自己已经生成的内容（**因果**注意力），也关注编码器（**交叉注意力**）。每个词元的损失是 $-\log p(y_t \mid x, y_{<t})$。
 # %%
 config = translate.get_config("scratch")
 config.model.update(size="tiny", hidden_size=64, num_attention_heads=4, max_position_embeddings=32)
@@ -154,9 +154,9 @@ for text in ("Rosa says that the soup is warm.", "Paul goes to the hotel on Sund
 # The cross-attention shows what is *read*. To see what is *needed*, each token of the source is hidden in turn: the loss of a written
 # token rises most without the word that it translates. Chinese puts the day before the verb, so the words cross.
 # %% [markdown] zh
-# ## 写每个词元时在看哪个词，又需要哪个词？
+# ## 生成每个词元时在看哪个词，又需要哪个词？
 #
-# 交叉注意力显示在**看**哪里。要知道**需要**哪里，就依次遮住源句的每个词元：遮住对应的那个词时，写出的词元的损失上升最多。中文把时间放在动词前面，所以对应的顺序是交叉的。
+# 交叉注意力显示在**看**哪里。要知道**需要**哪里，就依次遮住源句的每个词元：遮住对应的那个词时，所生成词元的损失上升最多。中文把时间放在动词前面，所以对应的顺序是交叉的。
 # %%
 from bert_jax.lab.inspect.sources import dependence
 
