@@ -31,7 +31,7 @@ _OPTIONS = (
     _text("init_from", "", "checkpoint or workdir whose parameters the run starts from; empty = from scratch"),
     _text("init_task", "", "task of several in init_from whose head is taken too; empty = a new head"),
 
-    _choice("model.size", None, "tiny | mini | small | medium | base | large", "the five sizes below; None = base"),
+    _choice("model.size", None, "tiny | mini | small | medium | base | large", "width, layers and heads; None = base"),
     _integer("model.hidden_size", None, "[1, 65536]", "width of a token's vector; None = by model.size", "shape"),
     _integer("model.num_hidden_layers", None, "[1, 4096]", "None = by model.size", "shape"),
     _integer("model.num_attention_heads", None, "[1, 4096]", "divides hidden_size; None = by model.size", "shape"),

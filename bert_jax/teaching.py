@@ -26,24 +26,23 @@ def trained_task(config: ConfigDict, source: Source | None) -> Task:
     if not config.distillation.teacher:
         return task
     opened = _teacher(config.distillation.teacher)
-    # Else the trunk is enough; that a teacher of another task has other outputs `Distillation` says.
-    whole = config.distillation.soft > 0 and opened.config.task == config.task
     graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/", dropped="^heads/")
-    if whole and (absent := [name for name in parameters if name not in opened.parameters]):
-        raise UserError(f"distillation.soft: {opened.path} has no {absent[0]}; its outputs would mean nothing")
 
     def model(parameters: Mapping[str, Array]) -> Model:
         mesh = current()
         return unflatten(graphdef, dict(parameters) if mesh is None else gathered(mesh, parameters))
 
-    cache = None
+    lacking = tuple(name for name in parameters if name not in opened.parameters)
+    teacher = Teacher(opened.task, parameters, model, str(opened.path), lacking)
+    distillation = Distillation(task, teacher)  # refuses a teacher before a cache is made for it
     if config.distillation.cache:
         if jax.process_count() > 1:
             raise UserError(f"distillation.cache is for one process, here are {jax.process_count()}: leave it out")
         mesh = make_mesh(config.mesh)
         logits = TeachersLogits(opened.task, model, parameters, mesh)
         cache = TeacherCache(Path(config.distillation.cache), about(opened.task, parameters, mesh), logits)
-    return cast(Task, Distillation(task, Teacher(opened.task, parameters, model, str(opened.path)), cache))
+        distillation = Distillation(task, teacher, cache)
+    return cast(Task, distillation)
 
 
 def flops_of_teacher(config: ConfigDict, task: Task) -> float:

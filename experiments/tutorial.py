@@ -9,6 +9,7 @@ need: words that mean nearly the same, names made of parts, places of work. Expe
 (`unigram_entropy` 4.5) and `nsp_accuracy` 0.9. `experiments/tiny.py` is the smallest BERT on real English.
 """
 
+import csv
 import random
 from pathlib import Path
 
@@ -88,6 +89,20 @@ def write_corpus(path: Path, documents: int = 4_000, seed: int = 0) -> Path:
     rng = random.Random(seed)
     texts = ["\n".join(rng.choice((visit, life))(rng)) for _ in range(documents)]
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def write_verdicts(path: Path, count: int, seed: int) -> Path:
+    """Writes a table of sentences about things, labelled "good" and "bad" in turns, and returns the path."""
+    rng = random.Random(seed)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("text", "label"))
+        for number in range(count):
+            is_good = number % 2 == 1
+            thing = rng.choice(VISITS[rng.choice(sorted(VISITS))])
+            word = rng.choice(POSITIVE if is_good else NEGATIVE)
+            table.writerow((f"The {thing} was {word}.", "good" if is_good else "bad"))
     return path
 
 

@@ -77,6 +77,7 @@ NEEDS = {
     "eval": "argcomplete",
     "twine": "twine",
     "pytest": "test",
+    "jupyter": "pip install jupyterlab",
 }
 
 

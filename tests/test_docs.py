@@ -62,6 +62,14 @@ def test_the_map_in_the_readme_has_every_folder():
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_all_studies_are_counted_and_listed(readme):
+    studies = {path.name for path in (ROOT / "experiments" / "studies").glob("*.py")} - {"__init__.py", "common.py"}
+    [line] = [line for line in (ROOT / readme).read_text().splitlines() if line.startswith("| `experiments/studies/` ")]
+    assert re.findall(r"\d+", line) == [str(len(studies))]
+    assert set(re.findall(r"^\| `(\w+\.py)`", (ROOT / "docs" / "studies.md").read_text(), re.M)) == studies
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
 def test_every_page_can_be_found_from_the_readme(readme):
     text = (ROOT / readme).read_text()
     for page in GUIDES:

@@ -100,6 +100,14 @@ def test_pages_in_a_browser(site, look, width, scheme):
         assert all(address.startswith(("file:", "data:", "blob:", "about:")) for address in seen.requests)
 
 
+@pytest.mark.slow
+def test_both_columns_of_a_comparison_are_in_sight(site, look):
+    tables = "[...document.querySelectorAll('.md-typeset__scrollwrap')]"
+    hidden = f"Math.max(...{tables}.map(x => x.scrollWidth - x.clientWidth))"
+    for width in (390, 1300):
+        assert look(site / "tutorials/en/from_transformers.html", hidden, width).result <= 0
+
+
 SEARCH = """async () => {
     const field = document.querySelector("input.md-search__input")
     field.focus()

@@ -45,6 +45,7 @@ class Teacher:
     parameters: Mapping[str, Array]
     model: Callable[[Mapping[str, Array]], Model]
     origin: str  # for messages
+    lacking: tuple[str, ...] = ()  # parameters that its checkpoint does not have: outputs of these heads mean nothing
 
 
 class Recipe(NamedTuple):
@@ -332,6 +333,11 @@ def _check_alike(student: Task, teacher: Teacher, weights: Mapping[str, float]) 
         raise UserError(
             f"distillation.soft: the teacher {origin} was trained for task={other}, the student is for task={task}: "
             "fine-tune the teacher first, or set soft to 0 and learn its relations"
+        )
+    if teacher.lacking:
+        raise UserError(
+            f"distillation.soft: the teacher {origin} has no {teacher.lacking[0]}, so its outputs mean nothing: "
+            "take one that has it, or set soft to 0 and learn its relations"
         )
     if (ours := student.description()) and ours.get("labels") != (theirs := teacher.task.description()).get("labels"):
         raise UserError(

@@ -78,6 +78,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if files.get_file_from_path(there) is None:
             if not (ROOT / meant).exists():
                 return found[0]  # MkDocs warns
+            if text == meant:
+                return f"`{meant}`"
             return text if meant.startswith("docs/") or text.startswith("\0") else f"{text} (`{meant}`)"
         return f"{mark}[{text}]({posixpath.relpath(there, posixpath.dirname(at) or '.')}{hash}{anchor})"
 

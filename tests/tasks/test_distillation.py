@@ -380,6 +380,24 @@ def test_what_does_not_fit_is_one_line(taught, tmp_path, name):
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_teacher_that_cannot_teach_is_refused_before_a_cache_is_made(taught, tmp_path):
+    config = student_config(taught)
+    (tmp_path / SAME).write_text((taught[0] / "vocab.txt").read_text())
+    config.data.update(labels="not,hot", vocab_file=str(tmp_path / SAME), packing=False)
+    config.distillation.cache = str(tmp_path / "cache")
+    with pytest.raises(UserError, match="both need the same, in one order"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_without_its_head_has_no_soft_targets(tmp_path):
+    task = task_class("classification").with_data(family("single", tmp_path), None)
+    with pytest.raises(UserError, match="the teacher ckpts/trunk has no heads/classifier/kernel"):
+        Distillation(task, Teacher(task, {}, lambda given: None, "ckpts/trunk", ("heads/classifier/kernel",)))
+    task.config.distillation.update(soft=0.0, hidden=1.0)
+    Distillation(task, Teacher(task, {}, lambda given: None, "ckpts/trunk", ("heads/classifier/kernel",)))
+
+
 def test_evaluate_mode_needs_no_teacher(taught, tmp_path, capsys):
     config = student_config(taught, hidden=0.5)
     run(config.copy_and_resolve_references(), tmp_path / "run")

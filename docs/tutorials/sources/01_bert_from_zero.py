@@ -115,13 +115,14 @@ x = layer_norm(x, tables.layer_norm)
 one_row = jnp.asarray(ids)[None], jnp.asarray(types)[None], jnp.arange(L)[None]
 check(x, tables(tables.word(one_row[0]), one_row[1], one_row[2])[0])
 # %% [markdown] en
-# The Transformer of 2017 had fixed positions instead of a table: **sines in even columns, cosines in odd ones**. A
-# tutorial that has only sines cannot tell some positions from others.
+# The Transformer of 2017 had fixed positions instead of a table: **sines in even columns, cosines in odd ones**. The
+# pairs matter: $k$ positions further, each pair has turned by the same angle, wherever it was. That makes distances
+# easy to learn; sines alone have no such rule.
 #
 # $$P_{p,2i} = \sin(p / 10000^{2i/D}) \qquad P_{p,2i+1} = \cos(p / 10000^{2i/D})$$
 # %% [markdown] zh
-# 2017 年的 Transformer 没有用可训练的位置表，而是用固定的位置编码：**偶数列是正弦，奇数列是余弦**。只写正弦的教程是错的，
-# 那样有些位置会分不开。
+# 2017 年的 Transformer 没有用可训练的位置表，而是用固定的位置编码：**偶数列是正弦，奇数列是余弦**。
+# 正弦和余弦必须成对：往后移 $k$ 个位置，每一对都转过同样的角度，与原来在哪里无关，所以距离很容易学到；只有正弦就没有这个规律。
 #
 # $$P_{p,2i} = \sin(p / 10000^{2i/D}) \qquad P_{p,2i+1} = \cos(p / 10000^{2i/D})$$
 # %%
@@ -131,6 +132,10 @@ angles = np.arange(L)[:, None] / 10_000 ** (np.arange(0, D, 2) / D)
 positions = np.zeros((L, D))
 positions[:, 0::2], positions[:, 1::2] = np.sin(angles), np.cos(angles)
 check(positions, sinusoids(L, D))
+
+k, turn = 3, 3 / 10_000 ** (np.arange(0, D, 2) / D)  # three positions further, and the angle of each pair
+further = positions[:-k, 0::2] * np.cos(turn) + positions[:-k, 1::2] * np.sin(turn)
+np.testing.assert_allclose(further, positions[k:, 0::2])
 
 
 # %% [markdown] en
@@ -181,13 +186,13 @@ check(weights, layer.attention.weights(x32, x32, everyone)[0])
 # %% [markdown] en
 # ### Why 1/√d?
 #
-# A product of two vectors of $d$ independent numbers with variance 1 has the variance $d$. Without the root, longer vectors
-# give larger scores, softmax picks one token, and almost no gradient is left.
+# The product of two vectors of $d$ independent numbers, each of mean 0 and variance 1, has the variance $d$. Without
+# the root, longer vectors give larger scores, softmax picks one token, and almost no gradient is left.
 # %% [markdown] zh
 # ### 为什么要除以 √d？
 #
-# 两个 $d$ 维随机向量（每个数方差为 1）的点积，方差是 $d$。不除以 √d，向量越长分数就越大，softmax 几乎只选一个词元，
-# 梯度也就几乎没有了。
+# 两个 $d$ 维随机向量（各个数相互独立，均值为 0，方差为 1）的点积，方差是 $d$。不除以 √d，
+# 向量越长分数就越大，softmax 几乎只选一个词元，梯度也就几乎没有了。
 # %%
 rng = np.random.default_rng(0)
 print("   d   variance   largest weight of 8, without and with the root")
@@ -197,8 +202,8 @@ for d in (4, 64, 1024):
     largest = [softmax(s).max(-1).mean() for s in (scores, scores / np.sqrt(d))]
     print(f"{d:4} {scores.var():10.1f} {largest[0]:16.2f} {largest[1]:8.2f}")
 # %% [markdown] en
-# A picture says what each head looks at. The parameters are random, so the pattern means nothing yet; tutorial 13 looks into
-# a trained model.
+# A picture shows what each head looks at. The parameters are random, so the pattern means nothing yet; tutorial 13
+# looks into a trained model.
 # %% [markdown] zh
 # 画出来就能看到每个头在看哪里。现在参数是随机的，图案还没有意义；第 13 篇教程会去看训练好的模型。
 # %%
@@ -255,13 +260,15 @@ print(f"largest difference {np.abs(gelu_exact(line) - gelu(line)).max():.4f}")
 # %% [markdown] en
 # ## A layer, and all layers
 #
-# Around each part stands a residual connection, and behind the sum a LayerNorm ("post-LN"):
+# Around each part stands a residual connection, and behind the sum a LayerNorm ("post-LN"). Training also has dropout
+# (0.1) before the sum, which is left out here:
 #
 # $$y = \mathrm{LayerNorm}(x + \mathrm{Attention}(x)) \qquad z = \mathrm{LayerNorm}(y + \mathrm{FFN}(y))$$
 # %% [markdown] zh
 # ## 一层，以及所有层
 #
-# 每个部分外面都有残差连接，相加之后再做 LayerNorm（叫做 post-LN）：
+# 每个部分外面都有残差连接，相加之后再做 LayerNorm（叫做 post-LN）。训练时，相加之前还有 dropout（0.1），
+# 这里没有写：
 #
 # $$y = \mathrm{LayerNorm}(x + \mathrm{Attention}(x)) \qquad z = \mathrm{LayerNorm}(y + \mathrm{FFN}(y))$$
 # %%
@@ -280,8 +287,8 @@ encoded = bert.encode(inputs, all_layers=True)
 for mine, theirs in zip(states[1:], encoded.layers, strict=True):
     check(mine, theirs[0])
 # %% [markdown] en
-# Look at the shapes from below to above. Every layer takes L vectors of D numbers and gives as many, which is why layers can
-# be stacked.
+# Read the shapes from the bottom up. Every layer takes L vectors of D numbers and gives as many, which is why layers
+# can be stacked.
 # %% [markdown] zh
 # 从下往上看形状。每一层输入 L 个 D 维向量，输出也是 L 个 D 维向量，所以层可以一层层叠起来。
 # %%
@@ -419,8 +426,8 @@ assert total == 110_106_428
 # %% [markdown] en
 # ## What next
 #
-# Tutorial 2 trains this model on text of your own. "What tutorials get wrong" has the statements that this page contradicts,
-# each with a test.
+# Tutorial 2 trains this model on text of your own. "What tutorials get wrong" has the statements that this page
+# contradicts, each with a test that shows it.
 # %% [markdown] zh
 # ## 接下来
 #

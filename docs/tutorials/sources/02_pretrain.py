@@ -121,13 +121,13 @@ for sentence in (
 # %% [markdown] en
 # ## The vocabulary
 #
-# Frequent words are whole tokens, others are cut. Nobody told the tokenizer about names: `##ford` and `##man` are pieces because
-# they are frequent. So a town that was never seen is still read as a town.
+# Frequent words are whole tokens, others are cut. Nobody told the tokenizer about names: `##ford` and `##man` are
+# pieces because they are frequent. So a name that was never seen, Andersonford, still ends like a town.
 # %% [markdown] zh
 # ## 词表
 #
-# 常见词是一个完整的词元，其他词会被切开。没有人告诉分词器什么是地名：`##ford`、`##man` 成为片段，只是因为它们常见。
-# 因此，没见过的地名也能被读懂。
+# 常见词是一个完整的词元，其他词会被切开。没有人告诉分词器什么是地名：`##ford`、`##man` 成为片段，
+# 只是因为它们常见。因此，从没见过的 Andersonford，结尾仍然像一个地名。
 # %%
 for word in ("wonderful", "Brookford", "Andersonford", "Paris"):
     print(word, [bert.tokenizer.token(i) for i in bert.tokenizer(word).ids[1:-1]])
@@ -156,7 +156,7 @@ for word in ("lovely", "awful", "doctor"):
 #
 # | experiment | text | time on two CPU cores |
 # |---|---|---|
-# | `experiments/tutorial.py` | the town, 0.9 MB | 1 minute |
+# | `experiments/tutorial.py` | the town, 0.8 MB | 1 minute |
 # | `experiments/tiny.py` | the built-in documentation, 7 MB | 3 minutes |
 # | `experiments/base.py` | yours: the paper's recipe | needs TPUs or GPUs for days |
 #
@@ -167,7 +167,7 @@ for word in ("lovely", "awful", "doctor"):
 #
 # | 实验 | 文本 | 两个 CPU 核心上的时间 |
 # |---|---|---|
-# | `experiments/tutorial.py` | 小镇，0.9 MB | 1 分钟 |
+# | `experiments/tutorial.py` | 小镇，0.8 MB | 1 分钟 |
 # | `experiments/tiny.py` | 内置的英文文档，7 MB | 3 分钟 |
 # | `experiments/base.py` | 你的文本：论文的配方 | 需要 TPU 或 GPU 跑几天 |
 #

@@ -21,8 +21,8 @@
 # %% [markdown] en
 # ## Four sentences
 #
-# Labelled data is a table: CSV, TSV, JSONL or Parquet. `validation` holds sentences with words that the four do not have: whoever
-# learns the four by heart knows nothing about them.
+# Labelled data is a table: CSV, TSV, JSONL or Parquet. `validation` holds sentences with words that the four do not
+# have: a model that only learns the four by heart knows nothing about them.
 # %% [markdown] zh
 # ## 四个句子
 #
@@ -172,14 +172,15 @@ for text in ("What a superb and good ending!", "Ben hates this garden.", "The fi
     prediction = model.predict(text)
     print(f"{prediction['label']} ({prediction['probability']:.2f})  {text}")
 # %% [markdown] en
-# The last answer is about a sentence with *not*, which no sentence of this corpus has in such a place. A model knows what its
+# The last answer is wrong: the sentence has *not*, a word that no sentence of this corpus has. A model knows what its
 # data show, whatever its accuracy on other sentences of the same kind.
 #
 # ## Mistakes that are caught
 #
 # Without labels there is no loss, and nothing to learn. The library says so before the first step:
 # %% [markdown] zh
-# 最后一句带有 *not*，而语料里没有这样用的句子。模型只知道数据里有的东西，在同类句子上的准确率再高也说明不了别的。
+# 最后一句判断错了：句子里有 *not*，而语料里从来没有出现过这个词。模型只知道数据里有的东西，
+# 在同类句子上的准确率再高也说明不了别的。
 #
 # ## 会被拦住的错误
 #

@@ -109,8 +109,8 @@ assert run.last["entity_f1"] > 0.9
 # %% [markdown] en
 # ## Why not accuracy?
 #
-# Most words are `O`. Whoever never finds anything has a fair accuracy and an F1 of 0. Entities are counted as wholes: a name with
-# one wrong word is wrong.
+# Most words are `O`. A model that never finds anything has a fair accuracy and an F1 of 0. Entities are counted as
+# wholes: a name with one wrong word is wrong.
 #
 # The names of the town are made of few parts, so that even new ones are easy. On newspapers (CoNLL-2003), BERT-base reaches an F1 of
 # 0.92.

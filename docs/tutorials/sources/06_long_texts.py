@@ -134,7 +134,7 @@ assert runs["head"].last["accuracy"] < 0.7 and min(runs[how].last["accuracy"] fo
 # | `head` | 1 | the beginning |
 # | `tail` | 1 | the end |
 # | `head+tail` | 1 | a quarter from the beginning, the rest from the end |
-# | `windows` | up to `data.max_windows`, 8 | everything, in parts |
+# | `windows` | up to `data.max_windows`, 8 | everything, in parts, as far as so many rows reach |
 # | `error` | - | nothing: it names the text and stops |
 # %% [markdown] zh
 # `head` 是多数教程的默认做法，这里只能瞎猜：评价从来不在那一行里。`tail` 在这里正好对，因为评价总在最后。`windows` 读完全文，不靠运气：
@@ -145,7 +145,7 @@ assert runs["head"].last["accuracy"] < 0.7 and min(runs[how].last["accuracy"] fo
 # | `head` | 1 | 开头 |
 # | `tail` | 1 | 结尾 |
 # | `head+tail` | 1 | 开头四分之一，其余取自结尾 |
-# | `windows` | 最多 `data.max_windows` 行，即 8 | 分段读完全部 |
+# | `windows` | 最多 `data.max_windows` 行，即 8 | 分段读完全部，直到行数用完 |
 # | `error` | - | 不读：指出是哪篇文本，然后停下 |
 # %% [markdown] en
 # ## Tags and questions

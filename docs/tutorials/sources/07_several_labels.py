@@ -11,9 +11,9 @@
 # %% [markdown] zh
 # # 7. 多标签分类
 #
-# 一条评论可能*同时*谈到酒店和餐厅，还带有投诉。这时一段文本有好几个标签，也可能一个都没有，教程 3 里的 softmax 就不再适用了。
+# 一条评论可能**同时**谈到酒店和餐厅，还带有投诉。这时一段文本有好几个标签，也可能一个都没有，第 3 篇教程里的 softmax 就不再适用了。
 #
-# **需要**：两个 CPU 核心上两分钟（如果还没有教程 2 的 BERT，再加一分钟），1 GB 内存，无需下载。
+# **需要**：两个 CPU 核心上两分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1 GB 内存，无需下载。
 #
 # {colab}
 # %% setup
@@ -77,11 +77,13 @@ assert sorted(softmax)[-2] <= 0.5
 # %% [markdown] en
 # ## Training
 #
-# The only line that differs from tutorial 3 is `classify.get_config("multi")`.
+# What makes it several labels is `classify.get_config("multi")`; all else is as in tutorial 3. The vector of a text is
+# the mean of its tokens here.
 # %% [markdown] zh
 # ## 训练
 #
-# 与教程 3 相比，只有 `classify.get_config("multi")` 这一行不同。
+# 关键在 `classify.get_config("multi")` 这一行，其余和第 3 篇教程一样；
+# 这里文本的向量取各个词元（token）的平均。
 # %%
 import bert_jax
 from experiments import classify
@@ -103,15 +105,15 @@ assert result.best["micro_f1"] > 0.9
 #
 # For each label a *binary* cross-entropy, and the mean over labels and texts:
 #
-# $$-\frac{1}{NC}\sum_{n,c} y_{nc}\log p_{nc} + (1-y_{nc})\log(1-p_{nc})$$
+# $$-\frac{1}{NC}\sum_{n,c} \left[y_{nc}\log p_{nc} + (1-y_{nc})\log(1-p_{nc})\right]$$
 #
 # The predictions on validation lie in the workdir. Computed from them, the loss is the one that training logged.
 # %% [markdown] zh
 # ## 手工计算损失
 #
-# 每个标签一个*二元*交叉熵，再对标签和文本求平均：
+# 每个标签一个**二元**交叉熵，再对标签和文本求平均：
 #
-# $$-\frac{1}{NC}\sum_{n,c} y_{nc}\log p_{nc} + (1-y_{nc})\log(1-p_{nc})$$
+# $$-\frac{1}{NC}\sum_{n,c} \left[y_{nc}\log p_{nc} + (1-y_{nc})\log(1-p_{nc})\right]$$
 #
 # 验证集上的预测保存在训练目录里。用它们算出来的损失，就是训练时记录的那个数。
 # %%
@@ -137,7 +139,7 @@ print(f"{loss:.3f}, as logged")
 # %% [markdown] zh
 # ## 阈值
 #
-# 概率达到*阈值*，就给出这个标签。二分之一不一定最好：罕见的或者困难的标签需要别的阈值。验证集会为每个标签找到一个阈值，使整体的微平均 F1 最高；阈值和模型一起保存，`predict` 会按它们来判断。
+# 概率达到**阈值**，就给出这个标签。二分之一不一定最好：罕见的或者困难的标签需要别的阈值。验证集会为每个标签找到一个阈值，使整体的微平均 F1 最高；阈值和模型一起保存，`predict` 会按它们来判断。
 #
 # F1 是精确率和召回率的调和平均；*micro*（微平均）把所有判断放在一起算，*macro*（宏平均）对各个标签求平均。`subset_accuracy` 要求一段文本的所有标签都正确。
 # %%
@@ -168,7 +170,7 @@ for text, one in zip(texts, model.predict(texts)):
 # %% [markdown] zh
 # ## 小结
 #
-# - 几个类别*选一个*，用 softmax；标签*个数不定*，用 sigmoid。
+# - 几个类别**选一个**，用 softmax；标签**个数不定**，用 sigmoid。
 # - 新的分类层从每个标签在训练集里的比例出发，所以罕见的标签从第一步起就是罕见的。
 # - 阈值来自验证集。因此验证集上的分数会略微偏高；偏高多少，要看测试集（`config.data.test`）。
 #

@@ -11,9 +11,9 @@
 # %% [markdown] zh
 # # 8. 特征与向量
 #
-# BERT 一层一层地把每个 token 变成向量。这篇教程把这些向量取出来：用来比较文本、做检索，以及在不改动模型的前提下训练一个小分类器。
+# BERT 一层一层地把每个词元（token）变成向量。这篇教程把这些向量取出来：用来比较文本、做检索，以及在不改动模型的前提下训练一个小分类器。
 #
-# **需要**：两个 CPU 核心上一分钟（如果还没有教程 2 的 BERT，再加一分钟），1 GB 内存，无需下载。
+# **需要**：两个 CPU 核心上一分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1 GB 内存，无需下载。
 #
 # {colab}
 # %% setup
@@ -25,7 +25,7 @@
 # %% [markdown] zh
 # ## `encode` 返回什么
 #
-# L 个 token，每个 D 列；嵌入层一份，之后每层各一份。`hidden_states` 的第一项*不是*某一层，而是第一层的输入。
+# L 个词元，每个 D 列；嵌入层一份，之后每层各一份。`hidden_states` 的第一项**不是**某一层，而是第一层的输入。
 # %%
 import numpy as np
 
@@ -45,9 +45,9 @@ np.testing.assert_array_equal(out.hidden_states[-1], out.last_hidden_state)
 # filled up, and the attention mask says where. The mean over all places, as many tutorials compute it, gives the short
 # text another vector in each batch.
 # %% [markdown] zh
-# ## 从 token 到文本：池化
+# ## 从词元到文本：池化
 #
-# 一段文本的向量通常取它所有 token 的平均。*不包括填充*：批次里较短的文本会被补齐，attention mask 标明哪些是真正的 token。许多教程直接对所有位置求平均，那样短文本在不同的批次里会得到不同的向量。
+# 一段文本的向量通常取它所有词元的平均。**不包括填充**：批次里较短的文本会被补齐，attention mask 标明哪些是真正的词元。许多教程直接对所有位置求平均，那样短文本在不同的批次里会得到不同的向量。
 # %%
 texts = ["The film was great.", "On Monday Anna went to the cinema in Ashton. She will come again."]
 out = bert.encode(texts)
@@ -89,9 +89,10 @@ for text in ("The salad was superb.", "She is a teacher and works in the school.
     for i in np.argsort(-centred)[:3]:
         print(f"    {centred[i]:.2f} {sentences[i]}")
 # %% [markdown] en
-# Pleased sentences find pleased ones, because in this corpus a whole visit pleases or does not: one adjective predicts the
-# others. In real text "a good film" and "a bad film" stand in the same places, and opposites can be near. Nearness in a BERT that
-# was only pretrained is not agreement; who needs that trains a sentence encoder, or a classifier as below.
+# Pleased sentences find pleased ones, because in this corpus a whole visit pleases or does not: one adjective predicts
+# the others. In real text "a good film" and "a bad film" stand in the same places, and opposites can be near. Nearness
+# in a BERT that was only pretrained is not agreement; if you need that, train a sentence encoder, or a classifier as
+# below.
 #
 # ## A picture
 #
@@ -120,13 +121,14 @@ plt.show()
 # %% [markdown] en
 # ## Features: the model stays, a classifier learns
 #
-# A logistic regression on frozen vectors, with 12 labelled texts. Most adjectives of the test are not among them: counts of
-# words cannot know them, but their vectors are near to those of the adjectives that are. [CLS] needs two layers to gather what
-# the other tokens say; the mean has it after one.
+# A logistic regression on frozen vectors, with 12 labelled texts. Six of the fourteen adjectives of the test are not
+# among them: counts of words cannot know these, but their vectors are near to those of the adjectives that are. [CLS]
+# has gathered all that the other tokens say after two layers; the mean has nearly all of it after one.
 # %% [markdown] zh
 # ## 特征：模型不动，只训练分类器
 #
-# 在冻结的向量上做逻辑回归，只用 12 条带标签的文本。测试集里的形容词大多没有在其中出现：词频统计不可能认识它们，但它们的向量与出现过的形容词相近。[CLS] 需要两层才能把其他 token 的信息收集起来；平均向量一层之后就有了。
+# 在冻结的向量上做逻辑回归，只用 12 条带标签的文本。测试集的十四个形容词里，有六个没有在其中出现：词频统计不可能认识它们，
+# 但它们的向量与出现过的形容词相近。[CLS] 要经过两层才收集齐其他词元的信息；平均向量一层之后就几乎都有了。
 # %%
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression

@@ -11,9 +11,9 @@
 # %% [markdown] zh
 # # 9. 摘要与翻译
 #
-# BERT 擅长填空，并不是为写作设计的。有两种办法：从文档里*挑选*句子（抽取式摘要），或者给编码器配一个从左到右写作的*解码器*（翻译）。
+# BERT 擅长填空，并不是为生成文本设计的。有两种办法：从文档里**挑选**句子（抽取式摘要），或者给编码器配一个从左到右生成文本的**解码器**（翻译）。
 #
-# **需要**：两个 CPU 核心上三分钟（如果还没有教程 2 的 BERT，再加一分钟），1.5 GB 内存；除了两个计算分数的小软件包，无需下载。
+# **需要**：两个 CPU 核心上三分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1.5 GB 内存；除了两个计算分数的小软件包，无需下载。
 #
 # {colab}
 # %% setup
@@ -30,7 +30,7 @@ if missing:
 # %% [markdown] zh
 # ## 抽取式摘要
 #
-# 文档是教程 2 那个小镇上的一次次出行，句子的顺序打乱了。好的摘要应该说明谁去了哪里、还会不会再来：六句里的两句，而且不一定是前两句。
+# 文档是第 2 篇教程那个小镇上的一次次出行，句子的顺序打乱了。好的摘要应该说明谁去了哪里、还会不会再来：六句里的两句，而且不一定是前两句。
 # %%
 import json
 import random
@@ -87,19 +87,21 @@ new = next(documents(1, 3))["document"]
 for one in bert_jax.load(folder / "summaries").predict({"document": new})["sentences"]:
     print(f"{one['probability']:.2f}  {one['text']}")
 # %% [markdown] en
-# The first sentences are a strong summary of a newspaper article; here they are not, since the order is shuffled. Always
-# look at this line before you believe a score.
+# The first sentences are a strong summary of a newspaper article; here they are not, since the order is shuffled.
+# Compare with them before you believe a score.
 #
 # ## A translator from nothing
 #
-# English into Chinese, for sentences of a few patterns. The order of words differs: the day stands first in Chinese, and
-# "not" before the adjective has no place of its own. No pair of validation is in training, though all its words are.
+# English into Chinese, for sentences of a few patterns. The order of words differs: in Chinese the day stands before
+# the verb, and an adjective has "very" or "not" before it and no "is". No pair of validation is in training, though all
+# its words are.
 # %% [markdown] zh
-# 对新闻来说，开头几句就是很强的摘要；这里句子被打乱了，所以不行。相信一个分数之前，总要先看看这一行。
+# 对新闻来说，开头几句就是很强的摘要；这里句子被打乱了，所以不行。相信一个分数之前，总要先和它们比一比。
 #
 # ## 从零开始训练一个翻译模型
 #
-# 英译中，句子只有几种句式。两种语言的语序不同：中文里时间放在前面，形容词前要加“很”或“不”。验证集里的句对都不在训练集里，但所有的词都在训练集里出现过。
+# 英译中，句子只有几种句式。两种语言的语序不同：中文里时间放在动词前面；形容词前要加“很”或“不”，而没有 is。
+# 验证集里的句对都不在训练集里，但所有的词都在训练集里出现过。
 # %%
 THINGS = {"film": "电影", "music": "音乐", "fish": "鱼", "cake": "蛋糕", "room": "房间", "view": "风景", "soup": "汤"}
 WORDS = {"good": "好", "bad": "差", "old": "旧", "new": "新", "cheap": "便宜", "warm": "暖和"}
@@ -128,7 +130,7 @@ print(len(everything), "pairs, such as", everything[0]["source"], everything[0][
 # An encoder reads the English sentence. The decoder writes Chinese token by token: it attends to what it has written so far
 # (*causal* attention), and to the encoder (*cross-attention*). The loss of each token is $-\log p(y_t \mid x, y_{<t})$.
 # %% [markdown] zh
-# 编码器读英文句子，解码器逐个 token 写中文：它既关注自己已经写出的内容（*因果*注意力），也关注编码器（*交叉注意力*）。每个 token 的损失是 $-\log p(y_t \mid x, y_{<t})$。
+# 编码器读英文句子，解码器逐个词元（token）生成中文：它既关注自己已经生成的内容（**因果**注意力），也关注编码器（**交叉注意力**）。每个词元的损失是 $-\log p(y_t \mid x, y_{<t})$。
 # %%
 config = translate.get_config("scratch")
 config.model.update(size="tiny", hidden_size=64, num_attention_heads=4, max_position_embeddings=32)
@@ -152,9 +154,9 @@ for text in ("Rosa says that the soup is warm.", "Paul goes to the hotel on Sund
 # The cross-attention shows what is *read*. To see what is *needed*, each token of the source is hidden in turn: the loss of a written
 # token rises most without the word that it translates. Chinese puts the day before the verb, so the words cross.
 # %% [markdown] zh
-# ## 写每个 token 时在看哪个词，又需要哪个词？
+# ## 生成每个词元时在看哪个词，又需要哪个词？
 #
-# 交叉注意力显示在*看*哪里。要知道*需要*哪里，就依次遮住源句的每个 token：遮住对应的那个词时，写出的 token 的损失上升最多。中文把时间放在动词前面，所以对应的顺序是交叉的。
+# 交叉注意力显示在**看**哪里。要知道**需要**哪里，就依次遮住源句的每个词元：遮住对应的那个词时，所生成词元的损失上升最多。中文把时间放在动词前面，所以对应的顺序是交叉的。
 # %%
 from bert_jax.lab.inspect.sources import dependence
 

@@ -13,7 +13,7 @@
 #
 # 你有一个 BERT，还有它从来没读过的领域的文本，或者另一种语言的文本。这篇教程在新领域上继续预训练，给词表增加新词，再看看词表怎样处理中文。
 #
-# **需要**：两个 CPU 核心上两分钟（如果还没有教程 2 的 BERT，再加一分钟），1 GB 内存，无需下载。
+# **需要**：两个 CPU 核心上两分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1 GB 内存，无需下载。
 #
 # {colab}
 # %% setup
@@ -25,7 +25,7 @@
 # %% [markdown] zh
 # ## 模型不认识的领域
 #
-# 教程 2 的小镇开了一家诊所。诊所的记录里有许多词表里没有的词，WordPiece 把它们切成单独没有意义的片段。
+# 第 2 篇教程的小镇开了一家诊所。诊所的记录里有许多词表里没有的词，WordPiece 把它们切成单独没有意义的片段。
 # %%
 import random
 
@@ -108,7 +108,7 @@ assert last["general/mlm_loss"] < first["general/mlm_loss"] + 0.3
 # The loss on the domain falls, and the one on general text hardly rises: that is what you want. Losses of different
 # *vocabularies* must not be compared, since a token of a larger one holds more text; here both columns have the new words.
 # %% [markdown] zh
-# 领域文本上的损失下降，而普通文本上的损失几乎没有上升：这正是想要的结果。不同*词表*的损失不能互相比较，因为词表大了，一个 token 包含的文字就更多；这里两列用的都是加入新词之后的词表。
+# 领域文本上的损失下降，而普通文本上的损失几乎没有上升：这正是想要的结果。不同**词表**的损失不能互相比较，因为词表大了，一个词元（token）包含的文字就更多；这里两列用的都是加入新词之后的词表。
 # %%
 clinic = bert_jax.load(folder / "clinic")
 after = [clinic.tokenizer.token(i) for i in clinic.tokenizer(text).ids]
@@ -136,7 +136,7 @@ for doctor, medicine in TREATMENTS.values():
 #
 # 一种语言的词表对另一种语言没有用：在这里，中文全都变成 `[UNK]`，从来没有读到的内容，微调也补不回来。一种语言需要自己的词表和预训练，或者使用多语言 BERT。
 #
-# WordPiece 把每个汉字当作一个 token。所以词与词之间加空格没有任何影响，事先用工具分词是白费力气。SentencePiece（`unigram`、`bpe`）则从文本里学习在哪里切分。
+# WordPiece 把每个汉字当作一个词元。所以词与词之间加空格没有任何影响，事先用工具分词是白费力气。SentencePiece（`unigram`、`bpe`）则从文本里学习在哪里切分。
 # %%
 import logging
 

@@ -13,7 +13,7 @@
 #
 # 整天要用的模型应该小一些。这篇教程先微调一个教师模型，把它蒸馏成只有一层的学生模型，再把学生写成不依赖本库就能运行的程序，最后启动一个服务器并向它提问。
 #
-# **需要**：两个 CPU 核心上三分钟（如果还没有教程 2 的 BERT，再加一分钟），1.5 GB 内存；除了服务器和导出所用的软件包，无需下载。
+# **需要**：两个 CPU 核心上三分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1.5 GB 内存；除了服务器和导出所用的软件包，无需下载。
 #
 # {colab}
 # %% setup
@@ -34,34 +34,20 @@ if missing:
 # %% [markdown] zh
 # ## 教师模型
 #
-# 还是情感分类，和教程 3 一样微调。
+# 还是情感分类，和第 3 篇教程一样微调。
 # %%
-import csv
-import random
-
 import bert_jax
 from experiments import classify, tutorial
 
 start = tutorial.pretrained(folder)
+train = tutorial.write_verdicts(folder / "small_train.csv", 200, seed=1)
+validation = tutorial.write_verdicts(folder / "small_dev.csv", 200, seed=2)
 
 
-def write(name, count, seed):
-    rng = random.Random(seed)
-    with open(folder / name, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for i in range(count):
-            adjectives = tutorial.POSITIVE if i % 2 else tutorial.NEGATIVE
-            thing = rng.choice(tutorial.VISITS[rng.choice(sorted(tutorial.VISITS))])
-            writer.writerow([f"The {thing} was {rng.choice(adjectives)}.", "good" if i % 2 else "bad"])
-    return str(folder / name)
-
-
-def config_of(train):
+def config_from(checkpoint):
     config = classify.get_config()
-    config.init_from = str(start)
-    config.data.update(train=train, validation=write("small_dev.csv", 200, 2), text="text", label="label")
-    config.data.sequence_length = 16
+    config.init_from = str(checkpoint)
+    config.data.update(train=str(train), validation=str(validation), sequence_length=16)
     config.model.update(pooling="mean", hidden_dropout=0.0, attention_dropout=0.0)
     config.optimizer.learning_rate = 1e-3
     config.train.update(epochs=4.0, batch_size=16)
@@ -69,30 +55,30 @@ def config_of(train):
     return config
 
 
-teacher = bert_jax.train(config_of(write("small_train.csv", 200, 1)), folder / "teacher")
+teacher = bert_jax.train(config_from(start), folder / "teacher")
 print(f"teacher: accuracy {teacher.best['accuracy']:.3f}")
 # %% [markdown] en
 # ## A student
 #
-# One layer, taken from the teacher's two. It learns the teacher's *probabilities*, softened by a temperature T (Hinton et al.
-# 2015):
+# One layer: the first of the teacher's two. It learns the teacher's *probabilities*, softened by a temperature T
+# (Hinton et al. 2015):
 #
-# $$\mathcal L = T^2 \cdot \mathrm{CE}\left(\mathrm{softmax}(z_t / T), \mathrm{softmax}(z_s / T)\right)$$
+# $$\mathcal L = T^2 \cdot \mathrm{KL}\left(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T)\right)$$
 #
 # "80 % good" says more than the label "good". And it needs no labels: texts are enough.
 # %% [markdown] zh
 # ## 学生模型
 #
-# 只有一层，取自教师的两层之一。它学习教师给出的*概率*，并用温度 T 变得平滑（Hinton 等 2015）：
+# 只有一层，就是教师两层里的第一层。它学习教师给出的**概率**，并用温度 T 变得平滑（Hinton 等 2015）：
 #
-# $$\mathcal L = T^2 \cdot \mathrm{CE}\left(\mathrm{softmax}(z_t / T), \mathrm{softmax}(z_s / T)\right)$$
+# $$\mathcal L = T^2 \cdot \mathrm{KL}\left(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T)\right)$$
 #
 # “80 % 是好评”比标签“好评”包含更多信息。而且这不需要人工标签，有文本就够了。
 # %%
-config = config_of(str(folder / "small_train.csv"))
+config = config_from(teacher.workdir)
 config.model.num_hidden_layers = 1
 config.train.take_layers = "0"
-config.distillation.update(teacher=str(folder / "teacher"), soft=1.0, hard=0.0, temperature=2.0)
+config.distillation.update(teacher=str(teacher.workdir), soft=1.0, hard=0.0, temperature=2.0)
 student = bert_jax.train(config, folder / "student")
 print(f"student: accuracy {student.best['accuracy']:.3f}")
 # %%
@@ -105,8 +91,8 @@ for text, one, other in zip(texts, *(model.predict(texts) for model in models.va
 # %% [markdown] en
 # ## A program that runs without this library
 #
-# `convert` writes the student as StableHLO, the language in which JAX hands programs to compilers, with its weights and its
-# tokenizer. Whoever runs it needs `jax`, `safetensors` and `tokenizers`, on CPU, GPU or TPU.
+# `convert` writes the student as StableHLO, the language in which JAX hands programs to compilers, with its weights and
+# its tokenizer. To run it, you need `jax`, `safetensors` and `tokenizers`, on CPU, GPU or TPU.
 # %% [markdown] zh
 # ## 不依赖本库的程序
 #
@@ -134,7 +120,7 @@ ids = np.array([[facts["tokens"]["cls"], *ids, facts["tokens"]["sep"]]], np.int3
 inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
 [logits] = np.asarray(program(load_file(folder / "program/model.safetensors"), inputs)["logits"])
 shares = np.exp(logits) / np.exp(logits).sum()
-print(dict(zip(facts["learned"]["labels"], shares.round(3).tolist())))
+print(", ".join(f"{label} {share:.3f}" for label, share in zip(facts["learned"]["labels"], shares)))
 np.testing.assert_allclose(shares.max(), models["student"].predict(texts[0])["probability"], atol=1e-4)
 # %% [markdown] en
 # ## A server
@@ -175,4 +161,7 @@ assert [one["label"] for one in answers] == [one["label"] for one in models["stu
 # formats, [serving.md](../../serving.md) routes, limits and tokens. The smallest model that is good enough depends on the
 # task: measure, and with several seeds (tutorial 12).
 # %% [markdown] zh
-# 其他蒸馏损失（关系、隐藏状态）见 [distilling.md](../../distilling.md)，其他导出格式见 [exporting.md](../../exporting.md)，接口、限制和访问令牌见[serving.md](../../serving.md)（均为英文）。够用的最小模型取决于任务：要测量，而且要用多个种子（教程 12）。
+# 其他蒸馏损失（关系、隐藏状态）见 [distilling.md](../../distilling.md)，
+# 其他导出格式见 [exporting.md](../../exporting.md)，
+# 接口、限制和访问令牌见 [serving.md](../../serving.md)（均为英文）。够用的最小模型取决于任务：要测量，
+# 而且要用多个种子（第 12 篇教程）。

@@ -13,7 +13,7 @@
 #
 # “最大池化更好：84 % 对 81 %。”真的吗？只有随机种子不同的两次训练，结果也会不同。这篇教程用 40 条样本的微调提出两个问题，并用五个种子所能给出的把握来回答。
 #
-# **需要**：两个 CPU 核心上三分钟（如果还没有教程 2 的 BERT，再加一分钟），1 GB 内存，无需下载。
+# **需要**：两个 CPU 核心上三分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1 GB 内存，无需下载。
 #
 # {colab}
 # %% setup
@@ -21,12 +21,12 @@
 # ## Before: how many seeds?
 #
 # *Power* is the probability that a study finds a difference that is there. It depends on the difference in units of the
-# standard deviation (sd) between seeds. Decide on the number of seeds *before* the study: whoever adds seeds until a result
-# comes, finds one by chance.
+# standard deviation (sd) between seeds. Decide on the number of seeds *before* the study: if you add seeds until a
+# result comes, you find one by chance.
 # %% [markdown] zh
 # ## 开始之前：需要几个种子？
 #
-# *检验功效*（power）是：差别确实存在时，实验能发现它的概率。它取决于差别的大小，以种子之间的标准差（sd）为单位。种子的个数要在实验*之前*定好：如果一直加种子直到出现“结果”，总会碰巧得到一个。
+# **检验功效**（power）是：差别确实存在时，实验能发现它的概率。它取决于差别的大小，以种子之间的标准差（sd）为单位。种子的个数要在实验**之前**定好：如果一直加种子直到出现“结果”，总会碰巧得到一个。
 # %%
 from bert_jax.lab.statistics.power import detectable_difference, power
 
@@ -36,8 +36,8 @@ for seeds in (2, 3, 5, 10):
 # %% [markdown] en
 # ## The question, its levels, and the data
 #
-# Sentiment of sentences about the town, 40 for training. The *baseline* is the recipe of tutorial 3; each other level changes
-# one thing.
+# Sentiment of sentences about the town, 40 for training. The *baseline* is fine-tuned as in tutorial 3; each other
+# level changes one thing.
 #
 # | level | what differs |
 # |---|---|
@@ -47,36 +47,23 @@ for seeds in (2, 3, 5, 10):
 # %% [markdown] zh
 # ## 问题、水平与数据
 #
-# 判断小镇里句子的情感，训练样本 40 条。*基线*是教程 3 的做法；其他每个水平只改变一处。
+# 判断小镇里句子的情感，训练样本 40 条。**基线**是第 3 篇教程的做法；其他每个水平只改变一处。
 #
 # | 水平 | 改变了什么 |
 # |---|---|
-# | baseline | 预训练，token 的平均 |
+# | baseline | 预训练，词元的平均 |
 # | max | 预训练，每一列的最大值 |
-# | scratch | token 的平均，不经过预训练 |
+# | scratch | 词元的平均，不经过预训练 |
 # %%
-import csv
-import random
-
 import bert_jax
 from experiments import classify, tutorial
 
 start = tutorial.pretrained(folder)
 
-
-def write(name, count, seed):
-    rng = random.Random(seed)
-    with open(folder / name, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for i in range(count):
-            adjectives = tutorial.POSITIVE if i % 2 else tutorial.NEGATIVE
-            thing = rng.choice(tutorial.VISITS[rng.choice(sorted(tutorial.VISITS))])
-            writer.writerow([f"The {thing} was {rng.choice(adjectives)}.", "good" if i % 2 else "bad"])
-    return str(folder / name)
-
-
-files = {"train": write("study_train.csv", 40, 1), "validation": write("study_dev.csv", 150, 2)}
+files = {
+    "train": str(tutorial.write_verdicts(folder / "study_train.csv", 40, seed=1)),
+    "validation": str(tutorial.write_verdicts(folder / "study_dev.csv", 150, seed=2)),
+}
 # %% [markdown] en
 # ## The runs
 #
@@ -140,7 +127,7 @@ for level, values in found.items():
 # %% [markdown] zh
 # ## 检验与结论
 #
-# Welch 检验比较两个平均值，不要求两边的离散程度相同。有两个水平要和基线比较，也就有两次误报的机会：Holm 校正把出现*任何*误报的概率保持在 5 %。
+# Welch 检验比较两个平均值，不要求两边的离散程度相同。有两个水平要和基线比较，也就有两次误报的机会：Holm 校正把出现**任何**误报的概率保持在 5 %。
 # %%
 levels = ["max", "scratch"]
 differences = [welch(found[level], found["baseline"]) for level in levels]
@@ -153,8 +140,9 @@ for level, one, p in zip(levels, differences, corrected):
         f"{level:8} {one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]  p {p:.3f}: {verdict(one, p, True, comparisons=2)}"
     )
 # %% [markdown] en
-# "Can't tell" never means "equal": it says how many more seeds would be needed to tell. Had you made one run per level, you
-# would have written down whichever number was larger.
+# "Can't tell" never means "equal": it says how many more seeds would be needed to tell. All five runs with `max` are
+# right everywhere, so they show no spread at all; a harder validation set would tell more. Had you made one run per
+# level, you would have written down whichever number was larger.
 #
 # ## In earnest
 #
@@ -162,7 +150,8 @@ for level, one, p in zip(levels, differences, corrected):
 # writes a page with these tables: `python -m bert_jax.lab.sweep --study=FILE --workdir=runs/NAME`. Choose by validation,
 # report the test set, count failed runs. [statistics.md](../../statistics.md) says which test is used when.
 # %% [markdown] zh
-# “can't tell”（无法判断）绝不等于“相同”：它会说明还需要多少个种子才能判断。如果每个水平只跑一次，你就会把碰巧更大的那个数写进论文。
+# “can't tell”（无法判断）绝不等于“相同”：它会说明还需要多少个种子才能判断。`max` 的五次训练全部答对，
+# 看不出任何离散程度；换一个更难的验证集，才能看出更多。如果每个水平只跑一次，你就会把碰巧更大的那个数写进论文。
 #
 # ## 正式的实验
 #

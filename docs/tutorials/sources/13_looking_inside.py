@@ -13,7 +13,7 @@
 #
 # 一个注意力头在看哪里？哪些词支持某个答案？模型在哪一层知道词性？每张图回答一个问题，但没有一张能回答“为什么”。
 #
-# **需要**：两个 CPU 核心上一分钟（如果还没有教程 2 的 BERT，再加一分钟），1 GB 内存，无需下载。
+# **需要**：两个 CPU 核心上一分钟（如果还没有第 2 篇教程的 BERT，再加一分钟），1 GB 内存，无需下载。
 #
 # {colab}
 # %% setup
@@ -24,7 +24,7 @@
 # %% [markdown] zh
 # ## 注意力
 #
-# `weights` 给出每一层、每个头里，每个 token（行）从每个 token（列）读取多少。每一行之和等于 1。
+# `weights` 给出每一层、每个头里，每个词元（行）从每个词元（列）读取多少。每一行之和等于 1。
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,11 +57,11 @@ plt.show()
 # matrices are multiplied: $R_n = \left(\tfrac{1}{2} I + \tfrac{1}{2} \bar A_n\right) R_{n-1}$, with the mean $\bar A_n$ over
 # the heads (Abnar and Zuidema 2020).
 # %% [markdown] zh
-# 注意力显示一个头*读取*了什么。它并不能解释输出：别的权重也可能给出同样的输出（Jain 和 Wallace 2019）。
+# 注意力显示一个头**读取**了什么。它并不能解释输出：别的权重也可能给出同样的输出（Jain 和 Wallace 2019）。
 #
 # ## Rollout
 #
-# 经过一层之后，一个 token 的向量就成了混合物。每层的一半算作残差连接，再把各层的矩阵相乘：$R_n = \left(\tfrac{1}{2} I + \tfrac{1}{2} \bar A_n\right) R_{n-1}$，其中 $\bar A_n$ 是各个头的平均（Abnar 和 Zuidema 2020）。
+# 经过一层之后，一个词元的向量就成了混合物。每层的一半算作残差连接，再把各层的矩阵相乘：$R_n = \left(\tfrac{1}{2} I + \tfrac{1}{2} \bar A_n\right) R_{n-1}$，其中 $\bar A_n$ 是各个头的平均（Abnar 和 Zuidema 2020）。
 # %%
 product = np.eye(len(tokens))
 for layer in weights.mean(axis=1):
@@ -76,7 +76,7 @@ for token, share in zip(tokens, product[tokens.index("hospital")]):
 # %% [markdown] zh
 # ## 什么让模型感到意外？
 #
-# 依次遮住每个 token，它的损失是正确答案的 $-\log p$。条越长，说明模型期待的是别的词。
+# 依次遮住每个词元，它的损失是正确答案的 $-\log p$。条越长，说明模型期待的是别的词。
 # %%
 from bert_jax.lab.inspect.tokens import gradient_times_input, integrated_gradients, token_losses
 
@@ -92,7 +92,7 @@ for token, loss, guesses in zip(surprise.reading.tokens, surprise.losses, surpri
 # %% [markdown] zh
 # ## 哪些词支持某个答案？
 #
-# *梯度 × 输入*是 logit 在这段文本处的斜率。*积分梯度*从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit 之差，这一点可以验证。
+# **梯度 × 输入**是 logit 在这段文本处的斜率。**积分梯度**从“所有词都被遮住”的文本一步步走到原文；各个词的得分之和等于两个 logit 之差，这一点可以验证。
 # %%
 text = "She is a doctor and works in the [MASK]."
 slope = gradient_times_input(bert, text, target="hospital")
@@ -103,8 +103,8 @@ print(f"{'':10} gradient × input   integrated")
 for token, one, other in zip(path.reading.tokens, slope.scores, path.scores):
     print(f"{token:10} {one:16.2f} {other:12.2f}")
 # %% [markdown] en
-# The two disagree: where the model is sure, its slope is nearly 0, and gradient × input sees nothing. The path from "every
-# word masked" crosses the steep part. If in doubt, change the word and look at the prediction.
+# The two disagree: gradient × input knows the slope at this text only, which is small, while the path adds up all that
+# the logit gains on the way from "every word masked". If in doubt, change the word and look at the prediction.
 #
 # ## What is known in which layer? A probe
 #
@@ -112,11 +112,12 @@ for token, one, other in zip(path.reading.tokens, slope.scores, path.scores):
 # context tells; the same names are both. A probe always finds something, so it needs comparisons: the most frequent tag of
 # each word, which needs no model, and a *control*, random labels, one per word (Hewitt and Liang 2019).
 # %% [markdown] zh
-# 两种方法的结果不一样：模型很有把握的时候，斜率接近 0，梯度 × 输入就什么也看不到；而从“所有词都被遮住”出发的路径会经过陡峭的部分。拿不准的时候，换掉那个词，看看预测怎样变化。
+# 两种方法的结果不一样：梯度 × 输入只知道这段文本处的斜率，而这里的斜率很小；
+# 积分梯度把从“所有词都被遮住”一路走来 logit 的全部增长都加了起来。拿不准的时候，换掉那个词，看看预测怎样变化。
 #
 # ## 哪一层知道什么？探针
 #
-# 探针是建立在某一层冻结向量上的线性分类器。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，同一个名字两种都会出现，只有上下文才能判断。探针总能找到点什么，所以需要比较：每个词最常见的标签（不需要模型），以及*对照*，也就是给每个词一个随机标签（Hewitt 和 Liang 2019）。
+# 探针是建立在某一层冻结向量上的线性分类器。这里每个人名的标签是 `SUBJECT` 或 `FRIEND`，同一个名字两种都会出现，只有上下文才能判断。探针总能找到点什么，所以需要比较：每个词最常见的标签（不需要模型），以及**对照**，也就是给每个词一个随机标签（Hewitt 和 Liang 2019）。
 # %%
 import random
 
@@ -141,14 +142,14 @@ for layer, (own, control) in enumerate(zip(probes.accuracy, probes.control)):
 #
 # ## Which heads are needed?
 #
-# Each head is set to zero in turn. What the loss gains without it is what *this head alone* is worth: two heads that do
-# the same can each be left out, but not both.
+# Each head is set to zero in turn. How much the loss rises without it is what *this head alone* is worth: two heads
+# that do the same can each be left out, but not both.
 # %% [markdown] zh
-# 嵌入层只知道词本身，所以不会好过“每个词最常见的标签”。一层注意力就加入了上下文。对照和探针一样好，是因为这里的词太少，可以死记硬背；在真实的语料上，对照会落后，两者之差叫*选择性*，说明准确率里有多少不是靠记忆。
+# 嵌入层只知道词本身，所以不会好过“每个词最常见的标签”。一层注意力就加入了上下文。对照和探针一样好，是因为这里的词太少，可以死记硬背；在真实的语料上，对照会落后，两者之差叫**选择性**，说明准确率里有多少不是靠记忆。
 #
 # ## 哪些注意力头是必需的？
 #
-# 依次把每个头置零。去掉它之后损失增加多少，就是*这一个头*的价值：如果两个头做同样的事，去掉任何一个都没关系，但不能两个都去掉。
+# 依次把每个头置零。去掉它之后损失增加多少，就是**这一个头**的价值：如果两个头做同样的事，去掉任何一个都没关系，但不能两个都去掉。
 # %%
 document = tutorial.life(random.Random(5))
 without = head_importance(bert, texts=document, limit=120)
