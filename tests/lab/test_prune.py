@@ -118,7 +118,7 @@ def test_a_head_that_reads_several_layers_ends_the_curve(examples, folder, monke
     """Each depth is compiled as one layer: a loop."""
     config = classify.get_config()
     config.head.layers = "second_to_last"
-    description = CLASSES | {"features": {"layers": "second_to_last", "lstm_layers": 0, "lstm_size": 200}}
+    description = CLASSES | {"features": {"layers": "second_to_last", "lstm_layers": 0, "lstm_size": 0}}
     on = LabelledExamples(fine_tuned(folder / "features" / "5", config, description, **SHAPE), examples, 2)
     jaxprs = []
 
