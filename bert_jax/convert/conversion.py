@@ -260,7 +260,12 @@ def replacing(target: Path) -> Iterator[Path]:
             if (target / CARD).is_file():  # it is meant to be completed by hand
                 text = {"encoding": "utf-8", "errors": "surrogateescape"}
                 own = (new / CARD).read_text(**text) if (new / CARD).is_file() else ""
-                (new / CARD).write_text(kept((target / CARD).read_text(**text), own), **text)
+                if (card := kept((target / CARD).read_text(**text), own)) is None:
+                    raise UserError(
+                        f"--to={target} has the model card ({CARD}) of another format; remove that, or choose another "
+                        "folder"
+                    )
+                (new / CARD).write_text(card, **text)
             if target.exists():
                 target.rename(old)
             try:

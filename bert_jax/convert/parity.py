@@ -1,6 +1,6 @@
 """By how much a program differs from the model that it was made of, on the texts of a file: outputs, metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def compare(opened: Opened, exact: Program, program: Program, found: Examples) -
         for name, expected in both[0].items():
             for item, x, y in zip(some, expected, both[1][name], strict=True):
                 kept = slice(item.length if name in _of_tokens(task) else None)
-                difference = max(difference, float(np.max(np.abs(x[kept] - y[kept]))))
+                difference = largest([difference, x[kept] - y[kept]])
         if isinstance(task, FineTuning):  # the others' are large, and nothing else is made of them
             for known, new in zip(outputs, both, strict=True):
                 for name, rows in new.items():
@@ -91,6 +91,11 @@ def compare(opened: Opened, exact: Program, program: Program, found: Examples) -
         scores = [task.score(found.examples, some, task.description()) for some in predictions]
         facts["metrics"] = dict(zip(("model", "program"), scores, strict=True))
     return facts
+
+
+def largest(differences: Iterable[Any]) -> float:
+    """Returns the largest absolute value in arrays of differences; NaN if one is NaN."""
+    return float(np.max([np.max(np.abs(x)) for x in differences]))
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:

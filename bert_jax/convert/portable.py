@@ -9,7 +9,8 @@ up to the model's: int32 [rows, length] each
     attention_mask   1 for tokens, 0 for padding
 
 and returns float32: the logits of the head, before any softmax, [rows, outputs] or of tokens [rows, length, outputs];
-of a model without a head of such a kind `last_hidden_state` [rows, length, size] and `pooled` [rows, size].
+of a model without a head of such a kind `last_hidden_state` [rows, length, size] and, if it has a pooler, `pooled`
+[rows, size].
 """
 
 from collections.abc import Callable, Mapping
@@ -113,7 +114,7 @@ def _compared(
         return {"not_run": missing}
     program, rows = form.open(folder), _rows(opened)
     expected, found = exact(rows), program(rows)
-    difference = max(float(np.max(np.abs(found[name] - value))) for name, value in expected.items())
+    difference = parity.largest(found[name] - value for name, value in expected.items())
     facts: dict[str, Any] = {"rows": len(rows["input_ids"]), "difference": difference}
     if examples is not None:
         own = {"name": examples.name, "examples": len(examples.examples), "unlabelled": examples.unlabelled}
@@ -129,7 +130,7 @@ def _function(opened: Opened) -> Callable[[Any, Batch], Batch]:
     """Returns the function of (model, inputs) that is exported. Raises UserError if the task needs other inputs."""
     task = opened.task
     if not isinstance(task, FineTuning):
-        return _trunk
+        return partial(_trunk, has_pooler=opened.has("pooler/"))
     if problem := task.not_portable():
         raise UserError(f"{opened.path} cannot be exported: {problem}")
 
@@ -145,10 +146,11 @@ def _function(opened: Opened) -> Callable[[Any, Batch], Batch]:
     return outputs
 
 
-def _trunk(model: Model, batch: Batch) -> Batch:
+def _trunk(model: Model, batch: Batch, *, has_pooler: bool) -> Batch:
     ids, types, real = (batch[name] for name in INPUTS)
     hidden = model.trunk.encode(TrunkInputs(ids, types, _positions(ids), real)).hidden
-    return {"last_hidden_state": hidden.astype(jnp.float32), "pooled": model.trunk.pool(hidden)}
+    outputs = {"last_hidden_state": hidden.astype(jnp.float32)}
+    return outputs | ({"pooled": model.trunk.pool(hidden)} if has_pooler else {})
 
 
 def _positions(ids: Array) -> Array:
@@ -187,7 +189,8 @@ def _rows(opened: Opened) -> dict[str, np.ndarray]:
 
 
 def _facts(opened: Opened, format: str, dtype: str, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    config, tokenizer = opened.config, opened.tokenizer
+    config, tokenizer, longest = opened.config, opened.tokenizer, opened.bert_config.max_position_embeddings
+    cut = config.data.sequence_length if isinstance(opened.task, FineTuning) else longest
     special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad", "cls", "sep")}
     return {
         "format": f"bert_jax {format} 1",
@@ -198,7 +201,8 @@ def _facts(opened: Opened, format: str, dtype: str, outputs: Mapping[str, jax.Sh
         "outputs": {
             name: [x if isinstance(x, int) else str(x) for x in value.shape] for name, value in outputs.items()
         },
-        "longest": opened.bert_config.max_position_embeddings,
+        "longest": longest,
+        "sequence_length": cut,  # of the rows that the model itself makes of texts
         "tokens": special,
         "learned": opened.run["task"],
     }

@@ -32,10 +32,12 @@ def program_card(run: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {work}" for work in works(run["config"])), ""])
 
 
-def kept(old: str, new: str) -> str:
-    """Returns a card that was completed by hand, with what a new card says of the program, whose figures are new."""
+def kept(old: str, new: str) -> str | None:
+    """Returns a card that was completed by hand, with what a new card says of the program, whose figures are new.
+
+    None if the old card says nothing of what is new: there is no new one (""), or the old one alone is of a program."""
     if _SECTION not in new:
-        return old
+        return old if new and _SECTION not in old else None
     before, _, rest = old.partition(_SECTION)
     _, heading, after = rest.partition("\n## ")
     return before.rstrip("\n") + "\n\n" + new[new.index(_SECTION) :] + heading + after

@@ -93,8 +93,10 @@ class TeacherCache:
 
     def _check_about(self, about: dict[str, Any]) -> None:
         path = self.folder / ABOUT
-        if not path.exists():
-            if next(self.folder.iterdir(), None) is not None:
+        # Read once, and without the unfinished files of `write_atomically`: another run may be making the folder.
+        names = {one.name for one in self.folder.iterdir() if not one.name.startswith(f".{ABOUT}.")}
+        if ABOUT not in names:
+            if names:
                 raise UserError(f"distillation.cache={self.folder} holds something else; name a new folder")
             write_atomically(path, json.dumps(about, indent=1) + "\n")
             return
@@ -207,9 +209,9 @@ def _read(path: Path) -> Iterator[tuple[bytes, np.ndarray]]:
         start += _HEAD.size + 4 * count
 
 
-def digest_of(parameters: Mapping[str, Any]) -> str:
-    """Returns a hash of parameters, whatever file they came from."""
-    found = hashlib.blake2b(digest_size=16)
+def digest_of(parameters: Mapping[str, Any], config: str) -> str:
+    """Returns a hash of parameters, whatever file they came from, and of the config that says how they are used."""
+    found = hashlib.blake2b(config.encode(), digest_size=16)
     for name in sorted(parameters):
         x = np.asarray(parameters[name])
         found.update(f"{name} {x.dtype} {x.shape}\0".encode() + x.tobytes())
@@ -245,7 +247,7 @@ def about(task: Task, parameters: Mapping[str, Any], mesh: Mesh) -> dict[str, An
     """Returns what a teacher's logits depend on besides the rows."""
     device = mesh.devices.flat[0]
     return {
-        "teacher": digest_of(parameters),
+        "teacher": digest_of(parameters, repr(task.bert_config)),
         "task": task.config.task,
         "dtype": task.bert_config.dtype,
         "devices": f"{mesh.size} {device.device_kind}",

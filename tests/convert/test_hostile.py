@@ -15,6 +15,7 @@ from bert_jax.command import exit_status
 from bert_jax.config import UserError
 from bert_jax.convert import conversion, google_tf, huggingface
 from bert_jax.convert.__main__ import main as convert_command
+from bert_jax.convert.program_card import _SECTION, kept
 
 main = partial(exit_status, convert_command)
 ODD = [None, True, 0, -1, 1.5, 10**30, float("nan"), "", "abc", "../x", [], [1], [[]], {}, {"a": 1}, {"0": None}]
@@ -180,6 +181,18 @@ class TestOverwrite:
         (tmp_path / "out" / "README.md").write_text("completed")
         assert main(command) == 0
         assert (tmp_path / "out" / "README.md").read_text() == "completed"
+
+    def test_a_card_of_another_format_is_neither_kept_nor_lost(self, theirs, tmp_path, capsys):
+        out = f"--to={tmp_path / 'out'}"
+        assert main([f"--from={theirs}", out, "--format=huggingface"]) == 0
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert main([f"--from={theirs}", out, "--overwrite"]) == 2  # a checkpoint of ours has no card
+        assert "has the model card (README.md) of another format" in capsys.readouterr().err
+        assert (tmp_path / "out" / "README.md").read_text() == card
+        (tmp_path / "out" / "README.md").unlink()
+        for _ in range(2):
+            assert main([f"--from={theirs}", out, "--overwrite"]) == 0
+        assert kept(f"by hand\n\n{_SECTION}\n", "of Transformers") is None
 
     def test_a_link_to_a_folder_is_no_target(self, theirs, tmp_path):
         assert main([f"--from={theirs}", f"--to={tmp_path / 'real'}"]) == 0

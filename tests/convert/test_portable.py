@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 import bert_jax
 from bert_jax.config import UserError
+from bert_jax.convert import parity, portable
 from bert_jax.convert.__main__ import main
 from bert_jax.convert.conversion import convert
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
@@ -30,7 +32,7 @@ from experiments import base, classify, multiple_choice, ner, squad, translate
 TOKENIZER = make_wordpiece(
     ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"], "test", True, None, True
 )
-TEXTS = ["a b c d e f", "z", "m n o p q r s t u v w x y z a b"]
+TEXTS = ["a b c d e f", "z", " ".join(3 * "mnopqrstuvwxyzabcdefghijkl")]  # the last one is longer than any row
 DOCS = Path(__file__).parents[2] / "docs/exporting.md"
 FORMATS = ("stablehlo", "onnx", "openvino")
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -138,6 +140,23 @@ def test_a_bert_without_such_a_head_gives_hidden_states(tmp_path):
     wide = convert(str(workdir), str(tmp_path / "wide"), format="stablehlo")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("program", "wide")]
     assert sizes[0] < 0.6 * sizes[1] and "in float32" in wide
+
+
+def test_a_pooler_that_was_never_there_gives_no_output(tmp_path):
+    workdir = trained(tmp_path / "run", base.get_config(), None, dtype="float32")
+    opened = open_model(workdir)
+    for name in [name for name in opened.parameters if name.startswith("pooler/")]:
+        del opened.parameters[name]
+    graphdef, parameters = opened.fit(opened.task.init, absent="^(pooler|heads)/")
+    program = partial(portable._traced(graphdef, portable._function(opened)), parameters)
+    assert jax.eval_shape(program, portable._shapes()).keys() == {"last_hidden_state"}
+
+
+def test_a_program_that_gives_nan_is_not_said_to_be_the_same():
+    nan = np.asarray([1.0, np.nan])
+    for differences in ([0.0, nan], [nan, np.ones(2)], [np.zeros(1), nan, np.ones(1)]):
+        assert np.isnan(parity.largest(differences))
+    assert parity.largest([0.5, np.asarray([-2.0, 1.0])]) == 2
 
 
 def test_one_program_for_all_platforms(workdir, tmp_path):

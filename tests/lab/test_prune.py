@@ -19,7 +19,7 @@ from bert_jax.inference.prepared import FusedAttention
 from bert_jax.lab.inspect.heads import LabelledExamples, head_gradients
 from bert_jax.lab.prune import prune
 from bert_jax.lab.prune.__main__ import main
-from bert_jax.lab.prune.prune import Chosen, choose, measure, pruned_parameters, write_pruned
+from bert_jax.lab.prune.prune import Chosen, Left, Pruning, choose, measure, pruned_parameters, write_pruned
 from bert_jax.models.attention import Attention
 from bert_jax.models.config import BertConfig
 from bert_jax.models.encoder import Encoder
@@ -112,6 +112,32 @@ def test_a_curve_of_layers_is_that_of_models_with_fewer(found, folder, examples)
         losses[kept] = prune.metrics_of(to, examples, 256)["loss"]
     assert min(losses, key=losses.__getitem__) == two.kept
     assert losses[two.kept] == pytest.approx(two.metrics["loss"], rel=1e-5)
+
+
+def test_a_head_that_reads_several_layers_ends_the_curve(examples, folder, monkeypatch, caplog):
+    """Each depth is compiled as one layer: a loop."""
+    config = classify.get_config()
+    config.head.layers = "second_to_last"
+    description = CLASSES | {"features": {"layers": "second_to_last", "lstm_layers": 0, "lstm_size": 0}}
+    on = LabelledExamples(fine_tuned(folder / "features" / "5", config, description, **SHAPE), examples, 2)
+    jaxprs = []
+
+    def metrics(_, program):
+        jaxprs.append(str(jax.make_jaxpr(program)(on.batches[0])))
+        return {"loss": float(len(jaxprs)), "accuracy": 0.5}
+
+    monkeypatch.setattr(LabelledExamples, "metrics", metrics)
+    whole = {"loss": 0.5, "accuracy": 0.5}
+    layers = prune._curve_of_layers(on, whole)
+    assert [point.number for point in layers] == [3, 2] and layers[1].kept == (1, 2)
+    assert len(jaxprs) == 3 and all("scan[" in jaxpr for jaxpr in jaxprs)
+    assert "the curve of layers ends at 2 of 3: head.layers=second_to_last needs 2 layers" in caplog.text
+    every = [Left(4, 0.0, ((0, 1, 2, 3),) * 3, whole)]
+    found = Pruning("2 examples", examples, "accuracy", np.ones((3, 4)), every, layers)
+    assert choose(found, layers=0.34).layers == (1, 2)
+    for chosen in ({"layers": 0.6}, {"take_layers": [1]}):
+        with pytest.raises(UserError, match="1 of 3 layers would be left, and the model's head reads 2; keep more"):
+            choose(found, **chosen)
 
 
 def test_a_pruned_layer_is_the_layer_with_those_heads_alone():

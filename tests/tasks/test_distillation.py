@@ -558,6 +558,33 @@ def test_pretraining_has_nothing_to_cache(small_config):
         teacher_cache.check_cached(student, ["soft"], 2, 32)
 
 
+def test_runs_may_make_a_cache_at_the_same_time(tmp_path):
+    (tmp_path / f".{teacher_cache.ABOUT}.0123456789ab").write_text("")  # another run is about to write it
+    for _ in range(2):
+        teacher_cache.TeacherCache(tmp_path, {"teacher": "a"}, types.SimpleNamespace())
+    assert (tmp_path / teacher_cache.ABOUT).is_file()
+
+
+def test_a_teacher_is_its_parameters_and_how_they_are_used():
+    parameters = {"x": np.ones(2, np.float32)}
+    configs = [BertConfig(vocab_size=9, hidden_act=act) for act in ("gelu", "gelu", "gelu_tanh")]
+    digests = [teacher_cache.digest_of(parameters, repr(config)) for config in configs]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_teacher_that_numbers_languages_otherwise_is_refused():
+    def of(languages):
+        model = BertConfig(vocab_size=9, languages=languages)
+        data = types.SimpleNamespace(sequence_length=8)
+        config = types.SimpleNamespace(task="pretraining", data=data)
+        return types.SimpleNamespace(config=config, bert_config=model, tokenizer=types.SimpleNamespace(content_hash=1))
+
+    for own, theirs in (("en,de", "en,de"), ("", "en,de"), ("en,de", "")):
+        distillation._check_alike(of(own), types.SimpleNamespace(task=of(theirs), origin="t"), {"relations": 1.0})
+    with pytest.raises(UserError, match=r"distillation\.teacher=t has model\.languages=de,en, the student en,de"):
+        distillation._check_alike(of("en,de"), types.SimpleNamespace(task=of("de,en"), origin="t"), {"relations": 1.0})
+
+
 def test_logits_that_do_not_fit_are_refused_with_their_size(tmp_path):
     class Wide:
         def shapes(self, batch):

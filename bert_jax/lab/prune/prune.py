@@ -6,6 +6,7 @@ lowest. What is left is not trained: fine-tune it again.
 """
 
 import copy
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -74,10 +75,11 @@ def choose(found: Pruning, *, heads: float = 0.0, layers: float = 0.0, take_laye
     """Returns what a model keeps without such shares of its heads and layers; of layers, those that `take_layers`
     names instead. Raises UserError for a share that leaves nothing, or leaves nothing out."""
     depth, count = found.importance.shape
-    kept = tuple(take_layers)
-    if not kept:
-        left = _left("layers", layers, depth, "layers")
-        kept = next(point.kept for point in found.layers if point.number == left)
+    kept, least = tuple(take_layers), found.layers[-1].number
+    left = len(kept) or _left("layers", layers, depth, "layers")
+    if left < least:
+        raise UserError(f"{left} of {depth} layers would be left, and the model's head reads {least}; keep more")
+    kept = kept or next(point.kept for point in found.layers if point.number == left)
     left = _left("heads", heads, count, "heads per layer")
     by_layer = next(point.kept for point in found.heads if point.number == left)
     return Chosen(tuple(by_layer[layer] for layer in kept), kept)
@@ -165,7 +167,11 @@ def _curve_of_layers(on: LabelledExamples, whole: dict[str, float]) -> list[Left
     kept = tuple(range(depth))
     points = [Left(depth, 0.0, kept, whole)]
     while len(kept) > 1:
-        program = partial(_with_depth(on, len(kept) - 1), parameters)
+        try:
+            program = partial(_with_depth(on, len(kept) - 1), parameters)
+        except UserError as problem:  # its head reads more layers
+            logging.warning("the curve of layers ends at %d of %d: %s", len(kept), depth, problem)
+            break
         tried = [tuple(layer for layer in kept if layer != out) for out in kept]
         found = [on.metrics(partial(program, np.asarray(layers))) for layers in tried]
         best = min(range(len(tried)), key=lambda i: found[i]["loss"])
@@ -176,11 +182,12 @@ def _curve_of_layers(on: LabelledExamples, whole: dict[str, float]) -> list[Left
 
 def _with_depth(on: LabelledExamples, depth: int) -> Any:
     """Returns a program of (parameters, layers, batch) to what `LabelledExamples.evaluate` does, of a model with so
-    many layers."""
+    many layers. Raises UserError if its head reads more."""
     opened = on.opened
     config = copy.deepcopy(opened.config)
-    config.model.num_hidden_layers = depth
-    task = type(opened.task)(config, opened.tokenizer, opened.run["task"])  # raises UserError if its head needs more
+    # A loop is compiled as one layer, whatever the depth, and there is a program for each depth and shape of a batch.
+    config.model.update(num_hidden_layers=depth, layers="scan")
+    task = type(opened.task)(config, opened.tokenizer, opened.run["task"])
     graphdef = structure(task.init)[0]
 
     def evaluate(parameters, layers, batch):
