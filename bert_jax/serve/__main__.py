@@ -10,6 +10,7 @@ watched: a newer checkpoint takes over without a lost request. SIGTERM answers w
 
 import gc
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -203,6 +204,7 @@ def _token(path: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can look for a newer checkpoint
     restart_with_kept_heap()
     gc.set_threshold(50_000)  # as main.py, and for its reason; a pause would be a request's latency
     run_command(main)
