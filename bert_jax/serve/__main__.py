@@ -51,7 +51,7 @@ def _parser() -> Parser:
     flag("port", 8000, "0 chooses a free one")
     flag("token_file", "", "file with a token that every request must have", metavar="FILE")
     flag("allowed_hosts", "", "names in the header Host, besides those of this machine", metavar="NAMES")
-    flag("checkpoint", "best", "best, newest or a step")
+    flag("checkpoint", "best", "best, best:METRIC, newest or a step")
     flag("dtype", "", "of the matrix products", choices=("", "bfloat16", "float32"))
     flag(
         "options", "", "options of the config, such as generate.beams=4,predict.backend=openvino", metavar="KEY=VALUE,…"

@@ -288,7 +288,8 @@ def test_slow_and_silent_clients_do_not_stay(server):
         found.append(received)
         client.close()
     with refused, contextlib.suppress(ConnectionResetError):
-        assert refused.recv(65536) == b""
+        while refused.recv(65536):  # raises if it is held
+            pass
     assert found[:2] == [b"", b""] and b" 408 " in found[2] and b"within 2 seconds" in found[2]
     assert 1.5 < time.monotonic() - started < 20
 
