@@ -31,7 +31,7 @@ def prepare(config: ConfigDict, workdir: Path, **_) -> int:
 def train(
     config: ConfigDict, workdir: Path, *, overrides: Mapping[str, Value] | None = None, profile: int = 0, **_
 ) -> int:
-    """Trains, or continues the run in the workdir; with `config.seeds` over 1, one run per seed. Order: `run.py`."""
+    """Trains, or continues the run in the workdir; with `config.seeds` over 1, one run per seed."""
     from bert_jax.run import run
 
     if config.seeds > 1:
@@ -72,7 +72,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, checkpoint: str = "best", **_
 
 def doctor(config: ConfigDict, workdir: Path, *, replay: int = 0, **_) -> int:
     """Prints what is well and what is wrong with a workdir, one line per item, and with `replay` takes so many steps of
-    its run again. The config is the workdir's own. Raises UserError if something needs your attention."""
+    its run again. The config is the workdir's own. What needs your attention is an error."""
     from bert_jax.lab.doctor import examine
 
     wrong = 0

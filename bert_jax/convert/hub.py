@@ -23,7 +23,7 @@ def fetch(name: str) -> Path:
 
     for noisy in ("huggingface_hub", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    local = f"fetch it elsewhere (`hf download {name}`) and give the folder: --from=path/to/folder"
+    local = f"fetch it elsewhere (`hf download {name}`) and give the folder"
     try:
         for weights in ("*.safetensors", "pytorch_model*.bin"):
             patterns = [*SMALL, weights]
@@ -31,12 +31,12 @@ def fetch(name: str) -> Path:
             if any(folder.rglob(weights)):
                 break
     except errors.GatedRepoError:
-        raise UserError(f"--from={name}: the Hub asks for a login to this model; {local}") from None
+        raise UserError(f"{name}: the Hub asks for a login to this model; {local}") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise UserError(f"--from={name} is neither a folder nor a model of the Hugging Face Hub") from None
+        raise UserError(f"{name} is neither a folder nor a model of the Hugging Face Hub") from None
     except Exception as problem:  # errors of its HTTP library, whichever that is, come through as they are
         why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise UserError(
-            f"--from={name} is no folder, and the Hugging Face Hub cannot be reached ({why[:160]}); {local}"
+            f"{name} is no folder, and the Hugging Face Hub cannot be reached ({why[:160]}); {local}"
         ) from None
     return folder

@@ -10,6 +10,7 @@ watched: a newer checkpoint takes over without a lost request. SIGTERM answers w
 
 import gc
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -50,7 +51,7 @@ def _parser() -> Parser:
     flag("port", 8000, "0 chooses a free one")
     flag("token_file", "", "file with a token that every request must have", metavar="FILE")
     flag("allowed_hosts", "", "names in the header Host, besides those of this machine", metavar="NAMES")
-    flag("checkpoint", "best", "best, newest or a step")
+    flag("checkpoint", "best", "best, best:METRIC, newest or a step")
     flag("dtype", "", "of the matrix products", choices=("", "bfloat16", "float32"))
     flag(
         "options", "", "options of the config, such as generate.beams=4,predict.backend=openvino", metavar="KEY=VALUE,…"
@@ -203,6 +204,7 @@ def _token(path: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can look for a newer checkpoint
     restart_with_kept_heap()
     gc.set_threshold(50_000)  # as main.py, and for its reason; a pause would be a request's latency
     run_command(main)

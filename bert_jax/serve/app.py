@@ -5,7 +5,7 @@ import base64
 import contextlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from bert_jax.serve.served import Served, Slot, described
 from bert_jax.serve.worker import Job
 
 _LONG = 4000  # characters from which a request is tokenized in a thread: its tokens take more than a millisecond
+_MANY = 8  # elements of an answer from which it is written in a thread: a vector takes up to a millisecond
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -66,7 +67,9 @@ def make_app(state: State) -> Starlette:
     paths += [Path(path, server.on_this_host(handler), methods=["GET"]) for path, handler in opened.items()]
     state.metrics.watch_active(lambda: state.active)
     handlers: dict[Any, Any] = {HTTPException: _http_error, Refused: _refused, Exception: _bug}
-    return Starlette(routes=paths, exception_handlers=handlers)
+    app = Starlette(routes=paths, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a redirection would name the host that the client did, whichever it is
+    return app
 
 
 class _Server:
@@ -81,7 +84,8 @@ class _Server:
         async def answer(request: Request) -> Response:
             call = read_call(await read_json(request, self._limits), route.parameters, self._limits)
             (name, step), results, _ = await self._run(request, route.name, call)
-            return JSONLine(_shown(route, results, call), name, step)
+            content = await _written(len(results), lambda: _json_list(_shown(route, results, call)))
+            return _Answer(content + b"\n", name, step)
 
         return answer
 
@@ -94,12 +98,14 @@ class _Server:
         if dimensions not in (None, len(vectors[0])):
             raise Refused(422, f"dimensions is {dimensions}; vectors of this model have {len(vectors[0])}")
         as_text = call.parameters["encoding_format"] == "base64"
-        data = [
+        data = (
             {"object": "embedding", "index": i, "embedding": _encoded(x) if as_text else unit(x).tolist()}
             for i, x in enumerate(vectors)
-        ]
+        )
+        written = await _written(len(vectors), lambda: _json_list(data))
         usage = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
-        return JSONLine({"object": "list", "data": data, "model": name, "usage": usage}, name, step)
+        rest = json_line({"object": "list", "model": name, "usage": usage})
+        return _Answer(b'{"data": ' + written + b", " + rest[1:], name, step)
 
     async def models(self, request: Request) -> Response:
         return JSONResponse([described(slot) for slot in self._state.slots.values()])
@@ -151,6 +157,9 @@ class _Server:
             except Refused as refused:
                 status = refused.status
                 raise
+            except asyncio.CancelledError:
+                status = 503
+                raise Refused(status, "the server has stopped before this was answered", 1) from None
             finally:
                 state.active -= 1
                 model = getattr(request.state, "model", "")
@@ -241,6 +250,8 @@ class _Server:
             if total > most:
                 raise Refused(413, f"the request has {total} tokens; this server takes {most}: split it")
             async with self._few:
+                if await request.is_disconnected():
+                    raise Refused(499, "the client left")
                 return await run_in_threadpool(served.run, route.name, inputs)
         loop = asyncio.get_running_loop()
         finished = asyncio.Event()
@@ -265,13 +276,23 @@ class _Server:
         return job.results
 
 
-class JSONLine(Response):
+class _Answer(Response):
     """JSON of a model, with the name and the step of the checkpoint that is serving."""
 
     media_type = "application/json"
 
-    def __init__(self, content: Any, model: str, step: int):
-        super().__init__(json_line(content), headers={"X-Model": model, "X-Checkpoint-Step": str(step)})
+    def __init__(self, content: bytes, model: str, step: int):
+        super().__init__(content, headers={"X-Model": model, "X-Checkpoint-Step": str(step)})
+
+
+async def _written(elements: int, write: Callable[[], bytes]) -> bytes:
+    """Returns what `write` returns; in a thread if there are many elements, as others wait meanwhile."""
+    return await run_in_threadpool(write) if elements > _MANY else write()
+
+
+def _json_list(elements: Iterable[Any]) -> bytes:
+    """Returns a list as JSON. Each element is encoded by itself: no other thread runs while one is."""
+    return b"[" + b", ".join(json_line(one)[:-1] for one in elements) + b"]"
 
 
 async def _left(request: Request) -> None:

@@ -242,7 +242,7 @@ ROUTES = (
         _TEXT,
         _attention,
         tool=_AttentionPages,
-        cost=lambda model, tokens: min(tokens, _DRAWN[-1]),
+        cost=lambda model, tokens: min(tokens, _DRAWN[-1]) ** 2,
     ),
     Route(
         "tokenize",

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jax.errors import JaxRuntimeError
+
 from bert_jax.config import UserError
 from bert_jax.heap import release_free_memory
 from bert_jax.inference.loaded import LoadedModel
@@ -132,7 +134,7 @@ class Slot:
             if lost := ", /".join(sorted(_routes(self.served) - _routes(newer))):
                 raise UserError(f"it has no /{lost}")
             self._warm_up(newer)
-        except (UserError, OSError, MemoryError) as problem:
+        except (UserError, OSError, MemoryError, JaxRuntimeError) as problem:
             if not isinstance(problem, UserError):  # it may pass: try again at the next look
                 self._seen = ()
             logging.warning("%s: step %d stays, as the newer is not used: %s", self.name, self.step, problem)

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from bert_jax.serve.bodies import Refused
 
 _IDLE_SECONDS = 30  # that a connection stays open between two requests
 _MOST_CONNECTIONS = 2048
+_END_SECONDS = 1.0  # for a thread to end by itself, after the last answer
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -100,20 +100,13 @@ def serve(state: State, where: socket.socket, prepare: Callable[[], None], *, st
     asyncio.run(run())
     server.should_exit = state.is_stopping = True
     hurry.set()
-    end = time.monotonic() + stop
-    for slot in state.slots.values():
-        if slot.worker is not None:
-            slot.worker.close(max(1.0, end - time.monotonic()))
+    # Nobody waits for a result any more.
+    are_closed = [slot.worker.close(_END_SECONDS) for slot in state.slots.values() if slot.worker is not None]
     if failed:
         raise failed[0]
-    _wait_for(thread)
-
-
-def _wait_for(thread: threading.Thread) -> None:
-    """Ends the process if the thread does not: it is in the compiler, under which an interpreter cannot be taken
-    down."""
-    thread.join(1.0)
-    if thread.is_alive():
+    thread.join(_END_SECONDS)
+    if thread.is_alive() or not all(are_closed):
+        # They are in the compiler or in a program, under which an interpreter cannot be taken down.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
@@ -170,7 +163,9 @@ def _protocol(seconds: float) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            waits = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            # A head comes, or the rest of a body whose request was refused.
+            waits = self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE
+            waits = waits and not self.transport.is_closing()
             if waits and self.head is None:
                 self.head = self.loop.call_later(seconds, self.transport.abort)
             elif not waits:

@@ -99,8 +99,9 @@ class Worker:
                 else:
                     self._jobs.pop(job.kind, None)
 
-    def close(self, seconds: float) -> None:
-        """Ends the threads once the queue is empty; what is left after so many seconds gets an error."""
+    def close(self, seconds: float) -> bool:
+        """Ends the threads once the queue is empty; what is left after so many seconds gets an error. Returns whether
+        all threads have ended."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -113,6 +114,7 @@ class Worker:
         for job in left:
             places = range(job.begun, len(job.inputs))
             self._deliver([(job, place) for place in places], [Refused(503, "the server has stopped")] * len(places))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self, thread: int) -> None:
         while batch := self._next_batch():
@@ -158,6 +160,8 @@ class Worker:
                 jobs.popleft()
         if not jobs:
             del self._jobs[kind]
+        if self._jobs:
+            self._changed.notify()  # another thread takes what is left
         return batch
 
     def _results(self, kind: Hashable, inputs: list[Any], thread: int) -> list[Any]:

@@ -314,8 +314,8 @@ def test_without_a_network_a_hub_name_says_how_to_use_a_folder(kind, monkeypatch
     assert main(["--from=bert-base-uncased", f"--to={tmp_path / 'x'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "error: --from=bert-base-uncased is no folder, and the Hugging Face Hub cannot be reached (Name or service not "
-        "known); fetch it elsewhere (`hf download bert-base-uncased`) and give the folder: --from=path/to/folder"
+        "error: bert-base-uncased is no folder, and the Hugging Face Hub cannot be reached (Name or service not "
+        "known); fetch it elsewhere (`hf download bert-base-uncased`) and give the folder"
     )
 
 

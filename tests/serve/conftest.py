@@ -31,10 +31,12 @@ class Answer(NamedTuple):
 
 
 class Server:
-    """A process of `python -m bert_jax.serve`."""
+    """A process of `python -m bert_jax.serve`, or of code of a test's own."""
 
     def __init__(self, *words: str, log: Path, wait: bool = True, devices: int = 1):
         command = [sys.executable, "-m", "bert_jax.serve", *map(str, words), "--port=0"]
+        if words[0] == "-c":
+            command = [sys.executable, *words]
         flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
         self.log = log
         self.schema: dict[str, Any] = {}  # once it is there, every answer is checked against it

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -102,6 +103,8 @@ def stopping_under_load_answers_what_was_taken(server):
 
 def test_before_it_is_ready_it_says_so_and_stops_at_once(served):
     server = served(wait=False)
+    eventually(lambda: "so the newest one is taken" in server.log.read_text(), 120)
+    server.process.send_signal(signal.SIGHUP)  # while the model is read
     listening = "listening on http://127.0.0.1:"
     eventually(lambda: server.process.poll() is not None or f"{listening}" in server.log.read_text(), 120)
     server.port = int(re.search(rf"{listening}(\d+)", server.log.read_text())[1])
@@ -110,6 +113,48 @@ def test_before_it_is_ready_it_says_so_and_stops_at_once(served):
         assert answers[0].body["error"]["type"] == "unavailable" and answers[1].headers["retry-after"]
     assert answers[2].status == 200
     assert server.stop() == 0
+
+
+SLOW = """
+import time
+from types import SimpleNamespace
+from bert_jax.command import log_to_stderr
+from bert_jax.serve.app import State
+from bert_jax.serve.routes import ROUTES
+from bert_jax.serve.server import listen, serve
+from bert_jax.serve.worker import Worker
+
+class Slow(SimpleNamespace):
+    __hash__ = object.__hash__
+
+served = Slow(tokens=lambda call: [2], costs=lambda route, tokens: tokens)
+slot = Slow(name="slow", route=lambda *_: (served, ROUTES[0]), worker=None)
+
+log_to_stderr()
+
+def prepare():
+    options = {"batch_tokens": 9, "queue_tokens": 9, "wait": 0, "observe": print}
+    slot.worker = Worker(lambda *_: time.sleep(60), **options)
+
+with listen("127.0.0.1", 0) as where:
+    serve(State({"slow": slot}, frozenset()), where, prepare, stop=30, reload=0)
+"""
+
+
+def test_a_second_signal_ends_at_once_with_an_answer(tmp_path, request):
+    server = Server("-c", SLOW, log=tmp_path / "log")
+    request.addfinalizer(server.kill)
+    answers = []
+    client = threading.Thread(target=lambda: answers.append(server.post("/predict", {"inputs": ["a"]})))
+    client.start()
+    eventually(lambda: server.metric("bert_active_requests") == 2)  # one is this
+    start = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "stopping" in server.log.read_text())
+    assert server.stop() == 0 and time.monotonic() - start < 20
+    client.join()
+    assert (answers[0].status, answers[0].body["error"]["type"]) == (503, "unavailable")
+    assert "Traceback" not in server.log.read_text()
 
 
 @pytest.fixture(scope="module")

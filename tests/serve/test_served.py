@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from bert_jax.config import UserError
 from bert_jax.inference.loaded import load_members
@@ -64,7 +65,13 @@ def test_a_newer_checkpoint_that_cannot_be_read_now_is_tried_again(tmp_path):
 
     slot = Slot("sst2", str(tmp_path), "best", load, Setup(attention=False), [24])
     write_classifier(tmp_path, step=9)
-    for problem, again in ((OSError("stale handle"), True), (MemoryError(), True), (UserError("damaged"), False)):
+    memory = JaxRuntimeError("RESOURCE_EXHAUSTED: of a device")
+    for problem, again in (
+        (OSError("stale handle"), True),
+        (MemoryError(), True),
+        (memory, True),
+        (UserError("damaged"), False),
+    ):
         wrong.append(problem)
         assert not slot.reload() and slot.step == 5
         assert not wrong

@@ -240,6 +240,15 @@ def head(path, length, host="127.0.0.1"):
             413,
             "the request has 90120 tokens; this server takes 80000: split it",
         ),
+        (
+            "POST",
+            "/attention",
+            {"inputs": ["a " * 60] * 30, "model": "mlm"},
+            {},
+            413,
+            "costs 115320 tokens; the queue holds 80000",
+        ),
+        ("POST", "/predict/", {"inputs": "a"}, {}, 404, "there is no such path"),
         ("GET", "/predict", None, {}, 405, "another method is needed"),
         ("POST", "/", {"inputs": "a"}, {}, 405, "another method is needed"),
         ("GET", "/../../etc/passwd", None, {}, 404, "there is no such path"),
@@ -254,12 +263,17 @@ def test_what_is_refused_and_the_server_lives(server, method, path, body, header
 
 
 def test_slow_and_silent_clients_do_not_stay(server):
-    """Nothing, half of a head, half of a body: each is closed after --client_seconds, and others are served."""
+    """Nothing, half of a head, half of a body, more of a body after its request was refused: each is closed after
+    --client_seconds, and others are served."""
     started, body = time.monotonic(), b'{"inputs": ["a"], "model": "sst2"}'
     starts = (b"", b"POST /predict HTTP/1.1\r\nHost: ", head("/predict", len(body)) + body[:9])
     clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in starts]
     for client, start in zip(clients, starts, strict=True):
         client.sendall(start)
+    refused = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    refused.sendall(head("/nowhere", 1000))
+    assert b" 404 " in refused.recv(65536)
+    refused.sendall(b"x")
     assert server.post("/predict", {"model": "sst2", "inputs": ["good"]}).status == 200
     found = []
     for client in clients:
@@ -273,6 +287,9 @@ def test_slow_and_silent_clients_do_not_stay(server):
             pass
         found.append(received)
         client.close()
+    with refused, contextlib.suppress(ConnectionResetError):
+        while refused.recv(65536):  # raises if it is held
+            pass
     assert found[:2] == [b"", b""] and b" 408 " in found[2] and b"within 2 seconds" in found[2]
     assert 1.5 < time.monotonic() - started < 20
 

@@ -93,6 +93,18 @@ def test_a_lonely_input_waits_and_a_full_batch_does_not():
     assert [len(inputs) for _, inputs in runs.batches] == [2, 1]
 
 
+def test_a_request_of_several_batches_runs_on_all_threads():
+    runs, used, both = Runs(), set(), threading.Barrier(2)
+
+    def run(kind, inputs, thread):
+        used.add(thread)
+        both.wait(20)  # raises unless the other thread has a batch meanwhile
+        return runs(kind, inputs, thread)
+
+    worker = worker_of(run, threads=2)
+    assert results(worker, [1, 2, 3, 4], [10] * 4) == [2, 4, 6, 8] and used == {0, 1}
+
+
 def test_only_the_input_that_fails_gets_an_error():
     runs = Runs()
     worker = worker_of(runs)
