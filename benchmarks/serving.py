@@ -128,6 +128,7 @@ def peer(options: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
         for _ in range(options.rounds):
             for name, one in open_sides.items():
                 rates[name].append(asyncio.run(closed(load, one, options.clients, options.seconds))["texts/s"])
+            print(json.dumps({name: values[-1] for name, values in rates.items()}), flush=True)
         half = min(statistics.median(values) for values in rates.values()) / 2
         for name, one in open_sides.items():
             found = asyncio.run(opened(load, one, half, options.seconds))

@@ -24,6 +24,7 @@ from bert_jax.config import UserError
 QUANTILES = (50, 95, 99)
 _TOLERANCE = 0.02  # of a probability or of a vector: other batches have other roundings, and bfloat16 has 8 bits
 _HEADERS = "Content-Type: application/json\r\nHost: 127.0.0.1"
+_IDLE_SECONDS = 3.0  # after which a connection is not used again: uvicorn ends one after 5
 
 
 @dataclass
@@ -121,17 +122,24 @@ class Connection:
     def __init__(self, port: int):
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def ask(self, body: bytes, path: str, method: str = "POST") -> tuple[int, bytes]:
         reader, _ = await self.send(body, path, method)
         answer = (await reader.readuntil(b"\r\n\r\n")).lower()
         size = re.search(rb"content-length: (\d+)", answer)
         assert size is not None
-        return int(answer.split(b" ", 2)[1]), await reader.readexactly(int(size[1]))
+        content = await reader.readexactly(int(size[1]))
+        self._used = time.monotonic()
+        return int(answer.split(b" ", 2)[1]), content
 
     async def send(
         self, body: bytes, path: str, method: str = "POST"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is not None and time.monotonic() - self._used > _IDLE_SECONDS:
+            self._streams[1].close()
+            self._streams = None
+        self._used = time.monotonic()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
         head = f"{method} {path} HTTP/1.1\r\n{_HEADERS}\r\nContent-Length: {len(body)}\r\n\r\n"
