@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -370,11 +369,9 @@ def test_what_may_be_a_name_of_the_hub(source, is_name):
     assert hub.is_name(source) == is_name
 
 
-def test_help_is_quick_and_complete():
-    start = time.perf_counter()
+def test_help_is_complete():
     command = [sys.executable, "-m", "bert_jax.convert", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert time.perf_counter() - start < 2
     assert result.returncode == 0
     for flag in (
         "from",
