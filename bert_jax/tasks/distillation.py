@@ -327,10 +327,7 @@ def _check_alike(student: Task, teacher: Teacher, weights: Mapping[str, float]) 
         )
     own, theirs = student.bert_config.languages, teacher.task.bert_config.languages
     if own and theirs and own != theirs:  # a batch numbers languages as the student does
-        raise UserError(
-            f"distillation.teacher={origin} has model.languages={theirs}, the student {own}: give the student the "
-            "teacher's"
-        )
+        raise UserError(f"distillation.teacher={origin} needs model.languages={theirs} of the student, which has {own}")
     if "soft" not in weights:
         return
     if not all(hasattr(one, "soft") and hasattr(one, "outputs") for one in (student, teacher.task)):
