@@ -581,7 +581,9 @@ def test_a_teacher_that_numbers_languages_otherwise_is_refused():
 
     for own, theirs in (("en,de", "en,de"), ("", "en,de"), ("en,de", "")):
         distillation._check_alike(of(own), types.SimpleNamespace(task=of(theirs), origin="t"), {"relations": 1.0})
-    with pytest.raises(UserError, match=r"distillation\.teacher=t needs model\.languages=de,en of the student, which has en,de"):
+    with pytest.raises(
+        UserError, match=r"distillation\.teacher=t needs model\.languages=de,en of the student, which has en,de"
+    ):
         distillation._check_alike(of("en,de"), types.SimpleNamespace(task=of("de,en"), origin="t"), {"relations": 1.0})
 
 
