@@ -8,6 +8,7 @@ python -m bert_jax.main --help=train.steps        # one option
 
 import argparse
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -97,9 +98,8 @@ def pages(modes: Mapping[str, Callable[..., int]]) -> Callable[[Parser, str], st
 
 
 def summary(mode: Callable[..., int]) -> str:
-    """Returns the first sentence of a mode's docstring."""
-    text = " ".join((inspect.getdoc(mode) or "").split())
-    return text.partition(". ")[0].rstrip(".") + "."
+    """Returns the first sentence of a mode's description."""
+    return _description(mode).partition(". ")[0].rstrip(".") + "."
 
 
 def add_options(parser: Parser) -> None:
@@ -144,10 +144,17 @@ _STATUS = (
 
 
 def _mode(parser: Parser, name: str, mode: Callable[..., int]) -> str:
-    text = wrapped(" ".join((inspect.getdoc(mode) or "").split()))
-    lines = [bold(f"--mode={name}"), "", text, "", "  " + dim(_command(name)), "", bold("Flags"), ""]
+    lines = [bold(f"--mode={name}"), "", wrapped(_description(mode)), "", "  " + dim(_command(name)), ""]
+    lines += [bold("Flags"), ""]
     lines += [in_columns([*parser.flag_rows(name), *parser.flag_rows("")]), ""]
     return "\n".join([*lines, wrapped(f"Options of the config that it reads: {_READS.get(name, _OF_CHECKPOINTS)}.")])
+
+
+def _description(mode: Callable[..., int]) -> str:
+    """Returns the docstring of a mode, in which its parameters are flags."""
+    flags = inspect.signature(mode).parameters
+    text = " ".join((inspect.getdoc(mode) or "").split())
+    return re.sub(r"`(\w+)`", lambda name: f"--{name[1]}" if name[1] in flags else name[0], text)
 
 
 def _command(mode: str) -> str:

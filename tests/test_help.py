@@ -39,6 +39,7 @@ def test_a_mode_has_its_flags_and_no_others():
         shown = set(re.findall(r"^  --(\w+)", page(mode).partition("\nOptions of the config")[0], re.M))
         its = {name for name in parser.defaults if mode in parser.modes.get(name, (mode,))}
         assert shown == {*its, "help"}, mode
+        assert not set(re.findall(r"`(\w+)`", page(mode))) & set(parser.defaults), mode  # a parameter is a flag here
 
 
 def test_every_option_is_in_its_group_with_its_default():
