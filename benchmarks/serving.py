@@ -29,7 +29,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from typing import Any
 
 from inference import mixed_texts, write_model
 from serving_load import Load, closed, opened, peer_server, server
-from timing import machine, spread
+from timing import machine, run_in_scratch, spread
 
 from bert_jax.heap import restart_with_kept_heap
 
@@ -46,13 +45,13 @@ _LEAVING = 0.02  # share of the clients of the soak that leave before their answ
 
 
 def main() -> None:
-    options = _options()
-    with tempfile.TemporaryDirectory() as scratch:
-        found = machine(("jax", "starlette", "uvicorn")) | {"options": vars(options) | {"json": None}}
-        print("\n".join(f"{key}: {value}" for key, value in found.items() if key != "options"), flush=True)
-        figures = PARTS[options.part](options, _setting(options, Path(scratch)))
-    if options.json:
-        Path(options.json).write_text(json.dumps(found | {"rows": figures}, indent=1) + "\n")
+    run_in_scratch(_options(), measure)
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    found = machine(("jax", "starlette", "uvicorn")) | {"options": vars(options) | {"json": None}}
+    print("\n".join(f"{key}: {value}" for key, value in found.items() if key != "options"), flush=True)
+    return found | {"rows": PARTS[options.part](options, _setting(options, scratch))}
 
 
 @dataclass
