@@ -48,11 +48,10 @@ class OpenVinoModel(PredictionModel):
             if len(arrays) != 1 or "input_ids" not in arrays[0]:
                 raise UserError("predict.backend=openvino only predicts; to look inside, set predict.backend=jax")
             [batch] = arrays
-            shapes = _symbolic(batch)
-            key = tuple((name, str(one)) for name, one in sorted(shapes.items()))
+            key = _axes(batch)
             with lock:
                 if key not in compiled:
-                    compiled[key] = _Program(self.graph(function, shapes), self._options)
+                    compiled[key] = _Program(self.graph(function, _symbolic(batch)), self._options)
             return compiled[key](batch)
 
         return run
@@ -93,20 +92,29 @@ class _Program:
         return results
 
 
-def _symbolic(batch: _Arrays) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch (`data/batching/batches.py`) with symbols for the number of groups of rows, g, for
-    the tokens of a row, l, and for the places that are asked for in a row, p. Arrays called constant_… are not of rows
-    and keep their shape."""
+def _axes(batch: _Arrays) -> tuple[Any, ...]:
+    """Returns the rows of a group, and of every array of a batch (`data/batching/batches.py`) its name, type and axes:
+    sizes, or letters for the number of groups of rows, g, of all rows, r, of the tokens of a row, l, and of the places
+    that are asked for in a row, p. Arrays called constant_… are not of rows and have sizes only."""
     rows, length = batch["input_ids"].shape
     groups = len(batch["part_weights"]) if "part_weights" in batch else rows
-    groups_size, tokens, places = export.symbolic_shape("g, l, p")
-    all_rows = rows // groups * groups_size
 
-    def shape(name: str, x: np.ndarray) -> tuple[Any, ...]:
+    def axes(name: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
         if name.startswith("constant_"):
-            return x.shape
-        if x.shape[:2] == (rows, length):
-            return all_rows, tokens, *x.shape[2:]
-        return (all_rows, places) if name.startswith("masked_") else (groups_size, *x.shape[1:])
+            return shape
+        if shape[:2] == (rows, length):
+            return "r", "l", *shape[2:]
+        return ("r", "p") if name.startswith("masked_") else ("g", *shape[1:])
 
-    return {name: jax.ShapeDtypeStruct(shape(name, x), x.dtype) for name, x in batch.items()}
+    return rows // groups, *((name, batch[name].dtype, axes(name, batch[name].shape)) for name in sorted(batch))
+
+
+def _symbolic(batch: _Arrays) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch with JAX's symbols in place of the letters of `_axes`."""
+    rows_of_group, *arrays = _axes(batch)
+    groups, tokens, places = export.symbolic_shape("g, l, p")
+    symbols = {"g": groups, "r": rows_of_group * groups, "l": tokens, "p": places}
+    return {
+        name: jax.ShapeDtypeStruct([symbols[x] if isinstance(x, str) else x for x in axes], dtype)
+        for name, dtype, axes in arrays
+    }
