@@ -25,6 +25,8 @@ from bert_jax.config import UserError
 from bert_jax.option import Option, Value
 from bert_jax.terminal import bold, in_columns, wrapped
 
+Flags = dict[str, Any]  # the value of every flag by its name
+
 # Terminals obey control characters, escape sequences and marks of the writing direction; no terminal can show a
 # surrogate, which stands for an undecodable byte.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,12 +49,19 @@ class Parser(argparse.ArgumentParser):
             usage=f"python -m {module} --NAME=VALUE …", description=description, allow_abbrev=False, add_help=False
         )
         self.modes: dict[str, tuple[str, ...]] = {}  # of the flags that belong to some modes only
-        self.defaults: dict[str, Any] = {}
+        self.defaults: Flags = {}
         self._page = page
         self._rows = {"help": ("--help[=TOPIC]" if page else "--help", "show this and end")}
 
     def flag(
-        self, name: str, default: Any, help: str, *modes: str, choices: Iterable[str] = (), least: int = 0, **more: Any
+        self,
+        name: str,
+        default: Any,
+        help: str,
+        *modes: str,
+        choices: Iterable[str] = (),
+        least: int = 0,
+        **more: Any,
     ) -> None:
         """Adds `--name`, which only `modes` accept (all, if none is given). Its type is the default's; `least` is the
         lowest whole number."""
@@ -91,7 +100,7 @@ class Parser(argparse.ArgumentParser):
         lines = [f"{bold('usage:')} {self.usage}", "", wrapped(self.description or ""), "", bold("Flags"), ""]
         return "\n".join([*lines, in_columns(self.flag_rows("")), ""])
 
-    def parse(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    def parse(self, argv: list[str]) -> tuple[Flags, list[str]]:
         """Returns the values of all flags, and the words that are no flag. Raises UserError for a flag that the mode
         does not have; exits with status 0 after `--help`."""
         complete(self)
@@ -116,7 +125,7 @@ class Parser(argparse.ArgumentParser):
         say(self._page(self, topic) if self._page else self.format_help().rstrip("\n"), styled=True)
         sys.exit(0)
 
-    def parse_with_names(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    def parse_with_names(self, argv: list[str]) -> tuple[Flags, list[str]]:
         """Returns the values of all flags, and the names that are given without one. Raises UserError as `parse`, and
         for a flag that there is not."""
         flags, words = self.parse(argv)

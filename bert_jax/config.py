@@ -18,6 +18,8 @@ from bert_jax.files import write_atomically
 from bert_jax.option import Option, can_be
 from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find_option, is_entry_name, nearest
 
+Json = dict[str, Any]  # an object of JSON: a line of metrics, a prediction, what a file says of a run
+
 
 class UserError(Exception):
     """A mistake that a user can correct: what is wrong, where, and what to do, in one line."""

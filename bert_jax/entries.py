@@ -6,7 +6,6 @@ The order in which entries are given means nothing: a config sorts its keys, and
 """
 
 import copy
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,7 +13,7 @@ from bert_jax.config import UserError, check_option, flatten
 from bert_jax.options import NAMED, default_entry, find_option, is_entry_name, nearest
 
 
-def add_entry(config: ConfigDict, name: str, **values: Any) -> None:
+def add_entry(config: ConfigDict, name: str, **values: object) -> None:
     """Adds the entry `name`, e.g. "corpora.de", with its options at these values and the others at their defaults.
 
     An option in a group is given as `data={"train": …}`. Raises UserError for an option that is not declared, naming
@@ -41,7 +40,7 @@ def add_entry(config: ConfigDict, name: str, **values: Any) -> None:
         set_option(config, key, value)
 
 
-def set_option(config: ConfigDict, name: str, value: Any) -> None:
+def set_option(config: ConfigDict, name: str, value: object) -> None:
     """Sets an option by its name, which must be known. An entry that is not there is added with its defaults."""
     *groups, key = name.split(".")
     place = config

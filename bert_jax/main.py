@@ -11,12 +11,11 @@ import atexit
 import gc
 import os
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from bert_jax import modes
-from bert_jax.command import Parser, run_command
+from bert_jax.command import Flags, Parser, run_command
 from bert_jax.config import UserError
 from bert_jax.experiment import load_experiment, override, split_argument
 from bert_jax.heap import restart_with_kept_heap
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> int:
     return modes.MODES[mode](config, workdir, **options)
 
 
-def read_command(argv: list[str]) -> tuple[str, ConfigDict, Path, dict[str, Any]]:
+def read_command(argv: list[str]) -> tuple[str, ConfigDict, Path, Flags]:
     """Returns mode, config, workdir and the mode's further arguments. Raises UserError for every mistake in them."""
     parser = _parser()
     flags, rest = parser.parse(argv)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from bert_jax.backend import Backend, backend_of, traced_for
@@ -208,7 +208,7 @@ def _own_rules(text: str) -> Iterator[Rule]:
         yield name, tuple(None if axis in ("-", "") else axis for axis in names)
 
 
-def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+def tree_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
     """Returns shardings for a tree of arrays whose innermost keys are parameter names; others are replicated."""
 
     def sharding(path, x):
@@ -218,7 +218,7 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def place(mesh: Mesh, tree: Any) -> Any:
+def place(mesh: Mesh, tree: PyTree) -> PyTree:
     """Returns a tree of arrays, which every process holds whole on the host or on one device, where the rules put
     them."""
     shardings = tree_shardings(mesh, tree)

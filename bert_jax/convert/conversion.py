@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
 
-from bert_jax.config import UserError, pattern
+from bert_jax.config import Json, UserError, pattern
 from bert_jax.convert import encoder_decoder, google_tf, hub, huggingface, portable
 from bert_jax.convert.mapping import Loaded, Report
 from bert_jax.convert.model_card import model_card
@@ -42,7 +42,7 @@ class Source:
     """A model, and what is known of how it was trained: the `run` item of a checkpoint, its metrics.jsonl."""
 
     model: Loaded
-    run: dict[str, Any]
+    run: Json
     metrics: Path | None
 
 
@@ -186,11 +186,11 @@ def _foreign(model: Loaded, name: str) -> Source:
     return Source(model, {"step": 0, "config": config, "task": model.description, "converted_from": name}, None)
 
 
-def without_private_paths(config: dict[str, Any]) -> dict[str, Any]:
+def without_private_paths(config: Json) -> Json:
     """Returns a config in which files and folders have their names only, without where they lie, also those of single
     tasks and corpora. Names of TFDS and of the Hub stay as they are."""
 
-    def shortened(key: str, value: Any) -> Any:
+    def shortened(key: str, value: object) -> object:
         if isinstance(value, dict):
             return without_private_paths(value)
         if not isinstance(value, str):
@@ -211,7 +211,7 @@ def _names_only(text: str) -> str:
     return language + equals + names
 
 
-def _shape(model: Loaded) -> dict[str, Any]:
+def _shape(model: Loaded) -> Json:
     return asdict(model.config) | {"size": None}
 
 

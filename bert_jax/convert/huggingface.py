@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.convert import encoder_decoder, mapping
 from bert_jax.convert.mapping import FETCH_AGAIN, Loaded, Report, Tensors, from_tensors, to_tensors
 from bert_jax.convert.names import (
@@ -233,7 +233,7 @@ def _checked(settings: JsonObject, path: Path) -> JsonObject:
     return settings
 
 
-def _description(task: str, settings: JsonObject) -> tuple[dict[str, Any], int]:
+def _description(task: str, settings: JsonObject) -> tuple[Json, int]:
     """Returns the description of a task, and the number of outputs of its classifier."""
     if task == "span_qa":  # whether it was trained on questions without an answer is not recorded
         return {"may_have_no_answer": False, "threshold": 0.0}, 1

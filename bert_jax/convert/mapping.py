@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.convert.names import TRUNK, Name, part_of
 from bert_jax.data.text.json_files import JsonObject, read_object
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class Loaded:
     parameters: Arrays
     tokenizer: Tokenizer
     task: str  # as in config.task
-    description: dict[str, Any]  # what the task learned of its data, such as names of labels
+    description: Json  # what the task learned of its data, such as names of labels
     report: Report
 
 
@@ -91,7 +91,7 @@ def shape_of(
     if activation not in activations:
         listed = ", ".join(activations)
         raise UserError(f"{settings.origin}: hidden_act is {activation!r}; it can be {listed}")
-    given: dict[str, Any] = {"hidden_act": activations[activation]}
+    given: Json = {"hidden_act": activations[activation]}
     for ours, theirs in fields.items():
         if theirs not in settings:
             continue

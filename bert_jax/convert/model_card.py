@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bert_jax.config import Json
 from bert_jax.tasks.scores import wilson_interval
 from bert_jax.training.energy import described, energy_of
 from bert_jax.training.metrics_log import Record, read_metrics
@@ -30,7 +31,7 @@ _BERT = (
 )
 
 
-def model_card(run: dict[str, Any], metrics: Path | None, architecture: str, num_parameters: int) -> str:
+def model_card(run: Json, metrics: Path | None, architecture: str, num_parameters: int) -> str:
     """Returns the card. `run`: as the checkpoint has it; `metrics`: the run's metrics.jsonl, beside which its other
     files lie."""
     header = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[architecture]}", "tags:", "- bert", "---"]
@@ -93,7 +94,7 @@ def summary(run: Mapping[str, Any]) -> str:
     return f"A {kind}, {made}" + (f"; it chooses among {len(labels)} labels." if labels else ".")
 
 
-def _model(config: Mapping[str, Any], num_parameters: int) -> dict[str, Any]:
+def _model(config: Mapping[str, Any], num_parameters: int) -> Json:
     model, data = config["model"], config["data"]
     names = {
         "layers": "num_hidden_layers",
@@ -185,7 +186,7 @@ def _predicted(path: Path) -> list[bool]:
         return []
 
 
-def training_lines(run: dict[str, Any]) -> list[str]:
+def training_lines(run: Json) -> list[str]:
     config = run["config"]
     if "converted_from" in run:
         return [f"Converted from `{run['converted_from']}` by bert_jax, which has not trained it."]

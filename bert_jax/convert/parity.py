@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.convert.programs import Arrays, Program
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import has_header, text_in
@@ -61,7 +61,7 @@ def read(opened: Opened, spec: str) -> Examples:
         raise UserError(f"--check={spec}: the label {label} is not one of the model's; use a file with these") from None
 
 
-def compare(opened: Opened, exact: Program, program: Program, found: Examples) -> dict[str, Any]:
+def compare(opened: Opened, exact: Program, program: Program, found: Examples) -> Json:
     """Returns `difference`, the largest between two numbers of the outputs; `labels_equal`, the share of examples with
     the same answer (None where answers are numbers); and `metrics` of the model and of the program (None without
     labels)."""
@@ -80,7 +80,7 @@ def compare(opened: Opened, exact: Program, program: Program, found: Examples) -
             for known, new in zip(outputs, both, strict=True):
                 for name, rows in new.items():
                     known.setdefault(name, []).extend(rows)
-    facts: dict[str, Any] = {"difference": difference, "labels_equal": None, "metrics": None}
+    facts: Json = {"difference": difference, "labels_equal": None, "metrics": None}
     if not isinstance(task, FineTuning):
         return facts
     predictions = [task.predict(found.examples, items, _completed(task, one)) for one in outputs]
@@ -127,7 +127,7 @@ def of_batch(program: Program) -> Program:
     return run
 
 
-def _of_tokens(task: Any) -> Sequence[str]:
+def _of_tokens(task: object) -> Sequence[str]:
     return task.token_outputs if isinstance(task, FineTuning) else ("last_hidden_state",)
 
 
@@ -137,10 +137,10 @@ def _completed(task: FineTuning, outputs: dict[str, list[np.ndarray]]) -> dict[s
     return {name: [np.asarray(row[name]) for row in rows] for name in rows[0]}
 
 
-def _answer(prediction: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(prediction: Mapping[str, Any]) -> Json:
     """Returns the words of a prediction without its numbers, which differ in their last digits."""
 
-    def is_answer(x: Any) -> bool:
+    def is_answer(x: object) -> bool:
         return isinstance(x, str) or (isinstance(x, list | tuple) and all(isinstance(one, str) for one in x))
 
     return {name: x for name, x in prediction.items() if is_answer(x)}

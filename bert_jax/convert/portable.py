@@ -26,7 +26,7 @@ from jax import export
 from jaxtyping import Array
 
 from bert_jax import backend
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.convert import parity
 from bert_jax.convert.programs import FORMATS, OPSET, Arrays, Format, Program
 from bert_jax.data.tokenizers.encoding import write_json
@@ -106,16 +106,14 @@ def write(
     return "\n".join([first, *parity.lines(facts)])
 
 
-def _compared(
-    opened: Opened, exact: Program, form: Format, folder: Path, examples: parity.Examples | None
-) -> dict[str, Any]:
+def _compared(opened: Opened, exact: Program, form: Format, folder: Path, examples: parity.Examples | None) -> Json:
     """Returns what program.json says about the program, read again, beside the model."""
     if missing := form.cannot_run():
         return {"not_run": missing}
     program, rows = form.open(folder), _rows(opened)
     expected, found = exact(rows), program(rows)
     difference = parity.largest(found[name] - value for name, value in expected.items())
-    facts: dict[str, Any] = {"rows": len(rows["input_ids"]), "difference": difference}
+    facts: Json = {"rows": len(rows["input_ids"]), "difference": difference}
     if examples is not None:
         own = {"name": examples.name, "examples": len(examples.examples), "unlabelled": examples.unlabelled}
         facts["file"] = own | parity.compare(opened, exact, program, examples)

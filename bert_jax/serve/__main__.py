@@ -11,15 +11,21 @@ watched: a newer checkpoint takes over without a lost request. SIGTERM answers w
 import gc
 import re
 import signal
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING
 
-from bert_jax.command import Parser, run_command
+from bert_jax.command import Flags, Parser, run_command
 from bert_jax.config import UserError
 from bert_jax.heap import release_free_memory, restart_with_kept_heap
+from bert_jax.option import Value
 from bert_jax.options import INFERENCE, OPTIONS, nearest
+
+if TYPE_CHECKING:
+    from bert_jax.inference.loaded import LoadedModel
+    from bert_jax.serve.app import State
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -85,10 +91,10 @@ def _parser() -> Parser:
 
 def _serve(
     where: socket,
-    flags: dict[str, Any],
+    flags: Flags,
     models: dict[str, str],
     lengths: list[int],
-    options: dict[str, Any],
+    options: Mapping[str, Value],
     token: str,
 ) -> None:
     from bert_jax import backend
@@ -106,7 +112,7 @@ def _serve(
     setup, slots = Setup(flags["pooling"], str(flags["layer"]), flags["attention"]), {}
     devices = _devices(flags["devices"])
 
-    def loaded(path: str | Path, device: int) -> dict[str, Any]:
+    def loaded(path: str | Path, device: int) -> "dict[str, LoadedModel]":
         return load_members(path, device=device, **given)
 
     for name, path in models.items():
@@ -139,7 +145,7 @@ def _devices(number: int) -> int:
     return number or there
 
 
-def _prepare(state: Any, how: dict[str, Any]) -> None:
+def _prepare(state: "State", how: Flags) -> None:
     """Compiles the programs of all models and starts their threads."""
     for name, slot in state.slots.items():
         observe = partial(state.metrics.batch, name)
@@ -174,7 +180,7 @@ def _lengths(text: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def _options(text: str) -> dict[str, Any]:
+def _options(text: str) -> dict[str, Value]:
     found = {}
     for word in filter(None, text.split(",")):
         name, separator, value = word.partition("=")

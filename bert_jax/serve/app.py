@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route as Path
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.inference.encode import InputError
 from bert_jax.inference.output import json_line
 from bert_jax.serve.bodies import Call, Limits, Refused, read_call, read_json, texts_of
@@ -316,7 +316,7 @@ def _numbered(result: Any, number: int) -> Any:
     return UserError(str(result).replace(f"input {result.number}", f"input {number}", 1))
 
 
-def _error(problem: UserError | Refused) -> dict[str, Any]:
+def _error(problem: UserError | Refused) -> Json:
     return problem.content if isinstance(problem, Refused) else Refused(422, str(problem)).content
 
 

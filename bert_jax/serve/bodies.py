@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
+from bert_jax.config import Json
 from bert_jax.option import Option
 
 KINDS = {
@@ -36,7 +37,7 @@ class Refused(Exception):
         self.status, self.retry_after = status, retry_after
 
     @property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Json:
         return {"error": {"type": KINDS[self.status], "message": str(self)}}
 
 
@@ -63,7 +64,7 @@ class Call:
     problems: dict[int, str] = field(default_factory=dict)
 
 
-async def read_json(request: Request, limits: Limits) -> Any:
+async def read_json(request: Request, limits: Limits) -> object:
     """Returns the JSON of a request's body. Raises Refused for a body that is no JSON, too large or too slow."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # What a page of another origin may send without asking is text or a form: it must not reach a model.
@@ -87,7 +88,7 @@ async def read_json(request: Request, limits: Limits) -> Any:
     return parsed(bytes(content))
 
 
-def parsed(content: bytes) -> Any:
+def parsed(content: bytes) -> object:
     """Returns the value of a JSON text in UTF-8. Raises Refused."""
     try:
         return json.loads(content.decode(), parse_constant=_no_number)
@@ -101,7 +102,7 @@ def parsed(content: bytes) -> Any:
         raise Refused(400, "the body is not JSON that can be read: it has a number that is too long") from None
 
 
-def read_call(body: Any, parameters: tuple[Option, ...], limits: Limits, *, key: str = "inputs") -> Call:
+def read_call(body: object, parameters: tuple[Option, ...], limits: Limits, *, key: str = "inputs") -> Call:
     """Returns what a body asks for. Parameters are in `parameters`, or beside the inputs as text-embeddings-inference
     has them. Raises Refused for anything that is wrong with the body as a whole."""
     if not isinstance(body, dict):
@@ -134,7 +135,7 @@ def read_call(body: Any, parameters: tuple[Option, ...], limits: Limits, *, key:
     return Call(model, task_name, inputs, values, problems)
 
 
-def input_problem(number: int, value: Any) -> str | None:
+def input_problem(number: int, value: object) -> str | None:
     """Returns why an input can be read by no model, if that is so: it is neither a text nor an object, or has half of a
     surrogate pair, which JSON can write and UTF-8 cannot."""
     if not isinstance(value, str | dict):
@@ -147,7 +148,7 @@ def input_problem(number: int, value: Any) -> str | None:
     return None
 
 
-def texts_of(value: Any) -> list[str]:
+def texts_of(value: object) -> list[str]:
     """Returns all texts in a value of JSON: names, values and what lists have."""
     found, left = [], [value]
     while left:
@@ -169,7 +170,7 @@ def _refuse_parameter(name: str, known: list[str]) -> NoReturn:
     raise Refused(422, f"'{shown}' is not a parameter of this route; {has}{hint}")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", str: "a text"}
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
 
+from bert_jax.config import Json
 from bert_jax.lab.report import html
 from bert_jax.option import Option
 from bert_jax.serve.bodies import KINDS, Limits
@@ -37,12 +37,12 @@ _STATUS = {
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
-def openapi(models: Sequence[str], limits: Limits, needs_token: bool) -> dict[str, Any]:
+def openapi(models: Sequence[str], limits: Limits, needs_token: bool) -> Json:
     """Returns the schema of all routes, OpenAPI 3.1."""
-    paths: dict[str, Any] = {f"/{route.name}": {"post": _operation(route, models, limits)} for route in ROUTES}
+    paths: Json = {f"/{route.name}": {"post": _operation(route, models, limits)} for route in ROUTES}
     paths["/v1/embeddings"] = {"post": _openai(models, limits)}
     paths |= {path: {"get": _read(path, meaning)} for path, meaning in _READ.items()}
-    schema: dict[str, Any] = {
+    schema: Json = {
         "openapi": "3.1.0",
         "info": {"title": "bert_jax", "version": "1", "description": "BERT models behind HTTP."},
         "paths": paths,
@@ -114,14 +114,14 @@ _READ = {
     "/metrics": "Prometheus' text format",
     "/openapi.json": "This description as a schema",
 }
-_KINDS_READ: dict[str, tuple[str, dict[str, Any]]] = {
+_KINDS_READ: dict[str, tuple[str, Json]] = {
     "/": ("text/html", {"type": "string"}),
     "/docs": ("text/html", {"type": "string"}),
     "/metrics": ("text/plain", {"type": "string"}),
     "/models": ("application/json", {"type": "array", "items": {"type": "object", "required": ["name", "routes"]}}),
 }
 _ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-_OPENAI_ANSWER: dict[str, Any] = {
+_OPENAI_ANSWER: Json = {
     "type": "object",
     "required": ["object", "data", "model", "usage"],
     "properties": {
@@ -158,8 +158,8 @@ _ERROR = {
 }
 
 
-def _operation(route: Route, models: Sequence[str], limits: Limits) -> dict[str, Any]:
-    one: dict[str, Any] = {"type": "string"}
+def _operation(route: Route, models: Sequence[str], limits: Limits) -> Json:
+    one: Json = {"type": "string"}
     if route.takes_objects:
         one = {"anyOf": [one, {"type": "object", "description": "the columns of the task; GET /models names them"}]}
     inputs = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": limits.inputs}]}
@@ -167,12 +167,12 @@ def _operation(route: Route, models: Sequence[str], limits: Limits) -> dict[str,
     properties = {"inputs": inputs} | _choices(models)
     properties["parameters"] = {"type": "object", "properties": parameters, "additionalProperties": False}
     body = {"type": "object", "required": ["inputs"], "properties": properties | parameters}
-    answer: dict[str, Any] = {"type": "array", "description": f"of each input {route.answer}, or an error"}
+    answer: Json = {"type": "array", "description": f"of each input {route.answer}, or an error"}
     answer["items"] = {"anyOf": [route.schema, {"$ref": "#/components/schemas/Error"}]}
     return _post(route.name, route.meaning, body, answer, route.example)
 
 
-def _openai(models: Sequence[str], limits: Limits) -> dict[str, Any]:
+def _openai(models: Sequence[str], limits: Limits) -> Json:
     text = {"type": "string"}
     inputs = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": limits.inputs}]}
     properties = {"input": inputs} | _choices(models)
@@ -181,15 +181,15 @@ def _openai(models: Sequence[str], limits: Limits) -> dict[str, Any]:
     return _post("embeddings", _OPENAI, body, _OPENAI_ANSWER, {"input": ["a fine film"]})
 
 
-def _choices(models: Sequence[str]) -> dict[str, Any]:
+def _choices(models: Sequence[str]) -> Json:
     task = "of a model of several tasks; GET /models names them"
     return {"model": {"type": "string", "enum": list(models)}, "task_name": {"type": "string", "description": task}}
 
 
-def _read(path: str, meaning: str) -> dict[str, Any]:
+def _read(path: str, meaning: str) -> Json:
     """Returns the description of a path for GET. Those that browsers and probes use need no token."""
     kind, schema = _KINDS_READ.get(path, ("application/json", {"type": "object"}))
-    responses: dict[str, Any] = {"200": {"description": meaning, "content": {kind: {"schema": schema}}}}
+    responses: Json = {"200": {"description": meaning, "content": {kind: {"schema": schema}}}}
     is_open = path in ("/", "/docs") or path.startswith("/health")
     for status in [421, *([503] if path.startswith("/health") else []), *([] if is_open else [401])]:
         responses[str(status)] = {"description": _STATUS[status], "content": _ERROR_CONTENT}
@@ -199,12 +199,8 @@ def _read(path: str, meaning: str) -> dict[str, Any]:
     )
 
 
-def _post(
-    name: str, meaning: str, body: dict[str, Any], answer: dict[str, Any], example: dict[str, Any]
-) -> dict[str, Any]:
-    responses: dict[str, Any] = {
-        "200": {"description": "answered", "content": {"application/json": {"schema": answer}}}
-    }
+def _post(name: str, meaning: str, body: Json, answer: Json, example: Json) -> Json:
+    responses: Json = {"200": {"description": "answered", "content": {"application/json": {"schema": answer}}}}
     responses |= {str(status): {"description": text, "content": _ERROR_CONTENT} for status, text in _STATUS.items()}
     content = {"application/json": {"schema": body, "example": example}}
     return {
@@ -215,8 +211,8 @@ def _post(
     }
 
 
-def _property(option: Option) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": _TYPES[option.type], "description": f"{option.meaning} ({option.allowed})"}
+def _property(option: Option) -> Json:
+    schema: Json = {"type": _TYPES[option.type], "description": f"{option.meaning} ({option.allowed})"}
     if option.choices:
         schema["enum"] = list(option.choices)
     if option.range:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import Json, UserError, result_or_error
 from bert_jax.inference.embeddings import Embedder
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.generate import Generator
@@ -29,7 +29,7 @@ _FRAME = "<style>body { padding: .2rem 1rem } h1 { display: none } h2 { border: 
 _DRAWN = (16, 32, 48, 64)  # lengths of texts whose attention is drawn
 
 Results = list[Any]
-Schema = dict[str, Any]
+Schema = Json
 
 _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
@@ -65,10 +65,10 @@ class Route:
     name: str
     meaning: str
     answer: str  # one sentence on each element of the list that is returned
-    example: dict[str, Any]
-    schema: dict[str, Any]  # of such an element
+    example: Json
+    schema: Json  # of such an element
     run: Callable[[LoadedModel, Setup, list[Any]], Results]
-    shown: Callable[[Any, dict[str, Any]], Any] = lambda result, parameters: result
+    shown: Callable[[Any, Json], Any] = lambda result, parameters: result
     parameters: tuple[Option, ...] = ()
     tool: Callable[[LoadedModel, Setup], Any] | None = None  # raises UserError if the model lacks what it needs
     takes_objects: bool = False
@@ -79,7 +79,7 @@ def _predict(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
     return list(map(_with_its_id, inputs, model.predict(inputs)))
 
 
-def _with_its_id(one: Any, result: Any) -> Any:
+def _with_its_id(one: object, result: Any) -> Any:
     """Returns the result with the "id" that the input has, as files of predictions do. An answer to a question without
     one is named after its place in the batch, which is nobody's business."""
     if not isinstance(result, dict):

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.heap import release_free_memory
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.serve.bodies import Call, Refused, texts_of
@@ -161,7 +161,7 @@ class Slot:
         for served in checkpoint.values():
             served.warm_up(self._lengths)
 
-    def _signature(self) -> tuple[Any, ...]:
+    def _signature(self) -> tuple[object, ...]:
         """Returns what changes when a run saves or deletes a checkpoint; () for what is no workdir or is gone."""
         folder = Path(self.path) / "checkpoints"
         try:
@@ -170,7 +170,7 @@ class Slot:
             return ()
 
 
-def described(slot: Slot) -> dict[str, Any]:
+def described(slot: Slot) -> Json:
     """Returns what a client may know about a model: never a path."""
     checkpoint = slot.served
     whole = {"name": slot.name, "step": checkpoint[""].model.step} | _of_task(checkpoint, "")
@@ -178,7 +178,7 @@ def described(slot: Slot) -> dict[str, Any]:
     return whole | {"tasks": tasks} if tasks else whole
 
 
-def _of_task(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def _of_task(checkpoint: Checkpoint, name: str) -> Json:
     own, whole = checkpoint[name], checkpoint[""]
     longest = {route.name: longest_of(one.model, route) for one in (own, whole) for route in one.routes.values()}
     model, routes = own.model, [route.name for route in ROUTES if route.name in longest]

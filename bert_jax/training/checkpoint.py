@@ -23,9 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.sharding import Mesh, place, tree_shardings
@@ -36,7 +37,7 @@ from bert_jax.training.parameters import Parameters, name_of_format_1, name_sinc
 from bert_jax.training.step import TrainState
 from bert_jax.training.stored import widened
 
-Shardings = Callable[[Any], Any]  # a tree of abstract arrays → the same tree of shardings
+Shardings = Callable[[PyTree], PyTree]  # a tree of abstract arrays → the same tree of shardings
 HIDDEN = ".deleting-"  # begins names that no reader takes for a checkpoint; what has one is removed at the next start
 EXTENDED = "extended"  # in a workdir: the checkpoint of init_from with the new tokens of extend.words
 _SMALL = 1 << 30  # bytes of parameters that any file may claim
@@ -49,13 +50,13 @@ class Saved:
     that averages its parameters has; `run` has its config over today's defaults."""
 
     parameters: Parameters
-    optimizer: Any
+    optimizer: PyTree
     trained: Parameters | None
-    run: dict[str, Any]
+    run: Json
     tokenizer: Tokenizer
 
 
-def on_one_device(tree: Any, number: int = 0) -> Any:
+def on_one_device(tree: PyTree, number: int = 0) -> PyTree:
     """Returns shardings that put every array whole onto one of this process's devices."""
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[number])
     return jax.tree.map(lambda _: one, tree)
@@ -121,7 +122,7 @@ def read_checkpoint(
     return Saved(widened(restored["parameters"]), restored.get("optimizer"), restored.get("trained"), run, tokenizer)
 
 
-def describe_checkpoint(directory: Path) -> tuple[dict[str, Any], Tokenizer]:
+def describe_checkpoint(directory: Path) -> tuple[Json, Tokenizer]:
     """Returns the `run` item and the tokenizer, without any array. Raises Damaged, Trouble or UserError."""
     with guarded(directory):
         # JSON files under the name that Orbax's JSON handler gives them
@@ -254,7 +255,7 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(child.name) for child in directory.glob("*") if child.name.isdecimal())
 
 
-def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_parameters(directory: Path, run: Json) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the saved parameters. Their names must be those of the checksums, which are protected."""
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         metadata = handler.metadata(epath.Path(directory.absolute()) / "parameters")
@@ -273,7 +274,7 @@ def _abstract_parameters(directory: Path, run: dict[str, Any]) -> dict[str, jax.
 
 
 def _check_structure(
-    expected: TrainState, shapes: dict, run: dict[str, Any], directory: Path, as_saved: Callable[[str], str]
+    expected: TrainState, shapes: dict, run: Json, directory: Path, as_saved: Callable[[str], str]
 ) -> None:
     """Raises UserError if the run's state has other arrays than `expected`: an option was changed, nothing is lost."""
     for name in sorted({*shapes, *expected.parameters}):
@@ -308,7 +309,7 @@ def _target(x: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _restore(directory: Path, target: Any) -> Any:
+def _restore(directory: Path, target: PyTree) -> PyTree:
     # The handler alone, not a Checkpointer: that waits for the other processes, of which one may have failed.
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         how = ocp.checkpoint_utils.construct_restore_args(target)

@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bert_jax import __version__
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import Json, UserError, from_json_dict
 from bert_jax.data.tokenizers.tokenizer import FILES, Tokenizer, tokenizer_from_files
 
 FORMAT = 2  # 1: no `format` key, no checksums of `run` and `tokenizer`
-Json = dict[str, Any]
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # TensorStore raises ValueError and RuntimeError with a status code, the error of the system, or both in the text.
@@ -113,7 +113,7 @@ def seal(run: Json, arrays: Mapping[str, Mapping[str, int]], tokenizer: Json) ->
     return run
 
 
-def check_run(run: Any, directory: Path) -> Json:
+def check_run(run: object, directory: Path) -> Json:
     """Returns the `run` item with its config over today's defaults. Raises Damaged naming the first field that is not
     as it was written, and UserError if a newer version wrote it."""
     if not isinstance(run, dict):
@@ -158,22 +158,22 @@ def unpack(files: Any, run: Json, directory: Path) -> Tokenizer:
         raise Damaged(f"checkpoint {directory}: tokenizer cannot be decoded ({problem})") from None
 
 
-def checksums(tree: Any) -> dict[str, int]:
+def checksums(tree: PyTree) -> dict[str, int]:
     """Returns a sum modulo 2³² over the bits of each array: the same on any mesh, at the speed of memory."""
     return _of_each(tree, _numpy_sum_of_bits, _sums_of_bits)
 
 
-def not_finite(tree: Any) -> list[str]:
+def not_finite(tree: PyTree) -> list[str]:
     """Returns the names of the arrays that contain NaN or infinity."""
     finite = _of_each(tree, lambda x: int(np.isfinite(x).all()), _are_finite)
     return [name for name, is_finite in finite.items() if not is_finite]
 
 
-def _is_object(x: Any, is_value: Callable[[Any], bool] = lambda _: True) -> bool:
+def _is_object(x: object, is_value: Callable[[Any], bool] = lambda _: True) -> bool:
     return isinstance(x, dict) and all(map(is_value, x.values()))
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return type(x) in (int, float)
 
 
@@ -189,16 +189,16 @@ def _are_checksums(x: Any) -> bool:
     )
 
 
-def _are_sums(x: Any) -> bool:
+def _are_sums(x: object) -> bool:
     """Checks {metric: [sum, weight]}, each a number or a list of numbers."""
 
-    def is_number_or_list(x: Any) -> bool:
+    def is_number_or_list(x: object) -> bool:
         return all(map(is_number_or_list, x)) if isinstance(x, list) else _is_number(x)
 
     return _is_object(x, lambda pair: isinstance(pair, list) and len(pair) == 2 and all(map(is_number_or_list, pair)))
 
 
-def _is_guard(left_out: Any = (), recent: Any = None, **others: Any) -> bool:
+def _is_guard(left_out: object = (), recent: object = None, **others: object) -> bool:
     """Checks the record of `guard.Guard`: {} or {"left_out": numbers, "recent": {metric: numbers}}."""
     numbers = isinstance(left_out, list | tuple) and all(type(x) is int and x >= 0 for x in left_out)
     lists = recent is None or _is_object(recent, lambda x: isinstance(x, list) and all(map(_is_number, x)))
@@ -223,12 +223,12 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _digest(content: Any) -> str:
+def _digest(content: object) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _of_each(tree: Any, on_host: Callable[[np.ndarray], int], on_device: Callable[[Any], Any]) -> dict[str, int]:
+def _of_each(tree: PyTree, on_host: Callable[[np.ndarray], int], on_device: Callable[[Any], Any]) -> dict[str, int]:
     def is_here(x: Any) -> bool:
         return isinstance(x, np.ndarray) or (x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices()))
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from bert_jax.config import Json
 from bert_jax.files import write_atomically
 from bert_jax.tasks.task import Batch, Sums, Task
 from bert_jax.training.processes import on_first_process
@@ -71,7 +72,7 @@ class Guard:
         self.recent = {name: deque(recent.get(name, ()), maxlen=_WINDOW) for name in WATCHED}
         self.unchecked = None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """Returns the record for a checkpoint, JSON."""
         if not self.is_on and not self.left_out:
             return {}

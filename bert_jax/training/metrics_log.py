@@ -16,13 +16,13 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.text.text_files import read_bytes
 from bert_jax.files import write_atomically
 from bert_jax.training.tensorboard import EventFile
 from bert_jax.training.trackers import Trackers
 
-Record = dict[str, Any]  # a line of metrics.jsonl
+Record = Json  # a line of metrics.jsonl
 _SHOWN = ("loss", "mean", "mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy", "f1", "mcc", "pearson", "micro_f1")
 _SHOWN += ("entity_f1", "exact_match", "perplexity", "bleu", "chrf", "rouge1", "rouge2", "rougeLsum")
 _SHOWN += ("tokens_per_second", "mfu", "wait_share")
@@ -69,7 +69,7 @@ class MetricsLog:
             look["bar_format"] = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self.bar = tqdm(total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), **look)
 
-    def record(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+    def record(self, step: int, split: str, metrics: Json) -> None:
         """Writes a line, unless there is nothing to say. The terminal gets the best known metrics, if it has any."""
         if not self.writes or not metrics:
             return

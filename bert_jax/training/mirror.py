@@ -19,7 +19,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -96,7 +95,7 @@ class Mirror:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         """Copies what is left. Raises UserError if that fails, unless the run ends with an error of its own."""
         self._ended.set()
         self._thread.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jax.stages import Compiled
 
@@ -74,7 +74,7 @@ class Observers(Observer):
         for name in (*told, "before_evaluation_batch", "restart_clock", "end"):
             setattr(self, name, partial(self._tell_all, name))
 
-    def _tell_all(self, name: str, *arguments: Any) -> None:
+    def _tell_all(self, name: str, *arguments: object) -> None:
         for observer in self.observers:
             getattr(observer, name)(*arguments)
 

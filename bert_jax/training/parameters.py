@@ -6,12 +6,12 @@ A parameter of the trunk is called as in the trunk (`encoder/layers/attention/qu
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from bert_jax.config import UserError, pattern
 from bert_jax.models.bert import Model
@@ -57,10 +57,10 @@ def name_since_format_2(name: str) -> str:
     return name if name.startswith((*_TRUNK_PARTS, _HEADS)) else _HEADS + name
 
 
-def rename(tree: Any, rule: Callable[[str], str]) -> Any:
+def rename(tree: PyTree, rule: Callable[[str], str]) -> PyTree:
     """Applies a rule to the keys of every innermost dict: of parameters, or of an optimizer's state for them."""
 
-    def is_named(x: Any) -> bool:
+    def is_named(x: object) -> bool:
         return isinstance(x, dict) and not any(isinstance(value, dict) for value in x.values())
 
     return jax.tree.map(lambda x: {rule(k): v for k, v in x.items()} if is_named(x) else x, tree, is_leaf=is_named)

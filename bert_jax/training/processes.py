@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from bert_jax.config import UserError, differences
+from bert_jax.config import Json, UserError, differences
 from bert_jax.tasks.task import TrainBatches
 
 # Exit status of a process that another one, a device or a disk keeps from going on: the same command continues.
@@ -100,7 +100,7 @@ def several_processes() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def check_same(values: Mapping[str, Any]) -> None:
+def check_same(values: Mapping[str, object]) -> None:
     """Raises UserError on every process, naming the first key and two values, unless all processes hold the same.
     `values` is JSON, maybe nested."""
     if not several_processes():
@@ -180,7 +180,7 @@ class SeveralParts:
     def __next__(self) -> dict[str, np.ndarray]:
         return joined([next(reader) for reader in self._readers])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         return self._readers[0].state()
 
     def close(self) -> None:

@@ -5,14 +5,13 @@ of the run besides its arrays.
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.models.config import layer_numbers
 from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Description, Sums, Task
@@ -27,7 +26,7 @@ from bert_jax.training.step import TrainState
 
 def first_state(
     task: Task, config: ConfigDict, programs: Programs, checkpoints: Checkpoints
-) -> tuple[TrainState, dict[str, Any] | None]:
+) -> tuple[TrainState, Json | None]:
     """Returns the state to begin with and, if it is a resumed one, the checkpoint's `run` item. It comes from 1. the
     newest whole checkpoint of this workdir, 2. `init_from`, 3. random initialisation."""
     mesh, _, optimizer, abstract, *_ = programs
@@ -56,10 +55,10 @@ class Record:
     description: Description
     history: list[float]  # checkpoint.best_metric of each evaluation
     pending: list[Sums]  # of the steps since the last report
-    guard: dict[str, Any]
+    guard: Json
 
     @classmethod
-    def of(cls, resumed: dict[str, Any] | None, task: Task) -> "Record":
+    def of(cls, resumed: Json | None, task: Task) -> "Record":
         """Returns the record in a checkpoint's `run` item, or that of a run that begins."""
         run = {"task": {}, "history": [], "pending": [], "guard": {}} if resumed is None else resumed
         pending = [
@@ -68,7 +67,7 @@ class Record:
         ]
         return cls(task.description() | run["task"], run["history"], pending, run["guard"])
 
-    def json(self, data: dict[str, Any], config: ConfigDict, guard: Guard) -> dict[str, Any]:
+    def json(self, data: Json, config: ConfigDict, guard: Guard) -> Json:
         """Returns the fields of the `run` item. It copies what is in it: that is written in the background, while the
         originals change. Waits for the steps whose sums are pending."""
         host = jax.device_get(self.pending)
