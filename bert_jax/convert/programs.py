@@ -17,6 +17,7 @@ from jax import export
 from safetensors.numpy import load_file, save_file
 
 from bert_jax.config import UserError
+from bert_jax.extras import install
 from bert_jax.inference.graph import graph_of
 from bert_jax.training.stored import DTYPES
 
@@ -47,12 +48,12 @@ class Format:
     def cannot_run(self) -> str:
         """Returns what is missing to run programs of this format here; "" if nothing is."""
         is_there = importlib.util.find_spec(self.engine) is not None
-        return "" if is_there else f"it needs {self.engine}: pip install -e '.[{self.extra}]'"
+        return "" if is_there else f"it needs {self.engine}: {install(self.extra)}"
 
     def check(self, name: str, dtype: str, *, runs: bool) -> None:
         """Raises UserError if the format cannot be written, not with weights of this dtype, or not run if `runs`."""
         if importlib.util.find_spec(self.package) is None:
-            raise UserError(f"--format={name} needs the extra {self.extra}: pip install -e '.[{self.extra}]'")
+            raise UserError(f"--format={name} needs the extra {self.extra}: {install(self.extra)}")
         if dtype not in self.dtypes:
             raise UserError(f"--dtype={dtype} is not for --format={name}, which can have {', '.join(self.dtypes)}")
         if runs and (missing := self.cannot_run()):

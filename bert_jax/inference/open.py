@@ -22,6 +22,7 @@ from bert_jax.config import UserError, from_json_dict, naming
 from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import of_task
+from bert_jax.extras import install
 from bert_jax.inference.prepared import PredictionModel
 from bert_jax.models.bert import Bert, Model
 from bert_jax.models.config import BertConfig, bert_config
@@ -178,7 +179,7 @@ def open_model(
             opened.config[group][name] = overrides[key]
     del vars(opened)["bert_config"]  # it was made from the config as it was
     if opened.config.predict.backend == "openvino" and importlib.util.find_spec("openvino") is None:
-        raise UserError("predict.backend=openvino needs the extra openvino: pip install -e '.[openvino]'")
+        raise UserError(f"predict.backend=openvino needs the extra openvino: {install('openvino')}")
     return opened
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
+from bert_jax.extras import install
 from bert_jax.option import can_be
 
 GIB = 1 << 30
@@ -99,7 +100,7 @@ class Topology:
         """Raises UserError if the compiler for this machine is not installed."""
         modules, extra = _COMPILERS[self.has.platform]
         if not any(map(_is_installed, modules)):
-            raise UserError(f"--topology={self.name} needs {modules[0]}: pip install -e '.[{extra}]'")
+            raise UserError(f"--topology={self.name} needs {modules[0]}: {install(extra)}")
 
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
         """Returns the environment of a process that compiles for this machine."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from bert_jax.command import Flags, Parser, run_command
 from bert_jax.config import UserError
+from bert_jax.extras import install
 from bert_jax.heap import release_free_memory, restart_with_kept_heap
 from bert_jax.option import Value
 from bert_jax.options import INFERENCE, OPTIONS, nearest
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError("the server needs the extra serve: pip install -e '.[serve]'") from None
+        raise UserError(f"the server needs the extra serve: {install('serve')}") from None
     from bert_jax.serve.server import listen
 
     with listen(flags["host"], flags["port"]) as where:

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 
 from bert_jax.config import UserError
 from bert_jax.data.text.sentences import split_text
+from bert_jax.extras import install
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 KINDS = {"none": (), "translation": ("bleu", "chrf"), "summary": ROUGE}  # of seq2seq.scores: the names of the metrics
@@ -115,7 +116,7 @@ def check_package(kind: str) -> None:
     """Raises UserError if the package is missing that scores of this kind need."""
     package = _PACKAGES.get(kind, "numpy")
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"scores of a {kind} need the extra generate: pip install -e '.[generate]'")
+        raise UserError(f"scores of a {kind} need the extra generate: {install('generate')}")
 
 
 def warn_of_letters(references: Sequence[str]) -> None:

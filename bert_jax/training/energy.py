@@ -21,6 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, check_option
+from bert_jax.extras import install
 from bert_jax.option import most_like
 from bert_jax.sharding import Mesh
 from bert_jax.tasks.task import Task
@@ -99,7 +100,7 @@ def check_energy(options: ConfigDict) -> None:
         raise UserError(f"energy.watts is for energy.meter=watts, and energy.meter is {options.meter}: set it to watts")
     if (options.meter == "codecarbon" or options.country) and importlib.util.find_spec("codecarbon") is None:
         what = f"energy.country={options.country}" if options.country else "energy.meter=codecarbon"
-        remedy = "pip install -e '.[energy]', or energy.meter=watts with energy.watts and energy.grams_per_kwh"
+        remedy = f"{install('energy')}, or energy.meter=watts with energy.watts and energy.grams_per_kwh"
         raise UserError(f"{what} needs the extra energy: {remedy}")
     grams_per_kwh(options)
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError, flatten
+from bert_jax.extras import install
 from bert_jax.files import write_atomically
 from bert_jax.option import can_be
 
@@ -149,7 +150,7 @@ def check_trackers(names: str) -> None:
         if name not in TRACKERS:
             raise UserError(f"train.trackers has {name!r}; {can_be(name, TRACKERS)}, or several, with commas between")
         if importlib.util.find_spec(TRACKERS[name].package) is None:
-            raise UserError(f"train.trackers has {name}, which needs the extra trackers: pip install -e '.[trackers]'")
+            raise UserError(f"train.trackers has {name}, which needs the extra trackers: {install('trackers')}")
         try:
             TRACKERS[name].check()
         except ImportError as problem:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
 from bert_jax.data.media.arrays import check_numbers
+from bert_jax.extras import install
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _MOST_PIXELS = 1 << 26  # 67 million: a small file can claim any number of pixels, each of which takes memory
@@ -24,7 +25,7 @@ def read_picture(path: Path, image: ConfigDict, origin: str) -> Float32[np.ndarr
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
-        raise UserError("data.image: PNG and JPEG need the extra images: pip install -e '.[images]'") from None
+        raise UserError(f"data.image: PNG and JPEG need the extra images: {install('images')}") from None
     modes = {1: "L", 3: "RGB"}
     if image.channels not in modes:
         raise UserError(

@@ -47,6 +47,7 @@ from bert_jax.data.tokenizers.tokenizer import (
     train_tokenizer,
 )
 from bert_jax.data.tokenizers.vocabulary import count_words
+from bert_jax.extras import install
 from bert_jax.files import only_writer
 
 _OWN_OPTIONS = ("DirectRunner", "DataflowRunner")  # runners all of whose options Beam's package declares; the default
@@ -57,7 +58,7 @@ Item = TypeVar("Item")
 def check_beam(data: ConfigDict) -> None:
     """Raises UserError unless Beam is installed and accepts data.beam_options."""
     if importlib.util.find_spec("apache_beam") is None:
-        raise UserError("data.runner=beam needs Apache Beam, which is not installed: pip install 'bert_jax[beam]'")
+        raise UserError(f"data.runner=beam needs Apache Beam, which is not installed: {install('beam')}")
     if data.masking == "static":
         wrong = "is the original script, which reads the corpus in one process"
         raise UserError(f"data.masking=static {wrong}: set data.runner=local or data.masking=dynamic")

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from bert_jax.config import UserError
+from bert_jax.extras import install
 
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -205,7 +206,7 @@ def _checked_scheme(url: str, option: str) -> str:
         raise UserError(f"{option}: {url}: {scheme}:// is not read: use gs://, s3:// or a local path")
     if importlib.util.find_spec(_PACKAGES[scheme]) is None:
         wrong = f"needs {_PACKAGES[scheme]}, which is not installed"
-        raise UserError(f"{option}: {url} {wrong}: pip install 'bert_jax[remote]'")
+        raise UserError(f"{option}: {url} {wrong}: {install('remote')}")
     return scheme
 
 

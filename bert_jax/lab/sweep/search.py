@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
+from bert_jax.extras import install
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, RunRecord, read_run
 from bert_jax.lab.space import Distribution, label, short
 from bert_jax.lab.study import PlannedRun, Study, run_name
@@ -160,5 +161,5 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("a search needs the extra lab: pip install -e '.[lab]'") from None
+        raise UserError(f"a search needs the extra lab: {install('lab')}") from None
     return optuna

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import UserError
+from bert_jax.extras import install
 from bert_jax.files import write_atomically
 from bert_jax.lab.study import PlannedRun
 
@@ -97,7 +98,7 @@ def _submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise UserError("--slurm needs the extra lab: pip install -e '.[lab]'") from None
+        raise UserError(f"--slurm needs the extra lab: {install('lab')}") from None
     return submitit
 
 
