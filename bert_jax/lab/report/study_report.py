@@ -250,6 +250,8 @@ def _mean(level: Level | None, comparison: Comparison, scale: Scale) -> Cell:
         return Cell(NOTHING)
     note = f"{level.complete} of {level.planned} runs" if level.complete < level.planned else _runs(level.planned)
     note += "".join(f", {n} {word}" for n, word in ((level.failed, FAILED), (level.unfinished, "unfinished")) if n)
+    if level.summary and level.summary.n < level.complete:
+        note += f", {level.summary.n} value{'s' if level.summary.n > 1 else ''}"
     note += f", {level.at_chance} at chance" if level.at_chance else ""
     if level.summary is None:
         return Cell(NOTHING, PROBLEM, note)
@@ -268,15 +270,23 @@ def _differences(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> 
             if level.verdict is None:
                 continue
             said, found = level.verdict, level.difference
-            shown = [NOTHING] * 6
+            shown: list[str | Cell] = [NOTHING] * 6
             if found is not None:
                 numbers = (found.p, level.p_holm, level.p_study)
-                shown = [with_half(found.mean, found.half, scale, signed=True), number(found.effect, Scale(1, 1, ""))]
+                shift = Cell(with_half(found.mean, found.half, scale, signed=True), "", _pairs(level, comparison))
+                shown = [shift, number(found.effect, Scale(1, 1, ""))]
                 shown += [*map(_p, numbers), NOTHING if level.aso is None else f"{level.aso:.2f}"]
             shown += [_resampled(level, scale)] if has_examples else []
             last = Cell(said.word, _KINDS[said.word], _reason(said, scale) if said.word == UNKNOWN else "")
             rows.append([column_title(comparison), level.label, *shown, last])
     return [Table(header, rows, range(2, len(header) - 1))] if rows else []
+
+
+def _pairs(level: Level, comparison: Comparison) -> str:
+    """Returns how many pairs a difference is of, if other values are in the means too; else ""."""
+    sizes = [x.summary.n for x in comparison.levels if x.summary and x.label in (level.label, comparison.baseline)]
+    found = level.difference
+    return f"{found.n} pairs" if found and found.test != "Welch" and found.n < max(sizes) else ""
 
 
 def _resampled(level: Level, scale: Scale) -> str | Cell:

@@ -179,7 +179,7 @@ def at_chance(metrics: Mapping[str, float]) -> bool:
 def _compared(level: Level, units: Mapping[str, Mapping[str, float]], baseline: str, are_shared: bool) -> Level:
     """Adds the difference from the baseline to a level that has values."""
     values, base = units[level.label], units.get(baseline, {})
-    if level.label == baseline:
+    if level.label == baseline or not baseline:
         return level
     if not values or not base:
         missing = "this level" if not values else f"the baseline, {baseline},"

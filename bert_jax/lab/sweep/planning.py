@@ -26,6 +26,7 @@ from bert_jax.lab.records import (
     read_study,
     write_record,
 )
+from bert_jax.lab.space import Distribution, Search, label
 from bert_jax.lab.study import PlannedRun, Study
 from bert_jax.options import RESTART
 
@@ -80,6 +81,28 @@ def read_before(workdir: Path, name: str) -> StudyRecord | None:
     if before.name != name:
         raise UserError(f"{workdir} holds the study {before.name}, not {name}; choose another --workdir")
     return before
+
+
+def check_search(before: StudyRecord | None, search: Search | None) -> None:
+    """Raises UserError for a search whose trials cannot be told apart from the better and worse ones of a workdir."""
+    old = before.study.search if before is not None else None
+    if before is None or old is None or search is None:
+        return
+    facts = [(name, getattr(old, name), getattr(search, name)) for name in ("metric", "direction")]
+    facts += [(name, _kind(one), _kind(search.space[name])) for name, one in old.space.items() if name in search.space]
+    for name, was, now in facts:
+        if was != now:
+            raise UserError(
+                f"{before.workdir} holds a search whose {name} was {was}, and is {now}: trials of both cannot be "
+                "compared; restore it, or choose another --workdir"
+            )
+
+
+def _kind(one: Distribution) -> str:
+    """Returns what of a distribution Optuna cannot change; the ends of an interval may move."""
+    if one.choices:
+        return f"one of {', '.join(map(label, one.choices))}"
+    return f"{'an integer' if one.whole else 'a number'}{' by its logarithm' if one.log else ''}"
 
 
 def changed_keys(workdir: Path, planned: Sequence[PlannedRun], configs: Configs) -> dict[str, str]:

@@ -18,7 +18,7 @@ from bert_jax.lab.report import command as report
 from bert_jax.lab.report import cost, documents, study_figures, study_report
 from bert_jax.lab.report.study_report import describe_study, scale_of
 from bert_jax.lab.space import Search, log_uniform
-from bert_jax.lab.study import Stage, grid, plan, seeds, values
+from bert_jax.lab.study import Stage, Study, choice, grid, plan, seeds, values
 from bert_jax.models.config import bert_config
 from bert_jax.models.cost import training_flops
 from bert_jax.tasks.sections import Cell, Table
@@ -213,6 +213,30 @@ def test_labels_from_anywhere_are_text_everywhere(tmp_path, look):
     with (tmp_path / "evil.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["level.objective"] for row in rows} == {EVIL, "'=2+2"}  # no formula
+
+
+def test_no_label_is_an_option_of_the_line_before():
+    table = Table(["", "x"], [["[MASK]", "1"], ["*", "2"]])  # after \\\\, LaTeX takes both for itself
+    lines = documents.to_latex(documents.Document("a", [documents.Part("b", [table])])).splitlines()
+    assert [line for line in lines if line.startswith(("[", "*"))] == [] and r"{[}MASK] & 1 \\" in lines
+
+
+def test_a_carriage_return_does_not_end_a_row(tmp_path):
+    study = study_folders.make_study({"a": {}, "b\rc": {"data.pairing": "none"}}, count=1, published=None)
+    study_folders.make_folder(tmp_path / "study", study, with_curves=False)
+    write(tmp_path / "study", tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["level.objective"] for row in csv.DictReader(file)} == {"a", "b\nc"}
+
+
+def test_a_difference_of_fewer_pairs_than_there_are_values_says_so(tmp_path):
+    levels = choice("objective", {"A": {}, "B": {"data.pairing": "none"}})
+    stages = Stage("first", "x.py", grid(seeds(4))), Stage("tune", "y.py", grid(levels), after="first")
+    study = Study("?", stages, "objective", "A", {"tune": "test.accuracy"})
+    *_, last = study_folders.make_folder(tmp_path / "study", study, with_curves=False)
+    assert "pairs)" not in write(tmp_path / "study", tmp_path / "a.md")
+    study_folders.fail(tmp_path / "study", last, "failed", "boom")
+    assert "(3 pairs)" in write(tmp_path / "study", tmp_path / "b.md")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, such as Debian's texlive-latex-base")

@@ -22,7 +22,7 @@ from bert_jax.lab.records import (
     write_record,
     write_study,
 )
-from bert_jax.lab.space import Search, log_uniform, one_of
+from bert_jax.lab.space import Search, log_uniform, one_of, uniform
 from bert_jax.lab.study import PlannedRun, Published, Stage, Study, choice, grid, plan, seeds
 from bert_jax.lab.sweep.command import main, planning, sweep
 
@@ -209,6 +209,28 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path):
     assert record.study.search is not None and list(record.study.search.space["optimizer.b2"].choices) == [0.9, 0.99]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "eval.accuracy"}, "whose metric was eval.loss, and is eval.accuracy"),
+        ({"direction": "max"}, "whose direction was min, and is max"),
+        ({"space": {"a": one_of(1, 2, 3)}}, "whose a was one of 1, 2, and is one of 1, 2, 3"),
+        ({"space": {"b": log_uniform(1, 9)}}, "whose b was a number, and is a number by its logarithm"),
+        ({"space": {"b": uniform(5, 6), "c": one_of(1)}, "trials": 9, "seed": 3, "pruner": "asha"}, ""),
+    ],
+)
+def test_trials_of_another_search_are_not_mixed_in(tmp_path: Path, change: dict, message: str):
+    search = Search({"a": one_of(1, 2), "b": uniform(1, 9)}, 4)
+    write_study(tmp_path, "study", "s.py", replace(study(), search=search), [])
+    before = planning.read_before(tmp_path, "study")
+    planning.check_search(before, search)
+    if message:
+        with pytest.raises(UserError, match=f"{message}: trials of both cannot be compared; restore it, or choose"):
+            planning.check_search(before, replace(search, **change))
+    else:
+        planning.check_search(before, replace(search, **change))
+
+
 def test_a_run_is_running_only_while_a_process_has_its_lock(tmp_path: Path):
     first, *_ = made(tmp_path, study("a"), RUNNING)
     assert {run.status for run in read_study(tmp_path).runs} == {UNFINISHED}
@@ -244,6 +266,18 @@ def test_without_a_result_nothing_is_complete(tmp_path: Path):
             "is damaged (KeyError: 'runs')",
         ),
         (lambda content: json.dumps(content | {"stages": 3}), "is damaged (TypeError"),
+        (
+            lambda content: json.dumps(
+                content | {"runs": [one | {"after": f"{one['stage']}/{one['name']}"} for one in content["runs"]]}
+            ),
+            "pretrain/objective=a,seed=0 starts from itself",
+        ),
+        (
+            lambda content: json.dumps(
+                content | {"published": {"title": "", "source": "", "columns": ["x"], "rows": {"a": ["?"]}}}
+            ),
+            "the row of a is ['?']",
+        ),
     ],
 )
 def test_a_damaged_study_is_one_line(tmp_path: Path, change, message: str):
