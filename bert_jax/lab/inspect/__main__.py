@@ -227,7 +227,7 @@ class _Page:
         from bert_jax.lab.inspect.reading import insides
 
         opened = insides(self.model).opened
-        if not self.is_asked and not self.flags["examples"] and not opened.has("heads/mlm/"):
+        if not self.is_asked and not self.flags["examples"] and not opened.fills_masks:
             raise UserError("it evaluates a fine-tuned model once per head; give --examples, or ask by --what=heads")
         texts = [text for text, _ in self._sentences] if self.flags["sentences"] else [self.text] * bool(self.text)
         options = {"examples": self.flags["examples"], "limit": self.flags["limit"], "progress": True}

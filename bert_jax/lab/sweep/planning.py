@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, differences, from_json_dict
+from bert_jax.config import UserError, differences, from_json_dict, read_config
 from bert_jax.experiment import load_experiment, set_options, split_argument
 from bert_jax.files import write_atomically
 from bert_jax.lab.records import (
@@ -118,8 +118,10 @@ def changed_keys(workdir: Path, planned: Sequence[PlannedRun], configs: Configs)
             old = from_json_dict(json.loads(file.read_text(encoding="utf-8"))["config"]).to_dict()
         except (ValueError, KeyError, TypeError, UserError):
             raise UserError(f"{file} is damaged; restore it, or make the run again with --rerun='{one.key}'") from None
-        # The test of a complete run has been made; where the study lies does not matter.
-        free = {*RESTART, *(["init_from"] if one.after else [])} - {"data.test"}
+        # The test of a complete run has been made; where the study lies does not matter, which run it starts from does.
+        free = {*RESTART} - {"data.test"}
+        if one.after and Path(old["init_from"]).parts[-2:] == Path(one.after).parts:
+            free.add("init_from")
         pairs = differences(old, configs[one.key].to_dict())
         differing = [f"{key} was {before!r}, is {now!r}" for key, before, now in pairs if key not in free]
         if differing:
@@ -177,6 +179,9 @@ def write_request(workdir: Path, one: PlannedRun, config: ConfigDict, metric: st
     """Writes what the process of a run reads."""
     folder = workdir / one.key
     folder.mkdir(parents=True, exist_ok=True)
+    if one.after and newest_step(folder):  # in a study that was moved it continues as the run that it is
+        with contextlib.suppress(UserError):
+            config.init_from = read_config(folder / "config.json").init_from
     content: dict[str, Any] = {"config": config.to_dict(), "metric": metric}
     write_atomically(folder / REQUEST, json.dumps(content, indent=1) + "\n")
 

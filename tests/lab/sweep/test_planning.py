@@ -149,6 +149,27 @@ def test_what_has_not_begun_may_change_and_so_may_what_only_restarts(tmp_path: P
     assert changes(tmp_path / "other", Study("?", (Stage("pretrain", BASE),))) == {}
 
 
+def test_a_run_that_would_start_from_another_one_is_named(tmp_path: Path):
+    of = study("a", count=1)
+    made(tmp_path, of)
+    pretrain, tune = of.stages
+    adapt = Stage("adapt", BASE, after="pretrain")
+    found = changes(tmp_path, replace(of, stages=(pretrain, adapt, replace(tune, after="adapt"))))
+    assert list(found) == ["tune/objective=a,seed=0"] and "init_from was " in found["tune/objective=a,seed=0"]
+
+
+def test_a_study_that_was_moved_is_the_same_and_its_runs_continue(tmp_path: Path):
+    of, old, new = study("a", count=1), tmp_path / "old", tmp_path / "new"
+    *_, tune = made(old, of)
+    started = planning.resolve(of, plan(of), old)[tune.key]
+    (old / tune.key / "config.json").write_text(started.to_json())
+    old.rename(new)
+    assert changes(new, of) == {}
+    planning.write_request(new, tune, planning.resolve(of, plan(of), new)[tune.key], "")
+    request = json.loads((new / tune.key / planning.REQUEST).read_text())
+    assert request["config"]["init_from"] == started.init_from == str(old / tune.after)
+
+
 def test_a_workdir_of_something_else_is_refused(tmp_path: Path):
     made(tmp_path, study("a"))
     with pytest.raises(UserError, match="holds the study study, not masking; choose another --workdir"):
