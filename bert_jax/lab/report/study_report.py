@@ -11,7 +11,7 @@ from dataclasses import replace
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, STALE, RunRecord, StudyRecord
 from bert_jax.lab.report import study_figures
 from bert_jax.lab.report.documents import Beside, Block, Document, Part, Picture, Text, Titled, Verdicts
-from bert_jax.lab.report.study_details import describe_details, not_seeds
+from bert_jax.lab.report.study_details import describe_details, not_seeds, without_results_that_lack_the_metric
 from bert_jax.lab.report.study_figures import Scale
 from bert_jax.lab.statistics.differences import BETTER as IS_BETTER
 from bert_jax.lab.statistics.differences import UNKNOWN, Difference, Verdict, holm, summary, verdict, welch
@@ -31,6 +31,7 @@ _KINDS = {IS_BETTER: BETTER, IS_WORSE: WORSE, UNKNOWN: UNCLEAR}
 
 def describe_study(record: StudyRecord) -> Document:
     """Returns the report of a study."""
+    record = without_results_that_lack_the_metric(record)
     study, comparisons = record.study, compare_levels(record)
     scales = [scale_of(one.metric, _values(one)) for one in comparisons]
     parts = [
@@ -273,20 +274,16 @@ def _differences(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> 
             shown: list[str | Cell] = [NOTHING] * 6
             if found is not None:
                 numbers = (found.p, level.p_holm, level.p_study)
-                shift = Cell(with_half(found.mean, found.half, scale, signed=True), "", _pairs(level, comparison))
+                pairs = comparison.pairs(level)
+                shift = Cell(
+                    with_half(found.mean, found.half, scale, signed=True), "", f"{pairs} pairs" if pairs else ""
+                )
                 shown = [shift, number(found.effect, Scale(1, 1, ""))]
                 shown += [*map(_p, numbers), NOTHING if level.aso is None else f"{level.aso:.2f}"]
             shown += [_resampled(level, scale)] if has_examples else []
             last = Cell(said.word, _KINDS[said.word], _reason(said, scale) if said.word == UNKNOWN else "")
             rows.append([column_title(comparison), level.label, *shown, last])
     return [Table(header, rows, range(2, len(header) - 1))] if rows else []
-
-
-def _pairs(level: Level, comparison: Comparison) -> str:
-    """Returns how many pairs a difference is of, if other values are in the means too; else ""."""
-    sizes = [x.summary.n for x in comparison.levels if x.summary and x.label in (level.label, comparison.baseline)]
-    found = level.difference
-    return f"{found.n} pairs" if found and found.test != "Welch" and found.n < max(sizes) else ""
 
 
 def _resampled(level: Level, scale: Scale) -> str | Cell:

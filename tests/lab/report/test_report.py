@@ -269,6 +269,17 @@ def test_one_seed_and_no_complete_run_are_said(tmp_path):
         write(tmp_path / "one", tmp_path / f"a.{suffix}")
 
 
+def test_a_complete_run_without_the_metric_has_failed_and_is_listed(tmp_path):
+    study = study_folders.make_study(count=2, published=None)
+    *others, last = study_folders.make_folder(tmp_path, study, with_curves=False)
+    study_folders.complete(tmp_path, last, {"test": {"loss": 0.5}})
+    study_folders.complete(tmp_path, others[-1], {"test": {"accuracy": 0.0}})  # which is a value
+    document = describe_study(read_study(tmp_path))
+    assert verdicts(document)[0].text == f"1 of {len(others) + 1} runs are in no figure below: 1 failed."
+    [_, row] = tables(document)["Runs that do not count"][0]
+    assert row[:3] == [last.key, "failed", "test.accuracy is missing or not finite"]
+
+
 def test_runs_that_wait_share_a_line_unless_what_they_wait_for_has_failed(tmp_path):
     first = Stage("a", "experiments/tiny.py", grid(seeds(3)))
     then = Stage("b", "experiments/tiny.py", after="a")
