@@ -70,9 +70,14 @@ class Opened:
                 f"{self.path} holds the tasks {names}: choose one by --task_name=NAME (in Python task_name=NAME)"
             )
 
+    @property
+    def fills_masks(self) -> bool:
+        """Whether it has an MLM head on its trunk; that of an encoder with a decoder belongs to the decoder."""
+        return self.has("heads/mlm/") and not self.has("heads/decoder/")
+
     def check_mlm_head(self, use: str) -> None:
         """Raises UserError for a model without an MLM head; `use` says what it is for, as "fills masks"."""
-        if not self.has("heads/mlm/"):
+        if not self.fills_masks:
             self.check_single()
             raise UserError(f"{self.path} has no MLM head, which {use}; it was made without one")
 

@@ -244,7 +244,8 @@ def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -
     rows: list[list[str | Cell]] = [["step", *(str(found[run.label].get("step", _NONE)) for run in runs)]]
     for name in _ordered(runs, (name for line in found.values() for name in line)):
         values = [found[run.label].get(name) for run in runs]
-        rows.append([name, *_numbers(values, _same_task(runs) and _is_score(name), name.endswith(LOWER_IS_BETTER))])
+        has_best = _same_task(runs) and _is_score(name) and (name != "loss" or _same_objectives(found.values()))
+        rows.append([name, *_numbers(values, has_best, name.endswith(LOWER_IS_BETTER))])
     return Table(["metric", *(run.label for run in runs)], rows, range(1, len(runs) + 1))
 
 
@@ -261,6 +262,11 @@ def _numbers(values: Sequence[Any], has_best: bool, lower_is_better: bool) -> "l
 
 def _same_task(runs: Sequence[Run]) -> bool:
     return len({run.config["task"] for run in runs}) == 1
+
+
+def _same_objectives(lines: Iterable[Mapping[str, Any]]) -> bool:
+    """Returns whether the losses of all lines are sums of the same objectives, such as MLM and NSP."""
+    return len({frozenset(name for name in line if name.endswith("_loss")) for line in lines if line}) < 2
 
 
 def _speed(runs: Sequence[Run]) -> "list[Block]":

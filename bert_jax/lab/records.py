@@ -93,8 +93,9 @@ def read_study(workdir: Path) -> StudyRecord:
     try:
         study = _study_from_json(content)
         planned = [_planned_from_json(run) for run in content["runs"]]
+        _check_chains(planned)
         name, file = str(content["name"]), str(content["file"])
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as problem:
         what = f"{type(problem).__name__}: {problem}"
         raise UserError(f"{workdir / STUDY} is damaged ({what}); start the sweep again, which replaces it") from None
     is_swept = is_locked(workdir)
@@ -213,6 +214,9 @@ def _study_from_json(content: Mapping[str, Any]) -> Study:
         for stage in content["stages"]
     )
     published, search = content.get("published"), content.get("search")
+    if published is not None:
+        published = Published(**published)
+        published.check()
     if search is not None:
         space = {name: Distribution(**one) for name, one in search["space"].items()}
         search = Search(**search | {"space": space})
@@ -222,7 +226,7 @@ def _study_from_json(content: Mapping[str, Any]) -> Study:
         str(content["factor"]),
         str(content["baseline"]),
         {str(stage): str(metric) for stage, metric in content["metrics"].items()},
-        Published(**published) if published else None,
+        published,
         [(str(better), str(worse), str(stage)) for better, worse, stage in content["expected"]],
         search,
     )
@@ -232,6 +236,18 @@ def _planned_from_json(run: Mapping[str, Any]) -> PlannedRun:
     levels = {str(axis): str(text) for axis, text in run["levels"].items()}
     stage, name = _folder_name(run["stage"]), _folder_name(run["name"])
     return PlannedRun(stage, name, levels, dict(run["overrides"]), str(run["after"]))
+
+
+def _check_chains(planned: Sequence[PlannedRun]) -> None:
+    """Raises ValueError for a run that leads back to itself, which would be followed for ever."""
+    after = {one.key: one.after for one in planned}
+    for key in after:
+        seen = set()
+        while key in after and key not in seen:
+            seen.add(key)
+            key = after[key]
+        if key in seen:
+            raise ValueError(f"{key} starts from itself")
 
 
 def _folder_name(name: object) -> str:

@@ -66,7 +66,8 @@ def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str
         splits |= {split: {name: _spread([metrics[name] for metrics in found]) for name in common}} if common else {}
     evaluated = {name: result.best for name, result in results.items() if metric in result.best}
     sign = -1 if mode == "min" else 1
-    best = max(evaluated, key=lambda name: sign * evaluated[name][metric], default=None)
+    finite = [name for name in evaluated if math.isfinite(evaluated[name][metric])]
+    best = max(finite, key=lambda name: sign * evaluated[name][metric], default=None)
     return {
         "steps": max(result.step for result in results.values()),
         "best": best,

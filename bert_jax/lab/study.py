@@ -71,6 +71,14 @@ class Published:
     columns: Sequence[str]
     rows: Mapping[str, Sequence[float | None]]
 
+    def check(self) -> None:
+        """Raises UserError for a row that has not a number, or None, for each column."""
+        for name, row in self.rows.items():
+            is_row = isinstance(row, Sequence) and len(row) == len(self.columns)
+            if not is_row or not all(x is None or isinstance(x, (int, float)) for x in row):
+                wanted = f"a number, or None, for each of {', '.join(self.columns)}"
+                raise UserError(f"published: the row of {name} is {row!r}; it must have {wanted}")
+
 
 @dataclass(frozen=True)
 class Study:
@@ -156,6 +164,9 @@ def sampled(count: int, seed: int, space: Mapping[str, Distribution]) -> Points:
     for _ in range(count):
         drawn = {option: distribution.draw(random) for option, distribution in space.items()}
         points.append(Point({option: label(value) for option, value in drawn.items()}, drawn))
+        if points[-1] in points[:-1]:
+            alike = ", ".join(f"{option}={text}" for option, text in points[-1].levels.items())
+            raise UserError(f"two of {count} sampled points are alike ({alike}): draw fewer, or take a grid")
     return tuple(points)
 
 
@@ -175,6 +186,8 @@ def plan(study: Study) -> list[PlannedRun]:
                 f"stage {stage.name} has two runs of the name {twice[0]} ({levels}); give levels other labels"
             )
     _check_comparison(study, [run for stage in runs.values() for run in stage])
+    if study.published is not None:
+        study.published.check()
     if study.search is not None:
         stage, *others = study.stages
         if others or stage.points != (Point(),):

@@ -1,6 +1,6 @@
 """Does a small student learn more from a teacher than from the text alone, in the same time?
 
-    python -m bert_jax.convert --from=sentence-transformers/all-MiniLM-L6-v2 \
+    python -m bert_jax.convert --from=sentence-transformers/all-MiniLM-L6-v2 \\
         --format=huggingface --to=study_data/minilm
     python -m bert_jax.lab.sweep --study=experiments/studies/distilling.py:study_data --workdir=runs/distilling
 

@@ -25,8 +25,9 @@ For a domain of your own make a folder of these, and give it in the place of stu
     task/       train.jsonl, validation.jsonl and test.jsonl with `text` and `label`
 
 Then the model is used as it is, after DAPT, and after DAPT with 1,000 new words in its vocabulary; each of these
-without and with TAPT; and every one of the six models is fine-tuned with five seeds. The stage dapt also reports the
-MLM loss of the domain and, in the page of each run, that of general texts before and after (docs/domains.md).
+without and with TAPT; and every one of the six models is fine-tuned with five seeds. The mean of the five is one value
+of a model: for intervals and verdicts, give the stage dapt the axis SEEDS. That stage also reports the MLM loss of the
+domain and, in the page of each run, that of general texts before and after (docs/domains.md).
 """
 
 from pathlib import Path

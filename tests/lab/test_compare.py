@@ -76,6 +76,16 @@ def test_the_best_value_is_bold_and_the_page_loads_nothing(make, tmp_path, capsy
     assert "| **0.75** |" in (tmp_path / "c.md").read_text() and (tmp_path / "c.curves.svg").exists()
 
 
+def test_losses_of_other_objectives_have_no_best(make, tmp_path, capsys):
+    a, b = make("a"), make("b", (0.5, 0.75))
+    lines = [json.loads(line) for line in (b / "metrics.jsonl").read_text().splitlines()]
+    with_pairs = [line | ({"nsp_loss": 0.1} if line["split"] == "eval" else {}) for line in lines]
+    (b / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in with_pairs))
+    printed(capsys, a, b, f"--output={tmp_path / 'c.md'}")
+    text = (tmp_path / "c.md").read_text()
+    assert "**0.75**" in text and "**0.25**" not in text  # the lower loss is one of more parts
+
+
 def test_runs_that_are_not_finished_are_marked(make, capsys):
     finished, half, none, busy = make("a"), make("b", (0.6,)), make("c", ()), make("d", (0.6,))
     with only_writer(busy):

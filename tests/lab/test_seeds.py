@@ -35,6 +35,7 @@ def test_means_have_t_intervals_and_what_is_not_finite_is_counted():
     lines = format_summary(report).splitlines()
     assert lines[0].split()[:6] == ["eval", "accuracy", "0.8000", "±", "0.2484,", "sd"]
     assert "best on validation: seed2, 0.8000 on test" in lines[-1]
+    assert summarise({"a": result(math.nan, 1, 1), "b": result(0.2, 1, 1)}, "accuracy", "max")["best"] == "b"
     broken = summarise({"a": result(0.7, 0.7, 0.7), "b": result(0.7, 0.7, math.nan)}, "accuracy", "max")
     test = broken["splits"]["test"]["accuracy"]
     assert test["mean"] == pytest.approx(0.7) and test["not_finite"] == 1

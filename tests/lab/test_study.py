@@ -8,6 +8,7 @@ from bert_jax.config import UserError
 from bert_jax.lab.space import Search, integers, log_uniform, one_of, uniform
 from bert_jax.lab.study import (
     Point,
+    Published,
     Stage,
     Study,
     choice,
@@ -132,6 +133,12 @@ BAD = {
     ),
     "baseline: 'NSP' is no level of 'objective'; it can be MLM, MLM + NSP": lambda: Study(
         "?", (A,), "objective", "NSP"
+    ),
+    "the row of MLM is (1.0,); it must have a number, or None, for each of SST-2, MRPC": lambda: Study(
+        "?", (A,), published=Published("", "", ("SST-2", "MRPC"), {"MLM": (1.0,)})
+    ),
+    "two of 3 sampled points are alike (train.batch_size=": lambda: Study(
+        "?", (Stage("a", "x.py", sampled(3, 0, {"train.batch_size": one_of(8, 16)})),)
     ),
     "metrics name the stage 'c'": lambda: Study("?", (A,), metrics={"c": "eval.loss"}),
     "is 'accuracy'; it must be SPLIT.METRIC": lambda: Study("?", (A,), metrics={"a": "accuracy"}),

@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     flag("limit", 256, "rows of a file that are used; for heads of a model with an MLM head, tokens", least=1)
     flag("seed", 0, "of probes and t-SNE")
     flag("checkpoint", "best", "best, newest or a step")
+    flag("task_name", "", "of a model of several tasks, the one whose head is looked at", metavar="NAME")
     flag("task", "", "module.Class of a task of your own, whose code is executed")
     flag("debug", False, "show the traceback of an error")
     flags, names = parser.parse_with_names(argv)
@@ -114,7 +115,8 @@ class _Page:
         self.flags, self.text, self.is_asked = flags, flags["text"], bool(flags["what"])
         self.pair = flags["text_pair"] or None
         # In float32: a picture is made once, and rounding to bfloat16 shows in gradients.
-        self.model = bert_jax.load(path, dtype="float32", checkpoint=flags["checkpoint"], task=flags["task"])
+        chosen = {name: flags[name] for name in ("checkpoint", "task", "task_name")}
+        self.model = bert_jax.load(path, dtype="float32", **chosen)
         self.name = path
 
     def made(self, parts: list[str]) -> str:
@@ -227,7 +229,7 @@ class _Page:
         from bert_jax.lab.inspect.reading import insides
 
         opened = insides(self.model).opened
-        if not self.is_asked and not self.flags["examples"] and not opened.has("heads/mlm/"):
+        if not self.is_asked and not self.flags["examples"] and not opened.fills_masks:
             raise UserError("it evaluates a fine-tuned model once per head; give --examples, or ask by --what=heads")
         texts = [text for text, _ in self._sentences] if self.flags["sentences"] else [self.text] * bool(self.text)
         options = {"examples": self.flags["examples"], "limit": self.flags["limit"], "progress": True}

@@ -89,7 +89,10 @@ def attention_section(found: Attention) -> str:
 def rollout_section(found: Attention) -> str:
     flow = rollout(found.weights)[-1]
     tokens = found.reading.tokens
-    first = Table(["token", "share of [CLS]"], [[t, f"{w:.3f}"] for t, w in _largest(tokens, flow[0], 8)], {1})
+    row = 0 if flow[0, 0] < 1 else len(tokens) - 1  # from left to right the first token reads itself alone
+    first = Table(
+        ["token", f"share of {tokens[row]}"], [[t, f"{w:.3f}"] for t, w in _largest(tokens, flow[row], 8)], {1}
+    )
     drawn = picture(pictures.token_matrix(flow, tokens, tokens), "attention rollout through all layers")
     note = (
         "How much of each input token can have reached a token of the last layer, if heads are averaged and half of "
@@ -184,10 +187,12 @@ def loss_section(found: TokenLosses, vocabulary: int, causal: bool) -> str:
         "0", f"{highest:.1f} nats, a guess among all {vocabulary:,} tokens", f"transparent, {_rgba(_ORANGE, 0.75)}"
     )
     hardest = table(Table(["hardest tokens", "loss", "probability", "guesses"], rows, {1, 2}))
+    sum_of_all = f"{_number(total, digits=2)} over {scored} tokens, {-total / max(scored, 1):.2f} nats each."
     note = (
-        f"Each token masked in turn: its loss given {'those before it' if causal else 'the rest'}. "
-        f"Pseudo-log-likelihood {_number(total, digits=2)} over {scored} tokens, {-total / max(scored, 1):.2f} nats "
-        "each. A word of several pieces looks easier than it is, since its other pieces stay visible."
+        f"The loss of each token given those before it. Log-likelihood {sum_of_all}"
+        if causal
+        else f"Each token masked in turn: its loss given the rest. Pseudo-log-likelihood {sum_of_all} A word of "
+        "several pieces looks easier than it is, since its other pieces stay visible."
     )
     body = _coloured(found.reading, shades, titles, None) + scale + hardest
     return section("Loss of each token", body, _said(found.reading, note))

@@ -60,7 +60,8 @@ def probe_layers(
     is_test = numbers < round(_HELD_OUT * len(chosen))
     train_tags = [tag for tag, test in zip(tags, is_test, strict=True) if not test]
     if len(set(train_tags)) < 2:
-        raise UserError(f"the tagged file has one tag only, {names[0]}: there is nothing to probe for")
+        only = next(iter(train_tags), "none")
+        raise UserError(f"what the probe would learn from has one tag only, {only}: give more sentences, or other tags")
     gold = np.asarray([names.index(tag) for tag in tags])
     control = _control(words, gold[~is_test], generator)
     found = np.asarray([[_accuracy(layer, labels, is_test, seed) for labels in (gold, control)] for layer in vectors])

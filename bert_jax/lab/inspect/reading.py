@@ -66,7 +66,8 @@ class Insides:
         self.word_gradient = program(_gradient_of_word)
 
     def need_mlm_head(self, otherwise: str = "which fills masks; use a pretraining checkpoint") -> None:
-        if not self.opened.has("heads/mlm/"):
+        if not self.opened.fills_masks:
+            self.opened.check_single()
             raise UserError(f"{self.opened.path} has no MLM head, {otherwise}")
 
     def masked(

@@ -12,6 +12,8 @@ from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.columns import names_of
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Part
+from bert_jax.data.tokenizers.rows import row_length
+from bert_jax.inference.fill_mask import ids_with_masks
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.lab.inspect.reading import STEP, Insides, Reading, batch_of, id_of, insides, read_text, reading_of
 from bert_jax.tasks.finetuning import FineTuning
@@ -155,7 +157,11 @@ def _logit_of_class(inside: Insides, task: FineTuning, text: str, pair: str | No
     length = min(-(-length // STEP) * STEP, task.config.data.sequence_length)
     batch = collate([item], [[0]], Shape(1, len(item.parts), length))
     whole = Part(*(np.concatenate(arrays) for arrays in zip(*item.parts, strict=True)))
-    logit = _Logit(inside, reading_of(whole, inside.opened.tokenizer), batch, inside.class_gradient)
+    tokenizer, total = inside.opened.tokenizer, None
+    if len(item.parts) == 1 and len(whole.ids) == task.config.data.sequence_length:  # it may have been cut
+        ids = [ids_with_masks(tokenizer, one) for one in (text, pair) if one is not None]
+        total = row_length(len(ids[0]), None if pair is None else len(ids[1]))
+    logit = _Logit(inside, reading_of(whole, tokenizer, total), batch, inside.class_gradient)
     if names is None:
         _choose_token(logit, target)
         return logit

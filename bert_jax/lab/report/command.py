@@ -169,7 +169,10 @@ def _as_csv(rows: "Sequence[Mapping[str, object]]") -> str:
 
 def _harmless(value: object) -> object:
     """Returns a cell that no spreadsheet takes for a formula: a text that starts like one gets an apostrophe, as OWASP
-    advises (CSV injection); numbers stay."""
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+    advises (CSV injection); numbers stay. A carriage return, which Python 3.11 does not quote, becomes a line feed."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    if not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return value
     return value if _NUMBER.fullmatch(value) else f"'{value}"

@@ -241,7 +241,7 @@ def _words(cell: str | Marked) -> str:
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
 _LATEX |= {">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "-": "{-}", "`": r"\textasciigrave{}"}
-_LATEX |= {"'": r"\textquotesingle{}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+_LATEX |= {"'": r"\textquotesingle{}", "[": "{[}", "*": "{*}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 _LATEX |= {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "–": "--"}
 _LATEX |= {"…": r"\dots{}", "→": r"$\to$", "≈": r"$\approx$", "’": "'", "‘": "`", "“": "``", "”": "''", "—": "---"}
 _LATEX |= {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "²": r"\textsuperscript{2}", "°": r"\textdegree{}", "\u00a0": "~"}

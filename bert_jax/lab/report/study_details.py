@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bert_jax.config import UserError
@@ -36,6 +37,17 @@ def describe_details(record: StudyRecord) -> list[Part]:
         Part("Runs that do not count", [_table_of_open_runs(open_runs)] if open_runs else []),
         Part("Every run", [Folded(f"all {len(record.runs)} runs", [table_of_runs(record)])] if record.runs else []),
     ]
+
+
+def without_results_that_lack_the_metric(record: StudyRecord) -> StudyRecord:
+    """Returns the record in which a complete run whose metric is missing or not finite has failed."""
+    search, runs = record.study.search, []
+    for run in record.runs:
+        metric = search.metric if search else record.study.metrics.get(run.stage)
+        value = run.metric(metric) if metric else None
+        lacks = metric and run.status == COMPLETE and (value is None or not math.isfinite(value))
+        runs.append(replace(run, status=FAILED, error=f"{metric} is missing or not finite") if lacks else run)
+    return replace(record, runs=runs)
 
 
 def table_of_runs(record: StudyRecord) -> Table:

@@ -86,6 +86,9 @@ def curves(panels: Sequence[Curves], name: str) -> bytes:
                     steps, mean, _dashes(number), color=_colour(number), linewidth=1.6, marker=marker, markersize=4
                 )
             axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
+            drawn = {step for runs in panel.runs.values() for steps, _ in runs for step in steps}
+            if len(drawn) == 1:  # of a single evaluation there is nothing to the left or right
+                axis.set_xticks([*drawn])
             look.finish(axis, panel.title, "step", "y")
         look.legend([(shorten(label, 40), _colour(i), _dashes(i)) for i, label in enumerate(labels)])
         return look.svg(name)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, STALE, RunRecord, StudyRecord
 from bert_jax.lab.report import study_figures
 from bert_jax.lab.report.documents import Beside, Block, Document, Part, Picture, Text, Titled, Verdicts
-from bert_jax.lab.report.study_details import describe_details, not_seeds
+from bert_jax.lab.report.study_details import describe_details, not_seeds, without_results_that_lack_the_metric
 from bert_jax.lab.report.study_figures import Scale
 from bert_jax.lab.statistics.differences import BETTER as IS_BETTER
 from bert_jax.lab.statistics.differences import UNKNOWN, Difference, Verdict, holm, summary, verdict, welch
@@ -31,6 +31,7 @@ _KINDS = {IS_BETTER: BETTER, IS_WORSE: WORSE, UNKNOWN: UNCLEAR}
 
 def describe_study(record: StudyRecord) -> Document:
     """Returns the report of a study."""
+    record = without_results_that_lack_the_metric(record)
     study, comparisons = record.study, compare_levels(record)
     scales = [scale_of(one.metric, _values(one)) for one in comparisons]
     parts = [
@@ -250,6 +251,8 @@ def _mean(level: Level | None, comparison: Comparison, scale: Scale) -> Cell:
         return Cell(NOTHING)
     note = f"{level.complete} of {level.planned} runs" if level.complete < level.planned else _runs(level.planned)
     note += "".join(f", {n} {word}" for n, word in ((level.failed, FAILED), (level.unfinished, "unfinished")) if n)
+    if level.summary and level.summary.n < level.complete:
+        note += f", {level.summary.n} value{'s' if level.summary.n > 1 else ''}"
     note += f", {level.at_chance} at chance" if level.at_chance else ""
     if level.summary is None:
         return Cell(NOTHING, PROBLEM, note)
@@ -268,10 +271,14 @@ def _differences(comparisons: Sequence[Comparison], scales: Sequence[Scale]) -> 
             if level.verdict is None:
                 continue
             said, found = level.verdict, level.difference
-            shown = [NOTHING] * 6
+            shown: list[str | Cell] = [NOTHING] * 6
             if found is not None:
                 numbers = (found.p, level.p_holm, level.p_study)
-                shown = [with_half(found.mean, found.half, scale, signed=True), number(found.effect, Scale(1, 1, ""))]
+                pairs = comparison.pairs(level)
+                shift = Cell(
+                    with_half(found.mean, found.half, scale, signed=True), "", f"{pairs} pairs" if pairs else ""
+                )
+                shown = [shift, number(found.effect, Scale(1, 1, ""))]
                 shown += [*map(_p, numbers), NOTHING if level.aso is None else f"{level.aso:.2f}"]
             shown += [_resampled(level, scale)] if has_examples else []
             last = Cell(said.word, _KINDS[said.word], _reason(said, scale) if said.word == UNKNOWN else "")

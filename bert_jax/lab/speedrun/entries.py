@@ -46,7 +46,7 @@ TRACKS = {
 
 # What an entry must leave as it is: held-out documents stay held out, and a run begins with nothing.
 _FIXED = ("task", "init_from", "data.seed", "data.validation_share", "data.test_share", "data.vocab_file")
-_FIXED += ("train.patience",)
+_FIXED += ("train.patience", "distillation.teacher")
 # What decides which pieces the MLM loss of an evaluation is about, beside the vocabulary.
 _OF_MLM_LOSS = {"data.vocab_size": 8_000, "eval.max_examples": 4_000, "data.sequence_length": 128}
 _SAME = "data.tokenizer data.lowercase data.strip_accents data.split_cjk data.vocab_sample_megabytes data.mask_rate"
@@ -128,6 +128,8 @@ def _problem(config: ConfigDict, track: Track) -> str:
     if differing := _differing(config, {name: OPTIONS[name].default for name in _FIXED}):
         name, wanted, value = differing[0]
         return f"{name} is {value!r}; the rules of the speedrun fix it at {wanted!r}"
+    if config.corpora:
+        return f"corpora has {', '.join(config.corpora)}; the rules fix the corpus, which data.files names"
     if config.model.causal:
         return "model.causal is True; the score is of masked models"
     if config.train.epochs is not None:

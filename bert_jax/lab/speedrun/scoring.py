@@ -76,7 +76,7 @@ def score(path: str | Path, contexts: Sequence[Context], *, checkpoint: str = "n
 
 def check_model(opened: Opened) -> None:
     """Raises UserError for a model that cannot be scored."""
-    if not opened.has("heads/mlm/"):
+    if not opened.fills_masks:
         raise UserError(f"{opened.path} has no MLM head, which is what is scored; give a pretrained model")
     if opened.bert_config.causal:
         raise UserError(f"{opened.path} reads from left to right (model.causal): the score is of masked models")

@@ -71,6 +71,12 @@ class Comparison:
         """The number of tests that p_holm is corrected for."""
         return max(1, sum(level.difference is not None for level in self.levels))
 
+    def pairs(self, level: Level) -> int | None:
+        """Returns the number of pairs in a level's difference, if its mean or the baseline's is of more values."""
+        sizes = [one.summary.n for one in self.levels if one.summary and one.label in (level.label, self.baseline)]
+        found = level.difference
+        return found.n if found and found.test != "Welch" and found.n < max(sizes) else None
+
     @property
     def best(self) -> str | None:
         """The label of the best mean; None without one."""
@@ -179,7 +185,7 @@ def at_chance(metrics: Mapping[str, float]) -> bool:
 def _compared(level: Level, units: Mapping[str, Mapping[str, float]], baseline: str, are_shared: bool) -> Level:
     """Adds the difference from the baseline to a level that has values."""
     values, base = units[level.label], units.get(baseline, {})
-    if level.label == baseline:
+    if level.label == baseline or not baseline:
         return level
     if not values or not base:
         missing = "this level" if not values else f"the baseline, {baseline},"

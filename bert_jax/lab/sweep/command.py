@@ -88,6 +88,7 @@ def sweep(
     planned = plan(study) if study.search is None else probes(study.search, study.stages[0])
     configs = planning.resolve(study, planned, workdir, file)
     before = planning.read_before(workdir, name)
+    planning.check_search(before, study.search)
     devices = visible_gpus() if gpus else []
     jobs = 1 if slurm else max(jobs, len(devices))
     wanted = planning.with_parents(planned, planning.matching(planned, only, "--only")) if only else None
@@ -101,7 +102,7 @@ def sweep(
         if dry_run:
             from bert_jax.lab.sweep.dry_run import describe
 
-            describe(study, planned, workdir, examined, jobs)
+            describe(study, [one for one in planned if wanted is None or one.key in wanted], workdir, examined, jobs)
             return 0
         if examined.problem:
             raise UserError(examined.problem)
@@ -119,7 +120,7 @@ def sweep(
                     planning.reset(workdir, one, from_scratch=False)
             configs = planning.resolve(study, planned, workdir, file)
         writer.write(planned, configs)
-        runner = _runner(workdir, planned, slurm, jobs, devices)
+        runner = _runner(workdir, planned, slurm, jobs, devices, is_search=trials is not None)
         schedule = Schedule(workdir, planned, runner, Progress(study, jobs), wanted, trials)
         try:
             stopped_by = schedule.run()
@@ -137,10 +138,12 @@ def _trials(study: Study, name: str, workdir: Path, writer: "_Writer") -> "Optun
     return OptunaTrials(study, name, workdir, writer.admit)
 
 
-def _runner(workdir: Path, planned: Sequence[PlannedRun], slurm: str, jobs: int, devices: Sequence[str]) -> Runner:
+def _runner(
+    workdir: Path, planned: Sequence[PlannedRun], slurm: str, jobs: int, devices: Sequence[str], *, is_search: bool
+) -> Runner:
     if not slurm:
         return Local(workdir, jobs, devices)
-    runner = Slurm(workdir, slurm)
+    runner = Slurm(workdir, slurm, is_search=is_search)
     runner.adopt(planned)
     return runner
 

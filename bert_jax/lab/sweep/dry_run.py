@@ -1,14 +1,14 @@
 """What a sweep would do: its runs, what they need, how long they may take, and which differences they can show."""
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_jax.command import say
-from bert_jax.lab.records import COMPLETE, read_run
+from bert_jax.lab.records import COMPLETE, RunRecord, StudyRecord, read_run
 from bert_jax.lab.space import Search, label
+from bert_jax.lab.statistics.levels import compare_levels
 from bert_jax.lab.statistics.power import detectable_difference
 from bert_jax.lab.study import PlannedRun, Stage, Study
 
@@ -28,10 +28,13 @@ def describe(study: Study, planned: Sequence[PlannedRun], workdir: Path, examine
         return
     done = {one.key: read_run(workdir, one) for one in planned}
     complete = sum(record.status == COMPLETE for record in done.values())
-    say(f"{len(planned)} runs in {len(study.stages)} stages, {complete} of them complete; workdir {workdir}")
+    stages = len({one.stage for one in planned})
+    say(f"{len(planned)} runs in {stages} stages, {complete} of them complete; workdir {workdir}")
     hours = 0.0
     for stage in study.stages:
         own = [one for one in planned if one.stage == stage.name]
+        if not own:  # --only leaves the stage out
+            continue
         after = f", after {stage.after}" if stage.after else ""
         say(f"\n{stage.name}: {len(own)} runs of {stage.base}{after}")
         shown = ", ".join(f"{key}={label(value)}" for key, value in stage.overrides.items())
@@ -115,22 +118,36 @@ def _seconds(
 
 
 def _power(study: Study, planned: Sequence[PlannedRun]) -> list[str]:
-    """Returns what can be told with as many runs per level as there are: one line for the stages that are alike."""
-    stages: dict[tuple[int, int], list[str]] = {}
-    for stage in study.metrics if study.factor else ():
-        own = [one.levels for one in planned if one.stage == stage and study.factor in one.levels]
-        counts = Counter(levels[study.factor] for levels in own)
-        if len(counts) > 1:
-            stages.setdefault((min(counts.values()), len(counts) - 1), []).append(stage)
+    """Returns what can be told if every run succeeds: one line for the stages that are alike."""
+    stages: dict[tuple[int, int, bool, str], list[str]] = {}
+    for one in compare_levels(_as_if_complete(study, planned)):
+        differences = [level.difference for level in one.levels if level.difference]
+        if differences:
+            least = min(min(found.n, found.n_baseline) for found in differences)
+            is_paired = any(found.test != "Welch" for found in differences)
+            names = stages.setdefault((least, len(differences), is_paired, one.unit), [])
+            names += [one.stage] if one.stage not in names else []
     lines = []
-    for (least, comparisons), names in stages.items():
+    for (least, comparisons, is_paired, unit), names in stages.items():
         if least < 2:
-            found = "one run per level cannot show a difference; add seeds, e.g. grid(…, seeds(5))"
+            found = f"one {unit} per level cannot show a difference; add seeds to it, e.g. grid(…, seeds(5))"
         else:
-            size = detectable_difference(least, comparisons=comparisons)
+            size = detectable_difference(least, comparisons=comparisons, paired=is_paired)
+            spread = "of the differences between pairs" if is_paired else "between seeds"
             found = (
-                f"{least} runs per level show a difference of {size:.2g} standard deviations between seeds with a "
-                f"power of 80 % ({comparisons} comparison{'s' if comparisons > 1 else ''}, α = 0.05 by Holm)"
+                f"{least} {unit.replace('run', 'runs', 1)} per level show a difference of {size:.2g} standard "
+                f"deviations {spread} with a power of 80 % ({comparisons} comparison{'s' if comparisons > 1 else ''}, "
+                "α = 0.05 by Holm)"
             )
         lines.append(f"{', '.join(names)}: {found}")
     return lines
+
+
+def _as_if_complete(study: Study, planned: Sequence[PlannedRun]) -> StudyRecord:
+    """Returns the record that the study has once every run has a result."""
+    runs = []
+    for one in planned:
+        split, _, metric = study.metrics.get(one.stage, "").partition(".")
+        place = one.stage, one.name, dict(one.levels), dict(one.overrides), Path(one.key)
+        runs.append(RunRecord(*place, COMPLETE, result={split: {metric: 0.0}}, after=one.after))
+    return StudyRecord(Path(), "", "", study, runs)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, differences, from_json_dict
+from bert_jax.config import UserError, differences, from_json_dict, read_config
 from bert_jax.experiment import load_experiment, set_options, split_argument
 from bert_jax.files import write_atomically
 from bert_jax.lab.records import (
@@ -26,6 +26,7 @@ from bert_jax.lab.records import (
     read_study,
     write_record,
 )
+from bert_jax.lab.space import Distribution, Search, label
 from bert_jax.lab.study import PlannedRun, Study
 from bert_jax.options import RESTART
 
@@ -82,6 +83,28 @@ def read_before(workdir: Path, name: str) -> StudyRecord | None:
     return before
 
 
+def check_search(before: StudyRecord | None, search: Search | None) -> None:
+    """Raises UserError for a search whose trials cannot be told apart from the better and worse ones of a workdir."""
+    old = before.study.search if before is not None else None
+    if before is None or old is None or search is None:
+        return
+    facts = [(name, getattr(old, name), getattr(search, name)) for name in ("metric", "direction")]
+    facts += [(name, _kind(one), _kind(search.space[name])) for name, one in old.space.items() if name in search.space]
+    for name, was, now in facts:
+        if was != now:
+            raise UserError(
+                f"{before.workdir} holds a search whose {name} was {was}, and is {now}: trials of both cannot be "
+                "compared; restore it, or choose another --workdir"
+            )
+
+
+def _kind(one: Distribution) -> str:
+    """Returns what of a distribution Optuna cannot change; the ends of an interval may move."""
+    if one.choices:
+        return f"one of {', '.join(map(label, one.choices))}"
+    return f"{'an integer' if one.whole else 'a number'}{' by its logarithm' if one.log else ''}"
+
+
 def changed_keys(workdir: Path, planned: Sequence[PlannedRun], configs: Configs) -> dict[str, str]:
     """Returns for each run that has begun under another config than it has now what differs, by its key."""
     found = {}
@@ -95,8 +118,10 @@ def changed_keys(workdir: Path, planned: Sequence[PlannedRun], configs: Configs)
             old = from_json_dict(json.loads(file.read_text(encoding="utf-8"))["config"]).to_dict()
         except (ValueError, KeyError, TypeError, UserError):
             raise UserError(f"{file} is damaged; restore it, or make the run again with --rerun='{one.key}'") from None
-        # The test of a complete run has been made; where the study lies does not matter.
-        free = {*RESTART, *(["init_from"] if one.after else [])} - {"data.test"}
+        # The test of a complete run has been made; where the study lies does not matter, which run it starts from does.
+        free = {*RESTART} - {"data.test"}
+        if one.after and Path(old["init_from"]).parts[-2:] == Path(one.after).parts:
+            free.add("init_from")
         pairs = differences(old, configs[one.key].to_dict())
         differing = [f"{key} was {before!r}, is {now!r}" for key, before, now in pairs if key not in free]
         if differing:
@@ -154,6 +179,9 @@ def write_request(workdir: Path, one: PlannedRun, config: ConfigDict, metric: st
     """Writes what the process of a run reads."""
     folder = workdir / one.key
     folder.mkdir(parents=True, exist_ok=True)
+    if one.after and newest_step(folder):  # in a study that was moved it continues as the run that it is
+        with contextlib.suppress(UserError):
+            config.init_from = read_config(folder / "config.json").init_from
     content: dict[str, Any] = {"config": config.to_dict(), "metric": metric}
     write_atomically(folder / REQUEST, json.dumps(content, indent=1) + "\n")
 

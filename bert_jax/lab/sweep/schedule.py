@@ -72,6 +72,7 @@ class Schedule:
         self.crashes: Counter[str] = Counter()
         self.newest: dict[str, int] = {}
         self.given_up: set[str] = set()
+        self.waited_for: set[str] = set()
         self.lost = 0
         self.signal: int | None = None
         self.problem: UserError | None = None
@@ -116,9 +117,14 @@ class Schedule:
         record = self.records[one.key]
         if one.key not in self.wanted or one in self.runner.running():
             return False
-        if record.status == RUNNING:  # in a process of an earlier sweep
+        if record.status == RUNNING:  # in a process of somebody else's
             self.records[one.key] = record = read_run(self.workdir, one)
-        if record.status not in (WAITING, UNFINISHED) or is_locked(record.folder):
+        if record.status not in (WAITING, UNFINISHED, RUNNING):
+            return False
+        if record.status == RUNNING or is_locked(record.folder):
+            if one.key not in self.waited_for:
+                self.waited_for.add(one.key)
+                self.progress.tell(record, "another process works on it; the sweep waits for its end")
             return False
         if one.after and self.records[one.after].status != COMPLETE:
             return False

@@ -7,8 +7,10 @@ continues from its checkpoint.
 import contextlib
 import logging
 import math
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ class OptunaTrials:
         self.search, self.stage = study.search, study.stages[0]
         self.workdir, self.admit = workdir, admit
         self.optuna = _optuna()
-        with _quiet():
-            self.storage = self.optuna.storages.RDBStorage(f"sqlite:///{workdir / STORAGE}")
+        with _quiet(), _explained(workdir / STORAGE):
+            # A URL, which Optuna fills in like a template, would read ?, % and braces in the folder's name.
+            connect = partial(sqlite3.connect, workdir / STORAGE, check_same_thread=False)
+            self.storage = self.optuna.storages.RDBStorage(f"sqlite:///{STORAGE}", {"creator": connect})
             self.study = self._open(name)
         self.trials: dict[str, Any] = {}  # key of a run → trial
         self.seen: dict[str, int] = {}  # key of a run → step of the last evaluation that was reported
@@ -44,22 +48,26 @@ class OptunaTrials:
         found = []
         for frozen in self.study.get_trials(deepcopy=False):
             one = self._run(frozen.number, frozen.params)
-            found.append(one)
             if not frozen.state.is_finished():
-                self.trials[one.key] = self.optuna.trial.Trial(self.study, frozen._trial_id)
+                trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
+                if not (self.workdir / one.key).is_dir():  # killed before all of its options were drawn
+                    with _quiet():
+                        parameters = {name: trial._suggest(name, one) for name, one in self._space().items()}
+                    one = self._run(frozen.number, parameters)
+                self.trials[one.key] = trial
                 self.seen[one.key] = max(frozen.intermediate_values, default=-1)
                 self.admit(one)  # the sweep may have been killed before it did so
                 record = read_run(self.workdir, one)
                 if record.status in (COMPLETE, FAILED, PRUNED):
                     self.tell(one, record)
+            found.append(one)
         return found
 
     def ask(self) -> PlannedRun | None:
         if len(self.study.get_trials(deepcopy=False)) >= self.search.trials:
             return None
         with _quiet():
-            space = {name: self._distribution(one) for name, one in self.search.space.items()}
-            trial = self.study.ask(space)
+            trial = self.study.ask(self._space())
         one = self._run(trial.number, trial.params)
         self.trials[one.key], self.seen[one.key] = trial, -1
         self.admit(one)
@@ -139,6 +147,9 @@ class OptunaTrials:
             load_if_exists=True,
         )
 
+    def _space(self) -> dict[str, Any]:
+        return {name: self._distribution(one) for name, one in self.search.space.items()}
+
     def _distribution(self, one: Distribution) -> Any:
         distributions = self.optuna.distributions
         if one.choices:
@@ -155,6 +166,17 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    from sqlalchemy.exc import DBAPIError  # of Optuna
+
+    try:
+        yield
+    except DBAPIError as problem:
+        reason = str(problem.orig or problem)
+        raise UserError(f"{path} cannot be used ({reason}); restore it, or choose another --workdir") from None
 
 
 def _optuna() -> Any:

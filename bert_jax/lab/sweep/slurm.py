@@ -23,9 +23,10 @@ class Slurm:
 
     starts_stages = True
 
-    def __init__(self, workdir: Path, text: str):
+    def __init__(self, workdir: Path, text: str, *, is_search: bool = False):
         """`text` is --slurm: NAME=VALUE of sbatch, comma-separated; `parallel` is the number of runs of an array at a
-        time; cluster=local makes the jobs processes of this machine, to try a study out. Raises UserError."""
+        time, or of trials of a search; cluster=local makes the jobs processes of this machine, to try a study out.
+        Raises UserError."""
         self.workdir, self.folder = workdir, workdir / "slurm"
         options = _parsed(text)
         submitit = _submitit()
@@ -35,6 +36,9 @@ class Slurm:
             own: dict[str, Any] = {_OWN[name]: options.pop(name) for name in list(options) if name in _OWN}
             if "slurm_array_parallelism" in own:
                 own["slurm_array_parallelism"] = int(own["slurm_array_parallelism"])
+            elif is_search:
+                raise UserError(f"--slurm={text}: a search needs parallel=N, the trials at a time; it learns from them")
+            self.most = own["slurm_array_parallelism"] if is_search else None
             self.executor.update_parameters(**own, slurm_additional_parameters=options)
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             reason = str(error).partition("\n")[0]
@@ -54,7 +58,7 @@ class Slurm:
                         self.jobs[one.key] = (one, job)
 
     def room(self) -> int:
-        return 1 << 30  # Slurm has a queue
+        return 1 << 30 if self.most is None else self.most - len(self.jobs)  # Slurm has a queue
 
     def start(self, planned: Sequence[PlannedRun]) -> None:
         jobs = self.executor.map_array(make_run_in_job, [self.workdir] * len(planned), planned)

@@ -104,6 +104,17 @@ def test_hostile_tokens_labels_and_names_are_text():
     assert "$\\frac" in text  # no formula of matplotlib
 
 
+def test_a_model_that_reads_from_left_to_right_is_described_as_one():
+    here = reading("[CLS]", "a", "[SEP]")
+    losses = TokenLosses(here, np.asarray([np.nan, 1.0, np.nan]), ((), (("b", 0.5),), ()))
+    left_to_right = np.tril(np.ones((1, 1, 3, 3), np.float32))
+    both_ways = np.ones((1, 1, 3, 3), np.float32)
+    assert "given those before it. Log-likelihood −1.00 over 1 tokens" in page.loss_section(losses, 9, True)
+    assert "given the rest. Pseudo-log-likelihood" in page.loss_section(losses, 9, False)
+    assert "share of [SEP]" in page.rollout_section(Attention(here, left_to_right))  # [CLS] reads itself alone
+    assert "share of [CLS]" in page.rollout_section(Attention(here, both_ways))
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser: Debian's chromium")
 def test_the_browser_shows_the_head_that_is_chosen(tmp_path):
     tokens = ("[CLS]", EVIL, "good", "[SEP]")

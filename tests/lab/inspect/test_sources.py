@@ -8,9 +8,11 @@ from bert_jax.config import UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.examples import WritingExample
+from bert_jax.inference.fill_mask import FillMask
 from bert_jax.lab.inspect.__main__ import main
 from bert_jax.lab.inspect.reading import insides
 from bert_jax.lab.inspect.sources import dependence
+from bert_jax.lab.inspect.tokens import token_losses
 from experiments import translate
 
 from .conftest import fine_tuned
@@ -43,6 +45,17 @@ def test_what_is_hidden_is_missed(writer):
         np.testing.assert_allclose(found.losses[:, place], found.log_probabilities - without, atol=1e-4)
     assert np.ptp(found.losses) > 0.1
     assert found.attention.shape == (3, 3) and (found.attention > 0).all() and (found.attention.sum(axis=1) < 1).all()
+
+
+def test_the_head_of_a_decoder_fills_no_masks(writer, tmp_path):
+    assert token_losses(writer, "a good").losses.shape == (4,)  # of a UniLM the trunk itself writes
+    config = translate.get_config()
+    config.seq2seq.model, config.data.target_length = "encoder_decoder", 8
+    model = fine_tuned(tmp_path / "5", config, {})
+    with pytest.raises(UserError, match="has no MLM head"):
+        token_losses(model, "a good")
+    with pytest.raises(UserError, match="has no MLM head, which fills masks"):
+        FillMask(model.path)
 
 
 def test_the_page_shows_what_the_model_writes(writer, classifier, tmp_path):

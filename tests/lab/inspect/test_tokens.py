@@ -56,6 +56,11 @@ def test_gradient_times_input_is_a_derivative(classifier):
     assert found.target == label and np.ptp(found.scores) > 0.1
 
 
+def test_a_text_that_is_cut_for_its_class_says_so(classifier):
+    assert gradient_times_input(classifier, "a " * 30).reading.note == "Of 32 tokens the model read 24."
+    assert gradient_times_input(classifier, "a " * 22).reading.note == ""
+
+
 def test_the_likeliest_class_is_explained_by_default(classifier):
     text = "b good"
     found = gradient_times_input(classifier, text)

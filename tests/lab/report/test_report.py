@@ -18,7 +18,7 @@ from bert_jax.lab.report import command as report
 from bert_jax.lab.report import cost, documents, study_figures, study_report
 from bert_jax.lab.report.study_report import describe_study, scale_of
 from bert_jax.lab.space import Search, log_uniform
-from bert_jax.lab.study import Stage, grid, plan, seeds, values
+from bert_jax.lab.study import Stage, Study, choice, grid, plan, seeds, values
 from bert_jax.models.config import bert_config
 from bert_jax.models.cost import training_flops
 from bert_jax.tasks.sections import Cell, Table
@@ -215,6 +215,30 @@ def test_labels_from_anywhere_are_text_everywhere(tmp_path, look):
     assert {row["level.objective"] for row in rows} == {EVIL, "'=2+2"}  # no formula
 
 
+def test_no_label_is_an_option_of_the_line_before():
+    table = Table(["", "x"], [["[MASK]", "1"], ["*", "2"]])  # after \\\\, LaTeX takes both for itself
+    lines = documents.to_latex(documents.Document("a", [documents.Part("b", [table])])).splitlines()
+    assert [line for line in lines if line.startswith(("[", "*"))] == [] and r"{[}MASK] & 1 \\" in lines
+
+
+def test_a_carriage_return_does_not_end_a_row(tmp_path):
+    study = study_folders.make_study({"a": {}, "b\rc": {"data.pairing": "none"}}, count=1, published=None)
+    study_folders.make_folder(tmp_path / "study", study, with_curves=False)
+    write(tmp_path / "study", tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["level.objective"] for row in csv.DictReader(file)} == {"a", "b\nc"}
+
+
+def test_a_difference_of_fewer_pairs_than_there_are_values_says_so(tmp_path):
+    levels = choice("objective", {"A": {}, "B": {"data.pairing": "none"}})
+    stages = Stage("first", "x.py", grid(seeds(4))), Stage("tune", "y.py", grid(levels), after="first")
+    study = Study("?", stages, "objective", "A", {"tune": "test.accuracy"})
+    *_, last = study_folders.make_folder(tmp_path / "study", study, with_curves=False)
+    assert "pairs)" not in write(tmp_path / "study", tmp_path / "a.md")
+    study_folders.fail(tmp_path / "study", last, "failed", "boom")
+    assert "(3 pairs)" in write(tmp_path / "study", tmp_path / "b.md")
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, such as Debian's texlive-latex-base")
 def test_latex_compiles_whatever_the_labels(tmp_path):
     objectives = {EVIL[:80]: {}, "\\input{/etc/passwd}": {"data.pairing": "none"}}
@@ -243,6 +267,17 @@ def test_one_seed_and_no_complete_run_are_said(tmp_path):
     assert tables(document)["Results"][0][1] == ["MLM + NSP", "–", "–", "–"]
     for suffix in ("html", "md", "tex", "csv"):
         write(tmp_path / "one", tmp_path / f"a.{suffix}")
+
+
+def test_a_complete_run_without_the_metric_has_failed_and_is_listed(tmp_path):
+    study = study_folders.make_study(count=2, published=None)
+    *others, last = study_folders.make_folder(tmp_path, study, with_curves=False)
+    study_folders.complete(tmp_path, last, {"test": {"loss": 0.5}})
+    study_folders.complete(tmp_path, others[-1], {"test": {"accuracy": 0.0}})  # which is a value
+    document = describe_study(read_study(tmp_path))
+    assert verdicts(document)[0].text == f"1 of {len(others) + 1} runs are in no figure below: 1 failed."
+    [_, row] = tables(document)["Runs that do not count"][0]
+    assert row[:3] == [last.key, "failed", "test.accuracy is missing or not finite"]
 
 
 def test_runs_that_wait_share_a_line_unless_what_they_wait_for_has_failed(tmp_path):

@@ -83,6 +83,8 @@ def test_the_repository_s_records_are_whole_and_their_entries_still_make_them():
     [
         ({"data.seed": 1}, "data.seed is 1; the rules of the speedrun fix it at 12345"),
         ({"init_from": "x"}, "init_from is 'x'; the rules"),
+        ({"distillation.teacher": "x"}, "distillation.teacher is 'x'; the rules"),
+        ({"corpora.more.files": "x"}, "corpora has more; the rules fix the corpus, which data.files names"),
         ({"model.causal": True}, "model.causal is True; the score is of masked models"),
         ({"train.epochs": 1.0}, "train.epochs is 1.0; an entry fixes its steps"),
         ({"data.vocab_size": 4000}, "data.vocab_size is 4000; this class compares the MLM loss, which needs 8000"),

@@ -136,6 +136,11 @@ def test_without_a_complete_run_of_the_baseline_there_is_no_verdict():
     assert str(found.levels[1].verdict) == "can't tell, the baseline, MLM + NSP, has no complete run"
 
 
+def test_without_a_baseline_there_are_means_and_nothing_is_compared():
+    [found] = compare_levels(record(study(PRETRAIN, metrics={"pretrain": "test.accuracy"}, baseline=""), of_seed))
+    assert [level.verdict for level in found.levels] == [None, None] and found.best == "MLM"
+
+
 def test_a_study_without_a_factor_compares_nothing():
     assert (
         compare_levels(record(study(PRETRAIN, metrics={"pretrain": "eval.loss"}, factor="", baseline=""), of_seed))

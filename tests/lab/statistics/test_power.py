@@ -46,6 +46,13 @@ def test_large_and_tiny_effects_have_an_answer():
     assert power(2, 1e4) == pytest.approx(1.0) and not math.isnan(power(3, 0.5, comparisons=100_000))
 
 
+def test_many_comparisons_of_two_seeds_take_no_minutes():
+    exact = {False: 684.4554, True: 1153.8019}  # by SciPy's noncentral t alone
+    for paired, effect in exact.items():
+        assert detectable_difference(2, comparisons=100, paired=paired) == pytest.approx(effect, rel=1e-5)
+        assert detectable_difference(2, comparisons=1_000_000, paired=paired) > 1e6
+
+
 def test_one_seed_shows_nothing():
     with pytest.raises(ValueError, match="n is 1; the spread between seeds shows from 2 on"):
         power(1, 1.0)

@@ -22,7 +22,7 @@ from bert_jax.lab.records import (
     write_record,
     write_study,
 )
-from bert_jax.lab.space import Search, log_uniform, one_of
+from bert_jax.lab.space import Search, log_uniform, one_of, uniform
 from bert_jax.lab.study import PlannedRun, Published, Stage, Study, choice, grid, plan, seeds
 from bert_jax.lab.sweep.command import main, planning, sweep
 
@@ -149,6 +149,27 @@ def test_what_has_not_begun_may_change_and_so_may_what_only_restarts(tmp_path: P
     assert changes(tmp_path / "other", Study("?", (Stage("pretrain", BASE),))) == {}
 
 
+def test_a_run_that_would_start_from_another_one_is_named(tmp_path: Path):
+    of = study("a", count=1)
+    made(tmp_path, of)
+    pretrain, tune = of.stages
+    adapt = Stage("adapt", BASE, after="pretrain")
+    found = changes(tmp_path, replace(of, stages=(pretrain, adapt, replace(tune, after="adapt"))))
+    assert list(found) == ["tune/objective=a,seed=0"] and "init_from was " in found["tune/objective=a,seed=0"]
+
+
+def test_a_study_that_was_moved_is_the_same_and_its_runs_continue(tmp_path: Path):
+    of, old, new = study("a", count=1), tmp_path / "old", tmp_path / "new"
+    *_, tune = made(old, of)
+    started = planning.resolve(of, plan(of), old)[tune.key]
+    (old / tune.key / "config.json").write_text(started.to_json())
+    old.rename(new)
+    assert changes(new, of) == {}
+    planning.write_request(new, tune, planning.resolve(of, plan(of), new)[tune.key], "")
+    request = json.loads((new / tune.key / planning.REQUEST).read_text())
+    assert request["config"]["init_from"] == started.init_from == str(old / tune.after)
+
+
 def test_a_workdir_of_something_else_is_refused(tmp_path: Path):
     made(tmp_path, study("a"))
     with pytest.raises(UserError, match="holds the study study, not masking; choose another --workdir"):
@@ -209,6 +230,28 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path):
     assert record.study.search is not None and list(record.study.search.space["optimizer.b2"].choices) == [0.9, 0.99]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "eval.accuracy"}, "whose metric was eval.loss, and is eval.accuracy"),
+        ({"direction": "max"}, "whose direction was min, and is max"),
+        ({"space": {"a": one_of(1, 2, 3)}}, "whose a was one of 1, 2, and is one of 1, 2, 3"),
+        ({"space": {"b": log_uniform(1, 9)}}, "whose b was a number, and is a number by its logarithm"),
+        ({"space": {"b": uniform(5, 6), "c": one_of(1)}, "trials": 9, "seed": 3, "pruner": "asha"}, ""),
+    ],
+)
+def test_trials_of_another_search_are_not_mixed_in(tmp_path: Path, change: dict, message: str):
+    search = Search({"a": one_of(1, 2), "b": uniform(1, 9)}, 4)
+    write_study(tmp_path, "study", "s.py", replace(study(), search=search), [])
+    before = planning.read_before(tmp_path, "study")
+    planning.check_search(before, search)
+    if message:
+        with pytest.raises(UserError, match=f"{message}: trials of both cannot be compared; restore it, or choose"):
+            planning.check_search(before, replace(search, **change))
+    else:
+        planning.check_search(before, replace(search, **change))
+
+
 def test_a_run_is_running_only_while_a_process_has_its_lock(tmp_path: Path):
     first, *_ = made(tmp_path, study("a"), RUNNING)
     assert {run.status for run in read_study(tmp_path).runs} == {UNFINISHED}
@@ -244,6 +287,18 @@ def test_without_a_result_nothing_is_complete(tmp_path: Path):
             "is damaged (KeyError: 'runs')",
         ),
         (lambda content: json.dumps(content | {"stages": 3}), "is damaged (TypeError"),
+        (
+            lambda content: json.dumps(
+                content | {"runs": [one | {"after": f"{one['stage']}/{one['name']}"} for one in content["runs"]]}
+            ),
+            "pretrain/objective=a,seed=0 starts from itself",
+        ),
+        (
+            lambda content: json.dumps(
+                content | {"published": {"title": "", "source": "", "columns": ["x"], "rows": {"a": ["?"]}}}
+            ),
+            "the row of a is ['?']",
+        ),
     ],
 )
 def test_a_damaged_study_is_one_line(tmp_path: Path, change, message: str):

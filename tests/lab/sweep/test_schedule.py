@@ -1,5 +1,7 @@
 """Which run of a study starts when, and what becomes of those that fail or are killed: with processes made up."""
 
+import fcntl
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -171,6 +173,25 @@ def test_the_first_signal_lets_runs_save_and_the_second_ends_them(tmp_path: Path
     assert schedule(tmp_path, runner).run() == signal.SIGTERM
     assert runner.stopped == [("pretrain/seed=0", False), ("pretrain/seed=0", True)]
     assert statuses(tmp_path)["pretrain/seed=0"] == UNFINISHED and runner.started == ["pretrain/seed=0"]
+
+
+def test_a_run_that_somebody_else_makes_is_waited_for_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = tmp_path / "pretrain" / "seed=0"
+    folder.mkdir(parents=True)
+    lock = open(folder / "lock", "w")  # noqa: SIM115 — closed by the runner
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    class Waiting(MadeUp):
+        def wait(self, seconds: float):
+            if self.started and not self.now:  # all others have ended
+                lock.close()
+            return super().wait(seconds)
+
+    with caplog.at_level(logging.INFO):
+        schedule(tmp_path, Waiting(tmp_path)).run()
+    assert set(statuses(tmp_path).values()) == {COMPLETE}
+    told = [text for text in caplog.messages if "another process works on it" in text]
+    assert len(told) == 1 and told[0].startswith("pretrain/seed=0: ")
 
 
 def test_only_wanted_runs_are_made(tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="needs the extra lab")
 
+from bert_jax.config import UserError
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, WAITING, read_run, write_record
 from bert_jax.lab.space import Search, integers, log_uniform, one_of
 from bert_jax.lab.study import PlannedRun, Stage, Study
@@ -98,6 +99,25 @@ def test_a_search_that_was_killed_keeps_its_trials(tmp_path: Path):
     four = again.ask()
     assert four is not None and four.name.startswith("trial=3,")
     assert {x: four.overrides[x] for x in SPACE} != {x: one.overrides[x] for x in SPACE}  # not the first one once more
+
+
+def test_a_trial_that_was_killed_while_its_options_were_drawn_gets_all_of_them(tmp_path: Path):
+    trials = opened(tmp_path)
+    name = next(iter(SPACE))
+    trials.study.ask({name: trials._distribution(SPACE[name])})  # and the process ends here
+    [one] = opened(tmp_path).planned()
+    assert one.overrides.keys() == {"train.steps", *SPACE} and one.name.count("=") == 1 + len(SPACE)
+    assert opened(tmp_path).planned() == [one]
+
+
+def test_any_folder_may_hold_a_search_and_a_damaged_database_is_one_line(tmp_path: Path):
+    folder = tmp_path / "what? {x} 50%20 ä#"
+    folder.mkdir()
+    trials = opened(folder)
+    assert trials.ask() is not None and sorted(path.name for path in folder.iterdir()) == [STORAGE, "tune"]
+    (tmp_path / STORAGE).write_text("no database" * 1000)
+    with pytest.raises(UserError, match=r"cannot be used \(file is not a database\); restore it"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha"])

@@ -16,7 +16,7 @@ from bert_jax.config import UserError
 from bert_jax.lab.records import COMPLETE, FAILED, UNFINISHED, WAITING, read_study
 from bert_jax.lab.space import Search, log_uniform, one_of
 from bert_jax.lab.study import Stage, Study, choice, grid, plan, probes, seeds
-from bert_jax.lab.sweep import estimate, planning
+from bert_jax.lab.sweep import dry_run, estimate, planning
 from bert_jax.lab.sweep.dry_run import describe
 from bert_jax.lab.sweep.estimate import Estimate, Examined, Request, examine
 
@@ -143,10 +143,30 @@ def test_a_dry_run_says_what_differs_what_it_costs_and_what_it_can_show(tmp_path
     assert "4 M parameters, 0.9 GB of memory (estimated from parameters and batch), 0.192 GB on disk, 100 steps" in text
     assert "time: 730 s per run (10 s + FLOPs at 30 % of 1 TFLOP/s, shared by 2; rough), 1.01 h for the 10 left" in text
     assert "in all about 2.03 h" in text
-    assert "tune: 5 runs per level show a difference of 2" in text and "(1 comparison, α = 0.05 by Holm)" in text
+    assert "tune: 5 runs of pretrain per level show a difference of 2" in text
+    assert "(1 comparison, α = 0.05 by Holm)" in text
     describe(study, planned, tmp_path, Examined(dict.fromkeys(map(lambda one: one.key, planned)), "", "no disk"), 1)
     text = capsys.readouterr().out
     assert "time: unknown" in text and "cannot start: no disk" in text
+
+
+def test_what_a_dry_run_promises_is_what_the_report_will_test():
+    levels, sizes = choice("norm", {"post": {}, "pre": {}}), choice("size", {"tiny": {}, "mini": {}})
+    pretrain = Stage("pretrain", "a.py", grid(levels))
+
+    def power(*stages: Stage) -> list[str]:
+        study = Study("?", stages, "norm", "post", {stages[-1].name: "eval.loss"})
+        return dry_run._power(study, plan(study))
+
+    tune = Stage("tune", "b.py", grid(seeds(5)), after="pretrain")
+    assert power(pretrain, tune) == [
+        "tune: one run of pretrain per level cannot show a difference; add seeds to it, e.g. grid(…, seeds(5))"
+    ]
+    [line] = power(Stage("one", "a.py", grid(levels, sizes, seeds(3))))  # two columns of three runs each
+    assert line.startswith("one: 3 runs per level show a difference of 3.5 standard deviations between seeds")
+    [line] = power(Stage("first", "a.py", grid(seeds(5))), Stage("then", "b.py", grid(levels), after="first"))
+    assert "5 runs of first per level" in line and "standard deviations of the differences between pairs" in line
+    assert power(Stage("one", "a.py", grid(seeds(5), choice("norm", {"post": {}})))) == []
 
 
 def test_a_dry_run_of_a_search_says_its_space(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -276,6 +296,16 @@ def test_slurm_jobs_on_this_machine(tmp_path: Path, study_file):
     assert statuses(workdir) == [COMPLETE] * 4
     assert set(json.loads((workdir / "slurm" / "jobs.json").read_text())) == {"tune/x=a", "tune/x=b"}
     assert "warm start" in (workdir / "tune" / "x=b" / "log.txt").read_text()
+
+
+def test_a_search_by_slurm_has_as_many_trials_at_a_time_as_it_is_told(tmp_path: Path):
+    pytest.importorskip("submitit", reason="needs the extra lab")
+    from bert_jax.lab.sweep.slurm import Slurm
+
+    with pytest.raises(UserError, match="a search needs parallel=N"):
+        Slurm(tmp_path, "cluster=local", is_search=True)
+    assert Slurm(tmp_path, "cluster=local,parallel=2", is_search=True).room() == 2
+    assert Slurm(tmp_path, "cluster=local,parallel=2").room() > 1000  # an array of them all
 
 
 @pytest.mark.parametrize(
