@@ -15,9 +15,7 @@ rounds.
 
 import argparse
 import importlib.util
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from timing import in_turns, machine, ratio_to_best, spread
+from timing import in_turns, machine, ratio_to_best, run_in_scratch, spread
 
 from bert_jax.convert.conversion import convert
 from bert_jax.data.labelled.tables import Row
@@ -46,28 +44,29 @@ Write = Callable[[Sequence[str]], list[str]]
 
 
 def main() -> None:
-    options = _options()
+    run_in_scratch(_options(), compare)
+
+
+def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Returns the machine and the seconds of all rounds, and prints them and their ratios."""
     random = np.random.default_rng(0)
     words = [f"w{number}" for number in range(options.vocabulary - len(SPECIAL))]
     texts = [" ".join(random.choice(words, random.integers(3, LONGEST - 1))) for _ in range(options.texts)]
     figures: dict[str, Any] = {"machine": machine(("jax", "flax", "torch", "transformers")), "options": vars(options)}
     print("\n".join(f"{key}: {value}" for key, value in figures["machine"].items()), flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        ours, theirs = write_model(options, words, Path(scratch))
-        variants = {f"bert_jax {dtype}": our_side(ours, dtype, options) for dtype in options.dtypes}
-        for dtype in options.peers:
-            variants[f"transformers {dtype}"] = peer_side(theirs, dtype, options)
-        _warm_up(variants, texts)
-        times = in_turns({name: lambda run=run: run(texts) for name, run in variants.items()}, options.rounds)
+    ours, theirs = write_model(options, words, scratch)
+    variants = {f"bert_jax {dtype}": our_side(ours, dtype, options) for dtype in options.dtypes}
+    for dtype in options.peers:
+        variants[f"transformers {dtype}"] = peer_side(theirs, dtype, options)
+    _warm_up(variants, texts)
+    times = in_turns({name: lambda run=run: run(texts) for name, run in variants.items()}, options.rounds)
     for name, (wall, cpu) in times.items():
         rate = len(texts) / statistics.median(wall)
         print(f"  {name:30} {rate:7.2f} sentences/s; {spread(wall, 3)} s, {spread(cpu, 3)} s of processor time")
     peers = {name: times[name].wall for name in times if not name.startswith("bert_jax")}
     ratios = {name: ratio_to_best(times[name].wall, peers) for name in times if name not in peers}
-    figures |= {"seconds": {name: one.wall for name, one in times.items()}}
     print("\n".join(f"{name} over {ratio.peer}: {ratio}" for name, ratio in ratios.items()))
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return figures | {"seconds": {name: one.wall for name, one in times.items()}}
 
 
 def write_model(options: argparse.Namespace, words: list[str], scratch: Path) -> tuple[Path, Path]:

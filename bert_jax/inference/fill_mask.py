@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class FillMask:
     def stream(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
         """Yields for each row, in order, the likeliest tokens for each of its masks, or the UserError that says what is
         wrong with it."""
+        if not isinstance(top_k, Integral) or top_k < 1:
+            raise UserError(f"top_k is {top_k!r}; it must be a whole number over 0")
         for window in windows(rows):
             read = partial(result_or_error, lambda row: self._encoded(text_in(row, column), row.origin))
             yield from in_place_of_good(in_place_of_good(window, read), partial(self._fill, top_k=top_k))

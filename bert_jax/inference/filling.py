@@ -178,6 +178,6 @@ def _best_continuations(
 
 
 def _drawn(log_p: np.ndarray, temperature: float, generator: np.random.Generator) -> int:
-    scaled = log_p.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
-    return int(np.searchsorted(np.cumsum(weights), generator.random() * weights.sum(), side="right"))
+    with np.errstate(over="ignore"):  # a low temperature overflows to −∞, which is right
+        shares = np.cumsum(np.exp((log_p.astype(np.float64) - log_p.max()) / temperature))
+    return int(np.searchsorted(shares, generator.random() * shares[-1], side="right"))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,12 @@ _ANY, _BEGINS, _WORD = 0, 1, 2  # kinds of places: any piece; a piece that begin
 
 @dataclass(frozen=True)
 class Infilling:
-    """How gaps are filled. [UNK] and other special pieces never are.
+    """How gaps are filled. [UNK] and other special pieces are never chosen.
 
-    `iterations` are those of mask_predict, and the sweeps of gibbs; `beams` those of beam; `temperature` and `seed` are
-    gibbs'. `whole_words`: each mask is a whole word, no
-    punctuation. `contains`: words that must occur among the fillings. `allowed`:
-    pieces or words of one piece that masks may get, one list for all, or a list for each [MASK].
+    `iterations` are those of mask_predict, and the sweeps of gibbs; `beams` is the width of beam; `temperature` and
+    `seed` are for gibbs. `whole_words`: each mask is a whole word, no punctuation. `contains`: words that must occur
+    among the fillings. `allowed`: pieces or words of one piece that masks may get, one list for all, or a list for each
+    [MASK]. Raises UserError for values of other types and out of range.
     """
 
     strategy: str = "confidence"
@@ -66,12 +67,23 @@ class Infilling:
         if self.strategy not in STRATEGIES:
             raise UserError(f"strategy '{self.strategy}' is unknown; it can be {', '.join(STRATEGIES)}")
         for name in ("gap", "iterations", "beams"):
-            if not 1 <= getattr(self, name) <= _MOST:
-                raise UserError(f"{name} is {getattr(self, name)}; it can be 1 to {_MOST}")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be a number over 0")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; it must be 0 or more")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or not 1 <= value <= _MOST:
+                raise UserError(f"{name} is {value!r}; it can be 1 to {_MOST}")
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature!r}; it must be a number over 0")
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise UserError(f"seed is {self.seed!r}; it must be 0 or more")
+        if not _are_texts(self.contains):
+            raise UserError(f"contains is {self.contains!r}; it must be a list of words")
+        lists = self.allowed_lists
+        if not isinstance(lists, list | tuple) or not all(words and _are_texts(words) for words in lists):
+            raise UserError("allowed is a list of pieces, or a list of such lists, none of them empty")
+
+    @property
+    def allowed_lists(self) -> Sequence[Any]:
+        """The lists of `allowed`: one for all masks, or one for each [MASK]; none if all pieces are allowed."""
+        return (self.allowed,) if self.allowed and _are_texts(self.allowed) else self.allowed
 
 
 class Grammar:
@@ -86,8 +98,7 @@ class Grammar:
         never |= {i for i in range(tokenizer.vocab_size) if _UNUSED.fullmatch(tokenizer.token(i))}
         any_piece = ~np.isin(np.arange(tokenizer.vocab_size), list(never))
         self.words = [self._spelled(word) for word in how.contains]
-        lists: Any = [how.allowed] if how.allowed and isinstance(how.allowed[0], str) else how.allowed
-        own = [self._allowed(words) for words in lists]
+        own = [np.isin(np.arange(tokenizer.vocab_size), list(map(self._piece, words))) for words in how.allowed_lists]
         begins = any_piece & ~tokenizer.is_continuation
         word = begins & [bool(_LETTER.search(tokenizer.token(i))) for i in range(tokenizer.vocab_size)]
         self.tables: Bool[np.ndarray, "K V"] = np.stack([any_piece, begins, word, *own])
@@ -99,11 +110,6 @@ class Grammar:
         if self.how.whole_words:
             return [_WORD] * size
         return [_ANY if is_glued else _BEGINS] + [_ANY] * (size - 1)
-
-    def _allowed(self, words: Any) -> Bool[np.ndarray, " V"]:
-        if isinstance(words, str) or not words:
-            raise UserError("allowed is a list of pieces, or a list of such lists, none of them empty")
-        return np.isin(np.arange(self.tokenizer.vocab_size), [self._piece(word) for word in words])
 
     def _piece(self, word: str) -> int:
         pieces = self.tokenizer.encode_words([word])[0]
@@ -161,7 +167,8 @@ class Template:
             if len(blank.ids) > max_length:
                 count = f"{len(blank.ids)} tokens, over {max_length}, the model's positions"
                 raise UserError(f"{self.origin}: {count}; shorten it")
-            found += [(one, sizes) for one in _with_words(blank, sizes, self.grammar.words)]
+            placed = _with_words(blank, sizes, self.grammar.words)
+            found += [(one, sizes) for one in itertools.islice(placed, _MOST + 1)]  # there may be billions
             if len(found) > _MOST:
                 raise UserError(
                     f"{self.origin}: over {_MOST} ways to place the words that must occur; name fewer, or lower gap"
@@ -201,6 +208,10 @@ class Template:
         return Blank(np.asarray([*ids, tokenizer.sep_id], np.int32), tuple(places), tuple(kinds))
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+
+
 def _comma_separated(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
@@ -214,12 +225,25 @@ def _with_words(blank: Blank, sizes: Sequence[int], words: Sequence[list[int]]) 
     starts = [
         [run[i] for run in runs for i in range(len(run) - len(word) + 1) if run[i] not in glued] for word in words
     ]
-    for firsts in itertools.product(*starts):
-        taken = {first + i: piece for first, word in zip(firsts, words, strict=True) for i, piece in enumerate(word)}
-        if len(taken) < sum(map(len, words)):
-            continue
+    if sum(map(len, words)) > len(blank.places):
+        return
+    for taken in _placed(starts, words, {}):
         ids = blank.ids.copy()
         ids[list(taken)] = list(taken.values())
         left = [(place, kind) for place, kind in zip(blank.places, blank.kinds, strict=True) if place not in taken]
         kinds = tuple(_BEGINS if kind == _ANY and place - 1 in taken else kind for place, kind in left)
         yield Blank(ids, tuple(place for place, _ in left), kinds)
+
+
+def _placed(
+    starts: Sequence[Sequence[int]], words: Sequence[list[int]], taken: dict[int, int]
+) -> Iterator[dict[int, int]]:
+    """Yields pieces by their places, `taken` ones among them, in every way to begin each word at one of its starts and
+    none over another."""
+    if not words:
+        yield taken
+        return
+    for first in starts[0]:
+        own = dict(enumerate(words[0], first))
+        if own.keys().isdisjoint(taken):
+            yield from _placed(starts[1:], words[1:], taken | own)

@@ -45,36 +45,35 @@ class Generator:
         if opened.config.predict.backend != "jax":
             raise UserError(f"predict.backend={opened.config.predict.backend} cannot write; leave it out")
         opened.fit(self.task.init)  # raises if a parameter of the task is missing
-        values = dict(given)
-        self._seed = values.pop("seed", opened.config.generate.seed)
-        check_option("generate.seed", self._seed)
-        self.decoding = decoding = self.task.decoding(**values)
+        self.decoding = decoding = self.task.decoding(**dict(given))
         rows = max(decoding.beams, decoding.n_best)
         self._written = opened.at_work.program(self._write)
         self._batching = Batching(self.config.data.sequence_length, max(1, batch_size // rows))
 
-    def stream(self, rows: Iterable[Row | UserError]) -> Iterator[Any]:
+    def stream(self, rows: Iterable[Row | UserError], seed: int | None = None) -> Iterator[Any]:
         """Yields for each row, in order, {"text", "score", "log_probability"} of what is written for it, or the
         UserError that says what is wrong with it. With generate.n_best over 1, `n_best` has the same of so many texts,
         the best first, or in the order in which they were drawn; the first of them is the text itself.
 
-        Reads at most predictor.WINDOW rows ahead. What is drawn for a row depends on generate.seed, on the row and on
-        its number.
+        Reads at most predictor.WINDOW rows ahead. What is drawn for a row depends on the seed (None: generate.seed), on
+        the row and on its number. All seeds share a program.
         """
+        seed = self.config.generate.seed if seed is None else seed
+        check_option("generate.seed", seed)
         first = 0
         for window in windows(rows):
-            yield from self._generate(window, first)
+            yield from self._generate(window, first, seed)
             first += len(window)
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles for sources of up to these numbers of tokens, which are declared as in `Batching.warm_up`."""
         nothing = np.zeros(1, np.int32)
-        self._batching.warm_up(self._written, lengths, _numbered(Item((Part(nothing, nothing),)), 0))
+        self._batching.warm_up(self._written, lengths, _numbered(Item((Part(nothing, nothing),)), 0, 0))
 
-    def _generate(self, rows: Sequence[Row | UserError], first: int) -> list[Any]:
+    def _generate(self, rows: Sequence[Row | UserError], first: int, seed: int) -> list[Any]:
         found, items = encoded(self.task, rows)
         numbers = (number for number, row in enumerate(found, first) if not isinstance(row, UserError))
-        items = [_numbered(item, number) for item, number in zip(items, numbers, strict=True)]
+        items = [_numbered(item, number, seed) for item, number in zip(items, numbers, strict=True)]
         outputs = self._batching.run(self._written, items)
         texts = [self._texts({name: x[i] for name, x in outputs.items()}) for i in range(len(items))]
         return in_place_of_good(found, lambda _: texts)
@@ -82,8 +81,8 @@ class Generator:
     def _write(self, model: Any, batch: dict[str, Array]) -> dict[str, Array]:
         keys = None
         if self.decoding.temperature:
-            seed = jax.random.key(self._seed)
-            keys = jax.vmap(lambda number: jax.random.fold_in(seed, number))(batch["number"][:, 0])
+            draw = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))
+            keys = draw(batch["seed"][:, 0], batch["number"][:, 0])
         return write(self.task.writer(model), TrunkInputs.from_batch(batch), self.decoding, keys)._asdict()
 
     def _texts(self, written: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -100,5 +99,6 @@ class Generator:
         return texts[0] | ({"n_best": texts} if self.decoding.n_best > 1 else {})
 
 
-def _numbered(item: Item, number: int) -> Item:
-    return replace(item, values={"number": np.asarray(number & 0xFFFFFFFF, np.uint32)})
+def _numbered(item: Item, number: int, seed: int) -> Item:
+    values = {"number": number & 0xFFFFFFFF, "seed": seed}
+    return replace(item, values={name: np.asarray(value, np.uint32) for name, value in values.items()})

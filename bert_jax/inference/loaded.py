@@ -117,6 +117,8 @@ class LoadedModel:
         """Returns the candidates as [(text, score), …], the most probable one first: by `score`, or by its mean over
         the tokens, which is fairer to texts of unequal length. Raises `InputError` for a candidate that has no score.
         """
+        if isinstance(candidates, str):
+            raise UserError("rank compares texts: give a list of them")
         scorer = self.tool(Scorer, method=method)
         records = _results(list(candidates), lambda rows: scorer.stream(_rows(rows, "text")))
         for wrong in (record for record in records if isinstance(record, InputError)):
@@ -137,8 +139,9 @@ class LoadedModel:
         The options are those of the group `generate` (docs/options.md), such as beams=5, of which the config of the run
         has the rest. Raises UserError for a model that cannot write.
         """
+        seed = options.pop("seed", None)
         generator = self.tool(Generator, given=tuple(sorted(options.items())))
-        return _results(inputs, lambda rows: generator.stream(_rows(rows, self.config.data.text)))
+        return _results(inputs, lambda rows: generator.stream(_rows(rows, self.config.data.text), seed))
 
     def warm_up(self, lengths: Sequence[int]) -> None:
         """Compiles all that this model can do, with default options, for texts of up to these numbers of tokens.
@@ -163,7 +166,7 @@ class LoadedModel:
     def tool(self, kind: type, **options: Any) -> Any:
         """Returns the one tool of this kind with these options, made by `kind(opened, batch_size=…, **options)` when it
         is asked for first. Raises UserError if the model lacks what it needs."""
-        key = kind, *options.values()
+        key = kind, *map(repr, options.values())  # also of what has no hash, and apart for 1 and True
         with self._lock:
             if key not in self._tools:
                 self._tools[key] = kind(self._opened, batch_size=self._batch_size, **options)
@@ -221,5 +224,6 @@ def _as_tuples(value: Any) -> Any:
 def _rows(inputs: Sequence[Any], column: str) -> Iterator[Row | UserError]:
     for number, one in enumerate(inputs):
         values = dict(one) if isinstance(one, Mapping) else {column: one}
-        wrong = next(filter(None, (problem(number, x) for x in values.values() if isinstance(x, str))), None)
+        texts = [x for value in values.values() for x in (value if isinstance(value, list) else [value])]
+        wrong = next(filter(None, (problem(number, x) for x in texts if isinstance(x, str))), None)
         yield wrong or Row(f"input {number}", values)

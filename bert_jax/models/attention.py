@@ -16,25 +16,32 @@ from bert_jax.models.layers import Linear, accumulator, dot, dropout
 class Cache(NamedTuple):
     """The keys and values of the tokens that were decoded so far.
 
-    The arrays have room for M tokens from the start, so that every step of decoding runs the same program.
+    The arrays have room for M tokens from the start, so that every step of decoding runs the same program. Their axes
+    are in the order in which the products of attention read them: no step transposes all that was stored.
     """
 
-    key: Float[Array, "B M H K"]
-    value: Float[Array, "B M H K"]
+    key: Float[Array, "B H K M"]
+    value: Float[Array, "B H M K"]
     length: Int[Array, ""]  # tokens stored so far, the same number in every row; the rest is zero
 
     @classmethod
     def empty(cls, config: BertConfig, rows: int, size: int) -> "Cache":
         """Returns a cache for one layer, with room for `size` tokens in each row."""
-        room = jnp.zeros((rows, size, config.num_attention_heads, config.head_width), config.dtype)
-        return cls(room, room, jnp.zeros((), jnp.int32))
+        heads, width = config.num_attention_heads, config.head_width
+        key, value = (jnp.zeros((rows, heads, *axes), config.dtype) for axes in ((width, size), (size, width)))
+        return cls(key, value, jnp.zeros((), jnp.int32))
+
+    @property
+    def size(self) -> int:
+        """How many tokens it has room for."""
+        return self.value.shape[2]
 
     def extended(self, key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]) -> "Cache":
         """Returns the cache with L more tokens. The caller makes sure that there is room for them: a traced length
         cannot raise an error, and tokens beyond the end would overwrite the last ones."""
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(stored, new.astype(stored.dtype), self.length, axis=1)
-            for stored, new in ((self.key, key), (self.value, value))
+            jax.lax.dynamic_update_slice_in_dim(stored, new.astype(stored.dtype), self.length, axis=axis)
+            for stored, new, axis in ((self.key, _by_columns(key), 3), (self.value, value.swapaxes(1, 2), 2))
         )
         return Cache(keys, values, self.length + key.shape[1])
 
@@ -45,10 +52,10 @@ class Cache(NamedTuple):
 
 class Source(NamedTuple):
     """The keys and values of the R tokens of G sources, each of which B / G rows in a row read: the beams of a source
-    share them."""
+    share them. The axes are in the order of `Cache`."""
 
-    key: Float[Array, "G R H K"]
-    value: Float[Array, "G R H K"]
+    key: Float[Array, "G H K R"]
+    value: Float[Array, "G H R K"]
 
 
 class Angles(NamedTuple):
@@ -99,7 +106,7 @@ class Attention(nnx.Module):
             if query.shape != key.shape:
                 raise ValueError(f"{query.shape[1]} queries and {key.shape[1]} keys: with a cache, both are new tokens")
             cache = cache.extended(key, value)
-            key, value = cache.key, cache.value
+            key, value = cache.key.transpose(0, 3, 1, 2), cache.value.swapaxes(1, 2)  # XLA drops what is turned twice
             # Also hides the positions that are still empty.
             own = mask.shape[-1] - key.shape[1] + cache.length - query.shape[1] + jnp.arange(query.shape[1])
             mask = mask & (jnp.arange(mask.shape[-1])[None] <= own[:, None])[None, None]
@@ -134,7 +141,7 @@ class Attention(nnx.Module):
     def source(self, hidden: Float[Array, "G R D"], angles: Float[Array, "G R K"] | None = None) -> Source:
         """Returns the keys and values of all tokens; with `angles`, the keys are rotated."""
         _, key, value = self.project(hidden, hidden, None if angles is None else Angles(angles, angles))
-        return Source(key, value)
+        return Source(_by_columns(key), value.swapaxes(1, 2))
 
     def _joined(self, context: Float[Array, "B P H K"]) -> Float[Array, "B P D"]:
         return self.output(context.reshape(*context.shape[:2], -1), self.config.dtype)
@@ -164,6 +171,10 @@ class Attention(nnx.Module):
         if query.shape == key.shape and use_cudnn(config, training=seed is not None):
             return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
         return attend(query, key, value, mask, config.attention_dropout, seed, config.dtype)
+
+
+def _by_columns(x: Float[Array, "B L H K"]) -> Float[Array, "B H K L"]:
+    return x.transpose(0, 2, 3, 1)
 
 
 def rotated(x: Float[Array, "B L H K"], angles: Float[Array, "B L K"]) -> Float[Array, "B L H K"]:
@@ -211,7 +222,7 @@ def attend_source(
 
     The keys of a source are read once for all of its rows, whose queries stand side by side in one product.
     """
-    (rows, places, heads, size), (groups, room) = query.shape, source.key.shape[:2]
+    (rows, places, heads, size), (groups, _, room, _) = query.shape, source.value.shape
     query = query.swapaxes(1, 2) * size**-0.5  # [B, H, P, K]
 
     def by_source(x):  # [B, H, P, _] → [G, H, (B / G) P, _]
@@ -222,14 +233,13 @@ def attend_source(
         x = x.reshape(groups, heads, rows // groups, places, -1)
         return x.swapaxes(1, 2).reshape(rows, heads, places, -1)
 
-    key, value = (x.swapaxes(1, 2) for x in source)
     own_key, own_value = (None, None) if own is None else (x.swapaxes(1, 2) for x in own)
-    parts = [by_row(dot(by_source(query), key.swapaxes(-1, -2), dtype, accumulator(dtype)))]
+    parts = [by_row(dot(by_source(query), source.key, dtype, accumulator(dtype)))]
     if own_key is not None:
         parts.append(dot(query, own_key.swapaxes(-1, -2), dtype, accumulator(dtype)))
     scores = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(dtype)
-    context = by_row(dot(by_source(weights[..., :room]), value, dtype, accumulator(dtype))).astype(jnp.float32)
+    context = by_row(dot(by_source(weights[..., :room]), source.value, dtype, accumulator(dtype))).astype(jnp.float32)
     if own_value is not None:
         context = context + dot(weights[..., room:], own_value, dtype, accumulator(dtype)).astype(jnp.float32)
     return context.astype(dtype).swapaxes(1, 2)

@@ -101,7 +101,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B 1 D"], list[Cache]]:
         """Returns the hidden state of each row's next token and the extended caches. B / G rows in a row read the same
         source."""
-        rows, room = len(tokens), caches[0].key.shape[1]
+        rows, room = len(tokens), caches[0].size
         x, angles = self._embedded(trunk, tokens[:, None], caches[0].length, None)
         shown = jnp.repeat(real, rows // len(real), axis=0, total_repeat_length=rows)
         mask, source_mask, after = jnp.ones((rows, 1, 1, room), bool), _shown(shown, rows, 1), []

@@ -170,7 +170,7 @@ class UniLM:
         ids = jnp.stack([tokens, jnp.full_like(tokens, self._mask_id)], axis=1)
         x, angles = self._embedded(ids, self._target_types(ids), positions), rotary_angles(config, positions)
         shown = jnp.repeat(real, copies, axis=0, total_repeat_length=len(tokens))
-        room = jnp.broadcast_to(jnp.arange(caches[0].key.shape[1])[None] > 0, (len(tokens), caches[0].key.shape[1]))
+        room = jnp.broadcast_to(jnp.arange(caches[0].size)[None] > 0, (len(tokens), caches[0].size))
         mask = jnp.concatenate([shown, room], axis=1)[:, None, None]
         mask = jnp.broadcast_to(mask, (len(tokens), 1, 2, mask.shape[-1]))
         extended = []

@@ -153,8 +153,9 @@ class Extractive(FineTuning):
             at = np.flatnonzero(item.token_values["label_weights"])
             numbers = item.token_values["sentence_numbers"][at] - 1
             found[int(item.values["example"])][numbers] = 1 / (1 + np.exp(-logits[at].astype(np.float64)))
-        pieces = self.tokenizer.encode_words([text for example in examples for text in example.sentences])
-        tokens = iter(pieces) if self.config.extractive.block_trigrams else None
+        tokens = None
+        if self.config.extractive.block_trigrams:
+            tokens = iter(self.tokenizer.encode_words([text for example in examples for text in example.sentences]))
         return [self._prediction(example, scores, tokens) for example, scores in zip(examples, found, strict=True)]
 
     def score(self, examples, predictions, description) -> dict[str, float]:

@@ -248,8 +248,11 @@ class Seq2Seq(FineTuning):
     @cached_property
     def scorer(self) -> text_scores.Scorer:
         """The scorer of written texts. BLEU and chrF see no case where the vocabulary has none."""
-        options, (small, capital) = self.config.seq2seq, self.tokenizer.encode_words(["a", "A"])
-        return text_scores.Scorer(options.scores, tokenizer=options.bleu_tokenizer, lowercase=small == capital)
+        options, letters = self.config.seq2seq, self.tokenizer.encode_words([*"aAдДαΑ"])
+        pairs = zip(letters[::2], letters[1::2], strict=True)
+        known = [small == capital for small, capital in pairs if self.tokenizer.unk_id not in small]
+        sees_no_case = bool(known) and all(known)
+        return text_scores.Scorer(options.scores, tokenizer=options.bleu_tokenizer, lowercase=sees_no_case)
 
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
         texts = [prediction["text"] for prediction in evaluation.predictions]

@@ -34,3 +34,6 @@ def test_refuses_what_it_cannot_answer(fill):
         fill("the value")
     with pytest.raises(UserError, match=r"the text has 6\d\d tokens; the model takes 512"):
         fill("[MASK] " + "a " * 640)
+    for top_k in (0, -1, "5"):
+        with pytest.raises(UserError, match=f"top_k is {top_k!r}; it must be a whole number over 0"):
+            fill("[MASK]", top_k)

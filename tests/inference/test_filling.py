@@ -103,8 +103,9 @@ def test_gibbs_draws_from_the_conditional_distributions():
     expected = np.exp(log_p(one.ids, 0, 0))[:4]
     expected /= expected.sum()  # [MASK] itself is not allowed
     np.testing.assert_allclose([draws[token] / count for token in range(4)], expected, atol=0.035)
-    cold = gibbs(BLANKS, distribution, 1, MASK, temperature=1e-3)
-    assert [x.ids.tolist() for x in cold] == [x.ids.tolist() for x in left_to_right(BLANKS, likeliest)]
+    cold, coldest = (gibbs(BLANKS, distribution, 1, MASK, temperature=t) for t in (1e-3, 5e-324))
+    for found in (cold, coldest):
+        assert [x.ids.tolist() for x in found] == [x.ids.tolist() for x in left_to_right(BLANKS, likeliest)]
 
 
 def test_gibbs_depends_on_seed_and_text_alone():

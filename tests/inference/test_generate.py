@@ -1,5 +1,6 @@
 """Texts that a model writes: the same as by hand, in the order of the input, whatever is wrong with some of it."""
 
+import contextlib
 import json
 import threading
 
@@ -51,6 +52,19 @@ def model(workdir):
     return bert_jax.load(workdir, batch_size=8)
 
 
+@contextlib.contextmanager
+def _compilations():
+    """Yields a list that gets an event for each program that is compiled meanwhile."""
+    compiled = []
+
+    def listen(event, duration, **_):
+        compiled.extend([event] if event.endswith("compile_duration") else [])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def _by_hand(model, text: str) -> str:
     """Writes greedily by what training predicts for a target of 8 tokens, one after the other: nothing is cached."""
     task, opened = model._opened.task, model._opened
@@ -100,12 +114,20 @@ def test_what_is_drawn_follows_the_seed_and_the_number_of_the_row(model):
     assert [result["text"] for result in model.generate([TEXTS[0]] * 3, seed=1, **options)] == [
         result["text"] for result in one[:3]
     ]
-    assert one != model.generate([TEXTS[0]] * 12, seed=2, **options)
+    with _compilations() as compiled:
+        assert one != model.generate([TEXTS[0]] * 12, seed=2**32 - 1, **options)
+    assert not compiled and model.tool(Generator, given=tuple(sorted(options.items()))).decoding.top_k == 20
+
+
+def test_the_program_derives_the_keys_of_a_seed():
+    for seed in (0, 7, 2**31, 2**32 - 1):
+        assert jax.jit(jax.random.key)(np.uint32(seed)) == jax.random.key(seed)
 
 
 def test_an_input_that_is_wrong_has_its_error_in_its_place(model):
-    found = model.generate([TEXTS[0], " ", {"other": "a"}, TEXTS[1], "\ud800"])
-    assert [isinstance(result, InputError) for result in found] == [False, True, True, False, True]
+    found = model.generate([TEXTS[0], " ", {"other": "a"}, TEXTS[1], "\ud800", {"source": ["a", "\ud800"]}])
+    assert [isinstance(result, InputError) for result in found] == [False, True, True, False, True, True]
+    assert "input 5 is not Unicode text" in str(found[5])
     assert "input 1: column 'source' is empty" in str(found[1])
     with pytest.raises(InputError, match="column 'source' is empty"):
         model.generate("")
@@ -123,17 +145,12 @@ def test_threads_write_at_the_same_time(model):
 
 def test_nothing_is_compiled_beyond_the_declared_lengths(workdir):
     """Sources of any length and number, targets that end anywhere."""
-    generator, compiled = Generator(workdir, batch_size=4), []
+    generator = Generator(workdir, batch_size=4)
     generator.warm_up([12, 24])
-
-    def listen(event, duration, **_):
-        compiled.extend([event] if event.endswith("compile_duration") else [])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    for count in (1, 3, 9, 20):
-        rows = [Row(str(number), {"source": text}) for number, text in enumerate(TEXTS[:count])]
-        assert len(list(generator.stream(rows))) == count
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with _compilations() as compiled:
+        for count in (1, 3, 9, 20):
+            rows = [Row(str(number), {"source": text}) for number, text in enumerate(TEXTS[:count])]
+            assert len(list(generator.stream(rows))) == count
     assert not compiled
 
 
@@ -143,6 +160,7 @@ def test_nothing_is_compiled_beyond_the_declared_lengths(workdir):
         ({"beams": 100}, r"generate.beams=100 is over the vocabulary of 31 tokens that can be written"),
         ({"beam": 5}, "generate.beam is not an option; the nearest is generate.beams"),
         ({"beams": 0}, "generate.beams is 0; it must be a whole number from 1 to 1024"),
+        ({"beams": [2]}, r"generate.beams is \[2\]; it must be a whole number"),
         ({"max_length": 17}, "data.sequence_length 24 and generate.max_length 17 make rows of 41 tokens"),
         ({"seed": -1}, "generate.seed is -1"),
         ({"max_length": 3}, "generate.min_length=3 leaves no room for the end"),

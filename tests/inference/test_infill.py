@@ -121,6 +121,8 @@ REFUSED = [
     ("[MASK] " + "a " * 30, {}, r"33 tokens, over 32, the model's positions; shorten it"),
     ("[GAP] [GAP] [GAP]", {"gap": 7}, r"3 gaps of 1 to 7 tokens are 343 candidates, over 256"),
     ("[MASK]", {"contains": ("a", "b")}, r"no run of masks has room for a, b; put more \[MASK\] there"),
+    ("[MASK]" * 20, {"contains": ("a",) * 21}, r"no run of masks has room for a, a, a"),  # 20 ^ 21 ways
+    ("[MASK]" * 20, {"contains": ("a",) * 12}, "over 256 ways to place the words that must occur; name fewer"),
     ("[MASK] [MASK]", {"allowed": (("a",), ("b",), ("c",))}, "3 lists of allowed pieces for 2 marks"),
 ]
 
@@ -139,6 +141,13 @@ def test_wrong_options_are_refused_before_anything_is_filled(model, tmp_path):
         ({"gap": 0}, "gap is 0; it can be 1 to 256"),
         ({"temperature": 0.0}, r"temperature is 0.0; it must be a number over 0"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"seed": 1.5}, "seed is 1.5; it must be 0 or more"),
+        ({"iterations": 2.5}, "iterations is 2.5; it can be 1 to 256"),
+        ({"gap": "3"}, "gap is '3'; it can be 1 to 256"),
+        ({"contains": "good"}, "contains is 'good'; it must be a list of words"),
+        ({"contains": [5]}, r"contains is \(5,\); it must be a list of words"),
+        ({"allowed": "good"}, "allowed is a list of pieces, or a list of such lists, none of them empty"),
+        ({"allowed": [5]}, "allowed is a list of pieces, or a list of such lists, none of them empty"),
         ({"contains": ["Ω"]}, "contains names 'Ω', which the vocabulary cannot spell"),
         ({"allowed": ["[MASK]"]}, r"allowed names '\[MASK\]', which is not one piece"),
         ({"allowed": [[]]}, "allowed is a list of pieces, or a list of such lists, none of them empty"),

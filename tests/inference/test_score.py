@@ -60,6 +60,10 @@ def test_a_text_that_cannot_be_scored_has_an_error_in_its_place(checkpoint, tmp_
         model.rank(["a", ""])
     with pytest.raises(UserError, match="method 'masked' of scoring is unknown; it can be within_word or original"):
         model.score("a", method="masked")
+    with pytest.raises(UserError, match=r"method '\['original'\]' of scoring is unknown"):
+        model.score("a", method=["original"])
+    with pytest.raises(UserError, match="rank compares texts: give a list of them"):
+        model.rank("ab")
     with pytest.raises(UserError, match="has no MLM head, which scores texts"):
         Scorer(pretrained(tmp_path / "headless", "heads/mlm/"))
 

@@ -208,6 +208,18 @@ def test_what_looks_like_a_mistake_in_the_pairs_is_logged(tmp_path, caplog):
     assert f"validation: 1 pairs have a source that training has too (first: {tmp_path}/val.en:1)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("letters", "lowercase", "case"),
+    [("aA", False, "mixed"), ("aA", True, "lc"), ("дД", False, "mixed"), ("д", True, "lc"), ("我", False, "mixed")],
+)
+def test_bleu_sees_case_where_the_vocabulary_does(letters, lowercase, case):
+    """Also of an alphabet other than the Latin one."""
+    pytest.importorskip("sacrebleu", reason="pip install -e '.[generate]'")
+    tokenizer = make_wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters], "test", lowercase, None, True)
+    signature = Seq2Seq(make_config(), tokenizer, None).scorer(["a"], ["a"]).signature
+    assert f"bleu nrefs:1|case:{case}" in signature
+
+
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
 def test_a_vocabulary_is_learned_from_both_sides(tmp_path, kind):
     config = make_config(

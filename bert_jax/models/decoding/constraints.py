@@ -15,7 +15,7 @@ def constrained(
     """Returns the logits, or log-probabilities, of the next tokens, of which those that must not come are NEVER.
 
     `written` holds the `count` tokens that each row has so far. The order is that of Transformers: repetition penalty,
-    n-grams, lengths.
+    n-grams, lengths. Where each other token would repeat an n-gram, the end may come before the least length.
     """
     is_there = jnp.broadcast_to(jnp.arange(written.shape[1])[None] < count, written.shape)
     if decoding.repetition_penalty != 1:
@@ -27,8 +27,11 @@ def constrained(
         logits = jnp.where(_marked(written, repeats, logits.shape[1]), NEVER, logits)
     places = jnp.arange(logits.shape[1])
     never = jnp.isin(places, jnp.asarray(decoding.never, jnp.int32))
-    never = never | ((places == decoding.end_id) & (count < decoding.min_length))
-    return jnp.where(never[None], NEVER, logits)
+    is_early = ((places == decoding.end_id) & (count < decoding.min_length))[None]
+    if decoding.no_repeat_ngram and decoding.min_length > 1:
+        others = jnp.where((never | (places == decoding.end_id))[None], NEVER, logits)
+        is_early = is_early & (jnp.max(others, axis=1, keepdims=True) > NEVER / 2)
+    return jnp.where(never[None] | is_early, NEVER, logits)
 
 
 def kept_for_drawing(logits: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:

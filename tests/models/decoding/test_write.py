@@ -181,6 +181,16 @@ def test_lengths_and_repetitions_are_bounded(width):
         assert all(sorted(_targets(written, row)[0][:3]) == list(LETTERS) for row in (0, 1))
 
 
+@pytest.mark.parametrize("width", [{}, {"beams": 2}, {"temperature": 1.0}])
+def test_a_target_ends_early_where_every_other_token_would_repeat(width):
+    """Two letters may be written, each once, and four are asked for."""
+    keys = jax.random.key(0)[None] if "temperature" in width else None
+    never = tuple(token for token in range(VOCABULARY) if token not in (END, 3, 4))
+    options = OPTIONS | {"max_length": 6, "min_length": 4, "never": never, "no_repeat_ngram": 1}
+    [target] = _targets(_run(_table(), _source(3), Decoding(**options, **width), keys), 0)
+    assert sorted(target[:2]) == [3, 4] and target[2:] == [END]
+
+
 @pytest.mark.parametrize("width", [{}, {"beams": 3, "n_best": 2}])
 def test_sources_without_tokens_and_those_with_few_targets(width):
     table, decoding = _table(), Decoding(**OPTIONS, **width)
