@@ -13,6 +13,7 @@ from bert_jax.data.pretraining.corpora import _thinned, _training_texts, languag
 from bert_jax.data.pretraining.mixture import sampling_shares
 from bert_jax.data.text.corpus import Corpus, Document, Source
 from bert_jax.entries import add_entry, set_option
+from bert_jax.models.config import bert_config
 from bert_jax.options import default_config
 
 WORDS = {
@@ -70,6 +71,25 @@ def test_what_is_prepared_is_found_again(config, monkeypatch, caplog):
     assert again.name == first.name
     config.corpora.en.share = 0.5  # is of the rows alone
     assert prepare_corpora(config, None, progress=False).name == first.name
+
+
+def test_an_epoch_does_not_count_a_corpus_that_is_not_trained_on(config):
+    every = prepare_corpora(config, None, progress=False)
+    config.corpora.en.share = 0.0
+    fewer = prepare_corpora(config, None, progress=False)
+    records = {one.name: one.prepared.num_records("train") for one in fewer.members}
+    assert every.num_records("train") == sum(records.values())
+    assert fewer.num_records("train") == sum(records.values()) - records["en"] > 0
+    assert fewer.num_records("validation") == every.num_records("validation")
+
+
+def test_languages_of_no_corpora(config):
+    with config.unlocked():
+        config.corpora = {}
+    assert languages_of(config) == []
+    config.model.languages = "auto"
+    with pytest.raises(UserError, match=r"model.languages=auto takes the languages of corpora, and there are none"):
+        languages_of(config)
 
 
 def test_a_damaged_vocabulary_is_made_again(config):
@@ -200,6 +220,7 @@ def test_sentencepiece_learns_from_all_languages(config):
         ({"data.runner": "beam"}, r"corpora.en_de is parallel, which needs data.runner=local, not beam"),
         ({"data.masking": "static"}, r"corpora.en_de is parallel, which needs data.masking=dynamic, not static"),
         ({"corpora.de.share": 0.5, "corpora.en.share": 0.7}, r"corpora.de.share=0.5 \+ corpora.en.share=0.7 is 1.2"),
+        ({"model.languages": "de,en,de"}, r"model.languages is 'de,en,de'; name each language once, as en,de"),
         ({"model.languages": "en,fr"}, r"corpora.de is of 'de', which model.languages=en,fr lacks"),
     ],
 )
@@ -207,6 +228,7 @@ def test_what_cannot_be(config, options, message):
     for name, value in options.items():
         set_option(config, name, value)
     with pytest.raises(UserError, match=message):
+        bert_config(config.model, 160)
         languages_of(config)
         prepare_corpora(config, None, progress=False)
 
