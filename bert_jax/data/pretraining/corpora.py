@@ -88,7 +88,7 @@ def prepare_corpora(config: ConfigDict, tokenizer: Tokenizer | None, *, progress
         tokenizer = load_tokenizer(config.data.vocab_file, config.data)
     tokenizer = _vocabulary(config.data, opened, tokenizer)
     prepared = {}
-    for name, one in opened.items():
+    for name, one in sorted(opened.items(), key=lambda item: not item[1].is_parallel):  # whose mistakes show here only
         try:
             prepared[name] = prepare(one.data, config.data.seed, tokenizer, corpus=one.corpus, progress=progress)
         except UserError as error:

@@ -15,6 +15,7 @@ from bert_jax.data.text.corpus import Corpus, Document, Source
 from bert_jax.entries import add_entry, set_option
 from bert_jax.models.config import bert_config
 from bert_jax.options import default_config
+from bert_jax.run import check_run
 
 WORDS = {
     "en": ["sun", "moon", "star", "rain", "snow", "wind", "tree", "leaf"],
@@ -81,6 +82,23 @@ def test_an_epoch_does_not_count_a_corpus_that_is_not_trained_on(config):
     assert every.num_records("train") == sum(records.values())
     assert fewer.num_records("train") == sum(records.values()) - records["en"] > 0
     assert fewer.num_records("validation") == every.num_records("validation")
+
+
+def test_a_corpus_of_another_language_is_refused_before_its_files_are_read(config):
+    config.model.languages, config.corpora.de.files = "en,fr", "none.txt"
+    with pytest.raises(UserError, match=r"corpora.de is of 'de', which model.languages=en,fr lacks"):
+        check_run(config, 160)
+
+
+def test_a_mistake_in_a_parallel_corpus_shows_before_the_others_are_prepared(config, tmp_path):
+    (tmp_path / "short.de").write_text("Sonne.\n")
+    config.corpora.en_de.files = config.corpora.en_de.files.partition("+")[0] + f"+{tmp_path}/short.de"
+    config.data.prepared = str(tmp_path / "prepared")
+    with pytest.raises(UserError, match=r"corpora.en_de: .*pairs.en:2: this line has no partner"):
+        prepare_corpora(config, None, progress=False)
+    assert {path.name.partition("-")[0] for path in (tmp_path / "prepared").iterdir() if path.is_dir()} == {
+        "vocabulary"
+    }
 
 
 def test_languages_of_no_corpora(config):
