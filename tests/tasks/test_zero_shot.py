@@ -126,7 +126,7 @@ def test_translated_training_data_is_one_set(xnli):
         ({"validation": "de=$/de.tsv,fr=$/de.tsv"}, r"de.tsv:2: is named for 'de' and for 'fr' in data.validation"),
         (
             {"validation": "$/xnli.tsv", "language": "lang"},
-            r"no column 'lang'.*\(data.language=lang; where files have no",
+            r"no column 'lang'.*\(data.language=lang; where files",
         ),
         ({"validation": "de=$/none.tsv"}, r"none.tsv does not exist"),
         (
