@@ -267,7 +267,7 @@ _NAMED = (
 
     _text("tasks.*.task", "", "as task, of this task", "needed"),
     _number("tasks.*.share", None, "[0, 1000000]", "of the batches, relative to the other tasks'; None = by size"),
-    _number("tasks.*.weight", 1.0, "[0, 1000000]", "of its loss"),
+    _number("tasks.*.weight", 1.0, "[0, 1000000]", "of its loss; 0 = it is evaluated and not trained"),
     _text("tasks.*.metric", "", "of validation, which `mean` takes, e.g. f1; empty = the usual one of its kind"),
 )
 # fmt: on

@@ -123,8 +123,9 @@ def start_run(config: ConfigDict, workdir: Path) -> Source | None:
 def check_run(config: ConfigDict, vocab_size: int) -> None:
     """Fills in what the config leaves open of the model's shape. Raises UserError for values that do not go together,
     or not with the devices of this process."""
+    languages = languages_of(config)  # which refuses a corpus of another language than the model's
     if config.model.languages == "auto":
-        config.model.languages = ",".join(languages_of(config))
+        config.model.languages = ",".join(languages)
     model = bert_config(config.model, config.model.vocab_size or vocab_size)
     config.model.update({key: getattr(model, key) for key in SHAPE})
     check_length(model, config.data.sequence_length)

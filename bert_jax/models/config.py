@@ -63,6 +63,9 @@ class BertConfig:
                 f"model.hidden_size {self.hidden_size} is not a multiple of "
                 f"model.num_attention_heads {self.num_attention_heads}"
             )
+        names = [name.strip() for name in self.languages.split(",")] if self.languages else []
+        if not all(names) or len({*names}) < len(names):
+            raise UserError(f"model.languages is {self.languages!r}; name each language once, as en,de")
         if self.position_embedding == "rotary" and self.head_width % 2:
             raise UserError(
                 f"model.position_embedding=rotary rotates pairs of columns, and the head size is {self.head_width} "

@@ -93,8 +93,7 @@ class MultiTask(Task):
         task._take(config, tokenizer, {name: members[name] for name in configs})
         task._count_steps({name: float(member.steps_per_epoch) for name, member in task.members.items()})
         task.main_metrics = {name: metric for name in task.members if (metric := task._main_metric(name))}
-        splits = {split: None for member in members.values() for split in member.final_splits}
-        task.final_splits = tuple(splits)
+        task.final_splits = tuple(dict.fromkeys(split for one in members.values() for split in one.final_splits))
         return task
 
     @classmethod
@@ -136,15 +135,15 @@ class MultiTask(Task):
         # 11 points stand for the whole of training, over which shares may change.
         self.shares = dict(zip(sizes, self.turns(11).shares(np.arange(11)).mean(axis=0).tolist(), strict=True))
         self.steps_per_epoch = round(sum(size for name, size in sizes.items() if self.shares[name] > 0))
-        costs = {name: 0.0 for name in ("tokens_per_step", "flops_per_step", "bytes_per_step")}
-        for member, share in self.shares.items():
-            costs = {name: cost + share * getattr(self.members[member], name) for name, cost in costs.items()}
-        self.tokens_per_step = round(costs["tokens_per_step"])
-        self.flops_per_step, self.bytes_per_step = costs["flops_per_step"], costs["bytes_per_step"]
+        mean = lambda cost: sum(share * getattr(self.members[name], cost) for name, share in self.shares.items())  # noqa: E731
+        self.tokens_per_step = round(mean("tokens_per_step"))
+        self.flops_per_step, self.bytes_per_step = mean("flops_per_step"), mean("bytes_per_step")
 
     def turns(self, steps: int) -> Turns:
-        """Returns which member each of so many batches is of. Raises UserError."""
-        return Turns.from_options(self.config.multitask, self.sizes, _shares(self.config), self.config.seed, steps)
+        """Returns which member each of so many batches is of. One whose loss has weight 0 has none: momentum would move
+        the trunk without it. Raises UserError."""
+        sizes = {name: size if self.loss_weights[name] else 0.0 for name, size in self.sizes.items()}
+        return Turns.from_options(self.config.multitask, sizes, _shares(self.config), self.config.seed, steps)
 
     def _main_metric(self, name: str) -> str:
         """Returns the metric of a member that `mean` takes; "" if it has no validation examples. Raises UserError."""
@@ -237,7 +236,7 @@ class MultiTask(Task):
 
     def means(self, sums: HostSums) -> dict[str, float]:
         """Returns the means of each member that the sums are of, of all together, and those that are of no member."""
-        of_members = {name: member.means(_part(name, sums)) for name, member in self.members.items()}
+        of_members = {name: member.means(own) for name, member in self.members.items() if (own := _part(name, sums))}
         metrics = mean_of_each({name: value for name, value in sums.items() if "/" not in name})
         return metrics | self._together(of_members, sums)
 
@@ -314,7 +313,11 @@ def configs_of_members(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def _shares(config: ConfigDict) -> dict[str, float | None]:
-    return {name: entry.share for name, entry in entries(config, "tasks").items()}
+    """Returns tasks.*.share, 0 instead where the weight of the loss is 0. Raises UserError if all weights are."""
+    tasks = entries(config, "tasks")
+    if not any(entry.weight for entry in tasks.values()):
+        raise UserError(f"tasks.*.weight is 0 for every task ({', '.join(tasks)}): set one of them above 0")
+    return {name: entry.share if entry.weight or entry.share is None else 0.0 for name, entry in tasks.items()}
 
 
 def _known(config: ConfigDict, description: Description | None) -> dict[str, Description]:

@@ -6,6 +6,7 @@ directions; a text that equals the translation counts as it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -130,6 +131,8 @@ class RetrievalProbe:
 def _read(name: str, files: str, option: str) -> Translations:
     pairs: list[tuple[str, str, str]] = []
     for one, other in file_pairs(files):
+        if jsonl := [path for path in map(Path, (one, other)) if suffix_of(path) in (".jsonl", ".json")]:
+            raise UserError(f"{option}: {jsonl[0]} is JSONL: give two files with a text per line, or a .tsv file")
         pairs += [(a.origin, a.values["text"], b.values["text"]) for a, b in aligned_lines(one, other)]
     if not pairs:
         if not all(suffix_of(path) in (".tsv", ".csv") for path in find_data_files(files)):

@@ -281,6 +281,7 @@ def test_a_pretrained_mlm_head_becomes_that_of_a_member(data):
         ({"tasks.a.task": "tagging", "tasks.a.data.train": "none.conll"}, "tasks.a: data.train: none.conll"),
         ({"task": "classification", "tasks.a.task": "tagging"}, "tasks.a is for task=multitask, not for task=classif"),
         ({"tasks.first.share": 0.5}, "tasks.first.share is 0.5, but multitask.sampling=temperature follows the sizes"),
+        ({"tasks.first.weight": 0.0}, r"tasks.\*.weight is 0 for every task \(first\): set one of them above 0"),
         ({"tasks.first.metric": "f2"}, "tasks.first.metric is 'f2'; of those that are better when higher, it can be"),
         ({"tasks.first.metric": "loss"}, "tasks.first.metric is 'loss'; of those that are better when higher"),
         ({"tasks.first.data.sequence_length": 64}, "tasks.first: data.sequence_length 64 is over model.max_pos"),
@@ -313,6 +314,29 @@ def test_a_dry_run_counts_the_batches_of_tasks_with_a_share(data):
     assert _steps(config, MultiTask.without_data(config, TOKENIZER, None)) == 2 * (6 + 6)
     config.multitask.sampling, config.tasks.first.share, config.tasks.tags.share = "explicit", 1.0, 0.0
     assert _steps(config, MultiTask.without_data(config, TOKENIZER, None)) == 2 * 6
+
+
+@pytest.mark.parametrize("sampling", ["annealed", "explicit"])
+def test_a_task_of_weight_0_has_no_batches(data, sampling):
+    """Their steps would move the trunk by momentum and decay alone."""
+    config = make_config(data, "first", "tags", sampling=sampling)
+    check_run(config, TOKENIZER.vocab_size)
+    config.tasks.tags.weight, config.train.epochs = 0.0, 2.0
+    if sampling == "explicit":
+        config.tasks.first.share = config.tasks.tags.share = 1.0
+    task = MultiTask.without_data(config, TOKENIZER, None)
+    assert task.shares == {"first": 1.0, "tags": 0.0} and task.turns(64).counts(64) == [64, 0]
+    assert _steps(config, task) == 2 * 6
+
+
+def test_a_task_without_a_batch_has_no_part_in_a_line_of_training(data):
+    """The means of no sums of visual_pretraining are a loss of 0, which would lower that of all."""
+    config = make_config(data, "first")
+    own = {"image": "picture", "modalities": "text"}
+    add_entry(config, "tasks.pictures", task="visual_pretraining", data=data["first"] | own)
+    check_run(config, TOKENIZER.vocab_size)
+    task = MultiTask.without_data(config, TOKENIZER, None)
+    assert task.means({"first/loss": (3.0, 2.0)}) == {"loss": 1.5, "first/loss": 1.5}
 
 
 def losses(result):

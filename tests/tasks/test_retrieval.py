@@ -73,6 +73,7 @@ def test_files_and_tables(tmp_path):
         ("t.en.txt", r"eval.retrieval: t.en.txt is one file: name two, one\+other, or a .tsv of two columns"),
         ("en=t.en+short", r"t.en:2: this line has no partner"),
         ("three.tsv", r"three.tsv:1: 3 columns, where a text and its translation should be"),
+        ("t.jsonl+t.en", r"eval.retrieval: t.jsonl is JSONL: give two files with a text per line, or a .tsv file"),
         ("nothing+nothing", r"nothing and nothing have no lines"),
         ("t.en+missing", r"missing does not exist"),
     ],

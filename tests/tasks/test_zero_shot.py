@@ -124,7 +124,10 @@ def test_translated_training_data_is_one_set(xnli):
         ({"validation": "de=,fr=$/fr.tsv"}, r"data.validation names no file for 'de': write de=FILE"),
         ({"validation": "mean=$/de.tsv"}, r"data.validation names 'mean', which is what the mean over all is called"),
         ({"validation": "de=$/de.tsv,fr=$/de.tsv"}, r"de.tsv:2: is named for 'de' and for 'fr' in data.validation"),
-        ({"validation": "$/xnli.tsv", "language": "lang"}, r"no column 'lang'.*\(data.language=lang\)"),
+        (
+            {"validation": "$/xnli.tsv", "language": "lang"},
+            r"no column 'lang'.*\(data.language=lang; where files",
+        ),
         ({"validation": "de=$/none.tsv"}, r"none.tsv does not exist"),
         (
             {"validation": "$/xnli.tsv", "language": "sentence1"},

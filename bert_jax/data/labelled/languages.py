@@ -135,7 +135,8 @@ class ByLanguage:
             rows = (row for row in rows if not may_lack or data.language in row.values)
             found = {row.origin: text_in(row, data.language) for row in rows}
         except UserError as error:
-            raise UserError(f"{error} (data.language={data.language})") from error
+            instead = "where files have no such column leave it out, and name the files of each language, as de=FILE"
+            raise UserError(f"{error} (data.language={data.language}; {instead})") from error
         if wrong := next((origin for origin, name in found.items() if not _NAME.fullmatch(name) or name == MEAN), None):
             raise UserError(
                 f"{wrong}: {found[wrong]!r} in column {data.language!r} is no name of a language, such as de"

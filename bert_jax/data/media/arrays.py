@@ -18,6 +18,7 @@ from bert_jax.data.labelled.tables import Row
 
 ARRAYS = (".npy", ".npz")
 _MOST_BYTES = 1 << 30  # of one array, unpacked: a row that has more is a mistake or an attack
+_LARGEST = np.finfo(np.float32).max
 _ENTRY = re.compile(r"(?P<file>.+\.npy)#(?P<number>\d{1,12})")
 
 
@@ -65,16 +66,9 @@ def read_array(path: Path, number: int | None, name: str, origin: str) -> np.nda
         if mapped.nbytes > _MOST_BYTES:
             raise UserError(f"{where} has {mapped.nbytes:,} bytes, over the {_MOST_BYTES:,} that one row may have")
         return np.array(mapped)
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        SyntaxError,
-        MemoryError,
-        OverflowError,
-        zipfile.BadZipFile,
-    ) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and zipfile trust their file: zlib.error, TokenError and others
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{where} is no whole array ({reason[:120]}): write it with numpy.save, without objects"
@@ -82,11 +76,11 @@ def read_array(path: Path, number: int | None, name: str, origin: str) -> np.nda
 
 
 def check_numbers(array: np.ndarray, where: str) -> None:
-    """Raises UserError for an array of anything but numbers, and for NaN and infinity in it."""
+    """Raises UserError for an array of anything but numbers, and for one that is not finite in float32."""
     if array.dtype.kind not in "uif":
         raise UserError(f"{where} holds {array.dtype}, no numbers: write whole or floating-point numbers")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+    if array.dtype.kind == "f" and not (fits := np.abs(array) <= _LARGEST).all():  # nor does NaN
+        at = tuple(np.argwhere(~fits)[0].tolist())
         raise UserError(f"{where} holds {array[at]} at {at}: correct or leave out this row")
 
 

@@ -7,6 +7,7 @@ deviation 1, so that its loudness has no part in it.
 
 import math
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from bert_jax.data.media.arrays import check_numbers
 _WINDOW, _HOP = 0.025, 0.010  # seconds
 _LEAST = 1e-6  # energy of silence
 _MOST_SAMPLES = 1 << 27  # an hour of 16 kHz is 2^26
+_HIGHEST_RATE = 1_000_000  # Hz
 
 
-def read_wav(path: Path, rate: int, mels: int, origin: str) -> Float32[np.ndarray, "frames mels"]:
-    """Returns the spectrogram of a WAV file, whose channels are averaged and which is resampled to `rate` Hz.
+def read_wav(path: Path, rate: int, mels: int, frames: int, origin: str) -> Float32[np.ndarray, "frames mels"]:
+    """Returns the spectrogram of a WAV file, whose channels are averaged and which is resampled to `rate` Hz; of a long
+    one at least the first `frames`.
 
     Raises UserError, which names `origin`, for a file that is no whole WAV.
     """
@@ -41,14 +44,20 @@ def read_wav(path: Path, rate: int, mels: int, origin: str) -> Float32[np.ndarra
     check_numbers(samples, where)
     if not samples.size or own_rate < 1:
         raise UserError(f"{where} has no samples: leave out this row")
+    if own_rate > _HIGHEST_RATE:
+        raise UserError(f"{where} claims {own_rate:,} samples per second, over {_HIGHEST_RATE:,}: save it again")
+    # What comes later is not kept. The filter that resamples reaches ten samples of the lower rate.
+    seconds = (frames * round(_HOP * rate) + round(_WINDOW * rate)) / rate
+    samples = samples[: math.ceil(own_rate * seconds + 20 * max(1, own_rate / rate))]
     wave = samples.astype(np.float64)
     if samples.dtype.kind in "ui":  # bytes are unsigned, with silence at 128
         bits = np.iinfo(samples.dtype).bits
         wave = (wave - (1 << (bits - 1) if samples.dtype.kind == "u" else 0)) / (1 << (bits - 1))
     wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     if own_rate != rate:
-        common = math.gcd(own_rate, rate)
-        wave = resample_poly(wave, rate // common, own_rate // common)
+        # Exact for usual rates; that of 99,991 Hz would need a filter of two million taps.
+        ratio = Fraction(rate, own_rate).limit_denominator(10_000)
+        wave = resample_poly(wave, ratio.numerator, ratio.denominator)
     return log_mel(wave, rate, mels)
 
 

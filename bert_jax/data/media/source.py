@@ -55,7 +55,8 @@ class VectorSource:
                 return self._of_pixels(images.read_picture(path, self._config.image, row.origin), name)
             if self.kind == "sound" and suffix == ".wav":
                 options = self._config.sound
-                return self._of_spectrogram(sound.read_wav(path, options.sample_rate, options.mels, row.origin), name)
+                limits = options.sample_rate, options.mels, options.frames
+                return self._of_spectrogram(sound.read_wav(path, *limits, row.origin), name)
             files = {"image": images.PICTURES, "sound": (".wav",), "features": ()}[self.kind]
             known = ", ".join((*files, *ARRAYS))
             raise UserError(f"{where}: suffix {suffix!r} is unknown in data.{self.kind}: give one of {known}")

@@ -58,7 +58,9 @@ class Mixture:
         return [shard for member in self.members for shard in member.prepared.shards]
 
     def num_records(self, split: str) -> int:
-        return sum(member.prepared.num_records(split) for member in self.members)
+        """Returns the records of a split; those of a corpus with share 0 are not trained on."""
+        own = (member for member in self.members if member.share or split != "train")
+        return sum(member.prepared.num_records(split) for member in own)
 
 
 class _Opened(NamedTuple):
@@ -86,7 +88,7 @@ def prepare_corpora(config: ConfigDict, tokenizer: Tokenizer | None, *, progress
         tokenizer = load_tokenizer(config.data.vocab_file, config.data)
     tokenizer = _vocabulary(config.data, opened, tokenizer)
     prepared = {}
-    for name, one in opened.items():
+    for name, one in sorted(opened.items(), key=lambda item: not item[1].is_parallel):  # whose mistakes show here only
         try:
             prepared[name] = prepare(one.data, config.data.seed, tokenizer, corpus=one.corpus, progress=progress)
         except UserError as error:
@@ -105,6 +107,8 @@ def languages_of(config: ConfigDict) -> list[str]:
     names some, else those of `config.corpora`, sorted. Raises UserError for a corpus of another language."""
     of_corpora = {name: _languages(name, entry) for name, entry in entries(config, "corpora").items()}
     found = sorted({language for both in of_corpora.values() for language in both})
+    if config.model.languages == "auto" and not found:
+        raise UserError("model.languages=auto takes the languages of corpora, and there are none: name them here")
     if config.model.languages in (None, "", "auto"):
         return found
     known = [name.strip() for name in config.model.languages.split(",")]

@@ -52,7 +52,10 @@ def open_parallel(files: str, text_field: str, name_field: str, option: str) -> 
     for one, other in file_pairs(files) or [(str(path), "") for path in find_data_files(files)]:
         both = [path for name in (one, other) if name for path in find_data_files(name)]
         paths += both
-        if other and all(suffix_of(path) in (".jsonl", ".json") for path in both):
+        are_jsonl = [suffix_of(path) in (".jsonl", ".json") for path in both]
+        if other and any(are_jsonl) and not all(are_jsonl):
+            raise UserError(f"{option}: one of {one} and {other} is JSONL, the other lines of text: give two alike")
+        if other and all(are_jsonl):
             _log_unpaired(
                 _texts(one, text_field, name_field).keys(), _texts(other, text_field, name_field).keys(), both
             )

@@ -185,8 +185,7 @@ def _steps_per_epoch(task: Any) -> int:
     """Returns the batches of an epoch, of several tasks those that have a share. Raises UserError if only the data can
     say."""
     if task.members:
-        shares = {name: task.config.tasks[name].share for name in task.members}
-        return sum(_steps_per_epoch(member) for name, member in task.members.items() if shares[name] != 0)
+        return sum(_steps_per_epoch(member) for name, member in task.members.items() if task.shares[name])
     data = task.config.data
     if not task.makes_predictions or data.train.startswith("tfds:"):
         raise UserError("the examples are not in local files")

@@ -163,11 +163,18 @@ def huge_png():
 
 
 def bomb():
+    """A .npz file of a few bytes whose directory claims that its array has 1.2 GB."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
         header = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (300000000,), }"
-        file.writestr("image.npy", header.ljust(127) + b"\n" + bytes(1_200_000_000))
-    return content.getvalue()
+        file.writestr("image.npy", header.ljust(127) + b"\n")
+    return content.getvalue().replace(struct.pack("<I", 128), struct.pack("<I", 1_200_000_128))
+
+
+def _with_byte(path, position, value):
+    content = bytearray(path.read_bytes())
+    content[position] = value
+    return bytes(content)
 
 
 BAD = [
@@ -197,6 +204,9 @@ BAD = [
     ({"image": "names.npz"}, "names.npz has the arrays a, b: call the one to read 'image'"),
     ({"image": "bomb.npz"}, "bomb.npz: image unpacks to 1,200,000,128 bytes, over the 1,073,741,824 of one row"),
     ({"image": [[1, 2], [3]]}, "column 'image' holds lists of unequal lengths"),
+    ({"image": "header.npy"}, r"header.npy is no whole array"),
+    ({"image": "bits.npz"}, r"bits.npz is no whole array"),
+    ({"image": "large.npy"}, r"large.npy holds 1e\+300 at \(1, 2, 0\): correct or leave out this row"),
 ]
 
 
@@ -220,6 +230,12 @@ def hostile(tmp_path_factory):
     broken = pixels.astype(np.float32)
     broken[1, 2, 0] = np.nan
     np.save(folder / "nan.npy", broken)
+    broken = broken.astype(np.float64)
+    broken[1, 2, 0] = 1e300  # finite until it is float32
+    np.save(folder / "large.npy", broken)
+    (folder / "header.npy").write_bytes((folder / "large.npy").read_bytes().replace(b"3), }", b"3   }"))
+    np.savez_compressed(folder / "bits.npz", image=np.zeros((4, 6, 3), np.float32))
+    (folder / "bits.npz").write_bytes(_with_byte(folder / "bits.npz", 60, 0xFF))
     np.save(folder / "gray.npy", pixels[:, :, 0])
     np.save(folder / "many.npy", np.stack([pixels, pixels]))
     np.savez(folder / "names.npz", a=pixels, b=pixels)
@@ -243,6 +259,27 @@ def test_a_damaged_recording_is_one_line(tmp_path, content):
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(UserError, match=r"train.jsonl:7: .*a.wav (is no whole WAV|has no samples)"):
         read(make_source(data_image="", data_sound="sound"), tmp_path, "a.wav", "sound")
+
+
+def test_a_long_recording_and_odd_rates_cost_no_more_than_what_is_kept(tmp_path):
+    """Half a minute, of which 0.64 s are kept, gives what 0.7 s of it give; a second at 999,983 Hz needs no filter of
+    20 million taps; at 1 Hz a megabyte would be twelve days."""
+    source = make_source(data_image="", data_sound="sound", sound_mels=32, sound_frames=64, sound_patch_mels=8)
+    wave = RANDOM.normal(0, 1000, 30 * 22_050).astype(np.int16)
+    found = []
+    for name, samples in (("long.wav", wave), ("short.wav", wave[:15_435])):
+        wavfile.write(tmp_path / name, 22_050, samples)
+        found.append(read(source, tmp_path, name, "sound").values)
+    np.testing.assert_array_equal(*found)
+    for rate in (999_983, 1):
+        wavfile.write(tmp_path / "odd.wav", rate, wave)
+        assert read(source, tmp_path, "odd.wav", "sound").values.shape == (16, 128)
+    wavfile.write(tmp_path / "odd.wav", 1 << 30, wave[:9])
+    with pytest.raises(UserError, match=r"odd.wav claims 1,073,741,824 samples per second, over 1,000,000"):
+        read(source, tmp_path, "odd.wav", "sound")
+    wavfile.write(tmp_path / "odd.wav", 16_000, np.asarray([0, 1e200]))
+    with pytest.raises(UserError, match=r"odd.wav holds 1e\+200 at \(1,\): correct or leave out this row"):
+        read(source, tmp_path, "odd.wav", "sound")
 
 
 def test_features_of_another_width_or_number_are_refused(tmp_path):

@@ -13,7 +13,9 @@ from bert_jax.data.pretraining.corpora import _thinned, _training_texts, languag
 from bert_jax.data.pretraining.mixture import sampling_shares
 from bert_jax.data.text.corpus import Corpus, Document, Source
 from bert_jax.entries import add_entry, set_option
+from bert_jax.models.config import bert_config
 from bert_jax.options import default_config
+from bert_jax.run import check_run
 
 WORDS = {
     "en": ["sun", "moon", "star", "rain", "snow", "wind", "tree", "leaf"],
@@ -70,6 +72,42 @@ def test_what_is_prepared_is_found_again(config, monkeypatch, caplog):
     assert again.name == first.name
     config.corpora.en.share = 0.5  # is of the rows alone
     assert prepare_corpora(config, None, progress=False).name == first.name
+
+
+def test_an_epoch_does_not_count_a_corpus_that_is_not_trained_on(config):
+    every = prepare_corpora(config, None, progress=False)
+    config.corpora.en.share = 0.0
+    fewer = prepare_corpora(config, None, progress=False)
+    records = {one.name: one.prepared.num_records("train") for one in fewer.members}
+    assert every.num_records("train") == sum(records.values())
+    assert fewer.num_records("train") == sum(records.values()) - records["en"] > 0
+    assert fewer.num_records("validation") == every.num_records("validation")
+
+
+def test_a_corpus_of_another_language_is_refused_before_its_files_are_read(config):
+    config.model.languages, config.corpora.de.files = "en,fr", "none.txt"
+    with pytest.raises(UserError, match=r"corpora.de is of 'de', which model.languages=en,fr lacks"):
+        check_run(config, 160)
+
+
+def test_a_mistake_in_a_parallel_corpus_shows_before_the_others_are_prepared(config, tmp_path):
+    (tmp_path / "short.de").write_text("Sonne.\n")
+    config.corpora.en_de.files = config.corpora.en_de.files.partition("+")[0] + f"+{tmp_path}/short.de"
+    config.data.prepared = str(tmp_path / "prepared")
+    with pytest.raises(UserError, match=r"corpora.en_de: .*pairs.en:2: this line has no partner"):
+        prepare_corpora(config, None, progress=False)
+    assert {path.name.partition("-")[0] for path in (tmp_path / "prepared").iterdir() if path.is_dir()} == {
+        "vocabulary"
+    }
+
+
+def test_languages_of_no_corpora(config):
+    with config.unlocked():
+        config.corpora = {}
+    assert languages_of(config) == []
+    config.model.languages = "auto"
+    with pytest.raises(UserError, match=r"model.languages=auto takes the languages of corpora, and there are none"):
+        languages_of(config)
 
 
 def test_a_damaged_vocabulary_is_made_again(config):
@@ -200,6 +238,7 @@ def test_sentencepiece_learns_from_all_languages(config):
         ({"data.runner": "beam"}, r"corpora.en_de is parallel, which needs data.runner=local, not beam"),
         ({"data.masking": "static"}, r"corpora.en_de is parallel, which needs data.masking=dynamic, not static"),
         ({"corpora.de.share": 0.5, "corpora.en.share": 0.7}, r"corpora.de.share=0.5 \+ corpora.en.share=0.7 is 1.2"),
+        ({"model.languages": "de,en,de"}, r"model.languages is 'de,en,de'; name each language once, as en,de"),
         ({"model.languages": "en,fr"}, r"corpora.de is of 'de', which model.languages=en,fr lacks"),
     ],
 )
@@ -207,6 +246,7 @@ def test_what_cannot_be(config, options, message):
     for name, value in options.items():
         set_option(config, name, value)
     with pytest.raises(UserError, match=message):
+        bert_config(config.model, 160)
         languages_of(config)
         prepare_corpora(config, None, progress=False)
 

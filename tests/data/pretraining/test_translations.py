@@ -101,6 +101,7 @@ def test_documents_of_one_name_belong_together_and_the_others_are_counted(tmp_pa
         ("t.en+t.de", "t.en:2: this line has no partner, .*t.de ends after line 1"),
         ("t.en", "files: t.en is no pair of files: write source"),
         ("", "files is empty: name the two files"),
+        ("t.jsonl+t.de", "files: one of t.jsonl and t.de is JSONL, the other lines of text: give two alike"),
         ("three.tsv", "three.tsv:1: 3 columns, where a text and its translation were expected"),
         ("t.en+empty", "empty is empty"),
         ("t.en+missing", "missing does not exist"),
@@ -108,7 +109,13 @@ def test_documents_of_one_name_belong_together_and_the_others_are_counted(tmp_pa
 )
 def test_files_that_are_no_translations(tmp_path, monkeypatch, files, message):
     monkeypatch.chdir(tmp_path)
-    for name, content in {"t.en": "a\nb\n", "t.de": "x\n", "three.tsv": "a\tb\tc\n", "empty": ""}.items():
+    for name, content in {
+        "t.en": "a\nb\n",
+        "t.de": "x\n",
+        "three.tsv": "a\tb\tc\n",
+        "empty": "",
+        "t.jsonl": "{}\n",
+    }.items():
         (tmp_path / name).write_text(content)
     if files == "t.en":
         (tmp_path / "t.en").rename("t.en.txt")
