@@ -67,7 +67,7 @@ class Infilling:
         if self.strategy not in STRATEGIES:
             raise UserError(f"strategy '{self.strategy}' is unknown; it can be {', '.join(STRATEGIES)}")
         for name in ("gap", "iterations", "beams"):
-            value = getattr(self, name)
+            value: int = getattr(self, name)
             if not isinstance(value, Integral) or not 1 <= value <= _MOST:
                 raise UserError(f"{name} is {value!r}; it can be 1 to {_MOST}")
         if not isinstance(self.temperature, Real) or not 0 < self.temperature < float("inf"):
