@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     flag("limit", 256, "rows of a file that are used; for heads of a model with an MLM head, tokens", least=1)
     flag("seed", 0, "of probes and t-SNE")
     flag("checkpoint", "best", "best, newest or a step")
+    flag("task_name", "", "of several tasks, the one whose head is used", metavar="NAME")
     flag("task", "", "module.Class of a task of your own, whose code is executed")
     flag("debug", False, "show the traceback of an error")
     flags, names = parser.parse_with_names(argv)
@@ -114,7 +115,8 @@ class _Page:
         self.flags, self.text, self.is_asked = flags, flags["text"], bool(flags["what"])
         self.pair = flags["text_pair"] or None
         # In float32: a picture is made once, and rounding to bfloat16 shows in gradients.
-        self.model = bert_jax.load(path, dtype="float32", checkpoint=flags["checkpoint"], task=flags["task"])
+        given = {name: flags[name] for name in ("checkpoint", "task", "task_name")}
+        self.model = bert_jax.load(path, dtype="float32", **given)
         self.name = path
 
     def made(self, parts: list[str]) -> str:

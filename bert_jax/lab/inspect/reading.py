@@ -67,6 +67,7 @@ class Insides:
 
     def need_mlm_head(self, otherwise: str = "which fills masks; use a pretraining checkpoint") -> None:
         if not self.opened.has("heads/mlm/"):
+            self.opened.check_single()
             raise UserError(f"{self.opened.path} has no MLM head, {otherwise}")
 
     def masked(
