@@ -163,6 +163,9 @@ def evaluate_checkpoint(task: Task, config: ConfigDict, path: str, which: str) -
             f"{opened.path} was trained with another vocabulary than this run's data has; prepare the data with its "
             "vocabulary (--config.data.vocab_file), or restore the corpus as it was"
         )
+    if unknown := [name for name in task.members if name not in opened.config.tasks]:
+        known = ", ".join(opened.config.tasks) or "none"
+        raise UserError(f"{opened.path} has no head for tasks.{unknown[0]} (its tasks: {known}); leave it out")
     # Members of the run that this task leaves out are not evaluated.
     graphdef, parameters = opened.fit(task.init, dropped=task.dropped_parameters if task.members else "")
     evaluate = make_evaluation(task, graphdef, config, mesh, place(mesh, task.constants()))

@@ -9,7 +9,8 @@ Three objectives, of which each has the weight 1:
               row (Lu et al. 2019, ViLBERT; Chen et al. 2020, UNITER). Of such rows nothing else is learned
 
 With data.modalities=text only the first is left, with vectors only the second. Masks and mismatches are made on the
-device, as functions of (seed, step) and in an evaluation of (eval.seed, example).
+device, as functions of (seed, step). In an evaluation masks depend on (eval.seed, example) alone, mismatches also on
+which rows share a batch.
 """
 
 from collections.abc import Iterator, Mapping

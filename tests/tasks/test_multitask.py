@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import bert_jax
 from bert_jax.config import UserError
 from bert_jax.convert.conversion import convert
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
@@ -17,8 +18,9 @@ from bert_jax.experiment import set_options
 from bert_jax.inference.fill_mask import FillMask
 from bert_jax.inference.open import open_model
 from bert_jax.inference.predictor import Predictor
+from bert_jax.lab.inspect.reading import insides
 from bert_jax.lab.sweep.estimate import _steps
-from bert_jax.run import check_run, inherit, run
+from bert_jax.run import check_run, evaluate_checkpoint, inherit, run
 from bert_jax.sharding import make_mesh, to_mesh
 from bert_jax.tasks import task_class
 from bert_jax.tasks.multitask import MultiTask
@@ -233,6 +235,12 @@ def test_one_task_of_a_checkpoint_is_a_model_of_its_own(trained, data, tmp_path)
     for tool in (Predictor, FillMask):
         with pytest.raises(UserError, match=r"holds the tasks first, lm, tags: choose one by --task_name=NAME"):
             tool(str(trained.workdir))
+    with pytest.raises(UserError, match=r"holds the tasks first, lm, tags: choose one by --task_name=NAME"):
+        insides(bert_jax.load(trained.workdir)).need_mlm_head()
+    insides(bert_jax.load(trained.workdir, task_name="lm")).need_mlm_head()
+    other = make_config(data, "first", "pick")
+    with pytest.raises(UserError, match=r"has no head for tasks.pick \(its tasks: first, lm, tags\); leave it out"):
+        evaluate_checkpoint(with_data(other), other, str(trained.workdir), "best")
     with pytest.raises(UserError, match=r"'mrpc' is not one of the run's tasks \(first, lm, tags\)"):
         open_model(trained.workdir, task_name="mrpc")
     with pytest.raises(UserError, match="was not fine-tuned and predicts nothing"):

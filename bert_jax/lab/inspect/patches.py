@@ -38,6 +38,7 @@ def words_and_patches(model: LoadedModel, text: str, pair: str | None, media: st
     inside, task = insides(model), insides(model).opened.task
     source = task.source if isinstance(task, FineTuning) else None
     if source is None:
+        inside.opened.check_single()
         raise UserError(f"{inside.opened.path} reads text alone; leave --media out")
     first, second = text_columns(task.config.data).values()
     if second and pair is None:

@@ -49,6 +49,7 @@ def dependence(model: LoadedModel, text: str, target: str = "") -> Dependence:
     tool = model.tool(_Programs)
     task, tokenizer = tool.opened.task, model.tokenizer
     if not task.makes_texts:
+        tool.opened.check_single()
         raise UserError(f"{tool.opened.path} was trained for task={model.config.task} and cannot write")
     written = target or all_good(model.generate([text]))[0]["text"]
     [item] = task.encode([WritingExample("the text", (text,), written)])
