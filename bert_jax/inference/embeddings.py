@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import Json, UserError, result_or_error
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import InputRow, Row
@@ -180,11 +180,11 @@ def write_parquet(
             writer.write_table(pa.Table.from_pylist(group, schema))
 
 
-def _record(row: InputRow, result: Any, tokens: bool) -> dict[str, Any]:
+def _record(row: InputRow, result: Any, tokens: bool) -> Json:
     name = identity(row).get("id")
     # Parquet holds UTF-8 only, and an id from JSON may hold half of a surrogate pair.
     given = None if name is None else str(name).encode(errors="replace").decode()
-    record: dict[str, Any] = {"line": row.line, "id": given}
+    record: Json = {"line": row.line, "id": given}
     if isinstance(result, UserError):
         return record | {"error": str(result)}
     return record | (result._asdict() | {"vectors": list(result.vectors)} if tokens else {"vector": result})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Tokenizer
@@ -178,7 +178,7 @@ class Template:
             raise UserError(f"{self.origin}: no run of masks has room for {words}; put more {MASK} there")
         return found
 
-    def record(self, filled: Filled, blank: Blank, sizes: Sequence[int]) -> dict[str, Any]:
+    def record(self, filled: Filled, blank: Blank, sizes: Sequence[int]) -> Json:
         """Returns the text with its gaps filled, what is in them, and the probability of each token of theirs; that of
         a token of a word that must occur is 1."""
         tokenizer = self.grammar.tokenizer

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from bert_jax.config import UserError, check_option
+from bert_jax.config import Json, UserError, check_option
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
@@ -58,11 +58,11 @@ class Generator:
         Reads at most predictor.WINDOW rows ahead. What is drawn for a row depends on the seed (None: generate.seed), on
         the row and on its number. All seeds share a program.
         """
-        seed = self.config.generate.seed if seed is None else seed
-        check_option("generate.seed", seed)
+        drawn_by: int = self.config.generate.seed if seed is None else seed
+        check_option("generate.seed", drawn_by)
         first = 0
         for window in windows(rows):
-            yield from self._generate(window, first, seed)
+            yield from self._generate(window, first, drawn_by)
             first += len(window)
 
     def warm_up(self, lengths: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ class Generator:
             keys = draw(batch["seed"][:, 0], batch["number"][:, 0])
         return write(self.task.writer(model), TrunkInputs.from_batch(batch), self.decoding, keys)._asdict()
 
-    def _texts(self, written: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _texts(self, written: dict[str, np.ndarray]) -> Json:
         """Returns the result of a row from its K targets."""
         texts = [
             {

@@ -12,9 +12,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 
 _NLI = ("entailment", "neutral", "contradiction")
 _TWO_WAY = ("entailment", "not_entailment")
@@ -37,7 +36,7 @@ _MEMBERS = {f"{name}.tsv" for name in FILES}
 _MOST_BYTES = 1 << 26  # of a file; the largest, QQP, has 4 million
 
 
-def check_submission(archive: Path, name: str, description: dict[str, Any]) -> None:
+def check_submission(archive: Path, name: str, description: Json) -> None:
     """Raises UserError, before anything is predicted, if the zip cannot be added to, or if the model that is described
     was trained on another task than the one of the file."""
     names, _ = FILES[name]
@@ -50,7 +49,7 @@ def check_submission(archive: Path, name: str, description: dict[str, Any]) -> N
     _read(archive)
 
 
-def add_to_submission(archive: Path, name: str, predictions: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+def add_to_submission(archive: Path, name: str, predictions: Sequence[Json], labels: Sequence[str]) -> None:
     """Puts `<name>.tsv` into the zip. `labels` are the model's, in their order: the second of two is the server's 1.
 
     Raises UserError if model and file do not go together, or if the zip is not a submission.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from bert_jax.inference.graph_builder import Builder
+from bert_jax.inference.graph_builder import Builder, Equation
 from bert_jax.inference.graph_operations import CALLS, FUSED, OPERATIONS, SAME, Sizes, Value, elementwise
 
 
@@ -59,7 +59,7 @@ def _literal(atom: Any, sizes: Sizes) -> Value:
     return sizes.constant(np.asarray(atom.val, atom.aval.dtype))
 
 
-def _translated(equation: Any, operands: list[Any], sizes: Sizes) -> list[Value]:
+def _translated(equation: Equation, operands: list[Any], sizes: Sizes) -> list[Value]:
     name, parameters = equation.primitive.name, equation.params
     shapes = [variable.aval.shape for variable in equation.outvars]
     if name in SAME:

@@ -13,6 +13,7 @@ import numpy as np
 from bert_jax.config import UserError
 
 Node = Any  # an output of an operation, as the format has it
+Equation = Any  # of a jaxpr: a JaxprEqn, whose variables' shapes pyright does not know
 Size = Any  # a whole number, or a symbolic one of jax.export
 
 

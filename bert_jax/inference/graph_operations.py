@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from bert_jax.inference.graph_builder import Builder, Node, Size
+from bert_jax.inference.graph_builder import Builder, Equation, Node, Size
 
 
 class Value(NamedTuple):
@@ -76,35 +76,35 @@ class Sizes:
         return math.prod(int(part) for part in parts if part.isdigit()), symbols
 
 
-def elementwise(sizes: Sizes, equation: Any, operands: Sequence[Value]) -> Value:
+def elementwise(sizes: Sizes, equation: Equation, operands: Sequence[Value]) -> Value:
     shape, nodes = equation.outvars[0].aval.shape, [operand.node for operand in operands]
     name, builder = equation.primitive.name, sizes.builder
     node = COMPOSED[name](builder, equation, *nodes) if name in COMPOSED else builder.apply(name, *nodes)
     return Value(node, shape, any(x.is_whole and x.shape == shape for x in operands))
 
 
-def _convert(builder: Builder, equation: Any, x: Node) -> Node:
+def _convert(builder: Builder, equation: Equation, x: Node) -> Node:
     before, after = equation.invars[0].aval.dtype, equation.params["new_dtype"]
     return x if before == after else builder.convert(x, np.dtype(after))
 
 
-def _power(builder: Builder, equation: Any, x: Node) -> Node:
+def _power(builder: Builder, equation: Equation, x: Node) -> Node:
     power = equation.params["y"]
     return builder.apply("mul", x, x) if power == 2 else builder.apply("pow", x, builder.number(power))
 
 
-def _select(builder: Builder, equation: Any, which: Node, no: Node, yes: Node) -> Node:
+def _select(builder: Builder, equation: Equation, which: Node, no: Node, yes: Node) -> Node:
     if equation.outvars[0].aval.dtype != bool:
         return builder.select(which, yes, no)
     # ONNX Runtime does not choose between truth values.
     return builder.apply("or", builder.apply("and", which, yes), builder.apply("and", builder.apply("not", which), no))
 
 
-def _clamp(builder: Builder, equation: Any, low: Node, x: Node, high: Node) -> Node:
+def _clamp(builder: Builder, equation: Equation, low: Node, x: Node, high: Node) -> Node:
     return builder.apply("min", builder.apply("max", x, low), high)
 
 
-def _broadcast_in_dim(sizes: Sizes, equation: Any, x: Value, *_: Any) -> Value:
+def _broadcast_in_dim(sizes: Sizes, equation: Equation, x: Value, *_: Any) -> Value:
     shape, kept = equation.outvars[0].aval.shape, equation.params["broadcast_dimensions"]
     added = [axis for axis in range(len(shape)) if axis not in kept]
     node = sizes.builder.unsqueeze(x.node, added) if added else x.node
@@ -112,7 +112,7 @@ def _broadcast_in_dim(sizes: Sizes, equation: Any, x: Value, *_: Any) -> Value:
     return Value(node, shape, is_whole and x.is_whole)
 
 
-def _reshape(sizes: Sizes, equation: Any, x: Value, *_: Any) -> Node:
+def _reshape(sizes: Sizes, equation: Equation, x: Value, *_: Any) -> Node:
     before, after = x.shape, equation.outvars[0].aval.shape
     # 0 takes the size of the operand's axis, −1 what is left.
     wanted = [
@@ -124,37 +124,37 @@ def _reshape(sizes: Sizes, equation: Any, x: Value, *_: Any) -> Node:
     return sizes.builder.reshape(sizes.whole(x), sizes.builder.integers(*wanted), zero_copies=True)
 
 
-def _squeeze(sizes: Sizes, equation: Any, x: Value) -> Value:
+def _squeeze(sizes: Sizes, equation: Equation, x: Value) -> Value:
     node = sizes.builder.squeeze(x.node, equation.params["dimensions"])
     return Value(node, equation.outvars[0].aval.shape, x.is_whole)
 
 
-def _transpose(sizes: Sizes, equation: Any, x: Value) -> Value:
+def _transpose(sizes: Sizes, equation: Equation, x: Value) -> Value:
     node = sizes.builder.transpose(x.node, equation.params["permutation"])
     return Value(node, equation.outvars[0].aval.shape, x.is_whole)
 
 
-def _concatenate(sizes: Sizes, equation: Any, *parts: Value) -> Node:
+def _concatenate(sizes: Sizes, equation: Equation, *parts: Value) -> Node:
     return sizes.builder.concat([sizes.whole(part) for part in parts], equation.params["dimension"])
 
 
-def _stack(sizes: Sizes, equation: Any, *parts: Value) -> Node:
+def _stack(sizes: Sizes, equation: Equation, *parts: Value) -> Node:
     axis, builder = equation.params["axis"], sizes.builder
     return builder.concat([builder.unsqueeze(sizes.whole(part), [axis]) for part in parts], axis)
 
 
-def _slice(sizes: Sizes, equation: Any, x: Value) -> Node:
+def _slice(sizes: Sizes, equation: Equation, x: Value) -> Node:
     start, stop, step = (equation.params[key] for key in ("start_indices", "limit_indices", "strides"))
     step = sizes.builder.integers(*(step or [1] * len(start)))
     return sizes.builder.slice(sizes.whole(x), sizes.shape(start), sizes.shape(stop), step)
 
 
-def _split(sizes: Sizes, equation: Any, x: Value) -> list[Value]:
+def _split(sizes: Sizes, equation: Equation, x: Value) -> list[Value]:
     parts = sizes.builder.split(sizes.whole(x), equation.params["sizes"], equation.params["axis"])
     return [Value(part, variable.aval.shape) for part, variable in zip(parts, equation.outvars, strict=True)]
 
 
-def _iota(sizes: Sizes, equation: Any, *_: Any) -> Value:
+def _iota(sizes: Sizes, equation: Equation, *_: Any) -> Value:
     shape, dtype, along = (equation.params[key] for key in ("shape", "dtype", "dimension"))
     builder = sizes.builder
     numbers = builder.arange(builder.squeeze(sizes.size(shape[along]), [0]), np.dtype(dtype))
@@ -163,19 +163,19 @@ def _iota(sizes: Sizes, equation: Any, *_: Any) -> Value:
     return Value(numbers, shape, all(shape[axis] == 1 for axis in others))
 
 
-def _dim_as_value(sizes: Sizes, equation: Any) -> Node:
+def _dim_as_value(sizes: Sizes, equation: Equation) -> Node:
     size = sizes.builder.squeeze(sizes.size(equation.params["dim"]), [0])
     return sizes.builder.convert(size, equation.outvars[0].aval.dtype)
 
 
-def _argmax(sizes: Sizes, equation: Any, x: Value) -> Node:
+def _argmax(sizes: Sizes, equation: Equation, x: Value) -> Node:
     [axis], operand = equation.params["axes"], sizes.whole(x)
     if equation.invars[0].aval.dtype == bool:  # of which other formats know no largest
         operand = sizes.builder.convert(operand, np.dtype(np.int32))
     return sizes.builder.argmax(operand, axis)
 
 
-def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:
+def _gather(sizes: Sizes, equation: Equation, table: Value, places: Value) -> Node:
     """Translates `jnp.take` along one axis and `jnp.take_along_axis`."""
     numbers, taken = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     axes, batch = numbers.start_index_map, numbers.operand_batching_dims
@@ -199,7 +199,7 @@ def _gather(sizes: Sizes, equation: Any, table: Value, places: Value) -> Node:
     return _transposed(sizes, node, order)
 
 
-def _dot_general(sizes: Sizes, equation: Any, left: Value, right: Value) -> Node:
+def _dot_general(sizes: Sizes, equation: Equation, left: Value, right: Value) -> Node:
     (of_left, of_right), (batch, right_batch) = equation.params["dimension_numbers"]
     if len(of_left) != 1:
         raise sizes.builder.refused("JAX's outer product or product over several axes in this model")
@@ -218,7 +218,7 @@ def _dot_general(sizes: Sizes, equation: Any, left: Value, right: Value) -> Node
     return sizes.builder.reshape(sizes.builder.matmul(x, y), whole, zero_copies=False)
 
 
-def _reduced(sizes: Sizes, equation: Any, x: Value) -> Node:
+def _reduced(sizes: Sizes, equation: Equation, x: Value) -> Node:
     return sizes.builder.reduce(equation.primitive.name, sizes.whole(x), equation.params["axes"])
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import Json, UserError, result_or_error
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Part
@@ -44,7 +44,7 @@ class Infiller:
         self._batching = Batching(self.max_length, batch_size, any_shape=opened.at_work.takes_any_shape)
         self._likeliest, self._distribution = map(opened.at_work.program, (_likeliest, _distribution))
 
-    def __call__(self, texts: Sequence[str], how: Infilling | None = None) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str], how: Infilling | None = None) -> list[Json]:
         """Returns the records of `stream`. Raises UserError for the first text that is wrong."""
         rows = (Row(f"input {number}", {"text": text}) for number, text in enumerate(texts))
         return all_good(self.stream(rows, "text", how or Infilling()))
@@ -78,7 +78,7 @@ class Infiller:
 
     def _records(
         self, grammar: Grammar, parsed: Sequence[tuple[Template, list[tuple[Blank, list[int]]]]]
-    ) -> list[dict[str, Any]]:
+    ) -> list[Json]:
         """Returns a record for each text: the best of the fillings of its candidates."""
         found = iter(self._fill([blank for _, candidates in parsed for blank, _ in candidates], grammar))
         of_texts = [[(blank, sizes, next(found)) for blank, sizes in candidates] for _, candidates in parsed]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.embeddings import Embedder
@@ -150,7 +150,7 @@ class LoadedModel:
         no longer depend on what was run before, not even in the last bit.
         """
         tools = [self.tool(TextEncoder), self.tool(Embedder, pooling="mean", layer="-1", normalize=False)]
-        defaults: dict[type, dict[str, Any]] = {
+        defaults: dict[type, Json] = {
             Predictor: {},
             FillMask: {},
             Scorer: {"method": METHODS[0]},

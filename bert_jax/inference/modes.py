@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.command import say
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.option import Value
 
 
@@ -275,9 +275,7 @@ def _check_input(mode: str, input: str) -> None:
         raise UserError(f"--mode={mode} needs --input: a file, - for standard input, or tfds:NAME@SPLIT")
 
 
-def _opening(
-    config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str, task_name: str
-) -> dict[str, Any]:
+def _opening(config: ConfigDict, overrides: Mapping[str, Value] | None, checkpoint: str, task_name: str) -> Json:
     """Returns how the tools open a checkpoint, as options of `open_model`."""
     users_task = config.tasks[task_name].task if task_name in config.tasks else config.task
     return {"overrides": overrides, "which": checkpoint, "users_task": users_task, "task_name": task_name}

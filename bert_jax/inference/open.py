@@ -18,7 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError, from_json_dict, naming
+from bert_jax.config import Json, UserError, from_json_dict, naming
 from bert_jax.data.text.buckets import local
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import of_task
@@ -49,7 +49,7 @@ class Opened:
     config: ConfigDict
     tokenizer: Tokenizer
     parameters: Parameters
-    run: dict[str, Any]
+    run: Json
     users_task: str = ""
     like: PredictionModel | None = None
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.labelled.tables import InputRow, Row
 
 Stream = Callable[[Iterable[Row | UserError]], Iterator[Any]]
@@ -97,12 +97,12 @@ def write_answers(rows: Iterable[InputRow], stream: Stream, output: str, *, skip
         file.write(json_line(answers))
 
 
-def identity(row: InputRow) -> dict[str, Any]:
+def identity(row: InputRow) -> Json:
     """Returns {"id": …} if the row has a column of that name. A missing number is NaN in tables: it becomes None."""
     return {"id": _json_value(row.row.values["id"])} if isinstance(row.row, Row) and "id" in row.row.values else {}
 
 
-def json_line(record: dict[str, Any]) -> bytes:
+def json_line(record: Json) -> bytes:
     """Returns one line of valid JSON in UTF-8, whatever the record holds: NaN and infinity become null."""
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False)

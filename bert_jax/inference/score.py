@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int32
 
 from bert_jax import backend
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import Json, UserError, result_or_error
 from bert_jax.data.labelled.columns import text_in, texts_in, value_in
 from bert_jax.data.labelled.minimal_pairs import Accuracies, MinimalPair
 from bert_jax.data.labelled.tables import Row
@@ -112,7 +112,7 @@ class Scorer:
                 raise UserError(f"{row.origin}: no tokens in '{text[:60]}'; there is nothing to score")
         return _Texts(encodings, isinstance(value, list))
 
-    def _records(self, rows: Sequence[_Texts], by_token: bool) -> list[dict[str, Any]]:
+    def _records(self, rows: Sequence[_Texts], by_token: bool) -> list[Json]:
         texts = [np.asarray(encoding.ids, np.int32) for row in rows for encoding in row.encodings]
         found, records = iter(token_log_likelihoods(self._found(self._batches(texts)), len(texts))), []
         for row in rows:
@@ -120,11 +120,9 @@ class Scorer:
             records.append(ranked(own) if row.are_ranked else own[0])
         return records
 
-    def _record(
-        self, encoding: Encoding, log_probabilities: Float64[np.ndarray, " _"], by_token: bool
-    ) -> dict[str, Any]:
+    def _record(self, encoding: Encoding, log_probabilities: Float64[np.ndarray, " _"], by_token: bool) -> Json:
         score, count = float(log_probabilities.sum()), len(log_probabilities)
-        record: dict[str, Any] = {"score": score, "tokens": count, "perplexity": math.exp(min(-score / count, 700))}
+        record: Json = {"score": score, "tokens": count, "perplexity": math.exp(min(-score / count, 700))}
         if by_token:
             tokens = zip(encoding.ids[1:-1], encoding.offsets[1:-1], log_probabilities.tolist(), strict=True)
             record["table"] = [
@@ -156,7 +154,7 @@ def _log_probabilities(model: Model, batch: dict[str, Array]) -> dict[str, Float
     return {"log_probabilities": token_log_probabilities(model, batch)}
 
 
-def ranked(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def ranked(candidates: Sequence[Json]) -> Json:
     """Returns the record of candidates with their records; of equal ones the first goes first."""
     scores = [record["score"] for record in candidates]
     means = [record["score"] / record["tokens"] for record in candidates]
@@ -164,7 +162,7 @@ def ranked(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"candidates": list(candidates), "ranking": by_score, "ranking_per_token": by_mean}
 
 
-def table(found: Accuracies, pairs: Sequence[MinimalPair]) -> list[dict[str, Any]]:
+def table(found: Accuracies, pairs: Sequence[MinimalPair]) -> list[Json]:
     """Returns rows of `level` (overall, field, phenomenon or paradigm), `name`, `accuracy` and `pairs`."""
     levels = {"field": found.fields, "phenomenon": found.phenomena, "paradigm": found.paradigms}
     rows = [{"level": "overall", "name": "overall", "accuracy": found.overall, "pairs": len(pairs)}]
@@ -177,7 +175,7 @@ def table(found: Accuracies, pairs: Sequence[MinimalPair]) -> list[dict[str, Any
     return rows
 
 
-def write_table(rows: Sequence[dict[str, Any]], scorer: Scorer, output: Path) -> None:
+def write_table(rows: Sequence[Json], scorer: Scorer, output: Path) -> None:
     """Writes the rows as .csv, or as .json with the checkpoint's path and step beside them."""
     text = io.StringIO(newline="")
     if output.suffix == ".csv":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_jax.command import Parser, run_command, say
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 
 if TYPE_CHECKING:
     from bert_jax.lab.report.documents import Block, Document
@@ -43,7 +43,7 @@ class Run:
     folder: Path
     label: str  # the shortest end of its path that no other run has
     config: Mapping[str, Any]  # {option: value}, with today's defaults
-    lines: Sequence[dict[str, Any]]
+    lines: Sequence[Json]
     environment: Mapping[str, Any]  # of its last start; {} for a run of before there was one
     step: int
     state: str  # "finished", or why it is not
@@ -52,10 +52,10 @@ class Run:
     def is_finished(self) -> bool:
         return self.state == "finished"
 
-    def of(self, split: str) -> list[dict[str, Any]]:
+    def of(self, split: str) -> list[Json]:
         return [line for line in self.lines if line["split"] == split]
 
-    def best(self) -> dict[str, Any]:
+    def best(self) -> Json:
         """Returns the evaluation that is best by the run's own rule; {} without one."""
         metric, sign = self.config["checkpoint.best_metric"], 1 if self.config["checkpoint.best_mode"] == "max" else -1
         found = [line for line in self.of("eval") if math.isfinite(line.get(metric, math.nan))]
@@ -170,7 +170,7 @@ def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if any(tree.get(key, _NONE) != trees[0].get(key, _NONE) for tree in trees)]
 
 
-def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(environment: Mapping[str, Any]) -> Json:
     from bert_jax.config import flatten
 
     return flatten({key: value for key, value in environment.items() if key not in ("time", "step")})

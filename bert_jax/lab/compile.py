@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_jax.command import say
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.files import write_atomically
 from bert_jax.lab.topology import GIB, Topology
 
@@ -53,9 +53,7 @@ def compile_experiment(config: ConfigDict, workdir: Path, topology_name: str, ou
     return 0
 
 
-def compiled(
-    config: ConfigDict, topology: Topology, workdir: Path, names: Sequence[str] = PROGRAMS
-) -> list[dict[str, Any]]:
+def compiled(config: ConfigDict, topology: Topology, workdir: Path, names: Sequence[str] = PROGRAMS) -> list[Json]:
     """Returns what each program needs, as `programs.compile_programs` says, or "crashed", how its compiler ended.
 
     Raises UserError for a config that cannot run on that machine.
@@ -81,9 +79,9 @@ def compiled(
     return _finished(lines, status, last_words)
 
 
-def _finished(lines: list[dict[str, Any]], status: int, log: str) -> list[dict[str, Any]]:
+def _finished(lines: list[Json], status: int, log: str) -> list[Json]:
     """Returns one dict per program, from the lines of its beginning and of its end, of which a crash has no last."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Json] = {}
     for line in lines:
         found.setdefault(line["program"], {}).update(line)
     if status > 0 or not (status or found):
@@ -108,12 +106,12 @@ def _last_line(log: str) -> str:
     return (fatal or plain or lines or ["it printed nothing"])[0 if fatal else -1][:300]
 
 
-def fits(program: dict[str, Any]) -> bool:
+def fits(program: Json) -> bool:
     memory = program.get("memory", {})
     return memory.get("peak") is not None and memory["peak"] <= memory["available"]
 
 
-def describe(program: dict[str, Any]) -> Iterator[str]:
+def describe(program: Json) -> Iterator[str]:
     """Yields lines about a program."""
     if "memory" not in program:
         yield f"{program['program']}: {_failure(program)}"
@@ -146,19 +144,17 @@ def _limits(limits: dict[str, float]) -> str:
     return text if bound is None else f"{text}: MFU is at most {100 * bound:.0f} %"
 
 
-def _peak(program: dict[str, Any]) -> str:
+def _peak(program: Json) -> str:
     memory = program["memory"]
     peak = "unknown" if memory["peak"] is None else f"{memory['peak'] / GIB:.2f}"
     return f"peak {peak} of {memory['available'] / GIB:.2f}"
 
 
-def _failure(program: dict[str, Any]) -> str:
+def _failure(program: Json) -> str:
     return f"the compiler crashed ({program['crashed']})" if "crashed" in program else f"refused ({program['refused']})"
 
 
-def _try(
-    config: ConfigDict, topology: Topology, workdir: Path, program: dict[str, Any]
-) -> Iterator[tuple[Overrides, dict[str, Any]]]:
+def _try(config: ConfigDict, topology: Topology, workdir: Path, program: Json) -> Iterator[tuple[Overrides, Json]]:
     """Yields options that may help a program, and what it needs with them; prints both. Combinations are tried only if
     no single option is enough."""
     name, is_enough = program["program"], False
@@ -205,7 +201,7 @@ def _flags(overrides: Overrides) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in overrides.items())
 
 
-def _verdict(topology: Topology, program: dict[str, Any], tried: list[tuple[Overrides, dict[str, Any]]]) -> str:
+def _verdict(topology: Topology, program: Json, tried: list[tuple[Overrides, Json]]) -> str:
     helping = [overrides for overrides, one in tried if fits(one) and one["program"] == program["program"]]
     remedy = "choose more or larger devices, or a smaller batch"
     if helping:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.stages import Compiled
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.files import write_atomically
 from bert_jax.tasks.task import Batch, Sums
 from bert_jax.training.observer import DATA_WAIT, Observer
@@ -41,7 +41,7 @@ class Breakdown:
     steps: int
     seconds: float
     groups: dict[str, float]
-    operations: list[dict[str, Any]]
+    operations: list[Json]
 
     def __str__(self) -> str:
         lines = [f"{self.seconds:.4g} s a step, over {self.steps} steps", ""]

@@ -21,7 +21,7 @@ from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
 from bert_jax import config as configs
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import Json, UserError, from_json_dict
 from bert_jax.data.tokenizers.encoding import SPECIAL_TOKENS
 from bert_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.tokenizers.wordpiece import make_wordpiece
@@ -45,9 +45,7 @@ _OVER = re.compile(r"([\d.]+)([KMGT])\)? (?:of |exceeds available HBM \()([\d.]+
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": GIB, "T": GIB << 10}
 
 
-def compile_programs(
-    config: ConfigDict, topology: Topology, workdir: Path, names: list[str]
-) -> Iterator[dict[str, Any]]:
+def compile_programs(config: ConfigDict, topology: Topology, workdir: Path, names: list[str]) -> Iterator[Json]:
     """Yields the name of each program before it is compiled, and afterwards what it needs:
 
     "memory"       bytes of a device: arguments, temporary, peak and available
@@ -140,7 +138,7 @@ def _rows(mesh: Mesh, task: Task, *, training: bool) -> dict[str, jax.ShapeDtype
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.rows()) for name, x in shapes}
 
 
-def _needs(program: Compiled, mesh: Mesh, topology: Topology) -> dict[str, Any]:
+def _needs(program: Compiled, mesh: Mesh, topology: Topology) -> Json:
     sizes: Any = program.memory_analysis()
     available = topology.has.memory or memory_limit(mesh)  # of this machine
     memory = {
@@ -176,7 +174,7 @@ def _bytes_held(mesh: Mesh, tree: Any) -> int:
     return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(arrays, places, strict=True))
 
 
-def _refused(message: str, topology: Topology) -> dict[str, Any]:
+def _refused(message: str, topology: Topology) -> Json:
     """Returns what an error of the compiler says: of memory that is short, how much would be needed."""
     if over := _OVER.search(message):
         needed, available = (float(over[i]) * _UNITS[over[i + 1]] for i in (1, 3))
@@ -191,7 +189,7 @@ def main(argv: list[str]) -> int:
     request = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     with open(argv[1], "a", encoding="utf-8") as results:
 
-        def write(line: dict[str, Any]) -> None:
+        def write(line: Json) -> None:
             results.write(json.dumps(line) + "\n")
             results.flush()
 

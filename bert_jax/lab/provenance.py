@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 import bert_jax
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.config import differences as differences_of
 from bert_jax.files import write_atomically
 from bert_jax.sharding import Mesh
@@ -72,7 +72,7 @@ class Provenance(Observer):
         return data | ({"init_from": self.source} if self.source else {})
 
 
-def read_environments(workdir: Path) -> list[dict[str, Any]]:
+def read_environments(workdir: Path) -> list[Json]:
     """Returns the entries of a workdir, the newest last; [] if there are none. Raises UserError for a damaged file."""
     path = workdir / ENVIRONMENT
     if not path.exists():
@@ -116,7 +116,7 @@ def facts(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 @cache
-def code_and_packages() -> dict[str, Any]:
+def code_and_packages() -> Json:
     """Returns the groups "code" and "packages" of an entry, which need no device."""
     return {"code": _code(), "packages": {"python": platform.python_version()} | _versions()}
 
@@ -166,7 +166,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> Json:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     system = f"{os.uname().sysname} {os.uname().machine}"
@@ -181,7 +181,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _devices(mesh: Mesh) -> dict[str, Any]:
+def _devices(mesh: Mesh) -> Json:
     device = mesh.devices.flat[0]
     settings = {name: value for name, value in sorted(os.environ.items()) if _SETTINGS.fullmatch(name)}
     count, axes = mesh.devices.size, "×".join(map(str, mesh.devices.shape))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.files import is_locked, write_atomically
 from bert_jax.lab.space import Distribution, Search
 from bert_jax.lab.study import PlannedRun, Point, Published, Stage, Study
@@ -56,7 +56,7 @@ class RunRecord:
     started: str = ""  # of the last attempt
     host: str = ""
     devices: str = ""  # number and kind
-    environment: dict[str, Any] = field(default_factory=dict)  # versions, commit, hash of what is not committed
+    environment: Json = field(default_factory=dict)  # versions, commit, hash of what is not committed
 
     @property
     def key(self) -> str:
@@ -150,7 +150,7 @@ def _read_run(workdir: Path, planned: PlannedRun, is_swept: bool) -> RunRecord:
 def _with_fate(record: RunRecord, content: Mapping[str, Any]) -> RunRecord:
     """Returns the record with what a sweep.json says, as far as that makes sense."""
     status = content.get("status")
-    found: dict[str, Any] = {"status": status if status in STATUSES and status != STALE else UNFINISHED}
+    found: Json = {"status": status if status in STATUSES and status != STALE else UNFINISHED}
     kinds = {"error": str, "seconds": (int, float), "attempts": int, "started": str, "host": str, "devices": str}
     found |= {name: content[name] for name, kind in kinds.items() if isinstance(content.get(name), kind)}
     if isinstance(environment := content.get("environment"), dict):
@@ -187,7 +187,7 @@ def _stale_runs(workdir: Path, named: Mapping[str, str]) -> Iterator[RunRecord]:
         yield replace(_with_fate(fresh, content), status=STALE)
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def _read_json(file: Path) -> Json | None:
     """Returns the object in a file; None if there is no such file. Raises UserError if there is something else."""
     try:
         if not file.is_file():  # reading a FIFO or a device may never end

@@ -5,11 +5,10 @@ Faulty memory or a faulty core that is wrong now and then leaves no other trace:
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.sharding import to_mesh
 from bert_jax.tasks.task import Task
 from bert_jax.training.checkpoint import arrays_of, describe_checkpoint, on_mesh, read_checkpoint, restored_state, steps
@@ -79,7 +78,7 @@ def _repeat(programs: Programs, task: Task, folder: Path, end: int, left_out: li
     return {item: checksums(tree) for item, tree in arrays_of(state).items()}
 
 
-def _difference(one: Bits, other: dict[str, Any]) -> str:
+def _difference(one: Bits, other: Json) -> str:
     """Returns the first array whose bits differ; "" if none does."""
     names = ((item, name) for item, sums in one.items() for name in sums)
     return next((f"{item}{name}" for item, name in names if one[item][name] != other[item].get(name)), "")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bert_jax.command import Parser, run_command, say
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-Lines = dict[tuple[int, str], dict[str, Any]]  # (step, split) → line of metrics.jsonl
+Lines = dict[tuple[int, str], Json]  # (step, split) → line of metrics.jsonl
 
 
 class Change(NamedTuple):

@@ -5,12 +5,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from bert_jax.command import say
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.files import write_atomically
 from bert_jax.lab.statistics.differences import summary
 from bert_jax.lab.statistics.levels import at_chance
@@ -52,14 +51,14 @@ def train_seeds(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Pa
     return 0
 
 
-def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str, Any]:
+def summarise(results: Mapping[str, Result], metric: str, mode: str) -> Json:
     """Returns mean, sample standard deviation, 95 % t interval (low, high) and values of each metric, for the splits
     that every run has. A value that is not finite is in none of these, and counted in `not_finite`.
 
     `best` is the run that is best on validation (None without one), `test_of_best` its metric on test; `failed` are
     those whose accuracy on validation is no higher than that of always guessing the most frequent class.
     """
-    splits: dict[str, dict[str, dict[str, Any]]] = {}
+    splits: dict[str, dict[str, Json]] = {}
     for split, attribute in SPLITS.items():
         found = [getattr(result, attribute) for result in results.values()]
         common = [name for name in found[0] if all(name in metrics for metrics in found)]
@@ -77,7 +76,7 @@ def summarise(results: Mapping[str, Result], metric: str, mode: str) -> dict[str
     }
 
 
-def format_summary(report: dict[str, Any]) -> str:
+def format_summary(report: Json) -> str:
     """Returns one line per split and metric, with mean ± half of the t interval, and one about the runs."""
     lines = [
         f"{split:9} {name:20} {_shown(values)}   ({', '.join(f'{x:.4f}' for x in values['values'])})"
@@ -92,13 +91,13 @@ def format_summary(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "mean ± half of the 95 % t interval over seeds, sd", best])
 
 
-def _shown(values: dict[str, Any]) -> str:
+def _shown(values: Json) -> str:
     half = (values["high"] - values["low"]) / 2
     failed = f", {values['not_finite']} of {len(values['values'])} not finite" if values["not_finite"] else ""
     return f"{values['mean']:.4f} ± {half:.4f}, sd {values['sd']:.4f}{failed}"
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def _spread(values: list[float]) -> Json:
     finite = [value for value in values if math.isfinite(value)]
     found = summary(finite) if finite else None
     fields = {name: getattr(found, name, math.nan) for name in ("mean", "sd", "low", "high")}

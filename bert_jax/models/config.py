@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, check_option
+from bert_jax.config import Json, UserError, check_option
 from bert_jax.options import SHAPE
 
 # hidden size, layers, heads: Devlin et al. (2018) for base and large, Turc et al. (2019) for the rest.
@@ -115,7 +114,7 @@ def bert_config(model: ConfigDict, vocab_size: int) -> BertConfig:
         )
     hidden, layers, heads = SIZES[size]
     hidden = model.hidden_size or hidden
-    values: dict[str, Any] = dict(zip(_SIZE_KEYS, (hidden, layers, heads, 4 * hidden, hidden), strict=True))
+    values: Json = dict(zip(_SIZE_KEYS, (hidden, layers, heads, 4 * hidden, hidden), strict=True))
     values |= {key: value for key, value in model.items() if key != "size" and value is not None}
     values |= {"vocab_size": vocab_size}
     return BertConfig(**values)

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.models.bert import Bert, Model, TrunkInputs
 from bert_jax.models.config import BertConfig
 from bert_jax.models.heads import pool_sequences
@@ -89,7 +89,7 @@ class FeatureConfig:
         if num_layers < least:
             raise UserError(f"head.layers={self.layers} needs {least} layers; the model has {num_layers}")
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Json:
         """Returns what a checkpoint keeps; nothing of the defaults, which older ones have."""
         names = ("layers", "lstm_layers", "lstm_size")
         return {} if self.is_default else {"features": {name: getattr(self, name) for name in names}}

@@ -4,7 +4,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import names_of, text_examples
 from bert_jax.data.labelled.examples import TextExample
@@ -164,7 +163,7 @@ class Classification(FineTuning):
         kind = {"single": "softmax", "multi": "sigmoid", "regression": "value"}[self.label_kind]
         return {"loss": [Logits(outputs["logits"], batch["item_weights"] * batch["label_weights"], kind)]}
 
-    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[Json]:
         check_finite(outputs)
         logits = np.asarray(outputs["logits"], np.float64)
         if self.label_kind == "regression":
@@ -205,7 +204,7 @@ class Classification(FineTuning):
             return {}
         return {"thresholds": scores.tune_thresholds(self._gold_sets(examples), _probabilities(predictions)).tolist()}
 
-    def decide(self, predictions, description) -> Sequence[dict[str, Any]]:
+    def decide(self, predictions, description) -> Sequence[Json]:
         if self.label_kind != "multi":
             return predictions
         rows, thresholds = _probabilities(predictions), description["thresholds"]
@@ -270,7 +269,7 @@ class Classification(FineTuning):
         return {"labels": labels, "label_weights": weights}
 
 
-def _probabilities(predictions: Sequence[dict[str, Any]]) -> Float[np.ndarray, "N C"]:
+def _probabilities(predictions: Sequence[Json]) -> Float[np.ndarray, "N C"]:
     return np.asarray([list(prediction["probabilities"].values()) for prediction in predictions])
 
 

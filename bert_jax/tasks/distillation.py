@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.models.attention import attention_mask
 from bert_jax.models.bert import Bert, Model, Seen, TrunkInputs, watched
 from bert_jax.models.config import BertConfig
@@ -189,7 +189,7 @@ class Distillation:
         names = ("loss", *self.taught) if own else ()
         return (*names, *("hard_loss" if name == "loss" else name for name in own)) if self.uses_heads else names
 
-    def _own(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+    def _own(self, sums: Mapping[str, Any]) -> Json:
         return {name: value for name, value in sums.items() if name not in self.taught}
 
     def _with_loss(self, own: Mapping[str, float], sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:

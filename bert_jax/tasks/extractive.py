@@ -12,7 +12,6 @@ the labels are those sentences of the document that a greedy search for the high
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item, Part
 from bert_jax.data.labelled.documents import document_examples, sentences_in
 from bert_jax.data.labelled.examples import DocumentExample
@@ -144,7 +143,7 @@ class Extractive(FineTuning):
     def soft(self, outputs, batch) -> dict[str, list[Logits]]:
         return {"loss": [Logits(outputs["logits"][..., None], batch["label_weights"], "sigmoid")]}
 
-    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[Json]:
         """Returns for each document its chosen `sentences`, in their order, each with its number, text and probability,
         and the `probabilities` of all; those of sentences in no row are None."""
         check_finite(outputs)
@@ -196,7 +195,7 @@ class Extractive(FineTuning):
             {"sentence_numbers": numbers, "labels": labels, "label_weights": weights},
         )
 
-    def _prediction(self, example: DocumentExample, scores: np.ndarray, tokens: Iterator | None) -> dict[str, Any]:
+    def _prediction(self, example: DocumentExample, scores: np.ndarray, tokens: Iterator | None) -> Json:
         own = None if tokens is None else [next(tokens) for _ in example.sentences]
         order = [int(i) for i in np.argsort(-scores, kind="stable") if not np.isnan(scores[i])]
         chosen = select(example.sentences, order, self.budget, own)

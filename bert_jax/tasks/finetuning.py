@@ -37,8 +37,8 @@ from bert_jax.models.features import FeatureConfig, feature_head
 from bert_jax.models.patches import vector_embedding
 from bert_jax.tasks import sections
 from bert_jax.tasks.losses import Logits
-from bert_jax.tasks.sections import Report, Section
-from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Source, Sums, Task, shapes_of
+from bert_jax.tasks.sections import Prediction, Report, Section
+from bert_jax.tasks.task import Batch, Constants, Description, Evaluation, Example, Source, Sums, Task, shapes_of
 
 Outputs = dict[str, Array]
 
@@ -127,7 +127,7 @@ class FineTuning(Task, ABC):
         return load_tokenizer(config.data.vocab_file, config.data)
 
     @abstractmethod
-    def read(self, spec: str) -> Iterator[Any]:
+    def read(self, spec: str) -> Iterator[Example]:
         """Yields the examples of a file, a glob or a TFDS split."""
 
     @abstractmethod
@@ -143,11 +143,11 @@ class FineTuning(Task, ABC):
         """Returns an example without label that is made of one text, to see which arrays a batch has."""
         raise UserError(f"task={self.config.task} cannot be compiled without data; define its method stand_in")
 
-    def unlabelled(self, example: Any) -> str:
+    def unlabelled(self, example: Example) -> str:
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
         return f"no label in column '{self.config.data.label}'" if example.label is None else ""
 
-    def of_language(self, example: Any, language: str) -> Any:
+    def of_language(self, example: Example, language: str) -> Any:
         """Returns an example as one of a language among examples of others."""
         return example
 
@@ -171,18 +171,20 @@ class FineTuning(Task, ABC):
         raise UserError(f"distillation.soft: task={self.config.task} has no soft targets; set it to 0")
 
     @abstractmethod
-    def score(self, examples: Sequence[Any], predictions: Sequence[Any], description: Description) -> dict[str, float]:
+    def score(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction], description: Description
+    ) -> dict[str, float]:
         """Returns the metrics of the field, by their usual names."""
 
     @abstractmethod
     def score_names(self, split: str) -> tuple[str, ...]:
         """Returns the names of the metrics that `losses` and `score` give for a split, `loss` left out."""
 
-    def tune(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Description:
+    def tune(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Description:
         """Returns what validation teaches beyond the parameters, such as thresholds: entries of the description."""
         return {}
 
-    def decide(self, predictions: Sequence[Any], description: Description) -> Sequence[Any]:
+    def decide(self, predictions: Sequence[Prediction], description: Description) -> Sequence[Any]:
         """Returns the predictions under the thresholds of `description`; `predict` follows the constructor's."""
         return predictions
 
@@ -219,7 +221,7 @@ class FineTuning(Task, ABC):
         heads = {**heads, **feature_head(self.bert_config, self.head_features, rngs=rngs)}
         return Model(trunk, {**heads, **vector_embedding(self.bert_config, self.source, rngs=rngs)})
 
-    def prediction_examples(self, rows) -> Iterator[Any]:
+    def prediction_examples(self, rows) -> Iterator[Example]:
         return result_or_error(self.example, rows)
 
     def load(self) -> None:

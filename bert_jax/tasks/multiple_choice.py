@@ -5,7 +5,6 @@ softmax over the rows of a question gives the probabilities of its choices.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import choice_examples, names_of, text_in, texts_in
 from bert_jax.data.labelled.examples import ChoiceExample, TextExample
@@ -41,7 +40,7 @@ class MultipleChoice(FineTuning):
     reads_vectors = True
 
     @property
-    def input_example(self) -> dict[str, Any]:
+    def input_example(self) -> Json:
         names = names_of("data.choices", self.config.data.choices)
         return super().input_example | ({names[0]: ["a", "a"]} if len(names) == 1 else dict.fromkeys(names, "a"))
 
@@ -104,7 +103,7 @@ class MultipleChoice(FineTuning):
     def soft(self, outputs, batch) -> dict[str, list[Logits]]:
         return {"loss": [Logits(outputs["logits"], batch["item_weights"])]}
 
-    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[Json]:
         """Returns for each example `choice`, the number of the most probable one, its `text` and `probability`, and the
         `probabilities` of all."""
         check_finite(outputs)

@@ -20,7 +20,7 @@ from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, naming
+from bert_jax.config import Json, UserError, naming
 from bert_jax.data.batching.turns import BatchesInTurn, Turns, check_shares
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import entries, of_task
@@ -225,11 +225,11 @@ class MultiTask(Task):
         name, member, own = self._of(batch)
         return _prefixed(name, member.weights(own))
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         name, member, own = self._of(batch)
         return _prefixed(name, member.sums(_model_of(model, name), own, key, constants.get(name, {})))
 
-    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         name, member, own = self._of(batch)
         sums, rows = member.evaluate(_model_of(model, name), own, constants.get(name, {}))
         return _prefixed(name, sums), _prefixed(name, rows)
@@ -332,7 +332,7 @@ def _beside(name: str, text: str) -> str:
     return text.replace("heads/", f"heads/{name}/")
 
 
-def _model_of(model: Any, name: str) -> Model:
+def _model_of(model: Model, name: str) -> Model:
     """Returns the model that a member knows."""
     return Model(model.trunk, model.heads[name])
 
@@ -341,10 +341,10 @@ def _marked(name: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return dict(batch) | {_MARK + name: np.zeros(min(len(x) for x in batch.values()), np.int32)}
 
 
-def _prefixed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _prefixed(name: str, values: Mapping[str, Any]) -> Json:
     return {f"{name}/{key}": x for key, x in values.items()}
 
 
-def _part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _part(name: str, values: Mapping[str, Any]) -> Json:
     """Returns the values of a member, by the names that it knows."""
     return {key.removeprefix(f"{name}/"): x for key, x in values.items() if key.startswith(f"{name}/")}

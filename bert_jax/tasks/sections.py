@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from bert_jax.config import Json
 from bert_jax.data.labelled.examples import (
     ChoiceExample,
     DocumentExample,
@@ -29,7 +30,7 @@ _NO_ANSWER = "(no answer)"
 BY_LANGUAGE = "Scores by language"  # a title
 _COLUMNS = ("precision", "recall", "F1", "examples")
 
-Prediction = dict[str, Any]
+Prediction = Json
 
 # Kinds of cells: the best of its column; a verdict; something that needs your attention.
 KINDS = (BEST, BETTER, WORSE, UNCLEAR, PROBLEM) = ("best", "better", "worse", "unclear", "problem")

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.batch_plan import BatchPlan
 from bert_jax.data.batching.batches import by_item
 from bert_jax.data.batching.items import Item
@@ -228,7 +228,7 @@ class Seq2Seq(FineTuning):
         scores = self.languages.scores(split, examples, predictions, score)
         return Evaluation(split, self.means(sums) | scores, predictions)
 
-    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[Json]:
         """Returns for each source the `text` that is written for it."""
         return [{"text": self._text(tokens.tolist())} for tokens in outputs["written"]]
 

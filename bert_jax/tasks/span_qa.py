@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import QuestionExample
@@ -75,7 +75,7 @@ class SpanQA(FineTuning):
     threshold = 0.0
 
     @property
-    def input_example(self) -> dict[str, Any]:
+    def input_example(self) -> Json:
         return {"question": "a", "context": "a"}
 
     def check(self) -> None:
@@ -194,7 +194,7 @@ class SpanQA(FineTuning):
         weights = batch["item_weights"] * batch["label_weights"]
         return {"loss": [Logits(outputs[name], weights) for name in ("start_logits", "end_logits")]}
 
-    def predict(self, examples, items: Sequence[Any], outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items: Sequence[Any], outputs) -> list[Json]:
         """Returns for each question its `id`; `answer`, a slice of the context ("" = none), with its `probability` and
         its position `start`, `end` in characters; and `n_best` answers, the best first. A model that may predict "no
         answer" adds `null_odds`, by how much the score of no answer exceeds the best answer's, and `null_probability`.
@@ -247,13 +247,13 @@ class SpanQA(FineTuning):
         odds = {p["id"]: p["null_odds"] for p in predictions}
         return {"threshold": best_threshold(examples, best, odds)["best_f1_thresh"]}
 
-    def decide(self, predictions, description) -> Sequence[dict[str, Any]]:
+    def decide(self, predictions, description) -> Sequence[Json]:
         return [prediction | _decide(prediction, description["threshold"]) for prediction in predictions]
 
     def report_sections(self, evaluation: Evaluation) -> list[sections.Section]:
         return sections.questions(self.examples[evaluation.split], evaluation.predictions)
 
-    def _prediction(self, example: QuestionExample, found: list[tuple[float, Span]], null: float) -> dict[str, Any]:
+    def _prediction(self, example: QuestionExample, found: list[tuple[float, Span]], null: float) -> Json:
         kept: dict[str, tuple[float, Span]] = {}
         for score, (start, end) in sorted(found, key=lambda candidate: -candidate[0]):
             text = example.context[start:end]
@@ -326,7 +326,7 @@ def _gold(example: QuestionExample) -> Span | None:
     return None
 
 
-def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
+def _decide(prediction: Json, threshold: float) -> Json:
     """Returns the fields of a prediction that depend on the threshold."""
     if not prediction["n_best"]:
         return {}
@@ -336,5 +336,5 @@ def _decide(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
     return {"answer": best["text"], **{name: best[name] for name in ("probability", "start", "end")}}
 
 
-def _best_text(prediction: dict[str, Any]) -> str:
+def _best_text(prediction: Json) -> str:
     return prediction["n_best"][0]["text"] if prediction["n_best"] else ""

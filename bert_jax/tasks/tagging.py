@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import names_of, text_in, texts_in, value_in
 from bert_jax.data.labelled.conll import (
@@ -191,7 +190,7 @@ class Tagging(FineTuning):
     def soft(self, outputs, batch) -> dict[str, list[Logits]]:
         return {"loss": [Logits(outputs["logits"], batch["label_weights"])]}
 
-    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[Json]:
         """Returns for each example its words, their tags and the probabilities of the tags.
 
         For entities also: type, text, start and end (characters of the text, or of the joined words), word_start and
@@ -282,7 +281,7 @@ class Tagging(FineTuning):
             {"labels": targets, "label_weights": weights, "word_numbers": numbers},
         )
 
-    def _prediction(self, example: TaggedExample, tags: list[str], sure: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    def _prediction(self, example: TaggedExample, tags: list[str], sure: Float[np.ndarray, " n"]) -> Json:
         words, probabilities = list(example.words), sure.tolist()
         if not self.has_entities:
             return {"words": words, "tags": tags, "probabilities": probabilities}

@@ -11,10 +11,11 @@ from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
+from bert_jax.models.bert import Model
 from bert_jax.models.config import BertConfig
 from bert_jax.models.decoding.options import Decoding
 from bert_jax.models.writer import Writer
@@ -24,8 +25,9 @@ Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]  # metric name → (weighted sum, weight); both are added up before they are divided
 HostSums = Mapping[str, tuple[Any, Any]]  # the same on the host, in float64
 Rows = dict[str, Array]  # what an evaluation keeps of every row of a batch
-Description = dict[str, Any]  # JSON: what prediction needs besides config and tokenizer, such as names of labels
+Description = Json  # JSON: what prediction needs besides config and tokenizer, such as names of labels
 Constants = PyTree[Array]
+Example = Any  # what a family reads of a row: TextExample, TaggedExample, QuestionExample, …
 
 # Ends of the names of metrics that are better when lower; all others are better when higher.
 LOWER_IS_BETTER = ("loss", "perplexity", "entropy", "error", "mse")
@@ -60,7 +62,7 @@ class TrainBatches(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """Returns JSON that says where the next batch starts and which data it comes from."""
         ...
 
@@ -193,11 +195,11 @@ class Task(Protocol):
         """Returns the divisor of each objective's sum over the whole batch."""
         ...
 
-    def sums(self, model: Any, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
+    def sums(self, model: Model, batch: Batch, key: Key[Array, ""] | None, constants: Constants) -> Sums:
         """Runs the model. `key` is for dropout; None means evaluation."""
         ...
 
-    def evaluate(self, model: Any, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
+    def evaluate(self, model: Model, batch: Batch, constants: Constants) -> tuple[Sums, Rows]:
         """Returns the sums without dropout and what metrics that are not sums need of each row ({} if none)."""
         ...
 
@@ -226,22 +228,22 @@ class Task(Protocol):
     # Only of a task that makes predictions
 
     @property
-    def input_example(self) -> dict[str, Any]:
+    def input_example(self) -> Json:
         """A row to predict, as short as it can be; its first column is that of a row that is a text alone."""
         data = self.config.data
         return {name: "a" for name in (data.text, data.text_pair) if name}
 
-    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Any]:
+    def prediction_examples(self, rows: Iterable[Row]) -> Iterator[Example]:
         """Yields for each row, in order, an example without label, or the UserError that says what is wrong with it."""
         ...
 
-    def encode(self, examples: Sequence[Any]) -> list[Item]:
+    def encode(self, examples: Sequence[Example]) -> list[Item]:
         """Returns the items of the examples, in their order; one example may give several items (windows), or one item
         of several parts."""
         ...
 
     def predict(
-        self, examples: Sequence[Any], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
+        self, examples: Sequence[Example], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
     ) -> list[Any]:
         """Returns one JSON-able prediction per example from the rows that `evaluate` keeps: one array per item, without
         its leading two axes; arrays with one entry per token may be longer than the item, by padding."""

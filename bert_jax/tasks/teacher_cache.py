@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.files import write_atomically
 from bert_jax.models.bert import Model
 from bert_jax.sharding import Mesh, place, to_mesh
@@ -91,7 +91,7 @@ class TeacherCache:
         if self.computed or self.found:
             logging.info("distillation.cache: %d rows were there, %d were computed", self.found, self.computed)
 
-    def _check_about(self, about: dict[str, Any]) -> None:
+    def _check_about(self, about: Json) -> None:
         path = self.folder / ABOUT
         # Read once, and without the unfinished files of `write_atomically`: another run may be making the folder.
         names = {one.name for one in self.folder.iterdir() if not one.name.startswith(f".{ABOUT}.")}
@@ -143,7 +143,7 @@ class TaughtBatches:
     def __next__(self) -> HostBatch:
         return self.cache.with_logits(next(self.batches))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         return self.batches.state()
 
     def close(self) -> None:

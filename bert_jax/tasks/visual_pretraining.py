@@ -14,7 +14,6 @@ which rows share a batch.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from bert_jax import backend
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_examples
 from bert_jax.data.labelled.examples import TextExample
@@ -188,7 +187,7 @@ class VisualPretraining(FineTuning):
         names += ("vector_loss", "vector_square", "vector_explained") if self.source is not None else ()
         return (*names, "match_loss", "match_accuracy") if self.learns_match else names
 
-    def predict(self, examples, items, outputs) -> list[dict[str, Any]]:
+    def predict(self, examples, items, outputs) -> list[Json]:
         raise UserError("task=visual_pretraining predicts nothing; fine-tune it with experiments/visual.py")
 
     def _masked(self, batch: Batch, key: Key[Array, ""]) -> Batch:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 
 Batch = dict[str, np.ndarray]  # layout: see `batches.py`
 
@@ -46,7 +46,7 @@ class TrainBatches:
         self._step += 1
         return batch
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """Returns where the next batch begins. `step` is all that resuming needs."""
         epoch, position = self._epoch_and_position(self._step)
         return {"dataset": self._dataset, "step": self._step, "epoch": epoch, "position": position}

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 
 BLOCK = 64  # batches that are drawn together
 
@@ -97,7 +97,7 @@ class BatchesInTurn:
         self._step += 1
         return self._mark(name, batch)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """Returns where the next batch of each task begins, and the number of batches before."""
         return {"step": self._step, "tasks": {name: batches.state() for name, batches in self._batches.items()}}
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _ODD = {  # what may be a mistake in an example, as warnings say it
@@ -105,14 +105,14 @@ class DocumentExample:
     chosen: tuple[int, ...] = ()
 
 
-def as_record(example: Any) -> dict[str, Any]:
+def as_record(example: Any) -> Json:
     """Returns an example as JSON takes it; {} of one that is no dataclass, as those of a user's own task may be."""
     found = asdict(example) if is_dataclass(example) else {}  # type: ignore[arg-type]
     vectors = found.pop("vectors", None)
     return found if vectors is None else found | {"vectors": vectors.name}
 
 
-def summarise(splits: Mapping[str, Sequence[TextExample]]) -> dict[str, Any]:
+def summarise(splits: Mapping[str, Sequence[TextExample]]) -> Json:
     """Returns what is in each split and what splits share, as JSON takes it:
 
     {"splits": {name: {"examples", "unlabelled", "empty_texts", "duplicates", "conflicts" (see `_ODD`), "labels":
@@ -189,7 +189,7 @@ def _label_warnings(splits: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _summarise_split(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
+def _summarise_split(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> Json:
     first: dict[str, str] = {}
     counts: dict[str, int] = dict.fromkeys(_ODD, 0)
     seen = set()
@@ -213,7 +213,7 @@ def _summarise_split(examples: Sequence[TextExample], labels_by_text: Mapping[An
     }
 
 
-def _shared(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> dict[str, Any]:
+def _shared(examples: Sequence[TextExample], labels_by_text: Mapping[Any, set]) -> Json:
     shared = [(e, labels_by_text[key]) for e in examples if (key := _key(e)) in labels_by_text]
     other = sum(e.label is not None and bool(labels) and _comparable(e.label) not in labels for e, labels in shared)
     return {"examples": len(shared), "other_label": other, "first": shared[0][0].origin if shared else ""}

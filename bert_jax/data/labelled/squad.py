@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.examples import Answer, QuestionExample
 from bert_jax.data.labelled.tables import find_data_files, read_rows, suffix_of
@@ -105,7 +105,7 @@ def _example(origin: str, fields: Any, context: str, title: str) -> QuestionExam
     return QuestionExample(origin, str(name), question, context, answers or (), impossible, title)
 
 
-def _answers(origin: str, fields: dict[str, Any]) -> tuple[Answer, ...]:
+def _answers(origin: str, fields: Json) -> tuple[Answer, ...]:
     found = fields["answers"]
     if isinstance(found, dict):  # a list of each, as TFDS and Hugging Face store it
         texts = _field(found, "text", list, f"{origin}.answers")

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.text.buckets import is_url
 from bert_jax.data.text.text_files import OPENERS, check_regular, find_files, json_value, read_blocks, split_lines
 from bert_jax.data.text.tfds_names import brief, download, find_builder
@@ -32,7 +32,7 @@ _ONE_WORD = "one word, where a label and a text were expected: correct this line
 
 class Row(NamedTuple):
     origin: str  # "path:line"; of Parquet and TFDS the number of the row, from 1
-    values: dict[str, Any]
+    values: Json
 
 
 class InputRow(NamedTuple):
@@ -43,7 +43,7 @@ class InputRow(NamedTuple):
 
 
 # What a parser gives for each row: its line, and its columns or what is wrong with it.
-_Found = Iterator[tuple[int, dict[str, Any] | str]]
+_Found = Iterator[tuple[int, Json | str]]
 _Cells = Iterator[tuple[int, list[str] | str]]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork
 from bert_jax.data.pretraining.parts import (
     IndexPart,
@@ -156,7 +156,7 @@ class Preparation:
 class _WordCount:
     """Gives (word, count) of the sample in a part, by the counter of the local runner."""
 
-    def __init__(self, sample: SamplePart, data: dict[str, Any]):
+    def __init__(self, sample: SamplePart, data: Json):
         self._sample, self._data = sample, data
 
     def __call__(self, numbered: tuple[Part, int]) -> Iterator[tuple[str, int]]:

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.pretraining.folders import move_into_place, only_preparer, temporary_sibling
 from bert_jax.data.pretraining.mixture import sampling_shares
 from bert_jax.data.pretraining.prepare import prepare
@@ -54,7 +54,7 @@ class Mixture:
         return "+".join(member.prepared.name for member in self.members)
 
     @property
-    def shards(self) -> list[dict[str, Any]]:
+    def shards(self) -> list[Json]:
         return [shard for member in self.members for shard in member.prepared.shards]
 
     def num_records(self, split: str) -> int:
@@ -166,7 +166,7 @@ def _check_different(opened: Mapping[str, _Opened]) -> None:
 def _vocabulary(data: ConfigDict, opened: Mapping[str, _Opened], tokenizer: Tokenizer | None) -> Tokenizer:
     """Returns the vocabulary, which is trained unless it is given, and writes its report."""
     names = ["tokenizer", "vocab_size", "vocab_sample_megabytes", "lowercase", "strip_accents", "split_cjk"]
-    settings: dict[str, Any] = {"format": _FORMAT}
+    settings: Json = {"format": _FORMAT}
     settings |= {name: one.corpus.fingerprint for name, one in opened.items()}
     if tokenizer is None:
         settings |= {name: data[name] for name in (*names, "corpora_exponent")}
@@ -237,7 +237,7 @@ def _texts(corpus: Corpus) -> Iterator[str]:
     return (document.text for document in corpus.documents())
 
 
-def _of_language(tokenizer: Tokenizer, name: str, corpus: Corpus, characters: int) -> dict[str, Any]:
+def _of_language(tokenizer: Tokenizer, name: str, corpus: Corpus, characters: int) -> Json:
     """Returns what the vocabulary makes of a corpus. Words are what stands between white space."""
     words = pieces = unknown = length = 0
     used: set[int] = set()
@@ -257,7 +257,7 @@ def _of_language(tokenizer: Tokenizer, name: str, corpus: Corpus, characters: in
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[Json]) -> str:
     lines = [f"{'corpus':<12}{'characters':>14}{'pieces/word':>13}{'chars/piece':>13}{'[UNK]':>9}{'of vocabulary':>15}"]
     for row in rows:
         numbers = f"{row['characters']:>14,}{row['pieces_per_word']:>13.2f}{row['characters_per_piece']:>13.2f}"

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from bert_jax.config import Json
 from bert_jax.data.batching.reader import Batch
 from bert_jax.data.pretraining.pairs import ChunkSource, Pair, PairRows, PairSettings, shuffled
 
@@ -77,7 +78,7 @@ class PackedRows(PairRows):
     def first_pair(self, position: int) -> int:
         return position // ROWS_TOGETHER * self.pairs_together
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Json:
         return {name: value for name, value in vars(self).items() if name not in ("_stretches", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -320,7 +320,7 @@ class _Whole:
         self._stream = self._temporary.open("wb")
         return self._stream
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stream.close()
         self.failed = kind is not None
         if self.failed:

@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.pretraining.beam import Preparation, beam_preparation, check_beam
 from bert_jax.data.pretraining.chunks import BlockResult, BlockWork, blocks, num_bytes
 from bert_jax.data.pretraining.cleaning import Cleaning, marked
@@ -105,7 +104,7 @@ def _found(directory: Path) -> PreparedCorpus | None:
     return None
 
 
-def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _settings(data: ConfigDict, seed: int, corpus: Corpus, tokenizer: Tokenizer | None) -> Json:
     """Returns everything the records depend on. A vocabulary still to be trained is known by its training options."""
     names = ["corpus", "text_field", "sequence_length", "masking", "validation_share", "test_share"]
     if tokenizer is None:
@@ -160,7 +159,7 @@ def _build(
     data: ConfigDict,
     corpus: Corpus,
     tokenizer: Tokenizer,
-    settings: dict[str, Any],
+    settings: Json,
     results: Iterator[BlockResult],
     progress: bool,
 ) -> None:
@@ -224,7 +223,7 @@ def _static_results(
         tokens, labels = (list(map(tokenizer.id, names)) for names in (instance.tokens, instance.labels))
         arrays = {"input_ids": tokens, "segment_ids": instance.segment_ids}
         arrays |= {"masked_lm_positions": instance.positions, "masked_lm_ids": labels}
-        record: dict[str, Any] = {name: np.asarray(value, fields[name]) for name, value in arrays.items()}
+        record: Json = {name: np.asarray(value, fields[name]) for name, value in arrays.items()}
         return encode_record(record | {"next_sentence_labels": int(instance.is_random_next)})
 
     options = OriginalSettings.from_config(data, tokenizer.continuation_prefix)
@@ -233,7 +232,7 @@ def _static_results(
         yield BlockResult(0, {name: instances}, {})
 
 
-def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards: list[dict[str, Any]]) -> None:
+def _write_metadata(directory: Path, fields: dict[str, np.dtype | None], shards: list[Json]) -> None:
     import tensorflow_datasets as tfds
     from etils import epath
 

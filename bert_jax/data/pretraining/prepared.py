@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.pretraining.records import Records, record_fields, shard_name
 from bert_jax.data.pretraining.splits import SPLITS
 from bert_jax.data.text.json_files import JsonObject, read_object
@@ -24,7 +24,7 @@ class PreparedCorpus:
     """A complete prepared dataset."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Json
     tokenizer: Tokenizer
 
     @property
@@ -32,7 +32,7 @@ class PreparedCorpus:
         return self.directory.name
 
     @property
-    def shards(self) -> list[dict[str, Any]]:
+    def shards(self) -> list[Json]:
         return self.manifest["shards"]
 
     def source(self, split: str) -> Records:
@@ -79,7 +79,7 @@ def open_prepared(directory: Path) -> PreparedCorpus:
     return PreparedCorpus(directory, manifest, tokenizer)
 
 
-def _checked_manifest(path: Path) -> dict[str, Any]:
+def _checked_manifest(path: Path) -> Json:
     """Returns the manifest, whose fields have the types and ranges that the rest of the program relies on."""
     manifest = read_object(path, _REMEDY)
     if (version := manifest.get("format", int)) != FORMAT_VERSION:

@@ -19,7 +19,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.pretraining.splits import SPLITS
 
 DATASET_NAME = "corpus"
@@ -115,8 +115,8 @@ class ShardWriter:
 
     def __init__(self, directory: Path, limit: int):
         self._directory, self._limit = directory, limit
-        self._shards: list[dict[str, Any]] = []  # "split", "file", "records", "size"
-        self._open: dict[str, tuple[Any, dict[str, Any]]] = {}  # split → writer, its shard
+        self._shards: list[Json] = []  # "split", "file", "records", "size"
+        self._open: dict[str, tuple[Any, Json]] = {}  # split → writer, its shard
 
     def write(self, split: str, records: Iterable[bytes]) -> None:
         with _as_os_error(self._directory):
@@ -129,7 +129,7 @@ class ShardWriter:
                     self._open.pop(split)
                     writer.close()
 
-    def finish(self) -> list[dict[str, Any]]:
+    def finish(self) -> list[Json]:
         """Returns the shards as the manifest lists them, with the names that TFDS expects, now that their number is
         known."""
         with _as_os_error(self._directory):
@@ -145,7 +145,7 @@ class ShardWriter:
                 named.append({"split": split, "file": path.name, "records": shard["records"], "bytes": size})
         return named
 
-    def _begin(self, split: str) -> tuple[Any, dict[str, Any]]:
+    def _begin(self, split: str) -> tuple[Any, Json]:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         shard = {"split": split, "file": f"{split}-{len(self._shards):06d}", "records": 0, "size": 0}
@@ -187,7 +187,7 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    def __getitem__(self, index: SupportsIndex) -> Json:
         """Raises UserError naming the shard file if it is damaged, IndexError past the end."""
         index = index.__index__()
         if not 0 <= index < len(self):
@@ -242,7 +242,7 @@ def _example() -> Any:
 
 def _decode(serialized: bytes, fields: Mapping[str, np.dtype | None]) -> dict[str, Any]:
     feature = _example().FromString(serialized).features.feature
-    record: dict[str, Any] = {}
+    record: Json = {}
     for name, dtype in fields.items():
         values = feature[name].int64_list.value if dtype is None else feature[name].bytes_list.value
         record[name] = values[0] if dtype is None else np.frombuffer(values[0], dtype)

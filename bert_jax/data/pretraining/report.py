@@ -8,8 +8,8 @@ by their hash, so that repetitions are seen however far apart. The sample halves
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from bert_jax.config import Json
 from bert_jax.data.pretraining.cleaning import shares
 
 _SAMPLE_LINES = 1 << 17
@@ -50,15 +50,15 @@ class Statistics:
             self._narrow(self._line_mask | other._line_mask)
         self._count(other._lines.items())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns everything as JSON, for `from_json`."""
         bins = [self.sentence_lengths, self.chunk_lengths, self.document_chunks]
         counts = {"counts": dict(self.counts), "removed": dict(self.removed)}
-        content: dict[str, Any] = counts | {"bins": [list(found.items()) for found in bins]}
+        content: Json = counts | {"bins": [list(found.items()) for found in bins]}
         return content | {"lines": list(self._lines.items()), "line_mask": self._line_mask}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Statistics":
+    def from_json(cls, content: Json) -> "Statistics":
         made = cls()
         made.counts.update(content["counts"])
         made.removed.update(content["removed"])
@@ -86,12 +86,12 @@ class Statistics:
         self._lines = {line: count for line, count in self._lines.items() if not line & mask}
 
 
-def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:
+def make_report(splits: dict[str, Statistics]) -> Json:
     """Returns the report as JSON: counts per split, shares and histograms over all splits, warnings as sentences."""
     total = Statistics()
     for statistics in splits.values():
         total.merge(statistics)
-    report: dict[str, Any] = {
+    report: Json = {
         "splits": {name: dict(statistics.counts) for name, statistics in splits.items()},
         "unknown_share": round(total.counts["unknown_tokens"] / max(1, total.counts["tokens"]), 6),
         "repeated_line_share": round(total.repeated_share(), 6),
@@ -105,7 +105,7 @@ def make_report(splits: dict[str, Statistics]) -> dict[str, Any]:
     return report
 
 
-def report_text(report: dict[str, Any]) -> str:
+def report_text(report: Json) -> str:
     """Returns the report as text: a table of counts, bars, warnings."""
     columns = ("documents", "sentences", "tokens", "chunks")
     lines = [f"{'split':<12}" + "".join(f"{column:>14}" for column in columns)]
@@ -133,7 +133,7 @@ def _histogram(bins: Counter[int]) -> dict[str, int]:
     return {names[bits]: bins[bits] for bits in sorted(names)}
 
 
-def _warnings(report: dict[str, Any], documents: int) -> list[str]:
+def _warnings(report: Json, documents: int) -> list[str]:
     found, unknown, repeated = [], report["unknown_share"], report["repeated_line_share"]
     if unknown > _UNKNOWN_LIMIT:
         remedy = "train one on it (data.vocab_file='') or check data.lowercase"

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.extras import install
 
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
@@ -233,7 +233,7 @@ def _names(scheme: str, pattern: str) -> list[str]:
         files = _file_system(scheme)
         if not any(mark in pattern for mark in "*?["):
             return [pattern.partition("://")[2]] if files.isfile(pattern) else []
-        found: dict[str, dict[str, Any]] = files.glob(pattern, detail=True)
+        found: dict[str, Json] = files.glob(pattern, detail=True)
         return [name for name, info in found.items() if info["type"] == "file"]
 
 

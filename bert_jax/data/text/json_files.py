@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.text.text_files import read_bytes
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ _NAMES |= {dict: "an object", list: "a list", type(None): "null"}
 class JsonObject:
     """A JSON object from elsewhere. Messages name its `origin` and the field first, and `remedy` last."""
 
-    content: dict[str, Any]
+    content: Json
     origin: Path | str
     remedy: str
 

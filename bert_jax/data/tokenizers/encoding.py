@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.tokenizers.rows import Span, kept, pair_lengths, row_length, write_row, write_types
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -166,9 +166,9 @@ def special_id(ids: dict[str, int], name: str, origin: str) -> int:
     raise UserError(f"{origin}: no {name} among {len(ids):,} tokens: add it, BERT needs {' '.join(SPECIAL_TOKENS)}")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Json) -> None:
     path.write_bytes(to_json(content))
 
 
-def to_json(content: dict[str, Any]) -> bytes:
+def to_json(content: Json) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -17,7 +17,7 @@ import tokenizers
 from ml_collections import ConfigDict
 from tokenizers import normalizers
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.text.corpus import Corpus
 from bert_jax.data.text.json_files import JsonObject, parse_object, read_object
 from bert_jax.data.text.text_files import read_bytes
@@ -213,7 +213,7 @@ def _set_switches(backend: tokenizers.Tokenizer, options: JsonObject) -> None:
 def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, options: JsonObject) -> None:
     """Adds the tokens of added_tokens.json and of tokenizer_config.json: they are never split."""
     listed = _object_in(folder / "added_tokens.json")
-    found: dict[int, dict[str, Any]] = {listed.get(token, int): {"content": token} for token in listed.content}
+    found: dict[int, Json] = {listed.get(token, int): {"content": token} for token in listed.content}
     content: dict[str, Any] = options.get("added_tokens_decoder", (dict, type(None)), default=None) or {}
     decoder = JsonObject(content, options.origin, _REMEDY)
     for number in content:

@@ -9,13 +9,12 @@ The model is whatever `bert_jax.load` opens: a workdir, a checkpoint, a folder o
 """
 
 import logging
-from collections.abc import Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bert_jax.command import Parser, run_command
+from bert_jax.command import Flags, Parser, run_command
 from bert_jax.config import UserError
 from bert_jax.files import write_atomically
 
@@ -84,7 +83,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _checked(flags: Mapping[str, Any]) -> tuple[list[str], Path]:
+def _checked(flags: Flags) -> tuple[list[str], Path]:
     """Returns the parts of the page and its path. Raises UserError for what is wrong with the flags."""
     parts = [part.strip() for part in flags["what"].split(",") if part.strip()] or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
@@ -109,7 +108,7 @@ def _checked(flags: Mapping[str, Any]) -> tuple[list[str], Path]:
 class _Page:
     """A model and what was asked of it; each method makes one part of the page."""
 
-    def __init__(self, path: str, flags: Mapping[str, Any]):
+    def __init__(self, path: str, flags: Flags):
         import bert_jax
 
         self.flags, self.text, self.is_asked = flags, flags["text"], bool(flags["what"])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.batches import collate
 from bert_jax.data.batching.shapes import Shape
 from bert_jax.data.labelled.columns import names_of
@@ -178,7 +178,7 @@ def _logit_of_class(inside: Insides, task: FineTuning, text: str, pair: str | No
     return logit
 
 
-def _asked(inside: Insides, task: FineTuning, text: str, pair: str | None) -> tuple[dict[str, Any], list[str] | None]:
+def _asked(inside: Insides, task: FineTuning, text: str, pair: str | None) -> tuple[Json, list[str] | None]:
     """Returns the row of the text, and the names of the classes, tags or choices whose logits there are; [] for a
     number, None for the tokens of a context, at which an answer may start."""
     path, data, labels = inside.opened.path, task.config.data, task.description().get("labels")

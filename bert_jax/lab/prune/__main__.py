@@ -15,8 +15,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from bert_jax.command import Parser, run_command, say
-from bert_jax.config import UserError
+from bert_jax.command import Flags, Parser, run_command, say
+from bert_jax.config import Json, UserError
 from bert_jax.files import write_atomically
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _checked(flags: dict[str, Any]) -> Path:
+def _checked(flags: Flags) -> Path:
     """Returns the path of the page. Raises UserError for what is wrong with the flags."""
     for name in ("heads", "layers"):
         try:
@@ -69,7 +69,7 @@ def _checked(flags: dict[str, Any]) -> Path:
     return output
 
 
-def _run(path: str, flags: dict[str, Any], output: Path) -> str:
+def _run(path: str, flags: Flags, output: Path) -> str:
     """Returns what was done, in lines."""
     import bert_jax
     from bert_jax.lab.inspect.reading import insides
@@ -99,7 +99,7 @@ def _run(path: str, flags: dict[str, Any], output: Path) -> str:
     return _summary(found, written)
 
 
-def _summary(found: Any, written: dict[str, Any] | None) -> str:
+def _summary(found: Any, written: Json | None) -> str:
     lines = [f"{found.examples}: {found.metric} {found.heads[0].metrics[found.metric]:.4f} with all heads and layers"]
     if written:
         lines.append(

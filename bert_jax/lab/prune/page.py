@@ -1,9 +1,8 @@
 """What pruning found, for readers and for programs: a page, its curves as SVG, and JSON."""
 
-from typing import Any
-
 import numpy as np
 
+from bert_jax.config import Json
 from bert_jax.lab.prune.prune import Chosen, Left, Pruning
 from bert_jax.lab.report.documents import Block, Document, Part, Picture, Text, to_html
 from bert_jax.lab.report.study_figures import by_share
@@ -26,7 +25,7 @@ def curve(found: Pruning, what: str) -> bytes:
     return by_share(f"Without some of its {what}", f"share of {what} left out", lines, what)
 
 
-def page(found: Pruning, title: str, kicker: str, written: dict[str, Any] | None) -> str:
+def page(found: Pruning, title: str, kicker: str, written: Json | None) -> str:
     """Returns the page. `written` describes the smaller checkpoint, if one was made."""
     depth, count = found.importance.shape
     parts = [Part("The smaller model", _written(written, found))] if written else []
@@ -43,14 +42,14 @@ def page(found: Pruning, title: str, kicker: str, written: dict[str, Any] | None
     return to_html(Document(title, parts, kicker))
 
 
-def to_json(found: Pruning, chosen: Chosen | None, written: dict[str, Any] | None) -> dict[str, Any]:
+def to_json(found: Pruning, chosen: Chosen | None, written: Json | None) -> Json:
     """Returns what was found; layers and heads are numbers from 0."""
     points = {what: [point._asdict() for point in getattr(found, what)] for what in ("heads", "layers")}
     result = {"examples": found.examples, "metric": found.metric, "importance": found.importance.tolist()} | points
     return result | ({} if chosen is None else {"kept": chosen._asdict(), "written": written})
 
 
-def _written(written: dict[str, Any], found: Pruning) -> list[Block]:
+def _written(written: Json, found: Pruning) -> list[Block]:
     whole = found.heads[0].metrics
     rows = [
         ["parameters", f"{written['parameters_before']:,}", f"{written['parameters']:,}"],

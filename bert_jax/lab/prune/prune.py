@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64
 
 import bert_jax
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.convert.conversion import check_target, open_source, replacing
 from bert_jax.inference.loaded import LoadedModel
 from bert_jax.inference.open import open_model
@@ -98,7 +98,7 @@ def metrics_of(path: str, examples: str, limit: int) -> dict[str, float]:
     return on.with_heads(np.ones((config.num_hidden_layers, config.num_attention_heads), np.float32))
 
 
-def write_pruned(path: str, to: str, chosen: Chosen, *, overwrite: bool = False) -> dict[str, Any]:
+def write_pruned(path: str, to: str, chosen: Chosen, *, overwrite: bool = False) -> Json:
     """Writes a checkpoint of the model at `path` with what is chosen, and returns what there is to say of it: shapes
     and numbers of parameters. Raises UserError if the folder cannot be made."""
     target = Path(to)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bert_jax.config import UserError, read_config
+from bert_jax.config import Json, UserError, read_config
 from bert_jax.lab.records import RunRecord
 from bert_jax.models.config import BertConfig, bert_config
 from bert_jax.models.cost import training_flops
@@ -41,12 +41,12 @@ class Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
-def total(runs: Iterable[RunRecord], environments: Mapping[str, list[dict[str, Any]]]) -> Cost:
+def total(runs: Iterable[RunRecord], environments: Mapping[str, list[Json]]) -> Cost:
     """Returns the cost of runs; `environments` are the entries of each run's environment.json, by its key."""
     return sum((cost_of(run, environments.get(run.key, [])) for run in runs), Cost())
 
 
-def cost_of(run: RunRecord, starts: list[dict[str, Any]]) -> Cost:
+def cost_of(run: RunRecord, starts: list[Json]) -> Cost:
     """Returns the cost of one run, failed attempts included; nothing for one that has not started."""
     lines = read_metrics(run.folder / "metrics.jsonl")
     tokens, flops = _work(run, lines)
@@ -95,7 +95,7 @@ def _flops(model: BertConfig, config: Any, tokens: float) -> float:
     return training_flops(model, rows, tokens / rows, predictions)
 
 
-def _power(run: RunRecord, starts: list[dict[str, Any]]) -> tuple[int, float]:
+def _power(run: RunRecord, starts: list[Json]) -> tuple[int, float]:
     """Returns the number of devices, and the watts of all of them."""
     found = re.match(r"(\d+)\s*[×x]?\s*(.*)", run.devices)
     count, kind = (int(found[1]), found[2]) if found else (1, run.devices)

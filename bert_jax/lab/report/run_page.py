@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_jax.config import Json
 from bert_jax.convert.model_card import limits, works
 from bert_jax.lab import plots
 from bert_jax.lab.provenance import facts, read_environments
@@ -86,7 +87,7 @@ def describe_run(
     return Document(f"{config.task}: {workdir.name}", parts)
 
 
-def _before_and_after(records: list[dict[str, Any]], metrics: Mapping[str, float]) -> tuple[list[Block], str]:
+def _before_and_after(records: list[Json], metrics: Mapping[str, float]) -> tuple[list[Block], str]:
     """Returns a table of the MLM losses of all text and of each corpus, of a run that has several: before the first
     step and of the best checkpoint. That of general text says what was forgotten."""
     before = next((line for line in records if line["split"] == "eval" and line["step"] == 0), {})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.lab.plots import series
 from bert_jax.lab.provenance import facts, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, STALE, STATUSES, WAITING, RunRecord, StudyRecord
@@ -70,7 +70,7 @@ def metric_names(record: StudyRecord) -> list[str]:
     return list(dict.fromkeys(record.study.metrics.values()))
 
 
-def _environments(run: RunRecord) -> list[dict[str, Any]]:
+def _environments(run: RunRecord) -> list[Json]:
     """Returns what a run says of where it ran, the newest last: its own file, or else what the sweep has noted."""
     try:
         return read_environments(run.folder) or ([run.environment] if run.environment else [])
@@ -164,7 +164,7 @@ def _value(run: RunRecord, key: str, config: Any) -> str:
     return str(config)
 
 
-def _cost(record: StudyRecord, environments: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
+def _cost(record: StudyRecord, environments: Mapping[str, list[Json]]) -> list[Block]:
     """Returns a row per stage: all its runs, failed and stale ones included, since they were paid for."""
     header = ["stage", "runs begun", "device hours", "tokens", "FLOP", "energy (estimate)"]
     stages = list(dict.fromkeys(run.stage for run in record.runs))
@@ -189,7 +189,7 @@ def _large(number: float) -> str:
     return f"{number / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'][power]}".strip()
 
 
-def _environment(record: StudyRecord, environments: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
+def _environment(record: StudyRecord, environments: Mapping[str, list[Json]]) -> list[Block]:
     """Returns a column per environment in which runs were made, with what differs between them first."""
     begun = [run for run in record.runs if environments.get(run.key)]
     counted = Counter(json.dumps(facts(environments[run.key][-1])) for run in begun)

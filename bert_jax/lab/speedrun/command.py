@@ -16,9 +16,8 @@ The exit status is 0 when the work is done, 2 for a mistake that you can correct
 
 import time
 from pathlib import Path
-from typing import Any
 
-from bert_jax.command import Parser, run_command, say
+from bert_jax.command import Flags, Parser, run_command, say
 from bert_jax.config import UserError
 from bert_jax.heap import restart_with_kept_heap
 from bert_jax.option import can_be
@@ -48,14 +47,14 @@ def main(argv: list[str]) -> int:
     return work(names, flags)
 
 
-def _score(names: list[str], flags: dict[str, Any]) -> int:
+def _score(names: list[str], flags: Flags) -> int:
     from bert_jax.lab.speedrun.runs import run_folders, score_runs
 
     score_runs([folder for name in names for folder in run_folders(Path(name))], say, again=flags["again"])
     return 0
 
 
-def _run(names: list[str], flags: dict[str, Any]) -> int:
+def _run(names: list[str], flags: Flags) -> int:
     from bert_jax.lab.speedrun.entries import load_entry
     from bert_jax.lab.speedrun.runs import as_study, measure, run_folders, score_runs
     from bert_jax.lab.sweep.command import sweep
@@ -75,7 +74,7 @@ def _run(names: list[str], flags: dict[str, Any]) -> int:
     return 0
 
 
-def _record(names: list[str], flags: dict[str, Any]) -> int:
+def _record(names: list[str], flags: Flags) -> int:
     from bert_jax.lab.speedrun.entries import load_entry
     from bert_jax.lab.speedrun.record_file import add_record, newest, read_records
     from bert_jax.lab.speedrun.runs import measure
@@ -99,7 +98,7 @@ def _record(names: list[str], flags: dict[str, Any]) -> int:
     return 0
 
 
-def _table(names: list[str], flags: dict[str, Any]) -> int:
+def _table(names: list[str], flags: Flags) -> int:
     from bert_jax.lab.speedrun.record_file import read_records
     from bert_jax.lab.speedrun.table import put_into, to_table
 
@@ -112,7 +111,7 @@ def _table(names: list[str], flags: dict[str, Any]) -> int:
     return 0
 
 
-def _workdir(flags: dict[str, Any], name: str) -> Path:
+def _workdir(flags: Flags, name: str) -> Path:
     return Path(flags["workdir"] or Path("runs") / "speedrun" / name).absolute()
 
 

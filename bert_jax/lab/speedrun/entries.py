@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, flatten, resolve_steps
+from bert_jax.config import Json, UserError, flatten, resolve_steps
 from bert_jax.experiment import load_experiment, load_from_file, split_argument
 from bert_jax.models.config import bert_config
 from bert_jax.options import OPTIONS, RESTART, SHAPE, default_config
@@ -107,7 +107,7 @@ def has_comparable_mlm_loss(config: ConfigDict) -> bool:
     return not _differing(config, _OF_MLM_LOSS)
 
 
-def _resolved(config: ConfigDict) -> dict[str, Any]:
+def _resolved(config: ConfigDict) -> Json:
     """Returns the options with what a run fills in, as in its `config.json`: the model's shape, steps of warm-up."""
     config = config.copy_and_resolve_references()
     resolve_steps(config, 1)  # the steps per epoch matter to no option of an entry: it fixes its steps

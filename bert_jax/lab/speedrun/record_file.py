@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.files import write_atomically
 from bert_jax.lab.speedrun.entries import MLM_LOSS, SCORE, SECONDS, TRACKS, LoadedEntry, Track
 from bert_jax.lab.speedrun.runs import Figures, Measured
@@ -25,7 +25,7 @@ FEWEST_SEEDS = 5
 HIGHEST_P = 0.01
 _UNITS = {SCORE: "nats per character", SECONDS: "seconds"}
 
-Record = dict[str, Any]
+Record = Json
 
 
 def read_records(path: Path) -> tuple[str, list[Record]]:

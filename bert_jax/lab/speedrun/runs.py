@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bert_jax.config import UserError, read_config
+from bert_jax.config import Json, UserError, read_config
 from bert_jax.files import write_atomically
 from bert_jax.lab.records import COMPLETE, STUDY, RunRecord, read_study
 from bert_jax.lab.speedrun.entries import MLM_LOSS, SCORE, LoadedEntry, config_hash, has_comparable_mlm_loss
@@ -48,7 +48,7 @@ class Measured:
 
     figures: list[Figures]
     held_out: str
-    environment: dict[str, Any]  # groups code, packages, machine, devices
+    environment: Json  # groups code, packages, machine, devices
 
 
 def as_study(entry: LoadedEntry, count: int) -> Study:
@@ -144,7 +144,7 @@ def _config(folder: Path) -> "ConfigDict":
     return read_config(folder / "config.json")
 
 
-def _read_score(folder: Path) -> dict[str, Any]:
+def _read_score(folder: Path) -> Json:
     path = folder / SCORE_FILE
     try:
         scored = json.loads(path.read_bytes())
@@ -158,7 +158,7 @@ def _read_score(folder: Path) -> dict[str, Any]:
     raise UserError(f"{path} is damaged; delete it and score the run again")
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def _environment(folder: Path) -> Json:
     """Returns code, packages, machine and devices of a run. Raises UserError if they changed while it was made."""
     from bert_jax.lab.provenance import read_environments
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_jax.command import Parser, run_command, say
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.experiment import load_from_file, split_argument
 from bert_jax.files import only_writer
 from bert_jax.heap import restart_with_kept_heap
@@ -203,7 +203,7 @@ def _refuse_changes(changed: Mapping[str, str], again: frozenset[str]) -> None:
 
 def _requests(
     study: Study, planned: Sequence[PlannedRun], configs: planning.Configs, workdir: Path, again: frozenset[str]
-) -> list[tuple[PlannedRun, dict[str, Any], str, bool]]:
+) -> list[tuple[PlannedRun, Json, str, bool]]:
     """Returns for each run what has to be examined: config, metric, and whether it is done."""
     return [
         (

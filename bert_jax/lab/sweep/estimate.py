@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bert_jax import backend, checks
 from bert_jax import run as runs
-from bert_jax.config import UserError, from_json_dict, resolve_steps
+from bert_jax.config import Json, UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.labelled.languages import files_of
 from bert_jax.lab.programs import stand_in_tokenizer
@@ -50,7 +50,7 @@ class Request:
     """A run that is to be examined."""
 
     planned: PlannedRun
-    config: dict[str, Any]
+    config: Json
     metric: str = ""  # SPLIT.METRIC that the study asks for
     is_done: bool = False
 

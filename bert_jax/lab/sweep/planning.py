@@ -7,11 +7,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_jax.config import UserError, differences, from_json_dict, read_config
+from bert_jax.config import Json, UserError, differences, from_json_dict, read_config
 from bert_jax.experiment import load_experiment, set_options, split_argument
 from bert_jax.files import write_atomically
 from bert_jax.lab.records import (
@@ -182,7 +181,7 @@ def write_request(workdir: Path, one: PlannedRun, config: ConfigDict, metric: st
     if one.after and newest_step(folder):  # in a study that was moved it continues as the run that it is
         with contextlib.suppress(UserError):
             config.init_from = read_config(folder / "config.json").init_from
-    content: dict[str, Any] = {"config": config.to_dict(), "metric": metric}
+    content: Json = {"config": config.to_dict(), "metric": metric}
     write_atomically(folder / REQUEST, json.dumps(content, indent=1) + "\n")
 
 

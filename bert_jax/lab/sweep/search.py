@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.extras import install
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, RunRecord, read_run
 from bert_jax.lab.space import Distribution, label, short
@@ -38,7 +38,7 @@ class OptunaTrials:
             connect = partial(sqlite3.connect, workdir / STORAGE, check_same_thread=False)
             self.storage = self.optuna.storages.RDBStorage(f"sqlite:///{STORAGE}", {"creator": connect})
             self.study = self._open(name)
-        self.trials: dict[str, Any] = {}  # key of a run → trial
+        self.trials: Json = {}  # key of a run → trial
         self.seen: dict[str, int] = {}  # key of a run → step of the last evaluation that was reported
         self.sizes: dict[str, int] = {}  # key of a run → bytes of its metrics.jsonl that have been read
 
@@ -147,7 +147,7 @@ class OptunaTrials:
             load_if_exists=True,
         )
 
-    def _space(self) -> dict[str, Any]:
+    def _space(self) -> Json:
         return {name: self._distribution(one) for name, one in self.search.space.items()}
 
     def _distribution(self, one: Distribution) -> Any:

@@ -30,7 +30,7 @@ import tensorflow_datasets  # noqa: F401
 
 from bert_jax import run as runs
 from bert_jax.command import run_command
-from bert_jax.config import UserError, from_json_dict
+from bert_jax.config import Json, UserError, from_json_dict
 from bert_jax.lab.provenance import code_and_packages, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, RUNNING, UNFINISHED, read_run, write_record
 from bert_jax.lab.study import PlannedRun
@@ -78,7 +78,7 @@ def make_run(workdir: Path, planned: PlannedRun) -> int:
 
     def end(status: str, error: str = "", **more: Any) -> None:
         seconds = round(before.seconds + time.monotonic() - clock, 2)
-        environments: list[dict[str, Any]] = []
+        environments: list[Json] = []
         with contextlib.suppress(UserError):
             environments = read_environments(record.folder)
         more |= {"environment": environments[-1]} if environments else {}
