@@ -171,9 +171,7 @@ class FineTuning(Task, ABC):
         raise UserError(f"distillation.soft: task={self.config.task} has no soft targets; set it to 0")
 
     @abstractmethod
-    def score(
-        self, examples: Sequence[Example], predictions: Sequence[Prediction], description: Description
-    ) -> dict[str, float]:
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction], description) -> dict[str, float]:
         """Returns the metrics of the field, by their usual names."""
 
     @abstractmethod

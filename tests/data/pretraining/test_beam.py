@@ -183,7 +183,7 @@ def test_what_is_missing_or_does_not_belong_together(tmp_path: Path, folder: Pat
     find_spec = importlib.util.find_spec
     with monkeypatch.context() as patched:
         patched.setattr(importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find_spec(name))
-        with pytest.raises(UserError, match=r"^data\.runner=beam needs Apache Beam.*pip install 'bert_jax\[beam\]'$"):
+        with pytest.raises(UserError, match=r"^data\.runner=beam needs Apache Beam.*pip install -e '\.\[beam\]'$"):
             prepare(make_data(folder, tmp_path, "beam"), 0, progress=False)
         patched.setattr(importlib.util, "find_spec", lambda name: object())
         with pytest.raises(UserError, match=r"^data\.masking=static .*data\.runner=local"):

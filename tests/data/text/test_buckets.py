@@ -110,7 +110,7 @@ def test_other_schemes_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=r"^data\.files: http://x/y: http:// is not read: use gs://, s3://"):
         find_files("http://x/y")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^data\.files: s3://b/x needs s3fs, .*pip install 'bert_jax\[remote\]'$"):
+    with pytest.raises(UserError, match=r"^data\.files: s3://b/x needs s3fs, .*pip install -e '\.\[remote\]'$"):
         find_files("s3://b/x")
 
 
