@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--student", default="2x128")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         print("\n".join(machine(("jax", "numpy")).values()))
         if options.what == "steps":
