@@ -1,5 +1,6 @@
 """A model that is served: the checkpoint of the moment, its tasks and routes, its queue, and newer checkpoints."""
 
+import gc
 import logging
 import os
 import time
@@ -141,6 +142,7 @@ class Slot:
             return False
         logging.info("%s: step %d replaces step %d", self.name, newer[""].model.step, self.step)
         self.served = newer
+        gc.collect()  # models and their programs refer to each other, and the collector's own turn would come too late
         release_free_memory()  # what loading and compiling leave behind
         return True
 
