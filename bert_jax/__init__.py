@@ -8,7 +8,7 @@ To import this package imports nothing heavy: JAX comes with the first call.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ def load(
     checkpoint: str = "best",
     task: str = "",
     task_name: str = "",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> "LoadedModel":
     """Loads a model into memory, with its tokenizer and, if it was fine-tuned, its task.
 

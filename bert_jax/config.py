@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -19,6 +19,8 @@ from bert_jax.option import Option, can_be
 from bert_jax.options import NAMED, OPTIONS, default_config, default_entry, find_option, is_entry_name, nearest
 
 Json = dict[str, Any]  # an object of JSON: a line of metrics, a prediction, what a file says of a run
+Input = TypeVar("Input")
+Result = TypeVar("Result")
 
 
 class UserError(Exception):
@@ -34,7 +36,7 @@ def naming(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {str(error).replace('--config.data.', f'--config.{what}.data.')}") from error
 
 
-def result_or_error(function: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+def result_or_error(function: Callable[[Input], Result], inputs: Iterable[Input]) -> Iterator[Result | UserError]:
     """Yields for each input what `function` returns for it, or the UserError that it raises."""
     for one in inputs:
         try:
@@ -285,7 +287,7 @@ def differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     return [(key, one, other) for key, one, other in pairs if one != other]
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Returns a nested dict as one of dotted keys."""
     flat = {}
     for key, value in tree.items():

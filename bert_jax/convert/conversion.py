@@ -176,8 +176,8 @@ def _foreign(model: Loaded, name: str) -> Source:
     # A head that was trained elsewhere predicts on texts of any length that it can take.
     longest = config.data.sequence_length if model.task == "pretraining" else 512
     config.data.sequence_length = min(longest, model.config.max_position_embeddings)
-    if model.task == "classification":
-        config.data.label_kind = model.description["label_kind"]
+    if kind := model.description.get("label_kind"):
+        config.data.label_kind = kind
     if model.task == encoder_decoder.TASK:
         config.seq2seq.model = "encoder_decoder"
         config.data.target_length = min(config.data.target_length, model.config.max_position_embeddings)

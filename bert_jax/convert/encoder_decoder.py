@@ -7,9 +7,8 @@ a decoder of one shape, each with parameters of its own.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from bert_jax.config import UserError
+from bert_jax.config import Json, UserError
 from bert_jax.convert.mapping import Arrays, filled
 from bert_jax.convert.names import ARCHITECTURES, CONFIG_FIELDS, TRUNK, Name, huggingface_names
 from bert_jax.data.text.json_files import JsonObject
@@ -76,7 +75,7 @@ def whole(parameters: Arrays) -> tuple[Arrays, list[str]]:
     return found, notes
 
 
-def settings(bert: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def settings(bert: Json, tokenizer: Tokenizer) -> Json:
     """Returns the config of an encoder and a decoder which both have the config of a BERT."""
     of_both = {name: bert[name] for name in ("architectures", "dtype")}
     one = {name: value for name, value in bert.items() if name not in of_both} | {"is_decoder": False}
@@ -86,7 +85,7 @@ def settings(bert: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     return of_both | kind | both | _tokens(tokenizer)
 
 
-def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_settings(tokenizer: Tokenizer) -> Json:
     """Returns what generation_config.json says: where a target begins and ends, and what is never written."""
     never = sorted((tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id))
     return _tokens(tokenizer) | {"suppress_tokens": never}

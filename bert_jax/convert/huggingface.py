@@ -4,14 +4,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from bert_jax.config import Json, UserError
-from bert_jax.convert import encoder_decoder, mapping
-from bert_jax.convert.mapping import FETCH_AGAIN, Loaded, Report, Tensors, from_tensors, to_tensors
+from bert_jax.convert import encoder_decoder, labels, mapping, sentence_encoder
+from bert_jax.convert.mapping import Loaded, Report, Tensors, from_tensors, to_tensors
 from bert_jax.convert.names import (
     ARCHITECTURES,
     CONFIG_FIELDS,
@@ -23,8 +22,7 @@ from bert_jax.convert.names import (
     part_of,
 )
 from bert_jax.convert.tensor_files import open_tensors
-from bert_jax.data.text.json_files import JsonObject, parse_value, read_object
-from bert_jax.data.text.text_files import read_bytes
+from bert_jax.data.text.json_files import JsonObject, read_object
 from bert_jax.data.tokenizers.encoding import write_json
 from bert_jax.data.tokenizers.tokenizer import load_tokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
@@ -58,18 +56,6 @@ ABSENT = ("auto_map", "quantization_config")  # code of its own; weights that ar
 # The files of a folder that `write` makes, with those of either kind of tokenizer.
 WRITTEN = {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
 WRITTEN |= {"vocab.txt", "tokenizer.json", "spm.model", "generation_config.json"}
-LABEL_KINDS = {
-    "regression": "regression",
-    "single_label_classification": "single",
-    "multi_label_classification": "multi",
-}
-_MAX_LABELS = 1_000_000
-# Sentence Transformers put modules behind a BERT that make one vector of a text.
-_POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
-_LEFT_OUT = {
-    "Normalize": "Normalize is left out: divide the vectors by their length where cosines are wanted",
-    "Dense": "Dense is left out: the vectors are those before it, of model.hidden_size",
-}
 
 
 def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Loaded:
@@ -79,7 +65,7 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     behind, such as `classifier`. Raises UserError for a folder, field, name or shape that is not explained.
     """
     folder = Path(folder)
-    weights, pooling, notes = _left_out_of(folder)
+    weights, pooling, notes = sentence_encoder.find_bert(folder)
     path = weights / "config.json"
     whole = mapping.read_settings(path)
     writes = whole.content.get("model_type") == encoder_decoder.KIND
@@ -94,7 +80,7 @@ def read(folder: str | Path, *, architecture: str = "", allow: str = "") -> Load
     if (architecture == encoder_decoder.NAME) != writes:
         raise UserError(f"{path}: model_type {whole.content.get('model_type')!r} cannot be read as {architecture}")
     task, parts = ARCHITECTURES[architecture]
-    description, num_labels = _description(task, settings)
+    description, num_labels = labels.read(task, settings)
     tensors, copies = _canonical(open_tensors(weights), folder)
     # Models of pretraining often have more heads in the file than their architecture uses; all are welcome.
     welcome = {*TRUNK, "pooler", *(PRETRAINING_HEADS if task == "pretraining" else parts)}
@@ -173,52 +159,6 @@ def default_architecture(model: Loaded) -> str:
     )
 
 
-def _left_out_of(folder: Path) -> tuple[Path, str, list[str]]:
-    """Returns the folder of the BERT itself, the `model.pooling` to match, and what of the rest is left out, one line
-    each: of a folder without modules.json itself, "cls" and nothing. Raises UserError if no module is a BERT."""
-    listing = folder / "modules.json"
-    if not listing.is_file():
-        return folder, "cls", []
-    kinds = [
-        _module(module, listing) for module in parse_value(read_bytes(listing, FETCH_AGAIN), listing, FETCH_AGAIN, list)
-    ]
-    transformer = next((path for kind, path in kinds if kind == "Transformer"), None)
-    if transformer is None:
-        raise UserError(f"{listing} lists no Transformer, only {', '.join(kind for kind, _ in kinds)}")
-    pooling, notes = "cls", []
-    for kind, path in kinds:
-        note = _LEFT_OUT.get(kind, f"{kind} is left out")
-        if kind == "Pooling":
-            pooling, note = _pooling(path / "config.json")
-        notes += [f"sentence encoder: {note}"] if kind != "Transformer" else []
-    return transformer, pooling, notes
-
-
-def _pooling(path: Path) -> tuple[str, str]:
-    on = [
-        name
-        for name, value in read_object(path, FETCH_AGAIN).content.items()
-        if name.startswith("pooling_mode_") and value is True
-    ]
-    if len(on) != 1 or on[0] not in _POOLING:
-        return "cls", f"Pooling by {' + '.join(on) or 'an unknown mode'} is left out; model.pooling is cls"
-    kept = _POOLING[on[0]]
-    # Theirs is the first token's vector as it is; ours goes through the pooler, where there is one.
-    how = "; theirs takes the first token's vector without the pooler" if kept == "cls" else ""
-    return kept, f"Pooling is kept as model.pooling={kept}{how}"
-
-
-def _module(module: Any, listing: Path) -> tuple[str, Path]:
-    """Returns the kind of a module and its folder, which must lie inside that of modules.json."""
-    found = JsonObject(module, listing, FETCH_AGAIN)
-    if not isinstance(module, dict):
-        found.refuse("a module", module, "an object")
-    kind, path = found.get("type", str, default=""), found.get("path", str, default="")
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise UserError(f"{listing}: the path of a module is {path!r}, outside this folder; fetch the checkpoint again")
-    return kind.rsplit(".", 1)[-1], listing.parent / path
-
-
 def _checked(settings: JsonObject, path: Path) -> JsonObject:
     """Returns the config of a BERT. Raises UserError for a field that we cannot honour."""
     content = settings.content
@@ -231,47 +171,6 @@ def _checked(settings: JsonObject, path: Path) -> JsonObject:
         if content.get(name):
             raise UserError(f"{path}: {name} is set; a model with that cannot be read")
     return settings
-
-
-def _description(task: str, settings: JsonObject) -> tuple[Json, int]:
-    """Returns the description of a task, and the number of outputs of its classifier."""
-    if task == "span_qa":  # whether it was trained on questions without an answer is not recorded
-        return {"may_have_no_answer": False, "threshold": 0.0}, 1
-    if task not in ("classification", "tagging"):
-        return {}, 1
-    labels = _labels(settings)
-    if task == "tagging":
-        return {"labels": labels, "characters": False}, len(labels)
-    usual = "regression" if len(labels) == 1 else "single_label_classification"
-    kind = settings.get("problem_type", str, default=usual)
-    if kind not in LABEL_KINDS:
-        raise UserError(f"{settings.origin}: problem_type is {kind!r}; it can be {', '.join(LABEL_KINDS)}")
-    if kind == "regression" and len(labels) > 1:
-        raise UserError(f"{settings.origin}: regression with {len(labels)} outputs; only one can be read")
-    description = {"labels": [] if kind == "regression" else labels, "thresholds": [], "label_kind": LABEL_KINDS[kind]}
-    if kind == "multi_label_classification":
-        description["thresholds"] = [0.5] * len(labels)
-    return description, len(labels)
-
-
-def _labels(settings: JsonObject) -> list[str]:
-    """Returns the names of the labels in the order of their numbers."""
-    labels = settings.get("id2label", dict, default={})
-    if not labels:
-        count = settings.get("num_labels", int, default=2, least=1)
-        if count > _MAX_LABELS:
-            settings.refuse("num_labels", count, f"at most {_MAX_LABELS}")
-        return [f"LABEL_{i}" for i in range(count)]
-    numbers = [str(i) for i in range(len(labels))]
-    if labels.keys() != set(numbers):
-        raise UserError(f"{settings.origin}: id2label must have the numbers 0 to {len(labels) - 1} as keys")
-    names = [labels[number] for number in numbers]
-    for name in names:
-        if not isinstance(name, str):
-            settings.refuse("a label of id2label", name, "a string")
-    if len(set(names)) < len(names):
-        raise UserError(f"{settings.origin}: id2label has the same label for two numbers; give each a name of its own")
-    return names
 
 
 def _canonical(tensors: Tensors, origin: Path) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
@@ -302,7 +201,7 @@ def _written_names(architecture: str) -> list[Name]:
     return [replace(name, theirs=prefix + name.theirs) if name.part in of_trunk else name for name in names]
 
 
-def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
+def _their_settings(model: Loaded, architecture: str) -> Json:
     config, (task, parts) = model.config, ARCHITECTURES[architecture]
     needed = {"norm": "post", "position_embedding": "learned", "embedding_size": config.hidden_size}
     needed |= {"gated": False, "use_bias": True, "languages": ""}
@@ -320,14 +219,7 @@ def _their_settings(model: Loaded, architecture: str) -> dict[str, Any]:
     settings |= {"dtype": next(iter(model.parameters.values())).dtype.name, "pad_token_id": model.tokenizer.pad_id}
     if architecture == encoder_decoder.NAME:
         return encoder_decoder.settings(settings, model.tokenizer)
-    if task == model.task and task in ("classification", "tagging"):
-        labels = model.description["labels"] or ["LABEL_0"]  # of a regression
-        settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        settings["label2id"] = {label: i for i, label in enumerate(labels)}
-    if task == model.task == "classification":
-        kind = model.description["label_kind"]
-        settings["problem_type"] = next(theirs for theirs, ours in LABEL_KINDS.items() if ours == kind)
-    return settings
+    return settings | (labels.written(task, model.description) if task == model.task else {})
 
 
 def _what_transformers_does_otherwise(model: Loaded, architecture: str) -> list[str]:

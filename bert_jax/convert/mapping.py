@@ -149,7 +149,7 @@ def from_tensors(
 
 
 def to_tensors(
-    parameters: Mapping[str, Any], names: list[Name], num_layers: int, *, what: str, allow: str
+    parameters: Mapping[str, object], names: list[Name], num_layers: int, *, what: str, allow: str
 ) -> tuple[Arrays, Report]:
     """Returns their tensors under `names`, one per layer, contiguous.
 

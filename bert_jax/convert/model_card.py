@@ -109,7 +109,7 @@ def _model(config: Mapping[str, Any], num_parameters: int) -> Json:
     return {"size": model.get("size"), **rows, "tokenizer": f"{data['tokenizer']}, {letters}"}
 
 
-def _table(title: str, rows: Mapping[str, Any]) -> list[str]:
+def _table(title: str, rows: Mapping[str, object]) -> list[str]:
     table = [f"| {name} | {value} |" for name, value in rows.items() if value not in ("", None)]
     return [f"## {title}", "", "| | |", "|---|---|", *table]
 

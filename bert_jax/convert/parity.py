@@ -137,7 +137,7 @@ def _completed(task: FineTuning, outputs: dict[str, list[np.ndarray]]) -> dict[s
     return {name: [np.asarray(row[name]) for row in rows] for name in rows[0]}
 
 
-def _answer(prediction: Mapping[str, Any]) -> Json:
+def _answer(prediction: Mapping[str, object]) -> Json:
     """Returns the words of a prediction without its numbers, which differ in their last digits."""
 
     def is_answer(x: object) -> bool:

@@ -62,7 +62,7 @@ def check_options(format: str, dtype: str, opset: int, check: str) -> None:
 def write(
     folder: Path,
     opened: Opened,
-    card: Callable[[Mapping[str, Any]], str],
+    card: Callable[[Mapping[str, object]], str],
     *,
     format: str,
     dtype: str = "float32",
@@ -167,7 +167,7 @@ def _by_layer(graphdef: nnx.GraphDef, parameters: Parameters, function: Callable
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     names = [name.removeprefix("trunk/").removesuffix("/value") for name in names]
 
-    def traced(given: Mapping[str, Any], batch: Batch) -> Batch:
+    def traced(given: Mapping[str, object], batch: Batch) -> Batch:
         return function(jax.tree.unflatten(tree, [given[name] for name in names]), batch)
 
     return traced, {name: np.asarray(x) for name, (_, x) in zip(names, leaves, strict=True)}
@@ -186,7 +186,7 @@ def _rows(opened: Opened) -> dict[str, np.ndarray]:
     return found
 
 
-def _facts(opened: Opened, format: str, dtype: str, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def _facts(opened: Opened, format: str, dtype: str, outputs: Mapping[str, jax.ShapeDtypeStruct]) -> Json:
     config, tokenizer, longest = opened.config, opened.tokenizer, opened.bert_config.max_position_embeddings
     cut = config.data.sequence_length if isinstance(opened.task, FineTuning) else longest
     special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad", "cls", "sep")}

@@ -3,7 +3,6 @@
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from bert_jax.config import Json, UserError, result_or_error
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import InputRow, Row
@@ -19,7 +18,7 @@ from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.inference.output import identity, results, whole_file
-from bert_jax.inference.predictor import all_good, in_place_of_good, windows
+from bert_jax.inference.predictor import all_good, each_good, in_place_of_good, windows
 from bert_jax.models.bert import Model, TrunkInputs
 from bert_jax.models.config import check_length
 from bert_jax.models.heads import pool_tokens
@@ -55,7 +54,7 @@ class Embedder:
         max_length: int | None = None,
         long_texts: str = "head",
         batch_size: int = 32,
-        **options: Any,
+        **options: object,
     ):
         opened = opened_of(checkpoint, **options)
         self.tokenizer, self.run_config, config = opened.tokenizer, opened.config, opened.bert_config
@@ -88,12 +87,16 @@ class Embedder:
         """The number of values in a vector."""
         return self._hidden_size * (len(self._layers) if self._concatenates else 1)
 
-    def stream(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
+    def stream(
+        self, rows: Iterable[Row | UserError], column: str = "text"
+    ) -> Iterator[Float32[np.ndarray, " D"] | UserError]:
         """Yields for each row, in order, the vector of its text or the UserError that says what is wrong with it."""
         for window in windows(rows):
             yield from in_place_of_good(self._encoded(window, column), lambda texts: self._run(self._sentences, texts))
 
-    def stream_tokens(self, rows: Iterable[Row | UserError], column: str = "text") -> Iterator[Any]:
+    def stream_tokens(
+        self, rows: Iterable[Row | UserError], column: str = "text"
+    ) -> Iterator[TokenVectors | UserError]:
         """Yields `TokenVectors`, otherwise as `stream`."""
 
         def vectors(texts: Sequence[Encoding]) -> Iterator[TokenVectors]:
@@ -103,7 +106,7 @@ class Embedder:
             yield from in_place_of_good(self._encoded(window, column), vectors)
 
     def _encoded(self, rows: Sequence[Row | UserError], column: str) -> list[Encoding | UserError]:
-        texts = in_place_of_good(rows, partial(result_or_error, lambda row: text_in(row, column)))
+        texts = each_good(rows, lambda row: text_in(row, column))
         found, cut = in_place_of_good(texts, self.tokenizer.encode), 0
         for i, (row, text) in enumerate(zip(rows, found, strict=True)):
             if isinstance(row, UserError) or isinstance(text, UserError) or len(text.ids) <= self.max_length:
@@ -112,7 +115,7 @@ class Embedder:
                 found[i] = UserError(f"{row.origin}: {len(text.ids)} tokens, over {self.max_length}; shorten it")
             else:
                 cut += 1
-                found[i] = Encoding(*([*values[: self.max_length - 1], values[-1]] for values in text))
+                found[i] = Encoding._make([*values[: self.max_length - 1], values[-1]] for values in text)
         if cut:
             logging.warning("%d of %d texts are cut to %d tokens", cut, len(rows), self.max_length)
         return found

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float32, Int32
 
 from bert_jax.config import UserError
 from bert_jax.data.batching.items import Item
+from bert_jax.data.text.text_files import is_unicode
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.inference.batching import Batching
@@ -128,13 +129,11 @@ class InputError(UserError):
         self.number = number
 
 
-def problem(number: int, text: Any) -> InputError | None:
+def problem(number: int, text: object) -> InputError | None:
     """Returns what makes an input no text, if anything does."""
     if not isinstance(text, str):
         return InputError(number, f"input {number} is {type(text).__name__}, not a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_unicode(text):
         return InputError(number, f"input {number} is not Unicode text: it has half of a surrogate pair")
     return None
 

@@ -4,31 +4,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32, Int64
 
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import Row
+from bert_jax.data.text.text_files import is_unicode
 from bert_jax.data.tokenizers.encoding import Part, Tokenizer
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
-from bert_jax.inference.predictor import all_good, in_place_of_good, windows
+from bert_jax.inference.predictor import all_good, each_good, in_place_of_good, windows
 from bert_jax.models.attention import take_places
 from bert_jax.models.bert import Model, TrunkInputs
 
 _MASKS = 4  # of one row; a text with more is run again for the rest
+
+Candidates = list[tuple[str, float]]  # of one mask: tokens and their probabilities, the likeliest first
 
 
 class FillMask:
     """Fills the masks of texts: for each [MASK] [(token, probability), …]. `checkpoint` is one that is opened, or what
     `open_model` takes with its `options`. Threads may share it."""
 
-    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
+    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: object):
         opened = opened_of(checkpoint, **options)
         self.tokenizer, self.config = opened.tokenizer, opened.bert_config
         opened.check_mlm_head("fills masks")
@@ -41,21 +43,23 @@ class FillMask:
         nothing = np.zeros(1, np.int32)
         self._batching.warm_up(self._program, lengths, _item(Part(nothing, nothing), nothing))
 
-    def __call__(self, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
+    def __call__(self, text: str, top_k: int = 5) -> list[Candidates]:
         """Raises UserError if the text has no [MASK] or is longer than the model's positions."""
         [found] = all_good(self.stream([Row("", {"text": text})], "text", top_k))
         return found
 
-    def stream(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
+    def stream(
+        self, rows: Iterable[Row | UserError], column: str, top_k: int
+    ) -> Iterator[list[Candidates] | UserError]:
         """Yields for each row, in order, the likeliest tokens for each of its masks, or the UserError that says what is
         wrong with it."""
         if not isinstance(top_k, Integral) or top_k < 1:
             raise UserError(f"top_k is {top_k!r}; it must be a whole number over 0")
         for window in windows(rows):
-            read = partial(result_or_error, lambda row: self._encoded(text_in(row, column), row.origin))
-            yield from in_place_of_good(in_place_of_good(window, read), partial(self._fill, top_k=top_k))
+            parts = each_good(window, lambda row: self._encoded(text_in(row, column), row.origin))
+            yield from in_place_of_good(parts, partial(self._fill, top_k=top_k))
 
-    def records(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Any]:
+    def records(self, rows: Iterable[Row | UserError], column: str, top_k: int) -> Iterator[Json | UserError]:
         """Yields the same as objects whose `masks` have names for what is in them."""
         for found in self.stream(rows, column, top_k):
             is_error = isinstance(found, UserError)
@@ -72,18 +76,15 @@ class FillMask:
         where = f"{origin}: " if origin else ""
         if "[MASK]" not in text:
             raise UserError(f"{where}no [MASK] in '{text}'; put one where a token is missing")
-        try:
-            part = self.tokenizer.row(ids_with_masks(self.tokenizer, text))
-        except UnicodeEncodeError as error:  # a lone surrogate, which no UTF-8 holds
-            raise UserError(
-                f"{where}the text has a lone surrogate ({error.object[error.start]!r}): remove it"
-            ) from None
+        if not is_unicode(text):
+            raise UserError(f"{where}the text is not Unicode: remove its half of a surrogate pair")
+        part = self.tokenizer.row(ids_with_masks(self.tokenizer, text))
         count, most = len(part.ids), self.config.max_position_embeddings
         if count > most:
             raise UserError(f"{where}the text has {count} tokens; the model takes {most}")
         return part
 
-    def _fill(self, parts: Sequence[Part], top_k: int) -> Iterator[list[list[tuple[str, float]]]]:
+    def _fill(self, parts: Sequence[Part], top_k: int) -> Iterator[list[Candidates]]:
         places = [np.flatnonzero(part.ids == self.tokenizer.mask_id) for part in parts]
         starts = [range(0, len(own), _MASKS) for own in places]
         chunks = zip(parts, places, starts, strict=True)

@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from bert_jax.config import Json, UserError
 from bert_jax.data.labelled.columns import text_in
 from bert_jax.data.labelled.tables import Row
+from bert_jax.data.text.text_files import is_unicode
 from bert_jax.data.tokenizers.encoding import Tokenizer
 from bert_jax.inference.filling import Blank, Filled
 
@@ -208,8 +209,8 @@ class Template:
         return Blank(np.asarray([*ids, tokenizer.sep_id], np.int32), tuple(places), tuple(kinds))
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(x, str) and is_unicode(x) for x in value)
 
 
 def _comma_separated(words: str) -> tuple[str, ...]:

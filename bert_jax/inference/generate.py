@@ -32,8 +32,8 @@ class Generator:
         self,
         checkpoint: str | Path | Opened,
         batch_size: int = 32,
-        given: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
-        **options: Any,
+        given: Mapping[str, object] | Iterable[tuple[str, Any]] = (),
+        **options: object,
     ):
         opened = opened_of(checkpoint, **options)
         opened.check_single()
@@ -50,7 +50,7 @@ class Generator:
         self._written = opened.at_work.program(self._write)
         self._batching = Batching(self.config.data.sequence_length, max(1, batch_size // rows))
 
-    def stream(self, rows: Iterable[Row | UserError], seed: int | None = None) -> Iterator[Any]:
+    def stream(self, rows: Iterable[Row | UserError], seed: int | None = None) -> Iterator[Json | UserError]:
         """Yields for each row, in order, {"text", "score", "log_probability"} of what is written for it, or the
         UserError that says what is wrong with it. With generate.n_best over 1, `n_best` has the same of so many texts,
         the best first, or in the order in which they were drawn; the first of them is the text itself.
@@ -70,7 +70,7 @@ class Generator:
         nothing = np.zeros(1, np.int32)
         self._batching.warm_up(self._written, lengths, _numbered(Item((Part(nothing, nothing),)), 0, 0))
 
-    def _generate(self, rows: Sequence[Row | UserError], first: int, seed: int) -> list[Any]:
+    def _generate(self, rows: Sequence[Row | UserError], first: int, seed: int) -> list[Json | UserError]:
         found, items = encoded(self.task, rows)
         numbers = (number for number, row in enumerate(found, first) if not isinstance(row, UserError))
         items = [_numbered(item, number, seed) for item, number in zip(items, numbers, strict=True)]
@@ -78,7 +78,7 @@ class Generator:
         texts = [self._texts({name: x[i] for name, x in outputs.items()}) for i in range(len(items))]
         return in_place_of_good(found, lambda _: texts)
 
-    def _write(self, model: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    def _write(self, model: object, batch: dict[str, Array]) -> dict[str, Array]:
         keys = None
         if self.decoding.temperature:
             draw = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))

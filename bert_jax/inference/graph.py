@@ -18,7 +18,7 @@ from bert_jax.inference.graph_operations import CALLS, FUSED, OPERATIONS, SAME, 
 
 
 def graph_of(
-    function: Callable[..., Any], parameters: Any, inputs: Mapping[str, jax.ShapeDtypeStruct], builder: Builder
+    function: Callable[..., Any], parameters: object, inputs: Mapping[str, jax.ShapeDtypeStruct], builder: Builder
 ) -> Any:
     """Returns the graph of `function(parameters, inputs)`, which returns a dictionary of arrays, as `builder` makes it.
 
@@ -45,7 +45,7 @@ def _run(closed: ClosedJaxpr, known: Sequence[Value | None], sizes: Sizes) -> li
     values |= dict(zip(jaxpr.invars, known, strict=True))
     used = _used(jaxpr)
 
-    def read(atom: Any) -> Any:
+    def read(atom: object) -> Any:
         return _literal(atom, sizes) if isinstance(atom, Literal) else values.get(atom)
 
     for equation in jaxpr.eqns:

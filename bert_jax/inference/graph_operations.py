@@ -41,7 +41,7 @@ class Sizes:
                     self._known[symbol] = own if factor == 1 else builder.apply("div", own, builder.integers(factor))
         return Value(node, like.shape)
 
-    def constant(self, x: Any, name: str = "") -> Value:
+    def constant(self, x: object, name: str = "") -> Value:
         array = np.asarray(x)
         return Value(self.builder.constant(array, name), array.shape)
 
@@ -104,7 +104,7 @@ def _clamp(builder: Builder, equation: Equation, low: Node, x: Node, high: Node)
     return builder.apply("min", builder.apply("max", x, low), high)
 
 
-def _broadcast_in_dim(sizes: Sizes, equation: Equation, x: Value, *_: Any) -> Value:
+def _broadcast_in_dim(sizes: Sizes, equation: Equation, x: Value, *_: object) -> Value:
     shape, kept = equation.outvars[0].aval.shape, equation.params["broadcast_dimensions"]
     added = [axis for axis in range(len(shape)) if axis not in kept]
     node = sizes.builder.unsqueeze(x.node, added) if added else x.node
@@ -112,7 +112,7 @@ def _broadcast_in_dim(sizes: Sizes, equation: Equation, x: Value, *_: Any) -> Va
     return Value(node, shape, is_whole and x.is_whole)
 
 
-def _reshape(sizes: Sizes, equation: Equation, x: Value, *_: Any) -> Node:
+def _reshape(sizes: Sizes, equation: Equation, x: Value, *_: object) -> Node:
     before, after = x.shape, equation.outvars[0].aval.shape
     # 0 takes the size of the operand's axis, −1 what is left.
     wanted = [
@@ -154,7 +154,7 @@ def _split(sizes: Sizes, equation: Equation, x: Value) -> list[Value]:
     return [Value(part, variable.aval.shape) for part, variable in zip(parts, equation.outvars, strict=True)]
 
 
-def _iota(sizes: Sizes, equation: Equation, *_: Any) -> Value:
+def _iota(sizes: Sizes, equation: Equation, *_: object) -> Value:
     shape, dtype, along = (equation.params[key] for key in ("shape", "dtype", "dimension"))
     builder = sizes.builder
     numbers = builder.arange(builder.squeeze(sizes.size(shape[along]), [0]), np.dtype(dtype))

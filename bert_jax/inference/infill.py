@@ -7,14 +7,13 @@ whole text is chosen (`tasks/likelihood.py`).
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from bert_jax.config import Json, UserError, result_or_error
+from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Part
@@ -23,7 +22,7 @@ from bert_jax.inference.batching import Batching
 from bert_jax.inference.filling import Blank, Filled, Query
 from bert_jax.inference.gaps import Grammar, Infilling, Template
 from bert_jax.inference.open import Opened, opened_of
-from bert_jax.inference.predictor import all_good, in_place_of_good, windows
+from bert_jax.inference.predictor import all_good, each_good, in_place_of_good, windows
 from bert_jax.inference.score import Scorer
 from bert_jax.models.bert import Model, TrunkInputs
 
@@ -36,7 +35,7 @@ class Infiller:
     """Fills gaps. `checkpoint` is one that is opened, or what `open_model` takes with its `options`. Threads may share
     it."""
 
-    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
+    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: object):
         opened = opened_of(checkpoint, **options)
         opened.check_mlm_head("fills gaps")
         self._scorer = Scorer(opened, batch_size)
@@ -49,7 +48,7 @@ class Infiller:
         rows = (Row(f"input {number}", {"text": text}) for number, text in enumerate(texts))
         return all_good(self.stream(rows, "text", how or Infilling()))
 
-    def stream(self, rows: Iterable[Row | UserError], column: str, how: Infilling) -> Iterator[Any]:
+    def stream(self, rows: Iterable[Row | UserError], column: str, how: Infilling) -> Iterator[Json | UserError]:
         """Yields for each row, in order, a record or the UserError that says what is wrong with it. Raises UserError
         for options that the vocabulary cannot follow.
 
@@ -65,7 +64,7 @@ class Infiller:
             return template, template.candidates(self.max_length)
 
         for window in windows(rows, _FIRST_WINDOW):
-            found = in_place_of_good(window, partial(result_or_error, candidates))
+            found = each_good(window, candidates)
             yield from in_place_of_good(found, partial(self._records, grammar))
 
     def warm_up(self, lengths: Sequence[int]) -> None:

@@ -91,7 +91,7 @@ class LoadedModel:
         embedder = self.tool(Embedder, pooling=pooling, layer=str(layer), normalize=normalize)
         return _results(texts, lambda rows: embedder.stream(_rows(rows, "text")))
 
-    def infill(self, texts: Texts, strategy: str = "confidence", **options: Any) -> Any:
+    def infill(self, texts: Texts, strategy: str = "confidence", **options: object) -> Any:
         """Returns for each text with [MASK] or [GAP] in it a record with the filled `text` (`Infiller.stream`). The
         options are those of `Infilling`: gap, iterations, beams, temperature, seed, whole_words, contains, allowed."""
         try:
@@ -127,12 +127,12 @@ class LoadedModel:
         scores = [record["score"] / size for record, size in zip(records, sizes, strict=True)]
         return sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1])
 
-    def predict(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Any:
+    def predict(self, inputs: Texts | Mapping[str, object] | Sequence[Mapping[str, object]]) -> Any:
         """Returns the prediction of the fine-tuned task for each text, or each object with the task's columns."""
         predictor = self.tool(Predictor)
         return _results(inputs, lambda rows: predictor.stream(_rows(rows, self.config.data.text)))
 
-    def generate(self, inputs: Texts | Mapping[str, Any] | Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    def generate(self, inputs: Texts | Mapping[str, object] | Sequence[Mapping[str, object]], **options: object) -> Any:
         """Returns what a model of a sequence-to-sequence task writes for each text, or each object with the task's
         column: {"text", "score", "log_probability"}, and with n_best over 1 also `n_best`, so many of these.
 
@@ -163,7 +163,7 @@ class LoadedModel:
         for tool in tools:
             tool.warm_up(lengths)
 
-    def tool(self, kind: type, **options: Any) -> Any:
+    def tool(self, kind: type, **options: object) -> Any:
         """Returns the one tool of this kind with these options, made by `kind(opened, batch_size=…, **options)` when it
         is asked for first. Raises UserError if the model lacks what it needs."""
         key = kind, *map(repr, options.values())  # also of what has no hash, and apart for 1 and True
@@ -191,7 +191,7 @@ def _opened(
     dtype: str | None,
     checkpoint: str,
     task: str,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     task_name: str = "",
     device: int = 0,
 ) -> Opened:
@@ -216,12 +216,12 @@ def _results(inputs: Any, run: Callable[[Sequence[Any]], Any]) -> Any:
     return results[0] if is_one else results
 
 
-def _as_tuples(value: Any) -> Any:
+def _as_tuples(value: object) -> Any:
     """Returns lists of words, which a caller may change, as tuples."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _rows(inputs: Sequence[Any], column: str) -> Iterator[Row | UserError]:
+def _rows(inputs: Sequence[object], column: str) -> Iterator[Row | UserError]:
     for number, one in enumerate(inputs):
         values = dict(one) if isinstance(one, Mapping) else {column: one}
         texts = [x for value in values.values() for x in (value if isinstance(value, list) else [value])]

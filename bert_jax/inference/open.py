@@ -156,7 +156,7 @@ def openvino_model(model: nnx.Module, dtype: str) -> "OpenVinoModel":
 def open_model(
     path: str | Path,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     which: str = "best",
     users_task: str = "",
     task_name: str = "",
@@ -216,7 +216,7 @@ def meant(workdir: str | Path, init_from: str = "") -> str:
     return str(workdir)
 
 
-def check_alike(model: BertConfig, wanted: Mapping[str, Any], folder: Path) -> None:
+def check_alike(model: BertConfig, wanted: Mapping[str, object], folder: Path) -> None:
     """Raises UserError if `wanted`, dotted keys with their values, asks for another model than the one in `folder`."""
     pairs = [(f"model.{name}", getattr(model, name)) for name in SHAPE]
     differing = [f"{key} was {own!r}, is {wanted[key]!r}" for key, own in pairs if wanted.get(key) not in (None, own)]

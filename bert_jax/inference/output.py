@@ -206,7 +206,7 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> Any:
     """Returns a value that JSON can hold: None for NaN and infinity, text for what JSON has no type for."""
     if isinstance(value, dict):
         return {str(key): _json_value(x) for key, x in value.items()}

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 
-from bert_jax.config import UserError, result_or_error
+from bert_jax.config import Input, Result, UserError, result_or_error
 from bert_jax.data.batching.items import Item
 from bert_jax.data.labelled.tables import Row
 from bert_jax.inference.batching import Batching
 from bert_jax.inference.open import Opened, opened_of
-from bert_jax.tasks.task import Task
+from bert_jax.tasks.task import Example, Task
 
 WINDOW = 4096  # rows that are sorted by length together; the first windows are smaller, so that answers come early
 _FIRST_WINDOW = 64
@@ -27,7 +27,7 @@ class Predictor:
     batch; programs are compiled as batching.py says. Threads may share a Predictor.
     """
 
-    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: Any):
+    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, **options: object):
         opened = opened_of(checkpoint, **options)
         opened.check_single()
         self.config, self.task = opened.config, opened.task
@@ -38,7 +38,7 @@ class Predictor:
         self._rows = at_work.program(self._kept_rows)
         self._batching = Batching(longest, batch_size, any_shape=at_work.takes_any_shape)
 
-    def __call__(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Any]:
+    def __call__(self, inputs: Sequence[str | Mapping[str, object]]) -> list[Any]:
         """Texts, or objects with the columns of the task. Raises UserError for the first one that is wrong."""
         column = self.config.data.text
         values = ({column: x} if isinstance(x, str) else dict(x) for x in inputs)
@@ -73,22 +73,22 @@ class Predictor:
         return {name: x if name in self.task.token_outputs else x[:, 0] for name, x in rows.items()}
 
 
-def encoded(task: Task, rows: Sequence[Row | UserError]) -> tuple[list[Any], list[Item]]:
+def encoded(task: Task, rows: Sequence[Row | UserError]) -> tuple[list[Example | UserError], list[Item]]:
     """Returns the task's examples, with the errors of bad rows in their places, and the items of the examples."""
     found = in_place_of_good(rows, task.prediction_examples)
     try:
         return found, task.encode(_good(found))
     except UserError:  # says which of them is wrong, but there may be several
-        found = in_place_of_good(found, lambda examples: result_or_error(partial(_checked, task), examples))
+        found = each_good(found, partial(_checked, task))
         return found, task.encode(_good(found))
 
 
-def _checked(task: Task, example: Any) -> Any:
+def _checked(task: Task, example: Example) -> Example:
     task.encode([example])
     return example
 
 
-def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[Any]]:
+def windows(rows: Iterable[Input], first: int = _FIRST_WINDOW) -> Iterator[list[Input]]:
     """Yields lists of `first` rows, then of four times as many each time, up to WINDOW."""
     iterator, size = iter(rows), first
     while window := list(itertools.islice(iterator, size)):
@@ -96,19 +96,26 @@ def windows(rows: Iterable[Any], first: int = _FIRST_WINDOW) -> Iterator[list[An
         size = min(4 * size, WINDOW)
 
 
-def in_place_of_good(rows: Sequence[Any], results: Callable[[list[Any]], Iterable[Any]]) -> list[Any]:
+def in_place_of_good(
+    rows: Sequence[Input | UserError], results: Callable[[list[Input]], Iterable[Result]]
+) -> list[Result | UserError]:
     """Replaces the rows that are not errors by `results` of them, one for one; the errors stay where they are."""
     good = iter(results(_good(rows)))
     return [row if isinstance(row, UserError) else next(good) for row in rows]
 
 
-def all_good(results: Iterable[Any]) -> list[Any]:
+def each_good(rows: Sequence[Input | UserError], function: Callable[[Input], Result]) -> list[Result | UserError]:
+    """Replaces each row that is no error by what `function` returns for it, or by the UserError that it raises."""
+    return in_place_of_good(rows, lambda good: result_or_error(function, good))
+
+
+def all_good(results: Iterable[Result | UserError]) -> list[Result]:
     """Returns the results as a list. Raises the first of them that is a UserError, once all are there."""
     found = list(results)
     if wrong := [result for result in found if isinstance(result, UserError)]:
         raise wrong[0]
-    return found
+    return _good(found)
 
 
-def _good(rows: Sequence[Any]) -> list[Any]:
+def _good(rows: Sequence[Input | UserError]) -> list[Input]:
     return [row for row in rows if not isinstance(row, UserError)]

@@ -121,7 +121,7 @@ def _prepare(decoder: Decoder, config: BertConfig) -> None:
         decoder.cross = nnx.List(unstack(cross, config.num_hidden_layers))
 
 
-def _prepared_layers(layers: Any, config: BertConfig) -> Any:
+def _prepared_layers(layers: object, config: BertConfig) -> Any:
     """Returns a stack of layers, prepared; as a list, unless the program scans over them. A list, which only this
     function makes, is returned as it is."""
     if not isinstance(layers, Layer):

@@ -7,23 +7,22 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int32
 
 from bert_jax import backend
-from bert_jax.config import Json, UserError, result_or_error
+from bert_jax.config import Json, UserError
 from bert_jax.data.labelled.columns import text_in, texts_in, value_in
 from bert_jax.data.labelled.minimal_pairs import Accuracies, MinimalPair
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.encoding import Encoding
 from bert_jax.inference.open import Opened, opened_of
 from bert_jax.inference.output import whole_file
-from bert_jax.inference.predictor import in_place_of_good, windows
+from bert_jax.inference.predictor import each_good, in_place_of_good, windows
 from bert_jax.models.bert import Model
 from bert_jax.tasks.likelihood import (
     METHODS,
@@ -51,7 +50,9 @@ class Scorer:
     of `METHODS`, by which tokens are hidden.
     """
 
-    def __init__(self, checkpoint: str | Path | Opened, batch_size: int = 32, method: str = METHODS[0], **options: Any):
+    def __init__(
+        self, checkpoint: str | Path | Opened, batch_size: int = 32, method: str = METHODS[0], **options: object
+    ):
         if method not in METHODS:
             raise UserError(f"method '{method}' of scoring is unknown; it can be {' or '.join(METHODS)}")
         opened = opened_of(checkpoint, **options)
@@ -62,7 +63,9 @@ class Scorer:
         self._tokens = backend.current().tokens_per_batch or batch_size * self.max_length
         self._lengths = row_lengths(self.max_length)
 
-    def stream(self, rows: Iterable[Row | UserError], column: str = "text", *, by_token: bool = False) -> Iterator[Any]:
+    def stream(
+        self, rows: Iterable[Row | UserError], column: str = "text", *, by_token: bool = False
+    ) -> Iterator[Json | UserError]:
         """Yields for each row, in order, a record or the UserError that says what is wrong with it.
 
         The record of a text has its `score`, the number of its `tokens` and its `perplexity`, exp(−score / tokens);
@@ -71,7 +74,7 @@ class Scorer:
         the most probable one first.
         """
         for window in windows(rows):
-            found = in_place_of_good(window, partial(result_or_error, lambda row: self._encoded(row, column)))
+            found = each_good(window, lambda row: self._encoded(row, column))
             yield from in_place_of_good(found, lambda encoded: self._records(encoded, by_token))
 
     def score(self, texts: Sequence[Int32[np.ndarray, " _"]]) -> Float64[np.ndarray, " N"]:

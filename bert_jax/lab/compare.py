@@ -165,12 +165,12 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+def _differing(trees: Sequence[Mapping[str, object]]) -> list[str]:
     keys = dict.fromkeys(key for tree in trees for key in tree)
     return [key for key in keys if any(tree.get(key, _NONE) != trees[0].get(key, _NONE) for tree in trees)]
 
 
-def _flat(environment: Mapping[str, Any]) -> Json:
+def _flat(environment: Mapping[str, object]) -> Json:
     from bert_jax.config import flatten
 
     return flatten({key: value for key, value in environment.items() if key not in ("time", "step")})
@@ -208,7 +208,7 @@ def _table(runs: Sequence[Run], keys: Sequence[str], attribute: str) -> "Table":
     return _facts(runs, keys, {run.label: getattr(run, attribute) for run in runs})
 
 
-def _facts(runs: Sequence[Run], keys: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> "Table":
+def _facts(runs: Sequence[Run], keys: Sequence[str], found: Mapping[str, Mapping[str, object]]) -> "Table":
     from bert_jax.tasks.sections import Table
 
     def shown(key: str, value: object) -> str:
@@ -237,7 +237,7 @@ def _metrics(runs: Sequence[Run]) -> list[Any]:
     return parts
 
 
-def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> "Table":
+def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, object]]) -> "Table":
     from bert_jax.tasks.sections import Cell, Table
     from bert_jax.tasks.task import LOWER_IS_BETTER
 
@@ -249,7 +249,7 @@ def _metric_table(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -
     return Table(["metric", *(run.label for run in runs)], rows, range(1, len(runs) + 1))
 
 
-def _numbers(values: Sequence[Any], has_best: bool, lower_is_better: bool) -> "list[str | Cell]":
+def _numbers(values: Sequence[object], has_best: bool, lower_is_better: bool) -> "list[str | Cell]":
     """Returns the values as text; with `has_best` the best one is marked, unless all are equal."""
     from bert_jax.tasks.sections import BEST, Cell
 
@@ -264,7 +264,7 @@ def _same_task(runs: Sequence[Run]) -> bool:
     return len({run.config["task"] for run in runs}) == 1
 
 
-def _same_objectives(lines: Iterable[Mapping[str, Any]]) -> bool:
+def _same_objectives(lines: Iterable[Mapping[str, object]]) -> bool:
     """Returns whether the losses of all lines are sums of the same objectives, such as MLM and NSP."""
     return len({frozenset(name for name in line if name.endswith("_loss")) for line in lines if line}) < 2
 

@@ -128,7 +128,7 @@ def _lower_evaluation(task: Task, mesh: Mesh) -> Lowered:
     return step.lower(_placed(mesh, shapes), _placed(mesh, task.constants()), _rows(mesh, task, training=False))
 
 
-def _placed(mesh: Mesh, tree: Any) -> Any:
+def _placed(mesh: Mesh, tree: object) -> Any:
     shardings = tree_shardings(mesh, tree)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
@@ -168,7 +168,7 @@ def _limits(program: Compiled, task: Task, mesh: Mesh, topology: Topology) -> di
     return limits
 
 
-def _bytes_held(mesh: Mesh, tree: Any) -> int:
+def _bytes_held(mesh: Mesh, tree: object) -> int:
     """Returns the bytes that one device holds of a tree of parameters or of an optimizer's state."""
     arrays, places = jax.tree.leaves(tree), jax.tree.leaves(tree_shardings(mesh, tree))
     return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(arrays, places, strict=True))

@@ -92,13 +92,13 @@ def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(group, {}), dict) for group in _GROUPS)
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, object, object]]:
+def differences(before: Mapping[str, object], after: Mapping[str, object]) -> list[tuple[str, object, object]]:
     """Returns (key, before, after) for what differs between two entries, time and step left out."""
     one, other = ({k: v for k, v in entry.items() if k not in ("time", "step")} for entry in (before, after))
     return differences_of(one, other)
 
 
-def facts(entry: Mapping[str, Any]) -> dict[str, str]:
+def facts(entry: Mapping[str, object]) -> dict[str, str]:
     """Returns what a reader wants to know of an entry, {group and name: text}; data is left out, hashes are cut."""
     found = {}
     for group in ("code", "devices", "machine", "packages", *entry):

@@ -147,7 +147,7 @@ def _read_run(workdir: Path, planned: PlannedRun, is_swept: bool) -> RunRecord:
     return record
 
 
-def _with_fate(record: RunRecord, content: Mapping[str, Any]) -> RunRecord:
+def _with_fate(record: RunRecord, content: Mapping[str, object]) -> RunRecord:
     """Returns the record with what a sweep.json says, as far as that makes sense."""
     status = content.get("status")
     found: Json = {"status": status if status in STATUSES and status != STALE else UNFINISHED}

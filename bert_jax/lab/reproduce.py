@@ -10,7 +10,7 @@ of the same step. The exit status is 0 if all are the same and 2 if not; the err
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bert_jax.command import Parser, run_command, say
 from bert_jax.config import Json, UserError
@@ -151,7 +151,7 @@ def _lines(folder: Path) -> Lines:
     }
 
 
-def _check_data(environment: Mapping[str, Any], data: Mapping[str, str], folder: Path) -> None:
+def _check_data(environment: Mapping[str, object], data: Mapping[str, str], folder: Path) -> None:
     """Raises UserError if the data, or what the run started from, has another content than it had."""
     saved = environment.get("data")
     if not isinstance(saved, dict):
@@ -164,7 +164,7 @@ def _check_data(environment: Mapping[str, Any], data: Mapping[str, str], folder:
         )
 
 
-def _circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _circumstances(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
     """Yields a line for each group of what the figures depend on."""
     from bert_jax.lab.provenance import differences
 

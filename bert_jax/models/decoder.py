@@ -138,7 +138,7 @@ class Decoder(nnx.Module):
         return norm(x, self.config.dtype)
 
 
-def _list(layers: Any, config: BertConfig) -> Any:
+def _list(layers: object, config: BertConfig) -> Any:
     """Returns layers one by one, which are a stack unless inference/prepared.py has made a list of it."""
     return unstack(layers, config.num_hidden_layers) if isinstance(layers, Layer | CrossAttention) else layers
 

@@ -91,11 +91,11 @@ class _Server:
 
     async def openai_embeddings(self, request: Request) -> Response:
         call = read_call(await read_json(request, self._limits), EMBEDDINGS, self._limits, key="input")
-        (name, step), vectors, tokens = await self._run(request, "embed", call)
-        if wrong := next((x for x in vectors if isinstance(x, UserError | Refused)), None):
+        (name, step), results, tokens = await self._run(request, "embed", call)
+        if wrong := next((x for x in results if isinstance(x, UserError | Refused)), None):
             raise wrong if isinstance(wrong, Refused) else Refused(422, str(wrong))
-        dimensions = call.parameters["dimensions"]
-        if dimensions not in (None, len(vectors[0])):
+        vectors = [x for x in results if isinstance(x, np.ndarray)]
+        if (dimensions := call.parameters["dimensions"]) not in (None, len(vectors[0])):
             raise Refused(422, f"dimensions is {dimensions}; vectors of this model have {len(vectors[0])}")
         as_text = call.parameters["encoding_format"] == "base64"
         data = (
@@ -210,7 +210,7 @@ class _Server:
             raise Refused(404, f"there is no model '{shown}'; there are {', '.join(slots)}")
         return found
 
-    async def _run(self, request: Request, name: str, call: Call) -> tuple[tuple[str, int], list[Any], list[int]]:
+    async def _run(self, request: Request, name: str, call: Call) -> tuple[tuple[str, int], list[object], list[int]]:
         """Returns name and step of the model that answers; of each input a result or an error, and its tokens."""
         slot = self._slot(call.model)
         request.state.model = slot.name
@@ -240,8 +240,8 @@ class _Server:
         }
 
     async def _queued(
-        self, request: Request, slot: Slot, served: Served, route: Route, inputs: list[Any], tokens: list[int]
-    ) -> list[Any]:
+        self, request: Request, slot: Slot, served: Served, route: Route, inputs: list[object], tokens: list[int]
+    ) -> list[object]:
         """Returns the results of the inputs; drops them if the client leaves before they are begun."""
         if not inputs:
             return []
@@ -301,7 +301,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _shown(route: Route, results: Sequence[Any], call: Call) -> list[Any]:
+def _shown(route: Route, results: Sequence[object], call: Call) -> list[object]:
     """Returns the elements of the answer. Raises Refused if there are errors only."""
     errors = [x for x in results if isinstance(x, UserError | Refused)]
     if len(errors) == len(results):
@@ -309,7 +309,7 @@ def _shown(route: Route, results: Sequence[Any], call: Call) -> list[Any]:
     return [_error(x) if isinstance(x, UserError | Refused) else route.shown(x, call.parameters) for x in results]
 
 
-def _numbered(result: Any, number: int) -> Any:
+def _numbered(result: object, number: int) -> Any:
     """Returns what is wrong with an input under its number in the request instead of that in the batch."""
     if not isinstance(result, InputError):
         return result

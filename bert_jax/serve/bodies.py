@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect, Request
 
 from bert_jax.config import Json
+from bert_jax.data.text.text_files import is_unicode
 from bert_jax.option import Option
 
 KINDS = {
@@ -59,7 +60,7 @@ class Call:
 
     model: str
     task_name: str  # of a model of several tasks
-    inputs: list[Any]
+    inputs: list[object]
     parameters: dict[str, Any]
     problems: dict[int, str] = field(default_factory=dict)
 
@@ -140,10 +141,7 @@ def input_problem(number: int, value: object) -> str | None:
     surrogate pair, which JSON can write and UTF-8 cannot."""
     if not isinstance(value, str | dict):
         return f"input {number} is {_kind(value)}; it must be a text, or an object with the columns of the task"
-    try:
-        for text in texts_of(value):
-            text.encode()
-    except UnicodeEncodeError:
+    if not all(map(is_unicode, texts_of(value))):
         return f"input {number} is not Unicode text: it has half of a surrogate pair"
     return None
 

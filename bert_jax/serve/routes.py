@@ -28,7 +28,8 @@ MOST_TOKENS = 50  # of a list for one [MASK]
 _FRAME = "<style>body { padding: .2rem 1rem } h1 { display: none } h2 { border: 0; margin: 0 }</style>"
 _DRAWN = (16, 32, 48, 64)  # lengths of texts whose attention is drawn
 
-Results = list[Any]
+Inputs = list[Any]  # texts, or objects with columns, as JSON has them
+Results = list[object]
 Schema = Json
 
 _TEXT: Schema = {"type": "string"}
@@ -67,7 +68,7 @@ class Route:
     answer: str  # one sentence on each element of the list that is returned
     example: Json
     schema: Json  # of such an element
-    run: Callable[[LoadedModel, Setup, list[Any]], Results]
+    run: Callable[[LoadedModel, Setup, Inputs], Results]
     shown: Callable[[Any, Json], Any] = lambda result, parameters: result
     parameters: tuple[Option, ...] = ()
     tool: Callable[[LoadedModel, Setup], Any] | None = None  # raises UserError if the model lacks what it needs
@@ -75,11 +76,11 @@ class Route:
     cost: Callable[[LoadedModel, int], int] = lambda model, tokens: tokens  # of an input, in tokens that are computed
 
 
-def _predict(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _predict(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     return list(map(_with_its_id, inputs, model.predict(inputs)))
 
 
-def _with_its_id(one: object, result: Any) -> Any:
+def _with_its_id(one: object, result: object) -> Any:
     """Returns the result with the "id" that the input has, as files of predictions do. An answer to a question without
     one is named after its place in the batch, which is nobody's business."""
     if not isinstance(result, dict):
@@ -89,23 +90,23 @@ def _with_its_id(one: object, result: Any) -> Any:
     return own | {key: value for key, value in result.items() if key != "id"}
 
 
-def _embed(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _embed(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     return model.embed(inputs, pooling=setup.pooling, layer=setup.layer)
 
 
-def _fill_mask(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _fill_mask(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     return model.fill_mask(inputs, MOST_TOKENS)
 
 
-def _generate(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _generate(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     return list(map(_with_its_id, inputs, model.generate(inputs)))
 
 
-def _score(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _score(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     return model.score(inputs, by_token=True)
 
 
-def _tokenize(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _tokenize(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     tokenizer, found = model.tokenizer, []
     for row in tokenizer.encode(inputs):
         special = map(bool, row.special_tokens_mask)
@@ -138,7 +139,7 @@ class _AttentionPages:
         return html.page("Attention", [page.STYLE, _FRAME, page.attention_section(found)])
 
 
-def _attention(model: LoadedModel, setup: Setup, inputs: list[Any]) -> Results:
+def _attention(model: LoadedModel, setup: Setup, inputs: Inputs) -> Results:
     return list(result_or_error(_AttentionPages(model, setup).drawn, inputs))
 
 

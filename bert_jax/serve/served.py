@@ -41,7 +41,7 @@ class Served:
         found = routes_of(self.model, self.setup)
         return {name: route for name, route in found.items() if name not in self.without}
 
-    def run(self, route: str, inputs: list[Any], thread: int = 0) -> list[Any]:
+    def run(self, route: str, inputs: list[object], thread: int = 0) -> list[object]:
         return self.routes[route].run(self.models[thread % len(self.models)], self.setup, inputs)
 
     def warm_up(self, lengths: Sequence[int]) -> None:

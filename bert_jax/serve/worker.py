@@ -24,10 +24,10 @@ class Job:
     """
 
     kind: Hashable
-    inputs: Sequence[Any]
+    inputs: Sequence[object]
     tokens: Sequence[int]  # what each input costs
     finished: Callable[[], None]
-    results: list[Any] = field(default_factory=list)
+    results: list[object] = field(default_factory=list)
     arrived: float = 0.0
     begun: int = 0  # inputs that are in a batch, or were
     left: int = 0  # inputs without result
@@ -45,7 +45,7 @@ class Worker:
 
     def __init__(
         self,
-        run: Callable[[Any, list[Any], int], list[Any]],
+        run: Callable[[Any, list[object], int], list[object]],
         *,
         batch_tokens: int,
         queue_tokens: int,
@@ -164,7 +164,7 @@ class Worker:
             self._changed.notify()  # another thread takes what is left
         return batch
 
-    def _results(self, kind: Hashable, inputs: list[Any], thread: int) -> list[Any]:
+    def _results(self, kind: Hashable, inputs: list[object], thread: int) -> list[object]:
         """Returns the results of a batch. If it fails as a whole, each input is run by itself: only those that fail by
         themselves get an error."""
         try:
@@ -176,7 +176,7 @@ class Worker:
             logging.exception("an input could not be run")
             return [Refused(500, "this input could not be run; the server's log has the reason")]
 
-    def _deliver(self, batch: Sequence[tuple[Job, int]], results: Sequence[Any]) -> None:
+    def _deliver(self, batch: Sequence[tuple[Job, int]], results: Sequence[object]) -> None:
         done = []
         with self._changed:
             for (job, place), result in zip(batch, results, strict=True):

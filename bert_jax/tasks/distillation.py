@@ -23,13 +23,14 @@ from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import Json, UserError
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.models.attention import attention_mask
 from bert_jax.models.bert import Bert, Model, Seen, TrunkInputs, watched
 from bert_jax.models.config import BertConfig
 from bert_jax.models.cost import training_flops
 from bert_jax.models.layers import Linear, accumulator, dot
 from bert_jax.tasks.losses import soft_sums
-from bert_jax.tasks.task import Batch, Constants, Evaluation, Phase, Sums, Task, TrainBatches, mean_of_each
+from bert_jax.tasks.task import Batch, Constants, Evaluation, HostSums, Phase, Sums, Task, mean_of_each
 from bert_jax.tasks.teacher_cache import TAUGHT, TaughtBatches, TeacherCache, check_cached, soft_targets
 
 HEAD = "distillation"  # the head that holds the projection; nothing but distillation uses it
@@ -174,11 +175,11 @@ class Distillation:
         taught = self.sums(model, batch, None, constants)  # whose passes XLA finds to be those above
         return sums | {name: taught[name] for name in self.taught}, rows
 
-    def means(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    def means(self, sums: HostSums) -> dict[str, float]:
         own = self.student.means(self._own(sums)) if self.uses_heads else {}
         return self._with_loss(own, sums)
 
-    def evaluation(self, split: str, sums: Mapping[str, tuple[Any, Any]], rows, description) -> Evaluation:
+    def evaluation(self, split: str, sums: HostSums, rows, description) -> Evaluation:
         if not self.uses_heads:
             return Evaluation(split, self.means(sums))
         found = self.student.evaluation(split, self._own(sums), rows, description)
@@ -189,10 +190,10 @@ class Distillation:
         names = ("loss", *self.taught) if own else ()
         return (*names, *("hard_loss" if name == "loss" else name for name in own)) if self.uses_heads else names
 
-    def _own(self, sums: Mapping[str, Any]) -> Json:
+    def _own(self, sums: Mapping[str, object]) -> Json:
         return {name: value for name, value in sums.items() if name not in self.taught}
 
-    def _with_loss(self, own: Mapping[str, float], sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    def _with_loss(self, own: Mapping[str, float], sums: HostSums) -> dict[str, float]:
         """Returns the task's own metrics and those of the parts, with `loss` as the sum of all."""
         parts = mean_of_each({name: sums[name] for name in self.objectives if name in sums})
         if not parts:
@@ -201,7 +202,7 @@ class Distillation:
         found |= {name: parts[name] for name in self.taught if name in parts}
         return found | {"loss": sum(share * parts[name] for name, share in self.objectives.items() if name in parts)}
 
-    def _taught(self, model: Model, outputs: Any, seen: Sequence[Seen], batch: Batch, constants: Constants) -> Sums:
+    def _taught(self, model: Model, outputs: object, seen: Sequence[Seen], batch: Batch, constants: Constants) -> Sums:
         """Returns the sums of the parts that the teacher has a part in. `outputs` are the student's, for "soft"."""
         weights, recipe, found = self.recipe.weights, self.recipe, {}
         if not weights.keys() - {"hard"}:

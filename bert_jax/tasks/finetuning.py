@@ -6,7 +6,7 @@ A family defines how examples are read and encoded, what the head computes, the 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ class FineTuning(Task, ABC):
         """Yields the examples of a file, a glob or a TFDS split."""
 
     @abstractmethod
-    def example(self, row: Row) -> Any:
+    def example(self, row: Row) -> Example:
         """Returns the example of a row to predict, without label. Raises UserError for what is wrong with the row."""
 
     @classmethod
@@ -139,7 +139,7 @@ class FineTuning(Task, ABC):
         """Returns a description for a task without data: of what the config leaves open, something usual."""
         return {}
 
-    def stand_in(self, text: str) -> Any:
+    def stand_in(self, text: str) -> Example:
         """Returns an example without label that is made of one text, to see which arrays a batch has."""
         raise UserError(f"task={self.config.task} cannot be compiled without data; define its method stand_in")
 
@@ -147,7 +147,7 @@ class FineTuning(Task, ABC):
         """Returns what a labelled example lacks, as a part of a message; "" if it lacks nothing."""
         return f"no label in column '{self.config.data.label}'" if example.label is None else ""
 
-    def of_language(self, example: Example, language: str) -> Any:
+    def of_language(self, example: Example, language: str) -> Example:
         """Returns an example as one of a language among examples of others."""
         return example
 
@@ -182,7 +182,7 @@ class FineTuning(Task, ABC):
         """Returns what validation teaches beyond the parameters, such as thresholds: entries of the description."""
         return {}
 
-    def decide(self, predictions: Sequence[Prediction], description: Description) -> Sequence[Any]:
+    def decide(self, predictions: Sequence[Prediction], description: Description) -> Sequence[Prediction]:
         """Returns the predictions under the thresholds of `description`; `predict` follows the constructor's."""
         return predictions
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from bert_jax.config import Json, UserError, naming
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.batching.turns import BatchesInTurn, Turns, check_shares
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.entries import entries, of_task
@@ -40,7 +41,6 @@ from bert_jax.tasks.task import (
     Source,
     Sums,
     Task,
-    TrainBatches,
     description_of,
     mean_of_each,
 )
@@ -341,10 +341,10 @@ def _marked(name: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return dict(batch) | {_MARK + name: np.zeros(min(len(x) for x in batch.values()), np.int32)}
 
 
-def _prefixed(name: str, values: Mapping[str, Any]) -> Json:
+def _prefixed(name: str, values: Mapping[str, object]) -> Json:
     return {f"{name}/{key}": x for key, x in values.items()}
 
 
-def _part(name: str, values: Mapping[str, Any]) -> Json:
+def _part(name: str, values: Mapping[str, object]) -> Json:
     """Returns the values of a member, by the names that it knows."""
     return {key.removeprefix(f"{name}/"): x for key, x in values.items() if key.startswith(f"{name}/")}

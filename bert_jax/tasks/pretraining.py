@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ class Pretraining(Task):
         return config.data.max_predictions_per_sequence
 
     @classmethod
-    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, object]) -> list[Path]:
         return [Path(config.data.prepared) / name for name in str(position["dataset"]).split("+")]
 
     def init(self, rngs: nnx.Rngs) -> Model:

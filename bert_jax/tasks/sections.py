@@ -290,17 +290,17 @@ def _confusions(
     return parts
 
 
-def _errors(header: Sequence[str], wrong: Sequence[Sequence[Any]], count: int, order: str) -> Section:
+def _errors(header: Sequence[str], wrong: Sequence[Sequence[object]], count: int, order: str) -> Section:
     share = 100 * len(wrong) / count
     note = f"{len(wrong)} of {count} are wrong ({share:.1f} %); up to {WORST} of them here, {order}."
     return Section("Errors", _table(header, wrong[:WORST]) if wrong else None, note)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Returns the rows as a table, in which a float has three decimals and every number is aligned as one."""
     numbers = {column for row in rows[:1] for column, cell in enumerate(row) if isinstance(cell, int | float)}
 
-    def text(cell: Any) -> Any:
+    def text(cell: object) -> Any:
         if isinstance(cell, float):  # NumPy's float64 too, from a task of the user's
             return f"{cell:.3f}"
         return str(cell) if isinstance(cell, int) else cell

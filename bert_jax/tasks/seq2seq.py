@@ -9,7 +9,6 @@ An evaluation has two parts: the loss of every example, and what the model itsel
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +157,7 @@ class Seq2Seq(FineTuning):
     def writer(self, model: Model) -> Writer:
         return self.writer_config.writer(model)
 
-    def decoding(self, **given: Any) -> Decoding:
+    def decoding(self, **given: object) -> Decoding:
         data = self.config.data
         found = Decoding.from_options(self.config.generate, self.tokenizer, data.target_length, **given)
         found.check_vocabulary(self.tokenizer.vocab_size)

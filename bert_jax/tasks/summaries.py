@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -43,7 +42,7 @@ def select(
     sentences: Sequence[str],
     order: Iterable[int],
     budget: Budget,
-    tokens: Sequence[Sequence[Any]] | None = None,
+    tokens: Sequence[Sequence[object]] | None = None,
 ) -> list[int]:
     """Returns the numbers of the sentences of a summary, in the order of the document: the first ones of `order` that
     the budget has room for and that have words.
@@ -52,7 +51,7 @@ def select(
     (trigram blocking, Paulus et al. 2018).
     """
     chosen: list[int] = []
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     most = budget.most_sentences(len(sentences))
     for number in order:
         if len(chosen) == most:
@@ -133,5 +132,5 @@ def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(size)), strict=False))
 
 
-def _trigrams(tokens: Sequence[Any]) -> set[tuple[Any, ...]]:
+def _trigrams(tokens: Sequence[object]) -> set[tuple[object, ...]]:
     return set(zip(tokens, tokens[1:], tokens[2:], strict=False))

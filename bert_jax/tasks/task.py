@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from bert_jax.config import Json, UserError
 from bert_jax.data.batching.items import Item
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.data.labelled.tables import Row
 from bert_jax.data.tokenizers.tokenizer import Tokenizer
 from bert_jax.models.bert import Model
 from bert_jax.models.config import BertConfig
 from bert_jax.models.decoding.options import Decoding
 from bert_jax.models.writer import Writer
-from bert_jax.tasks.sections import Report
+from bert_jax.tasks.sections import Prediction, Report
 
 Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]  # metric name → (weighted sum, weight); both are added up before they are divided
@@ -48,25 +49,12 @@ class Evaluation:
 
     split: str
     metrics: dict[str, float] = field(default_factory=dict)
-    predictions: Sequence[
-        Any
-    ] = ()  # of the examples, or the first ones, in their order; JSON-able; () if the task makes none
+    # Of the examples, or the first ones, in their order; JSON; () if the task makes none
+    predictions: Sequence[Prediction] = ()
     learned: Description = field(default_factory=dict)  # e.g. thresholds; belongs into the checkpoint's description
 
     def __bool__(self) -> bool:
         return bool(self.metrics)
-
-
-class TrainBatches(Protocol):
-    """An endless iterator over a process's share of the training batches, which knows its position."""
-
-    def __next__(self) -> dict[str, np.ndarray]: ...
-
-    def state(self) -> Json:
-        """Returns JSON that says where the next batch starts and which data it comes from."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class Phase(NamedTuple):
@@ -147,7 +135,7 @@ class Task(Protocol):
         return 0
 
     @classmethod
-    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, Any]) -> list[Path]:
+    def prepared_folders(cls, config: ConfigDict, position: Mapping[str, object]) -> list[Path]:
         """Returns the folders of prepared data that a data position of a run belongs to; [] if the task reads the
         user's files themselves."""
         return []
@@ -244,7 +232,7 @@ class Task(Protocol):
 
     def predict(
         self, examples: Sequence[Example], items: Sequence[Item], outputs: dict[str, list[np.ndarray]]
-    ) -> list[Any]:
+    ) -> list[Prediction]:
         """Returns one JSON-able prediction per example from the rows that `evaluate` keeps: one array per item, without
         its leading two axes; arrays with one entry per token may be longer than the item, by padding."""
         ...
@@ -255,7 +243,7 @@ class Task(Protocol):
         """Returns the writer whose parameters are those of the model."""
         ...
 
-    def decoding(self, **given: Any) -> Decoding:
+    def decoding(self, **given: object) -> Decoding:
         """Returns how it writes: as the options `generate.*` say, but for those that are `given`. Raises UserError."""
         ...
 

@@ -27,10 +27,11 @@ import jax
 import numpy as np
 
 from bert_jax.config import Json, UserError
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.files import write_atomically
 from bert_jax.models.bert import Model
 from bert_jax.sharding import Mesh, place, to_mesh
-from bert_jax.tasks.task import Batch, Task, TrainBatches
+from bert_jax.tasks.task import Batch, Task
 
 TAUGHT = "taught/"  # begins the names of the arrays that a batch gets: taught/<objective>/<number>
 ABOUT = "about.json"
@@ -44,7 +45,7 @@ Layout = dict[str, tuple[int, ...]]  # name → shape of the array of a batch; e
 class TeacherCache:
     """The logits of one teacher by the content of rows, in memory and on disk."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], teacher: "TeachersLogits"):
+    def __init__(self, folder: Path, about: Mapping[str, object], teacher: "TeachersLogits"):
         """Raises UserError for a folder that cannot be used, that is another teacher's or no cache, or is damaged."""
         self.folder, self.teacher = folder, teacher
         self.known: dict[bytes, np.ndarray] = {}
@@ -154,7 +155,7 @@ class TaughtBatches:
 class TeachersLogits:
     """Computes a teacher's logits for a host's batch, by the program that a student's step would contain."""
 
-    def __init__(self, task: Task, model: Callable[[Any], Any], parameters: Mapping[str, Any], mesh: Mesh):
+    def __init__(self, task: Task, model: Callable[[Any], Any], parameters: Mapping[str, object], mesh: Mesh):
         self.task, self.model, self.mesh = task, model, mesh
         self.parameters = place(mesh, dict(parameters))
         self._program = jax.jit(mesh.traced(self._logits), compiler_options=dict(mesh.backend.compiler_options))
@@ -209,7 +210,7 @@ def _read(path: Path) -> Iterator[tuple[bytes, np.ndarray]]:
         start += _HEAD.size + 4 * count
 
 
-def digest_of(parameters: Mapping[str, Any], config: str) -> str:
+def digest_of(parameters: Mapping[str, object], config: str) -> str:
     """Returns a hash of parameters, whatever file they came from, and of the config that says how they are used."""
     found = hashlib.blake2b(config.encode(), digest_size=16)
     for name in sorted(parameters):
@@ -243,7 +244,7 @@ def check_cached(student: Task, weights: Collection[str], layers: int, width: in
     return len(items)
 
 
-def about(task: Task, parameters: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+def about(task: Task, parameters: Mapping[str, object], mesh: Mesh) -> Json:
     """Returns what a teacher's logits depend on besides the rows."""
     device = mesh.devices.flat[0]
     return {

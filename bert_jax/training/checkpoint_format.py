@@ -145,7 +145,7 @@ def pack(tokenizer: Tokenizer) -> Json:
     return {name: base64.b64encode(content).decode() for name, content in sorted(tokenizer.files().items())}
 
 
-def unpack(files: Any, run: Json, directory: Path) -> Tokenizer:
+def unpack(files: object, run: Json, directory: Path) -> Tokenizer:
     """Returns the tokenizer of the JSON that `pack` made. Raises Damaged; writes nothing, whatever the names are."""
     if not isinstance(files, dict) or not all(name in FILES and isinstance(x, str) for name, x in files.items()):
         raise Damaged(f"checkpoint {directory}: tokenizer must hold {', '.join(FILES)} and no other file")

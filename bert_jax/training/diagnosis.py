@@ -106,7 +106,7 @@ def _input_flags(task: Task, batch: Batch) -> Flags:
     return flags
 
 
-def _trunk_flags(model: Any, batch: Batch, key: Key[Array, ""]) -> Flags:
+def _trunk_flags(model: object, batch: Batch, key: Key[Array, ""]) -> Flags:
     """Returns none for a task of the user's own whose model or batch is of another kind."""
     if not isinstance(model, Model) or not {*TrunkInputs._fields[:4]} <= batch.keys():
         return {}
@@ -131,7 +131,7 @@ def _gradient_flags(gradients: Parameters) -> Flags:
     return flags
 
 
-def _in_order(flags: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(flags: Mapping[str, object]) -> dict[str, Any]:
     """Returns the flags of a stage in the order in which they are computed (a program returns a dict sorted by name):
     layers from the first to the last, gradients from the heads down to the embeddings."""
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from bert_jax.config import Json, UserError, differences
-from bert_jax.tasks.task import TrainBatches
+from bert_jax.data.batching.reader import TrainBatches
 
 # Exit status of a process that another one, a device or a disk keeps from going on: the same command continues.
 STOPPED_BY_OTHERS = os.EX_TEMPFAIL  # 75

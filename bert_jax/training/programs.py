@@ -15,8 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
+from bert_jax.data.batching.reader import TrainBatches
 from bert_jax.sharding import Mesh, make_mesh, place, to_mesh, tree_shardings
-from bert_jax.tasks.task import Batch, Constants, Task, TrainBatches
+from bert_jax.tasks.task import Batch, Constants, Task
 from bert_jax.training import step as steps
 from bert_jax.training.memory import check_fits
 from bert_jax.training.muon import matrices

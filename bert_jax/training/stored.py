@@ -19,7 +19,7 @@ SCALE = "_scale"
 _LARGEST = 127  # −128 is left out, so that x and −x are rounded alike
 
 
-def stored(parameters: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
+def stored(parameters: Mapping[str, object], dtype: str) -> dict[str, np.ndarray]:
     """Returns the parameters as they are stored in one of DTYPES. Raises UserError for numbers beyond its range."""
     arrays = {name: np.asarray(x, np.float32) for name, x in parameters.items()}
     if dtype == "float32":

@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ml_collections import ConfigDict
 
@@ -41,7 +41,7 @@ class Tracker(ABC):
         """Raises UserError if the tracker cannot work, e.g. because nobody is logged in."""
 
     @abstractmethod
-    def open(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], workdir: Path) -> None:
+    def open(self, name: str, config: Mapping[str, object], tags: Mapping[str, str], workdir: Path) -> None:
         """Begins a run; continues the one of this `name` if there is one. `config` is flat."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class WandB(Tracker):
             remedy = "run 'wandb login', or set WANDB_MODE=offline"
             raise UserError(f"train.trackers has wandb, which has no API key; {remedy}")
 
-    def open(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], workdir: Path) -> None:
+    def open(self, name: str, config: Mapping[str, object], tags: Mapping[str, str], workdir: Path) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         settings = wandb.Settings(silent=True, console="off", save_code=False)
@@ -90,7 +90,7 @@ class MLflow(Tracker):
 
     package = "mlflow"
 
-    def open(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], workdir: Path) -> None:
+    def open(self, name: str, config: Mapping[str, object], tags: Mapping[str, str], workdir: Path) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
@@ -125,7 +125,7 @@ class Trackio(Tracker):
 
     package = "trackio"
 
-    def open(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], workdir: Path) -> None:
+    def open(self, name: str, config: Mapping[str, object], tags: Mapping[str, str], workdir: Path) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
         about = dict(config) | {f"tag.{key}": value for key, value in tags.items()}

@@ -146,10 +146,12 @@ def test_wrong_options_are_refused_before_anything_is_filled(model, tmp_path):
         ({"gap": "3"}, "gap is '3'; it can be 1 to 256"),
         ({"contains": "good"}, "contains is 'good'; it must be a list of words"),
         ({"contains": [5]}, r"contains is \(5,\); it must be a list of words"),
+        ({"contains": ["\ud800"]}, r"contains is \('\\ud800',\); it must be a list of words"),
         ({"allowed": "good"}, "allowed is a list of pieces, or a list of such lists, none of them empty"),
         ({"allowed": [5]}, "allowed is a list of pieces, or a list of such lists, none of them empty"),
         ({"contains": ["Ω"]}, "contains names 'Ω', which the vocabulary cannot spell"),
         ({"allowed": ["[MASK]"]}, r"allowed names '\[MASK\]', which is not one piece"),
+        ({"allowed": ["\ud800"]}, "allowed is a list of pieces, or a list of such lists, none of them empty"),
         ({"allowed": [[]]}, "allowed is a list of pieces, or a list of such lists, none of them empty"),
         ({"gaps": 3}, "infill takes the options gap, iterations, beams"),
     ):

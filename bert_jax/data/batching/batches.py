@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 from bert_jax.data.batching.batch_order import EpochOrder, Numbers
 from bert_jax.data.batching.items import Item
-from bert_jax.data.batching.reader import Batch, Share, TrainBatches, each_once
+from bert_jax.data.batching.reader import Batch, BatchReader, Share, TrainBatches, each_once
 from bert_jax.data.batching.shapes import Shape, fit
 
 
@@ -50,7 +50,7 @@ def train_batches(
     share = Share(config.train.batch_size, process_index, process_count, "train.batch_size")
     position = lambda step: divmod(step, order.batches_per_epoch)  # noqa: E731
     batch = partial(_batch, items, shapes, order, share)
-    return TrainBatches(batch, config.data, position, dataset=fingerprint, start_step=start_step)
+    return BatchReader(batch, config.data, position, dataset=fingerprint, start_step=start_step)
 
 
 def ordered_batches(

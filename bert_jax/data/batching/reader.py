@@ -6,7 +6,7 @@ begin at another number, and every process makes its own rows of each batch.
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from absl import flags
@@ -19,8 +19,22 @@ Batch = dict[str, np.ndarray]  # layout: see `batches.py`
 _ENDLESS = 1 << 62  # steps
 
 
-class TrainBatches:
-    """An endless iterator over one process's rows of the batches from `start_step` on.
+class TrainBatches(Protocol):
+    """An endless iterator over a process's share of the training batches, which knows its position."""
+
+    def __next__(self) -> Batch: ...
+
+    def state(self) -> Json:
+        """Returns JSON that says where the next batch starts and which data it comes from."""
+        ...
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        ...
+
+
+class BatchReader:
+    """The training batches from `start_step` on that `batches` makes of their numbers.
 
     `epoch_and_position` says for a step where in the data its batch begins; `dataset` names the data, so that a run
     that is resumed with other data is noticed.
@@ -38,7 +52,7 @@ class TrainBatches:
         self._iterator, self._step = _read_ahead(batches, data, start_step, _ENDLESS), start_step
         self._epoch_and_position, self._dataset = epoch_and_position, dataset
 
-    def __iter__(self) -> "TrainBatches":
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:

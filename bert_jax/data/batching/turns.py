@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from bert_jax.config import Json, UserError
+from bert_jax.data.batching.reader import TrainBatches
 
 BLOCK = 64  # batches that are drawn together
 
@@ -83,7 +84,7 @@ class BatchesInTurn:
 
     def __init__(
         self,
-        batches: Mapping[str, Any],
+        batches: Mapping[str, TrainBatches],
         turns: Turns,
         start_step: int,
         mark: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]],

@@ -126,7 +126,7 @@ def _label(row: Row, column: str, flags: list[str], kind: Kind, separator: str) 
     return tuple(dict.fromkeys(value))
 
 
-def _name(row: Row, column: str, value: Any) -> str:
+def _name(row: Row, column: str, value: object) -> str:
     """Returns the name of a class; numbers and truth values are named as JSON writes them."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -159,7 +159,7 @@ def _choice(row: Row, column: str, num_choices: int) -> int | None:
     return int(value)
 
 
-def _refuse(row: Row, column: str, value: Any, wrong: str) -> NoReturn:
+def _refuse(row: Row, column: str, value: object, wrong: str) -> NoReturn:
     shown = repr(value) if value is not None else "null"
     shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
     raise UserError(f"{row.origin}: column {column!r} holds {shown}{wrong}: correct this row")

@@ -220,7 +220,7 @@ def _tags_of(row: Row, label: str, names: Sequence[str]) -> list[str]:
     return [names[int(tag)] for tag in tags]
 
 
-def _tags_of_spans(origin: str, text: str, labels: Any) -> tuple[str, ...]:
+def _tags_of_spans(origin: str, text: str, labels: object) -> tuple[str, ...]:
     tags = ["O"] * len(text)
     spans = sorted(_spans(origin, text, labels), key=lambda span: (span[1] - span[2], span))  # the longest first
     for kind, first, last in spans:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from bert_jax.config import UserError
 from bert_jax.data.labelled.columns import text_in, texts_in, value_in
@@ -71,7 +70,7 @@ def _compared(sentences: Sequence[str], summary: str) -> tuple[tuple[str, ...], 
     return (*(sentences[i] for i in chosen), *pieces), tuple(chosen)
 
 
-def _number(row: Row, column: str, value: Any, count: int) -> int:
+def _number(row: Row, column: str, value: object, count: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
         raise UserError(
             f"{row.origin}: column {column!r} holds {str(value)[:40]!r}; it must be a text, texts, or numbers of the "

@@ -105,7 +105,7 @@ class DocumentExample:
     chosen: tuple[int, ...] = ()
 
 
-def as_record(example: Any) -> Json:
+def as_record(example: object) -> Json:
     """Returns an example as JSON takes it; {} of one that is no dataclass, as those of a user's own task may be."""
     found = asdict(example) if is_dataclass(example) else {}  # type: ignore[arg-type]
     vectors = found.pop("vectors", None)

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Protocol, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -18,6 +18,19 @@ _MOST = 500  # languages in one table
 MEAN = "mean"  # stands in the place of a language for the mean over all
 
 Scores = Mapping[str, float]
+
+
+class FromFile(Protocol):
+    """What a task reads of a row, whatever else it holds."""
+
+    @property
+    def origin(self) -> str:
+        """File and line, for messages."""
+        ...
+
+
+Example = TypeVar("Example", bound=FromFile)
+Prediction = TypeVar("Prediction")
 
 
 def named_parts(spec: str, option: str) -> dict[str, str]:
@@ -57,7 +70,9 @@ class ByLanguage:
         self._data = data
         self._languages: dict[str, dict[str, str]] = {}  # by split: origin of an example → its language
 
-    def read(self, split: str, read: Callable[[str], Iterable[Any]], name: Callable[[Any, str], Any]) -> list[Any]:
+    def read(
+        self, split: str, read: Callable[[str], Iterable[Example]], name: Callable[[Example, str], Example]
+    ) -> list[Example]:
         """Returns the examples of a split. `read` gives those of files, and `name` the example as one of a language.
 
         A column data.language says the language of every row. Where the split names languages, it chooses the rows of
@@ -72,7 +87,7 @@ class ByLanguage:
                 own |= self._column(spec)
                 examples = [name(example, own[example.origin]) for example in examples]
             return examples
-        found: list[Any] = []
+        found = list[Example]()
         for language, files in parts.items():
             examples = list(read(files))
             if column:
@@ -102,16 +117,16 @@ class ByLanguage:
     def scores(
         self,
         split: str,
-        examples: Sequence[Any],
-        predictions: Sequence[Any],
-        score: Callable[[Sequence[Any], Sequence[Any]], Scores],
+        examples: Sequence[Example],
+        predictions: Sequence[Prediction],
+        score: Callable[[Sequence[Example], Sequence[Prediction]], Scores],
     ) -> dict[str, float]:
         """Returns what `score` gives for all examples, and for those of each language as <language>/<name>, with the
         mean over the languages."""
         of_all = dict(score(examples, predictions))
         if not (own := self._languages.get(split)):
             return of_all
-        groups: dict[str, tuple[list[Any], list[Any]]] = {language: ([], []) for language in own.values()}
+        groups: dict[str, tuple[list[Example], list[Prediction]]] = {language: ([], []) for language in own.values()}
         for example, prediction in zip(examples, predictions, strict=True):
             both = groups[own[example.origin]]
             both[0].append(example)

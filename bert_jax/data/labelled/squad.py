@@ -123,7 +123,7 @@ def _answers(origin: str, fields: Json) -> tuple[Answer, ...]:
     return tuple(answers)
 
 
-def _field(record: Any, name: str, kind: type, where: str) -> Any:
+def _field(record: object, name: str, kind: type, where: str) -> Any:
     if not isinstance(record, dict) or name not in record:
         has = f"keys: {', '.join(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
         raise UserError(f"{where}: no {name!r} ({has}): is this SQuAD's form?")

@@ -8,7 +8,6 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,7 +83,7 @@ def check_numbers(array: np.ndarray, where: str) -> None:
         raise UserError(f"{where} holds {array[at]} at {at}: correct or leave out this row")
 
 
-def array_of(value: Any, where: str) -> np.ndarray:
+def array_of(value: object, where: str) -> np.ndarray:
     """Returns lists of numbers, as JSON has them, as an array. Raises UserError for anything else."""
     try:
         array = np.asarray(value)
@@ -112,6 +111,6 @@ def _only(names: Sequence[str] | dict[str, int], name: str, where: str) -> str:
     return next(iter(names))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value) if value is not None else "null"
     return text if len(text) <= 60 else f"{text[:60]}…"

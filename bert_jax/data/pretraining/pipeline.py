@@ -14,7 +14,7 @@ from jaxtyping import Int32, Integer
 from ml_collections import ConfigDict
 
 from bert_jax.config import UserError
-from bert_jax.data.batching.reader import Batch, Share, TrainBatches, each_once
+from bert_jax.data.batching.reader import Batch, BatchReader, Share, TrainBatches, each_once
 from bert_jax.data.pretraining.corpora import Mixture, languages_of
 from bert_jax.data.pretraining.mixture import MixedRows, with_corpus
 from bert_jax.data.pretraining.packing import ROWS_TOGETHER, PackedRows, Packing
@@ -52,7 +52,7 @@ def train_batches(
         rows = lone = _train_rows(prepared, config)
         position = lambda step: divmod(lone.first_pair(share.first(step)), len(lone.source))  # noqa: E731
     batches = partial(_batch, rows, share, None)
-    return TrainBatches(batches, config.data, position, dataset=prepared.name, start_step=start_step)
+    return BatchReader(batches, config.data, position, dataset=prepared.name, start_step=start_step)
 
 
 def eval_batches(

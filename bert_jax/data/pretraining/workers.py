@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from bert_jax.config import UserError
 
@@ -34,7 +34,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     if workers == 1:
         yield from map(work, items)
         return
-    pool, expected, ready = _Pool(work, workers), 0, {}
+    pool, expected, ready = _Pool(work, workers), 0, dict[int, Result]()
     try:
         for number, result in pool.results(items):
             ready[number] = result
@@ -45,15 +45,15 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
         pool.close()
 
 
-class _Pool:
+class _Pool(Generic[Item, Result]):
     """The processes, by the connection to each, and the number of the item that each is busy with."""
 
-    def __init__(self, work: Callable[[Any], Any], workers: int):
+    def __init__(self, work: Callable[[Item], Result], workers: int):
         self._work, self._workers = work, workers
         self._processes: dict[Connection, SpawnProcess] = {}
         self._busy: dict[Connection, int] = {}
 
-    def results(self, items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    def results(self, items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """Yields (number of the item, result) as they come."""
         for number, item in enumerate(items):
             idle = self._processes.keys() - self._busy
@@ -94,13 +94,13 @@ class _Pool:
         self._send(self._work, connection, number)
         return connection
 
-    def _send(self, what: Any, connection: Connection, number: int) -> None:
+    def _send(self, what: object, connection: Connection, number: int) -> None:
         try:
             connection.send(what)
         except ConnectionError:
             raise self._died(connection, number) from None
 
-    def _receive(self, connection: Connection) -> tuple[int, Any]:
+    def _receive(self, connection: Connection) -> tuple[int, Result]:
         number = self._busy.pop(connection)
         try:
             result = connection.recv()

@@ -157,7 +157,7 @@ class BucketFile(type(Path())):
         scheme, _, rest = super().__str__().partition(":/")  # the path has one slash of the scheme's two
         return f"{scheme}://{rest.lstrip('/')}"
 
-    def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
+    def open(self, mode: str = "rb", *_: object, **__: object) -> Any:
         """Opens the file for reading bytes. Raises OSError, also while it is read."""
         if mode not in ("rb", "r"):
             raise OSError(f"{self}: files in buckets are only read")
@@ -165,7 +165,7 @@ class BucketFile(type(Path())):
             stream = _file_system(self.parts[0][:-1]).open(str(self), "rb", block_size=_BLOCK)
         return io.BufferedReader(_Stream(stream, str(self)))
 
-    def stat(self, **_: Any) -> os.stat_result:
+    def stat(self, **_: object) -> os.stat_result:
         with _as_os_error(str(self)):
             size = _file_system(self.parts[0][:-1]).size(str(self))
         return os.stat_result((stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, size or 0, 0, 0, 0))

@@ -132,6 +132,15 @@ def read_bytes(path: Path, remedy: str = "correct the path") -> bytes:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}): {remedy}") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Returns whether UTF-8 can hold the text, which it cannot if there is half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def json_value(text: str) -> Any:
     """Returns the value of a JSON text. Halves of surrogate pairs, which escapes can write, become U+FFFD.
 

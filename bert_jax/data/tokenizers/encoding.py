@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -62,7 +62,7 @@ class Tokenizer(ABC):
     content_hash: str  # of vocabulary and options: equal hashes encode alike
     is_continuation: Bool[np.ndarray, " V"]  # the piece continues a word
 
-    def __init__(self, tokens: Sequence[str], origin: str, options: Any):
+    def __init__(self, tokens: Sequence[str], origin: str, options: object):
         self._tokens = list(tokens)
         self._ids = {token: index for index, token in enumerate(tokens)}
         self.vocab_size = len(tokens)

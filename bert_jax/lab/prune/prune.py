@@ -127,7 +127,7 @@ def pruned_parameters(parameters: dict[str, Any], chosen: Chosen, width: int) ->
     columns = np.asarray(chosen.heads)[:, :, None] * width + np.arange(width)
     columns = columns.reshape(len(layers), -1)  # of each layer
 
-    def cut(name: str, x: Any) -> Any:
+    def cut(name: str, x: object) -> Any:
         if not is_stacked(name):
             return x
         x = np.asarray(x)[layers]

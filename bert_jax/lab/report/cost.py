@@ -108,7 +108,7 @@ def _power(run: RunRecord, starts: list[Json]) -> tuple[int, float]:
     return max(count, 1), watts * max(count, 1)
 
 
-def _group(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _group(entry: Mapping[str, object], name: str) -> Mapping[str, Any]:
     found = entry.get(name)
     return found if isinstance(found, dict) else {}
 

@@ -32,7 +32,11 @@ ENERGY_NOTE = "From the first state of each start to its end. What no counter me
 
 
 def write_report(
-    report: Report, metrics: Mapping[str, float], config: ConfigDict, workdir: Path, overrides: Mapping[str, Any] | None
+    report: Report,
+    metrics: Mapping[str, float],
+    config: ConfigDict,
+    workdir: Path,
+    overrides: Mapping[str, object] | None,
 ) -> Path:
     """Writes the predictions and the page of an evaluation of validation, and returns the page's path. `overrides` are
     the keys set on the command line."""
@@ -52,7 +56,7 @@ def describe_run(
     metrics: Mapping[str, float],
     config: ConfigDict,
     workdir: Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> Document:
     """Returns the document of a run; `report` is its task's part, if it has one, and `metrics` those on validation."""
     settings = [[key, str(functools.reduce(lambda group, name: group[name], key.split("."), config))] for key in _KEYS]
@@ -103,7 +107,7 @@ def _before_and_after(records: list[Json], metrics: Mapping[str, float]) -> tupl
     return [Table(["corpus", "before", "after", "change"], rows, {1, 2, 3})], note
 
 
-def _best_of(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _best_of(name: str, evaluations: Sequence[Mapping[str, object]]) -> tuple[str, str]:
     """Returns the best value of a metric in all evaluations of a run, and its step."""
     choose = min if name.endswith(LOWER_IS_BETTER) else max
     found = [(line[name], line["step"]) for line in evaluations if name in line]

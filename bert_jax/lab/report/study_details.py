@@ -156,7 +156,7 @@ def _config(run: RunRecord) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _value(run: RunRecord, key: str, config: Any) -> str:
+def _value(run: RunRecord, key: str, config: object) -> str:
     if key in run.overrides:
         return str(run.overrides[key])
     for name in key.split("."):

@@ -140,6 +140,6 @@ def _problem(config: ConfigDict, track: Track) -> str:
     return ""
 
 
-def _differing(config: ConfigDict, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def _differing(config: ConfigDict, wanted: Mapping[str, object]) -> list[tuple[str, Any, Any]]:
     own = flatten(config.to_dict())
     return [(name, value, own.get(name)) for name, value in wanted.items() if own.get(name) != value]

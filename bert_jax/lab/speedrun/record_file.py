@@ -192,7 +192,7 @@ def _alike(one: float | None, other: float | None) -> bool:
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)  # another SciPy may round otherwise
 
 
-def _hash(record: Mapping[str, Any], earlier: Sequence[Record]) -> str:
+def _hash(record: Mapping[str, object], earlier: Sequence[Record]) -> str:
     content = {name: value for name, value in record.items() if name != "hash"}
     chain = earlier[-1]["hash"] if earlier else ""
     text = json.dumps([chain, content], sort_keys=True)

@@ -170,7 +170,7 @@ def _estimate(config: ConfigDict, vocab_size: int, peak: float | None) -> Estima
     )
 
 
-def _steps(config: ConfigDict, task: Any) -> int | None:
+def _steps(config: ConfigDict, task: object) -> int | None:
     """Returns the number of steps; of epochs over local files, by counting their examples."""
     config = config.copy_and_resolve_references()
     if config.train.epochs is not None:

@@ -127,7 +127,7 @@ def visible_gpus() -> list[str]:
     return found
 
 
-def in_fork(function: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None) -> Any:
+def in_fork(function: Callable[..., Any], *arguments: object, environment: dict[str, str] | None = None) -> Any:
     """Returns what a function returns in a process of its own, which may use jax: this one must not, since it makes
     more processes later. Raises UserError if the function does, or if it crashes."""
     receiver, sender = multiprocessing.Pipe(duplex=False)

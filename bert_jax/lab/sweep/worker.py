@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 # All but jax: what runs import when they need it, half of the seconds of a short run.
 import grain  # noqa: F401
@@ -76,7 +75,7 @@ def make_run(workdir: Path, planned: PlannedRun) -> int:
     write_record(record)
     clock = time.monotonic()
 
-    def end(status: str, error: str = "", **more: Any) -> None:
+    def end(status: str, error: str = "", **more: object) -> None:
         seconds = round(before.seconds + time.monotonic() - clock, 2)
         environments: list[Json] = []
         with contextlib.suppress(UserError):
