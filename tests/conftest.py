@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 # Most of the time of a test is compiling. The same program without LLVM's optimizations, and with XLA's older emitters
 # of loops, which jaxlib 0.12 no longer has, takes a fifth of it: what is tested holds of any machine code. Tests marked
-# slow run in CI with BERT_JAX_TEST_CODE=optimized: what a user's machine runs.
+# optimized run in CI with BERT_JAX_TEST_CODE=optimized: what a user's machine runs.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
@@ -21,6 +21,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,17 @@ ROOMS = ("inference", "lab", "models", "tasks", "training", *(f"data.{name}" for
 PREPARATION = (path.stem for path in Path(__file__).parents[1].glob("bert_jax/data/pretraining/*.py"))
 CHECKED = (*ROOMS, *(f"data.pretraining.{name}" for name in PREPARATION if name not in EACH_RECORD))
 jaxtyping.install_import_hook([f"bert_jax.{name}" for name in CHECKED], f"{shapes.__name__}.checked")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # of pytest-xdist, which counts tests; below, slow ones count more
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first, then those with the most: a long one at the end has a worker to itself."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

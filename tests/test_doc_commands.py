@@ -224,6 +224,7 @@ FINE = "optimizer.warmup_steps=1 train.epochs=1 train.batch_size=8 eval.batch_si
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_the_commands_of_the_readme(topics, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()

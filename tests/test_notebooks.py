@@ -108,6 +108,7 @@ def pretrained(folder: Path) -> tuple[Path, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_pretraining_draws_curves_and_fills_masks(pretrained: tuple[Path, Any]):
     workdir, executed = pretrained
     training, masks, _ = code_cells(executed)[-3:]
@@ -118,6 +119,7 @@ def test_pretraining_draws_curves_and_fills_masks(pretrained: tuple[Path, Any]):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_stopped_by_hand_and_disconnected_it_continues(tmp_path: Path):
     options = OPTIONS.replace("train.steps=6", "train.steps=60").replace("every=3", "every=1000")
     workdir = tmp_path / "pretrained"
@@ -130,6 +132,7 @@ def test_stopped_by_hand_and_disconnected_it_continues(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_fine_tuning_converts_trains_and_predicts(pretrained: tuple[Path, Any], folder: Path):
     rows = [
         {"review": f"the {word} function {i}", "stars": int(word == "good")}

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_quickstart(tmp_path):
     workdir = tmp_path / "quickstart"
     short = ["--config.train.steps=6", "--config.train.log_every=2", "--config.eval.every=3"]

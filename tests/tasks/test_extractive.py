@@ -128,6 +128,7 @@ def test_overfits_32_documents_and_beats_the_first_sentences(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_learns_which_sentences_are_the_longest_of_their_document(tmp_path):
     """On documents that it has not seen. What is asked for is in no single sentence."""
     paths = []

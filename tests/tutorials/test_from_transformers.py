@@ -68,6 +68,7 @@ def test_each_part_of_the_page_is_read():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parity
 @pytest.mark.skipif(not PEER, reason="needs PyTorch, Transformers and accelerate: the extra 'parity'")
 @pytest.mark.filterwarnings("default")  # of Transformers and PyTorch about themselves

@@ -106,6 +106,7 @@ def kernel(where: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @each_tutorial
 def test_the_code_runs_from_top_to_bottom(source: Path, where: Path, kernel: Any):
     notebook = build.build(source, "en")

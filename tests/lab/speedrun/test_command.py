@@ -38,6 +38,7 @@ def speedrun(*words: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_an_entry_is_made_scored_and_judged(topics: Path, tmp_path: Path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_bytes(topics.read_bytes())
