@@ -21,6 +21,8 @@ TASKS = {
     "trec": ("classification", "accuracy", 3.0),
     "sts": ("classification", "pearson", 3.0),
     "wnut17": ("tagging", "entity_f1", 4.0),
+    "bbc_100": ("classification", "accuracy", 20.0),
+    "bbc_500": ("classification", "accuracy", 6.0),
 }
 
 

@@ -22,7 +22,19 @@ FILES = sorted(path for path in Path("experiments/studies").glob("*.py") if path
 def data(tmp_path_factory):
     """A folder that looks like the data of the studies."""
     folder = tmp_path_factory.mktemp("study_data")
-    for name in ("corpus", "pages", "blimp", "reviews", "sst2_texts", "sts", "minilm", *TASKS):
+    for name in (
+        "corpus",
+        "pages",
+        "blimp",
+        "reviews",
+        "sst2_texts",
+        "sts",
+        "minilm",
+        "news",
+        "bbc_100",
+        "bbc_500",
+        *TASKS,
+    ):
         (folder / name).mkdir()
     (folder / "images.npy").touch()
     return folder

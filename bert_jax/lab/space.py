@@ -103,6 +103,11 @@ def short(value: Value) -> Value:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def named_metrics(text: str) -> list[str]:
+    """Returns the metrics that a text names, comma-separated."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def check_metric(text: str, where: str) -> None:
     """Raises UserError unless a text is SPLIT.METRIC."""
     split, _, metric = text.partition(".")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from bert_jax.config import UserError
-from bert_jax.lab.space import Distribution, Search, check_metric, label
+from bert_jax.lab.space import Distribution, Search, check_metric, label, named_metrics
 from bert_jax.option import Value, can_be
 
 Levels = Mapping[str, str]  # {name of an axis: label}
@@ -85,8 +85,8 @@ class Study:
     """A question and what answers it.
 
     `factor` is the axis whose levels are compared with `baseline`, by the metric of each stage (SPLIT.METRIC, where the
-    split is eval, last or test as in `run.Result`). `expected` are the orderings that the source reports: (better
-    level, worse level, stage).
+    split is eval, last or test as in `run.Result`; several are comma-separated). `expected` are the orderings that the
+    source reports: (better level, worse level, stage), or in place of the stage one of its columns.
     """
 
     question: str
@@ -97,6 +97,14 @@ class Study:
     published: Published | None = None
     expected: Sequence[tuple[str, str, str]] = ()
     search: Search | None = None
+
+    def columns(self, stage: str) -> dict[str, str]:
+        """Returns the columns of a stage in the study's table, each with its metric: named as the stage, or after the
+        metrics where it has several ("dapt general/mlm_loss")."""
+        metrics = named_metrics(self.metrics.get(stage, ""))
+        if len(metrics) == 1:
+            return {stage: metrics[0]}
+        return {f"{stage} {metric.partition('.')[2]}": metric for metric in metrics}
 
 
 @dataclass(frozen=True)
@@ -284,7 +292,8 @@ def _check_comparison(study: Study, runs: Sequence[PlannedRun]) -> None:
     for stage, metric in study.metrics.items():
         if stage not in stages:
             raise UserError(f"metrics name the stage {stage!r}; {can_be(stage, stages)}")
-        check_metric(metric, f"the metric of stage {stage}")
+        for one in named_metrics(metric) or [metric]:
+            check_metric(one, f"the metric of stage {stage}")
     axes = {axis for run in runs for axis in run.levels}
     if study.factor and study.factor not in axes and study.search is None:
         raise UserError(f"factor is {study.factor!r}, which is no axis; {can_be(study.factor, sorted(axes))}")
@@ -295,6 +304,7 @@ def _check_comparison(study: Study, runs: Sequence[PlannedRun]) -> None:
     for where, text in levels.items():
         if text not in found:
             raise UserError(f"{where.strip()}: {text!r} is no level of {study.factor!r}; {can_be(text, sorted(found))}")
-    for *_, stage in study.expected:
-        if stage not in stages:
-            raise UserError(f"expected names the stage {stage!r}; {can_be(stage, stages)}")
+    columns = dict.fromkeys([*stages, *(column for stage in stages for column in study.columns(stage))])
+    for *_, column in study.expected:
+        if column not in columns:
+            raise UserError(f"expected names the stage {column!r}; {can_be(column, list(columns))}")

@@ -3,7 +3,7 @@
     taskset -c 0,1 python -m bert_jax.lab.speedrun run experiments/speedrun/rotary.py:corpus --seeds=5
 
 The name behind the colon is the folder of the corpus. Hardware: two CPU cores. Expect: MLM loss 4.24 or less
-with every seed after 2,500 steps and about 5 minutes of training, where small_en needs 36,000 steps of the same size.
+with every seed after 2,500 steps and 5 to 6 minutes of training, where small_en needs 36,000 steps of the same size.
 After 2,200 steps one of two seeds was above it (4.198, 4.264).
 """
 

@@ -20,11 +20,11 @@ ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3}  # study_pr
 TASKS = tuple(name for name in METRICS if name != "pretrain")
 
 
-def data_folder(argument: str) -> Path:
-    """Returns the folder behind the colon of --study=FILE:FOLDER, `study_data` if there is none. Raises UserError for
-    one that benchmarks/study_data.py has not made."""
+def data_folder(argument: str, *others: str) -> Path:
+    """Returns the folder behind the colon of --study=FILE:FOLDER, `study_data` if there is none. `others` are parts of
+    it that only some studies read. Raises UserError for one that benchmarks/study_data.py has not made."""
     folder = Path(argument or "study_data").expanduser().absolute()
-    if not all((folder / name).is_dir() for name in ("corpus", "blimp", *TASKS)):
+    if not all((folder / name).is_dir() for name in ("corpus", "blimp", *TASKS, *others)):
         raise UserError(
             f"{folder} is not the data of the studies; make it with python benchmarks/study_data.py "
             f"--archives=../shared/data --to={folder}, or name another folder behind the colon of --study"

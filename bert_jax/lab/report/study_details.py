@@ -43,10 +43,10 @@ def without_results_that_lack_the_metric(record: StudyRecord) -> StudyRecord:
     """Returns the record in which a complete run whose metric is missing or not finite has failed."""
     search, runs = record.study.search, []
     for run in record.runs:
-        metric = search.metric if search else record.study.metrics.get(run.stage)
-        value = run.metric(metric) if metric else None
-        lacks = metric and run.status == COMPLETE and (value is None or not math.isfinite(value))
-        runs.append(replace(run, status=FAILED, error=f"{metric} is missing or not finite") if lacks else run)
+        names = [search.metric] if search else record.study.columns(run.stage).values()
+        lacking = [name for name in names if (value := run.metric(name)) is None or not math.isfinite(value)]
+        is_bad = lacking and run.status == COMPLETE
+        runs.append(replace(run, status=FAILED, error=f"{lacking[0]} is missing or not finite") if is_bad else run)
     return replace(record, runs=runs)
 
 
@@ -67,7 +67,8 @@ def table_of_runs(record: StudyRecord) -> Table:
 
 def metric_names(record: StudyRecord) -> list[str]:
     """Returns the metrics of the study's stages, as SPLIT.METRIC, each once."""
-    return list(dict.fromkeys(record.study.metrics.values()))
+    study = record.study
+    return list(dict.fromkeys(metric for stage in study.metrics for metric in study.columns(stage).values()))
 
 
 def _environments(run: RunRecord) -> list[Json]:
@@ -100,7 +101,7 @@ def _panels(stage: str, runs: Sequence[RunRecord], study: Study) -> Iterator[Cur
     for where in dict.fromkeys(_where(run, study.factor) for run in runs):
         some = [run for run in runs if _where(run, study.factor) == where]
         title = " · ".join([stage, *(f"{axis} = {label}" for axis, label in where)])
-        for name in _telling([line for run in some for line in lines[run.key]], study.metrics.get(stage, "")):
+        for name in _telling([line for run in some for line in lines[run.key]], study.columns(stage).values()):
             drawn: dict[str, list] = {}
             for run in some:
                 label = run.levels.get(study.factor, "all runs")
@@ -122,12 +123,12 @@ def _where(run: RunRecord, factor: str) -> tuple[tuple[str, str], ...]:
     return tuple((axis, label) for axis, label in not_seeds(run.levels) if axis != factor)
 
 
-def _telling(lines: Iterable[Record], metric: str) -> list[str]:
-    """Returns the metrics of validation whose curves are drawn: the one that is compared, or else those of pretraining
+def _telling(lines: Iterable[Record], metrics: Iterable[str]) -> list[str]:
+    """Returns the metrics of validation whose curves are drawn: those that are compared, or else those of pretraining
     and BLiMP, or else the loss."""
     found = {name for line in lines if line["split"] == "eval" for name in line}
     blimp = sorted((name for name in found if name.startswith("blimp")), key=len)[:1]
-    names = [metric.partition(".")[2]] if metric else [*_PRETRAINING, *blimp]
+    names = [metric.partition(".")[2] for metric in metrics] or [*_PRETRAINING, *blimp]
     return [name for name in dict.fromkeys(names) if name in found] or [name for name in ("loss",) if name in found]
 
 

@@ -58,7 +58,7 @@ def scale_of(metric: str, values: Iterable[float]) -> Scale:
 
 
 def column_title(comparison: Comparison) -> str:
-    return " · ".join([comparison.stage, *(f"{axis} = {label}" for axis, label in comparison.where.items())])
+    return " · ".join([comparison.column, *(f"{axis} = {label}" for axis, label in comparison.where.items())])
 
 
 def number(value: float, scale: Scale, *, signed: bool = False) -> str:
@@ -178,8 +178,8 @@ def _plain_table(record: StudyRecord) -> Table | None:
     """Returns the means of a study that compares no levels, a row for each setting of all axes but seeds; or the best
     trials of a search. None without a metric."""
     search, rows = record.study.search, []
-    metrics = {record.study.stages[0].name: search.metric} if search else record.study.metrics
-    for stage, metric in metrics.items():
+    metrics = [(stage, metric) for stage in record.study.metrics for metric in record.study.columns(stage).values()]
+    for stage, metric in [(record.study.stages[0].name, search.metric)] if search else metrics:
         groups: dict[str, list[RunRecord]] = {}
         for run in record.of(stage):
             groups.setdefault(", ".join(f"{k} = {v}" for k, v in not_seeds(run.levels)) or "all runs", []).append(run)
@@ -317,9 +317,9 @@ def _orderings(record: StudyRecord, comparisons: Sequence[Comparison], scales: S
     """Returns a row for each ordering that the source lets expect: found, the opposite, or can't tell."""
     tested = [
         (better, worse, comparison, scale, _pair(comparison, better, worse))
-        for better, worse, stage in record.study.expected
+        for better, worse, column in record.study.expected
         for comparison, scale in zip(comparisons, scales, strict=True)
-        if comparison.stage == stage
+        if column in (comparison.stage, comparison.column)
     ]
     p_values = holm([math.nan if found is None else found.p for *_, found in tested])
     rows, words = [], {IS_BETTER: ("found", BETTER), IS_WORSE: ("the opposite was found", WORSE)}

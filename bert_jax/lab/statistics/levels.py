@@ -59,6 +59,7 @@ class Comparison:
     """The levels of a study's factor, by the metric of one stage, with all other axes but seeds at one setting."""
 
     stage: str
+    column: str  # the stage, with the metric where it has several
     metric: str  # SPLIT.METRIC
     where: dict[str, str]  # other axis → label
     higher_is_better: bool
@@ -86,17 +87,18 @@ class Comparison:
 
 
 def compare_levels(record: StudyRecord) -> list[Comparison]:
-    """Returns the comparisons of a study: for each stage with a metric, and each setting of the axes that are neither
-    the factor nor seeds, every level with the baseline. Without a factor, or for a stage that it does not reach, none.
+    """Returns the comparisons of a study: for each metric of a stage, and each setting of the axes that are neither the
+    factor nor seeds, every level with the baseline. Without a factor, or for a stage that it does not reach, none.
     """
     study, found = record.study, []
     by_key = {run.key: run for run in record.runs}
-    for stage, metric in study.metrics.items():
+    for stage in study.metrics:
         runs = [run for run in record.of(stage) if study.factor in run.levels]
         others = [_others(run, study.factor) for run in runs]
         for where in [dict(items) for items in dict.fromkeys(tuple(other.items()) for other in others)]:
             chosen = [run for run, other in zip(runs, others, strict=True) if other == where]
-            found.append(_compare(chosen, by_key, study.factor, study.baseline, stage, metric, where))
+            for column, metric in study.columns(stage).items():
+                found.append(_compare(chosen, by_key, study.factor, study.baseline, (stage, column), metric, where))
     return _corrected_for_study(found)
 
 
@@ -109,11 +111,11 @@ def _compare(
     by_key: Mapping[str, RunRecord],
     factor: str,
     baseline: str,
-    stage: str,
+    place: tuple[str, str],
     metric: str,
     where: dict[str, str],
 ) -> Comparison:
-    """Returns the comparison of the runs of a stage."""
+    """Returns the comparison of the runs of a stage, whose place in the table is (stage, column)."""
     higher = not metric.endswith(LOWER_IS_BETTER)
     groups = {label: [run for run in runs if run.levels[factor] == label] for label in _labels(runs, factor)}
     # An earlier stage may vary the factor: its runs are independent, those that start from one of them are not. If this
@@ -128,8 +130,8 @@ def _compare(
     if metric == _OF_EXAMPLES:
         scores = {label: _scores(group, names) for label, group in groups.items() if len(units[label]) >= FEWEST_SEEDS}
         levels = [_resampled(level, scores, baseline, are_shared) for level in levels]
-    unit = "run" if stages == {stage} else f"run of {', '.join(sorted(stages))}"
-    return Comparison(stage, metric, where, higher, baseline, unit, tuple(levels))
+    unit = "run" if stages == {place[0]} else f"run of {', '.join(sorted(stages))}"
+    return Comparison(*place, metric, where, higher, baseline, unit, tuple(levels))
 
 
 def _labels(runs: Sequence[RunRecord], factor: str) -> list[str]:

@@ -147,7 +147,10 @@ def _as_if_complete(study: Study, planned: Sequence[PlannedRun]) -> StudyRecord:
     """Returns the record that the study has once every run has a result."""
     runs = []
     for one in planned:
-        split, _, metric = study.metrics.get(one.stage, "").partition(".")
+        result: dict[str, dict[str, float]] = {}
+        for metric in study.columns(one.stage).values():
+            split, _, name = metric.partition(".")
+            result.setdefault(split, {})[name] = 0.0
         place = one.stage, one.name, dict(one.levels), dict(one.overrides), Path(one.key)
-        runs.append(RunRecord(*place, COMPLETE, result={split: {metric: 0.0}}, after=one.after))
+        runs.append(RunRecord(*place, COMPLETE, result=result, after=one.after))
     return StudyRecord(Path(), "", "", study, runs)

@@ -17,6 +17,7 @@ from bert_jax.config import Json, UserError, from_json_dict, resolve_steps
 from bert_jax.data.batching.batch_order import steps_per_epoch
 from bert_jax.data.labelled.languages import files_of
 from bert_jax.lab.programs import stand_in_tokenizer
+from bert_jax.lab.space import named_metrics
 from bert_jax.lab.study import PlannedRun
 from bert_jax.models.config import BertConfig, bert_config, check_structure, inherit_shape
 from bert_jax.options import default_config
@@ -114,7 +115,8 @@ def _check(config: ConfigDict, workdir: Path, request: Request, shapes: Mapping[
     if not is_done:
         checks.check_files(config)
     task = task_class(config.task)
-    _check_metric(config, request.metric)
+    for metric in named_metrics(request.metric):
+        _check_metric(config, metric)
     vocab_size = config.data.vocab_size
     if one.after:
         parent = shapes[one.after]

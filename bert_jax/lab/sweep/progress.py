@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from bert_jax.command import say
 from bert_jax.lab.records import COMPLETE, FAILED, PRUNED, RUNNING, RunRecord
+from bert_jax.lab.space import named_metrics
 from bert_jax.lab.study import Study
 
 _ORDER = (RUNNING, FAILED, PRUNED)
@@ -74,9 +75,9 @@ def remaining(records: Iterable[RunRecord], jobs: int) -> float | None:
 
 def summary(record: RunRecord, metrics: Mapping[str, str]) -> str:
     """Returns what became of a complete run, in a few words."""
-    name = metrics.get(record.stage, "")
-    value = record.metric(name)
-    return f"complete, {'' if value is None else f'{name} {value:.4g}, '}{record.seconds:.0f} s"
+    values = {name: record.metric(name) for name in named_metrics(metrics.get(record.stage, ""))}
+    known = "".join(f"{name} {value:.4g}, " for name, value in values.items() if value is not None)
+    return f"complete, {known}{record.seconds:.0f} s"
 
 
 def say_summary(workdir: Path, records: Iterable[RunRecord]) -> None:

@@ -32,6 +32,7 @@ from bert_jax.command import run_command
 from bert_jax.config import Json, UserError, from_json_dict
 from bert_jax.lab.provenance import code_and_packages, read_environments
 from bert_jax.lab.records import COMPLETE, FAILED, RUNNING, UNFINISHED, read_run, write_record
+from bert_jax.lab.space import named_metrics
 from bert_jax.lab.study import PlannedRun
 from bert_jax.lab.sweep.planning import REQUEST
 from bert_jax.lab.sweep.schedule import DISK_FULL
@@ -105,9 +106,10 @@ def make_run(workdir: Path, planned: PlannedRun) -> int:
     found = {"eval": result.best, "last": result.last, "test": result.test}
     found = {split: metrics for split, metrics in found.items() if metrics}
     names = [f"{split}.{name}" for split, metrics in found.items() for name in metrics]
-    if not names or request["metric"] not in ("", *names):
+    missing = [name for name in named_metrics(request["metric"]) if name not in names]
+    if not names or missing:
         has = f"it has {', '.join(names)}" if names else "it was evaluated on nothing"
-        end(FAILED, f"there is no {request['metric'] or 'result'}: {has}", result=found)
+        end(FAILED, f"there is no {missing[0] if missing else 'result'}: {has}", result=found)
         return 2
     end(COMPLETE, result=found)
     return 0

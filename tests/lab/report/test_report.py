@@ -280,6 +280,21 @@ def test_a_complete_run_without_the_metric_has_failed_and_is_listed(tmp_path):
     assert row[:3] == [last.key, "failed", "test.accuracy is missing or not finite"]
 
 
+def test_two_metrics_of_a_stage_are_two_columns(tmp_path):
+    study = study_folders.make_study(count=3, published=None, expected=[("MLM", "MLM + NSP", "sst2 loss")])
+    study = replace(study, metrics={"sst2": "test.accuracy, eval.loss"})
+    runs = study_folders.make_folder(tmp_path, study, with_curves=False)
+    document = describe_study(read_study(tmp_path))
+    [header, *rows] = tables(document)["Results"][0]
+    assert header[1:] == ["sst2 accuracy", "sst2 loss"]
+    assert all(len(row) == 3 for row in rows)
+    [[_, ordering]] = tables(document)["Orderings that the source reports"]
+    assert ordering[:2] == ["MLM better than MLM + NSP", "sst2 loss"]
+    study_folders.complete(tmp_path, [run for run in runs if run.stage == "sst2"][-1], {"test": {"accuracy": 0.5}})
+    [_, row] = tables(describe_study(read_study(tmp_path)))["Runs that do not count"][0]
+    assert row[2] == "eval.loss is missing or not finite"
+
+
 def test_runs_that_wait_share_a_line_unless_what_they_wait_for_has_failed(tmp_path):
     first = Stage("a", "experiments/tiny.py", grid(seeds(3)))
     then = Stage("b", "experiments/tiny.py", after="a")

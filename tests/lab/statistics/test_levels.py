@@ -50,6 +50,21 @@ def test_a_lower_loss_is_better():
     assert found.levels[1].verdict.word == "worse" and found.best == "MLM + NSP" and found.levels[1].aso == 1.0
 
 
+def test_a_stage_with_several_metrics_has_a_column_for_each():
+    both = study(PRETRAIN, metrics={"pretrain": "test.accuracy, eval.loss"})
+    found = compare_levels(record(both, of_seed))
+    assert [(one.column, one.metric) for one in found] == [
+        ("pretrain accuracy", "test.accuracy"),
+        ("pretrain loss", "eval.loss"),
+    ]
+    alone = [compare_levels(record(study(PRETRAIN, metrics={"pretrain": one.metric}), of_seed))[0] for one in found]
+    assert [x.levels[1].verdict.word for x in found] == ["better", "worse"]
+    for one, other in zip(found, alone, strict=True):
+        assert one.stage == other.stage == other.column == "pretrain" and one.levels[0] == other.levels[0]
+        assert one.levels[1].difference == other.levels[1].difference
+        assert one.levels[1].p_study == min(1.0, 2 * other.levels[1].p_study)  # two tests in the place of one
+
+
 def test_fine_tunings_of_one_pretrained_model_are_one_value():
     tune = Stage("tune", "glue.py", grid(seeds(4)), after="pretrain")
     [found] = compare_levels(
