@@ -100,11 +100,13 @@ class Study:
 
     def columns(self, stage: str) -> dict[str, str]:
         """Returns the columns of a stage in the study's table, each with its metric: named as the stage, or after the
-        metrics where it has several ("dapt general/mlm_loss")."""
+        metrics where it has several ("dapt general/mlm_loss"; "dapt eval.loss" if two differ by the split alone)."""
         metrics = named_metrics(self.metrics.get(stage, ""))
         if len(metrics) == 1:
             return {stage: metrics[0]}
-        return {f"{stage} {metric.partition('.')[2]}": metric for metric in metrics}
+        short = {metric: metric.partition(".")[2] for metric in metrics}
+        counts = Counter(short.values())
+        return {f"{stage} {name if counts[name] == 1 else metric}": metric for metric, name in short.items()}
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,17 @@ BAD = {
 B_ALONE = Stage("b", "x.py")
 
 
+def test_columns_of_a_stage_have_different_names():
+    def columns(metrics):
+        return Study("?", (A,), metrics={"a": metrics}).columns("a")
+
+    assert columns("eval.loss") == {"a": "eval.loss"}
+    assert columns("eval.loss, test.f1") == {"a loss": "eval.loss", "a f1": "test.f1"}
+    by_split = {"a eval.loss": "eval.loss", "a test.loss": "test.loss", "a f1": "test.f1"}
+    assert columns("eval.loss,test.loss,test.f1") == by_split
+    assert Study("?", (A,)).columns("a") == {}
+
+
 @pytest.mark.parametrize("message", BAD)
 def test_a_study_that_cannot_be_made_is_one_line(message):
     with pytest.raises(UserError) as error:
